@@ -1,0 +1,17 @@
+"""Eight emulated CPU devices for the whole suite, and shapes checked at run time."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jaxtyping
+
+jaxtyping.install_import_hook(
+    ["src.corruption", "src.sequence", "src.models", "src.sampling", "src.objectives"], "beartype.beartype"
+)
+
+import jax
+
+jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_threefry_partitionable", True)
