@@ -1,0 +1,34 @@
+"""The one visibility rule. Training, prefill, decoding and denoising all use it."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from src.interfaces import SequenceSpec
+
+
+def visible(query: SequenceSpec, key: SequenceSpec) -> Bool[Array, "*B Q K"]:
+    """Which keys each query may read.
+
+        visible(q, k) = segment_q == segment_k > 0  AND  (write_k <= read_q  OR  group_q == group_k > 0)  [AND relation]
+
+    A causal prompt `a b`, a bidirectional image `x y`, then causal text `c` (rows: queries):
+
+                a b x y c
+        order   0 1 2 3 4        a | # . . . .
+        group   0 0 1 1 0        b | # # . . .
+                                 x | # # # # .
+                                 y | # # # # .
+                                 c | # # # # #
+    """
+
+    def pair(q, k):
+        return jnp.asarray(q)[..., :, None], jnp.asarray(k)[..., None, :]
+
+    segment_q, segment_k = pair(query.segment, key.segment)
+    read, write = pair(query.read, key.write)
+    group_q, group_k = pair(query.group, key.group)
+    allowed = (write <= read) | ((group_q == group_k) & (group_q > 0))
+    allowed = allowed & (segment_q == segment_k) & (segment_k > 0)
+    return allowed if query.relation is None else allowed & query.relation
