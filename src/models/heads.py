@@ -1,0 +1,66 @@
+"""How hidden states become predictions."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from src.interfaces import Prediction
+from src.models.layers import LayerNorm, linear
+
+
+class TextHead(nnx.Module):
+    """Logits over the vocabulary; a matrix of its own (not tied to the embedding), no bias."""
+
+    def __init__(self, width: int, vocab: int, *, init: str | float = 0.02, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.linear = linear(width, vocab, init=init, bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
+        return self.linear(hidden).astype(jnp.float32)
+
+
+class ImageHead(nnx.Module):
+    """LayerNorm, adaLN by the conditioning vector, linear to patch features (DiT's final layer).
+
+    variance: `none` · `learned` (as many variance logits beside the value) · `unused` (the published SiT computes
+              them and throws them away; kept so that its parameter count can be met)
+    order:    `crs` puts the features as the input has them (channel, row, column); `rsc` is MonoFormer's and DiT's
+              published output order (row, column, channel), turned into `crs` here.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        features: int,
+        channels: int,
+        *,
+        variance: str = "none",
+        order: str = "crs",
+        init: str | float = 0.0,
+        adaln_init: str | float = 0.0,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if variance not in ("none", "learned", "unused"):
+            raise ValueError(f"model.image.variance={variance!r} is unknown; use none, learned or unused")
+        if order not in ("crs", "rsc"):
+            raise ValueError(f"model.image.order={order!r} is unknown; use crs or rsc")
+        self.variance, self.order = variance, order
+        self.channels = channels * (1 if variance == "none" else 2)
+        self.norm = LayerNorm(width, dtype=dtype)
+        self.adaln = linear(width, 2 * width, init=adaln_init, bias=True, dtype=dtype, rngs=rngs)
+        size = features * (1 if variance == "none" else 2)
+        self.linear = linear(width, size, init=init, bias=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, hidden: Float[Array, "B N D"], vector: Float[Array, "B T D"]) -> Prediction:
+        shift, scale = jnp.split(self.adaln(jax.nn.silu(vector)), 2, axis=-1)
+        out = self.linear(self.norm(hidden) * (1 + scale) + shift).astype(jnp.float32)
+        if self.order == "rsc":
+            pixels = out.shape[-1] // self.channels
+            out = out.reshape(*out.shape[:-1], pixels, self.channels).swapaxes(-1, -2).reshape(out.shape)
+        if self.variance == "none":
+            return Prediction(out)
+        value, logits = jnp.split(out, 2, axis=-1)
+        return Prediction(value, logits if self.variance == "learned" else None)

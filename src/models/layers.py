@@ -1,0 +1,112 @@
+"""Small parts of a transformer: projections, feed-forward networks, rotary and sin-cos positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.nnx import initializers
+from jaxtyping import Array, Float, Int
+
+Initializer = Callable[..., Array]
+
+
+def initializer(spec: str | float) -> Initializer:
+    """A kernel initializer: a number is the deviation of a normal law, a string is a name of `flax.nnx.initializers`."""
+    if isinstance(spec, int | float):
+        return initializers.zeros_init() if spec == 0 else initializers.normal(spec)
+    try:
+        return getattr(initializers, spec)()
+    except AttributeError:
+        raise ValueError(
+            f"initializer {spec!r} is unknown; use a number (deviation) or a name such as 'lecun_normal'"
+        ) from None
+
+
+def linear(d_in: int, d_out: int, *, init: str | float, bias: bool, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """`nnx.Linear` with f32 parameters, computing in `dtype`; the bias starts at zero."""
+    return nnx.Linear(d_in, d_out, use_bias=bias, kernel_init=initializer(init), dtype=dtype, rngs=rngs)
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation to mean 0 and variance 1 without learned scale or shift (DiT), in f32."""
+
+    def __init__(self, width: int, *, epsilon: float = 1e-6, dtype=jnp.float32, rngs: nnx.Rngs | None = None):
+        self.epsilon, self.dtype = epsilon, dtype
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        return (centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + self.epsilon)).astype(self.dtype)
+
+
+class RMSNorm(nnx.RMSNorm):
+    """Llama's normalisation: x / rms(x) · weight, statistics in f32 (Zhang & Sennrich 2019)."""
+
+    def __init__(self, width: int, *, epsilon: float = 1e-5, dtype=jnp.float32, rngs: nnx.Rngs):
+        super().__init__(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+
+class SwiGLU(nnx.Module):
+    """down(silu(gate x) · up x) (Shazeer 2020), the feed-forward network of Llama."""
+
+    def __init__(self, width: int, inner: int, *, init, bias: bool, dtype, rngs: nnx.Rngs):
+        args = {"init": init, "bias": bias, "dtype": dtype, "rngs": rngs}
+        self.gate = linear(width, inner, **args)
+        self.up = linear(width, inner, **args)
+        self.down = linear(inner, width, **args)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class GELU(nnx.Module):
+    """down(gelu(up x)), the feed-forward network of ViT and DiT (tanh approximation)."""
+
+    def __init__(self, width: int, inner: int, *, init, bias: bool, dtype, rngs: nnx.Rngs):
+        args = {"init": init, "bias": bias, "dtype": dtype, "rngs": rngs}
+        self.up = linear(width, inner, **args)
+        self.down = linear(inner, width, **args)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return self.down(jax.nn.gelu(self.up(x), approximate=True))
+
+
+def rotary_angles(position: Int[Array, "*B S A"], head_dim: int, theta: float) -> Float[Array, "*B S half"]:
+    """Rotary angles; the `head_dim / 2` frequencies are shared out evenly among the A axes (A = 1: Llama)."""
+    axes = position.shape[-1]
+    per_axis = head_dim // 2 // axes
+    frequency = theta ** (-np.arange(per_axis, dtype=np.float64) / per_axis)
+    angles = position[..., None].astype(jnp.float32) * jnp.asarray(frequency, jnp.float32)
+    return angles.reshape(*position.shape[:-1], axes * per_axis)
+
+
+def rotate(x: Float[Array, "B S H h"], angles: Float[Array, "*B S half"]) -> Float[Array, "B S H h"]:
+    """Applies RoPE in the half-split convention of Llama: pairs are (i, i + h/2), not neighbours (Su et al. 2021)."""
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def timestep_features(t: Float[Array, "*B"], size: int = 256) -> Float[Array, "*B {size}"]:
+    """[cos(t f_k), sin(t f_k)] with f_k = 10000^(-k / (size/2)), in f32 (DiT)."""
+    frequency = jnp.exp(-np.log(10_000.0) * jnp.arange(size // 2, dtype=jnp.float32) / (size // 2))
+    angles = t.astype(jnp.float32)[..., None] * frequency
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def sincos_2d(height: int, width: int, dim: int) -> np.ndarray:
+    """Fixed positions `[height · width, dim]`: the first half encodes the column, the second the row, each [sin, cos]."""
+    if dim % 4:
+        raise ValueError(f"2-D sin-cos positions need a model width that is a multiple of 4, got {dim}")
+    frequency = 10_000.0 ** (-np.arange(dim // 4) / (dim // 4))
+
+    def encode(index: np.ndarray) -> np.ndarray:
+        angles = index.reshape(-1, 1) * frequency
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    return np.concatenate([encode(column), encode(row)], axis=1).astype(np.float32)

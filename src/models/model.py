@@ -1,0 +1,165 @@
+"""The model: embedders, one transformer and heads. It is the `Net` of the interfaces, the only door to parameters."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from src.common.activations import constrain_batch
+from src.interfaces import Hidden, Prediction, SequenceSpec, View
+from src.models.conditioning import Condition, Conditioning, TimestepEmbedder
+from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder
+from src.models.heads import ImageHead, TextHead
+from src.models.transformer import Cache, Transformer
+from src.sequence.layout import Layout, positions, time_name
+
+
+class Embedded(NamedTuple):
+    """A row-batch ready for the trunk."""
+
+    x: Float[Array, "B S D"]
+    spec: SequenceSpec
+    condition: Condition
+
+
+class Model(nnx.Module):
+    """Text ids and image patches in, hidden states out; heads on request.
+
+    A part is absent when the system does not need it: `text` without a vocabulary, `image` without patches, `labels`
+    without classes.
+    """
+
+    def __init__(
+        self,
+        trunk: Transformer,
+        conditioning: Conditioning,
+        *,
+        time: TimestepEmbedder | None = None,
+        text: TokenEmbedder | None = None,
+        text_head: TextHead | None = None,
+        image: PatchEmbedder | None = None,
+        image_head: ImageHead | None = None,
+        labels: LabelEmbedder | None = None,
+    ):
+        self.trunk, self.conditioning, self.time, self.labels = trunk, conditioning, time, labels
+        self.text, self.text_head, self.image, self.image_head = text, text_head, image, image_head
+
+    # ------------------------------------------------------------------ training: whole rows
+
+    def hidden(self, views: Mapping[str, tuple[Layout, View]]) -> dict[str, Hidden]:
+        """Hidden states of every task; tasks of one row length go through the trunk together."""
+        embedded = {task: self._embed(layout, view) for task, (layout, view) in views.items()}
+        groups = defaultdict(list)
+        for task, e in embedded.items():
+            groups[e[0].x.shape[1], e[0].condition.vector.shape[1]].append(task)
+        out = {}
+        for tasks in groups.values():
+            joined = _join([embedded[task][0] for task in tasks])
+            joined = joined._replace(x=constrain_batch(joined.x))
+            sequence, _ = self.trunk(joined.x, joined.spec, joined.condition)
+            ends = np.cumsum([embedded[task][0].x.shape[0] for task in tasks])[:-1]
+            for task, rows in zip(tasks, jnp.split(constrain_batch(sequence), ends), strict=True):
+                e, vectors = embedded[task]
+                out[task] = Hidden(rows, e.spec.segment > 0, vectors, views[task][0])
+        return out
+
+    def text_logits(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
+        """Logits of the next token, f32."""
+        return self.text_head(hidden)
+
+    def image_prediction(self, hidden: Float[Array, "B N D"], vector: Float[Array, "B T D"]) -> Prediction:
+        """The denoiser's output for the patches of one image segment, f32."""
+        return self.image_head(hidden, vector)
+
+    # ------------------------------------------------------------------ sampling: segment by segment
+
+    def start_cache(self, layout: Layout, rows: int) -> Cache:
+        """An empty cache for rows of this layout."""
+        read, write, group = layout.static_orders()
+        segment = jnp.zeros((rows, layout.length), jnp.int32)
+        return self.trunk.empty_cache(SequenceSpec(read, write, group, segment, segment[..., None]), rows)
+
+    def extend(self, layout: Layout, part: Layout, start: int, view: View, cache: Cache) -> tuple[Hidden, Cache]:
+        """Runs some neighbouring segments of `layout` over the cache and writes them to it at slot `start`.
+
+        `part` names them; it may hold only the beginning of a segment. A time token goes with its image.
+        """
+        e, vectors = self._embed(part, view)
+        spec = _place(layout, e.spec.segment > 0, start, cache)
+        sequence, cache = self.trunk(e.x, spec, e.condition, cache, start)
+        return Hidden(sequence, e.spec.segment > 0, vectors, part), cache
+
+    def extend_token(
+        self, layout: Layout, ids: Int[Array, "B"], valid: Bool[Array, "B"], slot: Int[Array, ""], cache: Cache
+    ) -> tuple[Float[Array, "B D"], Cache]:
+        """Runs one text token per row over the cache, at a slot that may be traced."""
+        x = self.text(ids[:, None])
+        none = Condition(jnp.zeros_like(x), np.full(1, -1, np.int32))
+        sequence, cache = self.trunk(x, _place(layout, valid[:, None], slot, cache), none, cache, slot)
+        return sequence[:, 0], cache
+
+    # ------------------------------------------------------------------ parts
+
+    def _embed(self, layout: Layout, view: View) -> tuple[Embedded, dict[str, Array]]:
+        """Vectors, visibility and condition of whole segments, and the condition of each image by name."""
+        rows = next(iter(view.inputs.values())).shape[0]
+        vectors = {name: self._vector(name, rows, view) for name in layout.named("image")}
+        parts = [self._segment(s, view, vectors) for s in layout.segments]
+        condition = _condition(layout, vectors, jnp.zeros_like(parts[0][:, :1]))
+        spec = layout.spec(layout.valid(view.valid, rows))
+        return Embedded(jnp.concatenate(parts, axis=1), spec, condition), vectors
+
+    def _vector(self, name: str, rows: int, view: View) -> Float[Array, "B T D"]:
+        """Time embedding of an image segment (clean when no time is given) plus the label's embedding."""
+        vector = self.time(view.times.get(name, jnp.zeros((rows, 1), jnp.float32)))
+        return vector if view.labels is None else vector + self.labels(view.labels)[:, None]
+
+    def _segment(self, segment, view: View, vectors: dict[str, Array]) -> Float[Array, "B N D"]:
+        if segment.kind == "text":
+            return self.text(view.inputs[segment.name])
+        if segment.kind == "image":
+            return self.conditioning.before(self.image(view.inputs[segment.name]), vectors[segment.name])
+        image = next(name for name in vectors if time_name(name) == segment.name)
+        return self.conditioning.token(vectors[image][:, :1])
+
+
+def _condition(layout: Layout, vectors: dict[str, Array], none: Array) -> Condition:
+    """All conditioning vectors of a row, and which of them each token belongs to."""
+    owner = np.full(layout.length, -1, np.int32)
+    first = 0
+    for name, where in layout.slices().items():
+        if name in vectors:
+            times, length = vectors[name].shape[1], where.stop - where.start
+            owner[where] = first + np.arange(length) * times // length
+            first += times
+    return Condition(jnp.concatenate(list(vectors.values()), axis=1) if vectors else none, owner)
+
+
+def _join(parts: list[Embedded]) -> Embedded:
+    """Stacks the rows of several tasks; a single task keeps its static arrays."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def widen(e: Embedded) -> Embedded:
+        shape = e.x.shape[:2]
+        static = {k: jnp.broadcast_to(getattr(e.spec, k), shape) for k in ("read", "write", "group")}
+        owner = jnp.broadcast_to(e.condition.owner, shape)
+        return e._replace(spec=e.spec.replace(**static), condition=e.condition._replace(owner=owner))
+
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(widen(e) for e in parts))
+
+
+def _place(layout: Layout, valid: Bool[Array, "B N"], start, cache: Cache) -> SequenceSpec:
+    """SequenceSpec of new tokens at `start`: their slots' orders; positions go on from the row's valid tokens."""
+    orders = [
+        jax.lax.dynamic_slice_in_dim(jnp.asarray(o), start, valid.shape[1]) for o in layout.static_orders()
+    ]
+    count = (cache.spec.segment > 0).sum(axis=1)[:, None, None]
+    return SequenceSpec(*orders, valid.astype(jnp.int32), positions(valid) + count)

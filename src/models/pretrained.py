@@ -1,0 +1,99 @@
+"""Reads Llama and MonoFormer checkpoints (safetensors) into our parameter tree, without torch or transformers.
+
+Linear layers are stored `[out, in]` there and `[in, out]` here; the trunk's blocks are stacked along a leading axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from src.common.tree import flatten, listed, unflatten
+
+BLOCK = {
+    "self_attn.q_proj.weight": "attention/q/kernel",
+    "self_attn.k_proj.weight": "attention/k/kernel",
+    "self_attn.v_proj.weight": "attention/v/kernel",
+    "self_attn.o_proj.weight": "attention/out/kernel",
+    "mlp.gate_proj.weight": "mlp/gate/kernel",
+    "mlp.up_proj.weight": "mlp/up/kernel",
+    "mlp.down_proj.weight": "mlp/down/kernel",
+    "input_layernorm.weight": "attention_norm/scale",
+    "post_attention_layernorm.weight": "mlp_norm/scale",
+}
+SINGLE = {
+    "model.embed_tokens.weight": "text/table/embedding",
+    "model.norm.weight": "trunk/final_norm/scale",
+    "lm_head.weight": "text_head/linear/kernel",
+    "x_embedder": "image/linear",
+    "t_embedder.mlp.0": "time/first",
+    "t_embedder.mlp.2": "time/second",
+    "t_projector.0": "conditioning/first",
+    "t_projector.2": "conditioning/second",
+    "adaLN_module.1": "conditioning/linear",
+    "final_layer.adaLN_modulation.1": "image_head/adaln",
+    "final_layer.linear": "image_head/linear",
+}
+IGNORED = ("rotary_emb.inv_freq",)  # a buffer that older Llama files carry
+
+
+def place_of(name: str) -> tuple[str, int | None] | None:
+    """Our path of a published tensor, and its block (None outside the blocks); None when the name is unknown."""
+    if name.startswith("model.layers."):
+        index, _, rest = name.removeprefix("model.layers.").partition(".")
+        return (f"trunk/layers/{BLOCK[rest]}", int(index)) if rest in BLOCK else None
+    if name in SINGLE:
+        return SINGLE[name], None
+    stem, _, leaf = name.rpartition(".")
+    return (f"{SINGLE[stem]}/{'kernel' if leaf == 'weight' else 'bias'}", None) if stem in SINGLE else None
+
+
+def from_published(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Published tensors by name -> our leaves by path, blocks stacked. Raises ValueError listing unknown names."""
+    out: dict[str, Any] = {}
+    unknown = []
+    for name, tensor in tensors.items():
+        if name.endswith(IGNORED):
+            continue
+        place = place_of(name)
+        if place is None:
+            unknown.append(name)
+            continue
+        path, block = place
+        tensor = tensor.T if path.endswith("kernel") else tensor
+        if block is None:
+            out[path] = tensor
+        else:
+            out.setdefault(path, {})[block] = tensor
+    if unknown:
+        raise ValueError(f"the checkpoint has tensors that no Llama or MonoFormer has: {listed(sorted(unknown))}")
+    return {k: jnp.stack([v[i] for i in sorted(v)]) if isinstance(v, dict) else v for k, v in out.items()}
+
+
+def read_checkpoint(path: str | Path, like: Any) -> Any:
+    """Parameters of one safetensors file in the tree `like` (arrays or abstract arrays), in its dtypes.
+
+    Raises FileNotFoundError, and ValueError listing every missing, extra or misshaped tensor.
+    """
+    from safetensors import safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint file {path}; give the path of a .safetensors file")
+    with safe_open(str(path), framework="flax") as file:
+        found = from_published({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    wanted = flatten(like)
+    wrong = [f"{p} is missing" for p in wanted if p not in found]
+    wrong += [f"{p} is not in this model" for p in found if p not in wanted]
+    wrong += [
+        f"{p} has shape {found[p].shape}, the model {leaf.shape}"
+        for p, leaf in wanted.items()
+        if p in found and found[p].shape != leaf.shape
+    ]
+    if wrong:
+        raise ValueError(f"{path} does not fit the model: {listed(wrong)}")
+    return unflatten({p: found[p].astype(leaf.dtype) for p, leaf in wanted.items()})

@@ -1,0 +1,142 @@
+"""The transformer: a stack of pre-norm blocks, scanned, that reads a SequenceSpec and nothing of what it carries."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from src.interfaces import SequenceSpec
+from src.models import layers
+from src.models.attention import Attention
+from src.models.conditioning import Condition, Modulation, modulate
+from src.sequence.mask import visible
+
+NORMS = {"rms": layers.RMSNorm, "layer": layers.LayerNorm}
+MLPS = {"swiglu": layers.SwiGLU, "gelu": layers.GELU}
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Cache(NamedTuple):
+    """Keys and values `[L, B, S, K, h]` of a whole row, and its SequenceSpec; slots not yet written have segment 0."""
+
+    k: Float[Array, "L B S K h"]
+    v: Float[Array, "L B S K h"]
+    spec: SequenceSpec
+
+
+class Block(nnx.Module):
+    """h += gate · attention(norm h); h += gate · mlp(norm h), each optionally modulated by the condition."""
+
+    def __init__(self, config: Transformer, *, rngs: nnx.Rngs):
+        c, args = config, {"init": config.init, "bias": config.bias, "dtype": config.dtype, "rngs": rngs}
+        norm = functools.partial(NORMS[c.norm], c.width, epsilon=c.norm_epsilon, dtype=c.dtype, rngs=rngs)
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention = Attention(c.width, c.heads, c.kv_heads, qk_norm=c.qk_norm, rope=c.rope, **args)
+        self.mlp = MLPS[c.mlp](c.width, c.mlp_width, **args)
+        self.modulation = c.layer(c.width, dtype=c.dtype, rngs=rngs) if c.layer else None
+
+    def __call__(self, x, mask, angles, condition: Condition, cache=None, start=None):
+        m = self.modulation(condition) if self.modulation is not None else Modulation()
+        x = x if m.add is None else x + m.add
+        y = modulate(self.attention_norm(x), m.shift_attention, m.scale_attention)
+        y, cache = self.attention(y, mask, angles, cache, start)
+        x = x + (y if m.gate_attention is None else m.gate_attention * y)
+        y = self.mlp(modulate(self.mlp_norm(x), m.shift_mlp, m.scale_mlp))
+        return x + (y if m.gate_mlp is None else m.gate_mlp * y), cache
+
+
+class Transformer(nnx.Module):
+    """A stack of L blocks and a final norm. Defaults are Llama's (Touvron et al. 2023): RMSNorm, RoPE, GQA, SwiGLU.
+
+    layer:  the module that conditions a block (`models/conditioning.py`), or None
+    remat:  what the backward pass recomputes: none | dots (keeps matrix products) | full
+    init:   deviation of the kernels, or the name of an initializer
+
+    Raises ValueError when heads, kv_heads and width do not divide, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        kv_heads: int | None = None,
+        mlp_width: int | None = None,
+        *,
+        norm: str = "rms",
+        norm_epsilon: float = 1e-5,
+        final_norm: bool = True,
+        mlp: str = "swiglu",
+        bias: bool = False,
+        qk_norm: bool = False,
+        rope: bool = True,
+        rope_theta: float = 10_000.0,
+        remat: str = "none",
+        init: str | float = 0.02,
+        layer: type | None = None,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.width, self.depth, self.heads, self.kv_heads = width, depth, heads, kv_heads or heads
+        self.mlp_width = mlp_width or 4 * width
+        self.norm, self.norm_epsilon, self.mlp, self.bias, self.qk_norm = norm, norm_epsilon, mlp, bias, qk_norm
+        self.rope, self.rope_theta, self.remat, self.init = rope, rope_theta, remat, init
+        self.layer, self.dtype = layer, dtype
+        self._check()
+        self.layers = nnx.vmap(lambda keys: Block(self, rngs=keys))(rngs.fork(split=depth))
+        self.final_norm = NORMS[norm](width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs) if final_norm else None
+
+    def _check(self):
+        for option, value, known in (("norm", self.norm, NORMS), ("mlp", self.mlp, MLPS), ("remat", self.remat, REMAT)):
+            if value not in known:
+                raise ValueError(f"model.trunk.{option}={value!r} is unknown; use one of {', '.join(known)}")
+        if self.width % self.heads:
+            raise ValueError(f"model.trunk.width={self.width} is not divisible by heads={self.heads}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"model.trunk.heads={self.heads} is not divisible by kv_heads={self.kv_heads}")
+        if self.rope and (self.width // self.heads) % 2:
+            raise ValueError(f"model.trunk: rotary positions need an even head size, got {self.width // self.heads}")
+
+    def __call__(
+        self,
+        x: Float[Array, "B Q D"],
+        spec: SequenceSpec,
+        condition: Condition,
+        cache: Cache | None = None,
+        start: int | Int[Array, ""] = 0,
+    ) -> tuple[Float[Array, "B Q D"], Cache | None]:
+        """Hidden states after the final norm. With a cache, x takes its slots from `start` on and sees those before."""
+        if cache is not None:
+            write = jax.vmap(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=0))
+            cache = cache._replace(spec=cache.spec.replace(segment=write(cache.spec.segment, spec.segment)))
+        mask = visible(spec, spec if cache is None else cache.spec)
+        mask = jnp.broadcast_to(mask, (x.shape[0], *mask.shape[-2:]))
+        angles = layers.rotary_angles(spec.position, self.width // self.heads, self.rope_theta)
+        graph, stacked = nnx.split(self.layers)
+
+        def body(h, per_layer):
+            params, key_value = per_layer
+            return nnx.merge(graph, params)(h, mask, angles, condition, key_value, start)
+
+        policy = REMAT[self.remat]
+        body = body if policy is None else jax.checkpoint(body, policy=policy, prevent_cse=False)
+        key_values = None if cache is None else (cache.k, cache.v)
+        x, key_values = jax.lax.scan(body, x, (stacked, key_values))
+        x = x if self.final_norm is None else self.final_norm(x)
+        return x, None if cache is None else cache._replace(k=key_values[0], v=key_values[1])
+
+    def empty_cache(self, spec: SequenceSpec, rows: int, dtype=None) -> Cache:
+        """A cache for rows of the layout behind `spec`, with nothing written yet."""
+        length = spec.write.shape[-1]
+        shape = (self.depth, rows, length, self.kv_heads, self.width // self.heads)
+        zeros = jnp.zeros(shape, dtype or self.dtype)
+        return Cache(zeros, zeros, spec.replace(segment=jnp.zeros((rows, length), jnp.int32)))
