@@ -1,0 +1,57 @@
+"""Diffusion loss of one continuous field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from src.interfaces import Batch, Hidden, LossTerm, Net, Noised, Process, PyTree, View
+
+
+class Corrupted(NamedTuple):
+    """What `prepare` hands to `loss`."""
+
+    x0: Float[Array, "B N P"]
+    noised: Noised
+    t: Float[Array, "B 1"]
+
+
+class Denoise:
+    """w(t) · |prediction - target|², mean over the field, summed over rows; plus the variance's bound if it is learned.
+
+    process    corruption process; it knows the parameterization of the target
+    times      time sampler, (key, shape) -> t
+    weight     loss weight, (schedule, t, parameterization) -> w(t)
+    """
+
+    def __init__(self, field: str, *, process: Process, times: Callable, weight: Callable):
+        self.field, self.process, self.times, self.weight = field, process, times, weight
+
+    def prepare(self, view: View, batch: Batch, key: Array, train: bool) -> tuple[View, PyTree]:
+        """Draws one time a row and noises the field."""
+        time_key, noise_key = jax.random.split(key)
+        x0 = view.inputs[self.field]
+        t = self.times(time_key, (x0.shape[0], 1))
+        noised = self.process.corrupt(noise_key, x0, t)
+        view = view.replace(
+            inputs=view.inputs | {self.field: noised.xt},
+            times=view.times | {self.field: self.process.time_input(t)},
+        )
+        return view, Corrupted(x0, noised, t)
+
+    def loss(self, net: Net, hidden: Hidden, batch: Batch, aux: Corrupted) -> dict[str, LossTerm]:
+        """`diffusion` (and `vlb`, in bits per dimension, when the variance is learned), one count a row."""
+        prediction = net.image_prediction(hidden.of(self.field), hidden.vectors[self.field])
+        target = aux.noised.targets[self.process.parameterization]
+        weight = self.weight(self.process.schedule, aux.t, self.process.parameterization)
+        per_row = (weight[..., None] * (prediction.value - target) ** 2).mean(axis=(1, 2))
+        rows = jnp.asarray(per_row.shape[0], jnp.float32)
+        terms = {"diffusion": LossTerm(per_row.sum(), rows)}
+        if self.process.variance == "learned_range":
+            bound = self.process.vlb_term(aux.x0, aux.noised.xt, prediction, aux.t)
+            terms["vlb"] = LossTerm(bound.sum(), rows)
+        return terms
