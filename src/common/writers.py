@@ -1,0 +1,202 @@
+"""Where numbers, pictures and texts of a run go. Only process 0 writes, and a writer that fails never stops a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from absl import logging
+
+
+class MetricWriter(Protocol):
+    """Every method takes the step and values by name; `images` are `[H, W, C]` or `[B, H, W, C]`, uint8 or in 0 … 1."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None: ...
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Guarded:
+    """Opens late, writes on process 0 only, warns of the first failure only, and tries again at the next write."""
+
+    def __init__(self, target: str | os.PathLike[str]):
+        self.target = os.fspath(target)
+        self._active = jax.process_index() == 0
+        self._warned = False
+        self._handle: Any = None
+
+    def _open(self) -> Any:
+        raise NotImplementedError
+
+    def _guard(self, action: Callable[[Any], None], opening: bool = True) -> None:
+        if not self._active or (self._handle is None and not opening):
+            return
+        try:
+            self._handle = self._open() if self._handle is None else self._handle
+            action(self._handle)
+        except Exception as error:
+            if not self._warned:
+                logging.warning(
+                    "%s cannot write to %s (%s: %s); training goes on and this is said once.",
+                    type(self).__name__, self.target, type(error).__name__, error,
+                )  # fmt: skip
+            self._warned = True
+
+    def flush(self) -> None:
+        """Hands what was written to the operating system."""
+        self._guard(lambda handle: handle.flush(), opening=False)
+
+    def close(self) -> None:
+        """Flushes and releases the file; a later write opens it again."""
+        self._guard(lambda handle: handle.close(), opening=False)
+        self._handle = None
+
+
+class JsonLines(_Guarded):
+    """Appends `{"step": 3, "time": …, "loss": 0.5}` lines to a file; images are left out.
+
+    A value that is not finite is written as text ("nan"), so that every line is valid JSON. After a resume the steps
+    since the last checkpoint come a second time: the later line counts.
+    """
+
+    def _open(self) -> Any:
+        os.makedirs(os.path.dirname(self.target) or ".", exist_ok=True)
+        handle = open(self.target, "a+b")  # noqa: SIM115 - it stays open for the run
+        if handle.tell() > 0:
+            handle.seek(-1, os.SEEK_END)
+            if handle.read(1) != b"\n":  # a killed run left half a line
+                handle.write(b"\n")
+        return handle
+
+    def _line(self, step: int, values: Mapping[str, Any]) -> None:
+        if not values:
+            return
+        record = {"step": int(step), "time": round(time.time(), 3), **values}
+        self._guard(lambda handle: handle.write((json.dumps(record, allow_nan=False) + "\n").encode()))
+        self.flush()
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """One line with all scalars of the step."""
+        numbers = {name: float(value) for name, value in scalars.items()}
+        self._line(step, {name: x if math.isfinite(x) else str(x) for name, x in numbers.items()})
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Nothing: a text file has no place for pictures."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """One line with all texts of the step."""
+        self._line(step, {name: str(text) for name, text in texts.items()})
+
+
+class TensorBoard(_Guarded):
+    """Event files for TensorBoard in a folder, written in the calling thread through tensorboardX's records.
+
+    Its SummaryWriter hands events to a thread over a bounded queue, which blocks for ever once that thread died of a
+    full disk; a plain write fails visibly instead.
+    """
+
+    def _open(self) -> Any:
+        from tensorboardX.event_file_writer import EventsWriter  # lazily: 0.4 s
+
+        os.makedirs(self.target, exist_ok=True)
+        return EventsWriter(os.path.join(self.target, "events"), f".{os.getpid()}")
+
+    def _write(self, step: int, values: Mapping[str, Any], summarize: Callable[[str, Any], Any]) -> None:
+        def action(handle: Any) -> None:
+            from tensorboardX.proto.event_pb2 import Event
+
+            for name, value in values.items():
+                handle.write_event(Event(wall_time=time.time(), step=int(step), summary=summarize(name, value)))
+
+        if values:
+            self._guard(action)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """One curve for each name."""
+
+        def summarize(name: str, value: Any) -> Any:
+            from tensorboardX.summary import scalar
+
+            return scalar(name, float(value))
+
+        self._write(step, scalars, summarize)
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """One picture for each name and row, `name/0`, `name/1`, …"""
+        rows: dict[str, np.ndarray] = {}
+        for name, value in images.items():
+            value = _to_uint8(value)
+            rows |= {name: value} if value.ndim == 3 else {f"{name}/{i}": row for i, row in enumerate(value)}
+
+        def summarize(name: str, value: Any) -> Any:
+            from tensorboardX.summary import image
+
+            return image(name, value, dataformats="HWC")
+
+        self._write(step, rows, summarize)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """One text (Markdown) for each name."""
+
+        def summarize(name: str, value: Any) -> Any:
+            from tensorboardX.summary import text
+
+            return text(name, str(value))
+
+        self._write(step, texts, summarize)
+
+
+class Many:
+    """Several writers as one."""
+
+    def __init__(self, writers: Sequence[MetricWriter]):
+        self.writers = tuple(writers)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Passes the scalars on, fetched from the device once."""
+        scalars = jax.device_get(dict(scalars))
+        for writer in self.writers:
+            writer.write_scalars(step, scalars)
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Passes the images on, fetched from the device once."""
+        images = jax.device_get(dict(images))
+        for writer in self.writers:
+            writer.write_images(step, images)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Passes the texts on."""
+        for writer in self.writers:
+            writer.write_texts(step, texts)
+
+    def flush(self) -> None:
+        """Flushes every writer."""
+        for writer in self.writers:
+            writer.flush()
+
+    def close(self) -> None:
+        """Closes every writer."""
+        for writer in self.writers:
+            writer.close()
+
+
+def _to_uint8(value: Any) -> np.ndarray:
+    value = np.asarray(value)
+    if value.ndim not in (3, 4):
+        raise ValueError(f"an image has the shape [H, W, C] or [B, H, W, C], not {value.shape}")
+    if value.dtype == np.uint8:
+        return value
+    value = np.nan_to_num(value.astype(np.float32))
+    return np.round(np.clip(value, 0.0, 1.0) * 255).astype(np.uint8)

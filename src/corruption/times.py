@@ -1,0 +1,94 @@
+"""Laws of the training time: `(key, shape) -> t`, float32 in [0, 1].
+
+Sources: Ho et al. 2020 (Grid), Kingma et al. 2021 (stratified times), Esser et al. 2024 "SD3" (LogitNormal, Shifted).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+TimeLaw = Callable[[Array, tuple[int, ...]], Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """Independent and uniform on [t_min, t_max)."""
+
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    def __call__(self, key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        """Times of the given shape."""
+        return jax.random.uniform(key, shape, minval=self.t_min, maxval=self.t_max)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stratified:
+    """One time in each of n = prod(shape) equal parts of [t_min, t_max), dealt out in random order.
+
+    Each time alone is uniform; the mean of a loss over the batch varies less. The order is random because rows of a
+    batch may have different tasks.
+    """
+
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    def __call__(self, key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        """Times of the given shape."""
+        order, jitter = jax.random.split(key)
+        n = math.prod(shape)
+        u = (jax.random.permutation(order, n) + jax.random.uniform(jitter, (n,))) / n
+        # n - 1 + u rounds up to n in float32 when n is large
+        u = jnp.minimum(u, jnp.nextafter(jnp.float32(1), jnp.float32(0)))
+        return (self.t_min + (self.t_max - self.t_min) * u).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogitNormal:
+    """sigmoid(N(mean, std^2)): more weight on the middle times; mean > 0 leans to noise (SD3, eq. 19)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        """Times of the given shape."""
+        return jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, shape))
+
+
+def shift_time(t: Float[Array, "..."], shift: float) -> Float[Array, "..."]:
+    """shift t / (1 + (shift - 1) t): fixes 0 and 1, moves the rest towards noise for shift > 1 (SD3, eq. 23)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shifted:
+    """Times of another law, shifted towards noise (shift > 1) as larger images need.
+
+    Raises ValueError unless shift > 0.
+    """
+
+    base: TimeLaw = Uniform()
+    shift: float = 1.0
+
+    def __post_init__(self):
+        if self.shift <= 0:
+            raise ValueError(f"Shifted(shift={self.shift}) turns times around; give a shift above 0.")
+
+    def __call__(self, key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        """Times of the given shape."""
+        return shift_time(self.base(key, shape), self.shift)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Uniform over (k + 1) / steps, k < steps: the law of a discrete process (Ho et al. 2020, algorithm 1)."""
+
+    steps: int = 1000
+
+    def __call__(self, key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        """Times of the given shape."""
+        return (jax.random.randint(key, shape, 0, self.steps) + 1) / self.steps

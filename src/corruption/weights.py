@@ -1,0 +1,76 @@
+"""Loss weights: `(schedule, t, parameterization) -> weight` of the squared error, of the shape of t.
+
+1. All five errors are multiples of the error in x_0 when x_t is given. With a = alpha, s = sigma, d = a s' - a' s:
+       |d eps| = a/s |d x_0|,  |d v| = (a^2 + s^2)/s |d x_0|,  |d velocity| = d/s |d x_0|,  |d score| = a/s^2 |d x_0|.
+2. So a weight w on the x_0 error is the weight w / J^2 on another one, J being the factor above.
+3. The laws below are told on x_0 and converted, in logarithms because both factors may be extreme at the ends.
+
+Sources: Hang et al. 2023 (Min-SNR), Kingma et al. 2021 (ELBO), Salimans & Ho 2022 (v).
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from src.corruption.schedules import FLOOR, Schedule, as_time
+from src.interfaces import PARAMETERIZATIONS
+
+
+def _logs(schedule: Schedule, t: ArrayLike) -> tuple[Array, Array, Array]:
+    """log alpha, log sigma, log d, floored at the singular ends."""
+    a, s = schedule.alpha(t), schedule.sigma(t)
+    d = a * schedule.sigma_dot(t) - schedule.alpha_dot(t) * s
+    return jnp.log(jnp.maximum(a, FLOOR)), jnp.log(jnp.maximum(s, FLOOR)), jnp.log(jnp.maximum(d, FLOOR))
+
+
+def log_factor(schedule: Schedule, t: ArrayLike, parameterization: str) -> Float[Array, "..."]:
+    """log J: how much larger an error is in this parameterization than in x_0 (docstring of the module, 1).
+
+    Raises ValueError for an unknown parameterization.
+    """
+    log_a, log_s, log_d = _logs(schedule, t)
+    factors = {
+        "x0": jnp.zeros_like(log_s),
+        "eps": log_a - log_s,
+        "v": jnp.log(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2) - log_s,
+        "velocity": log_d - log_s,
+        "score": log_a - 2 * log_s,
+    }
+    if parameterization not in factors:
+        raise ValueError(f"The parameterization {parameterization!r} is unknown; take one of {PARAMETERIZATIONS}.")
+    return factors[parameterization]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Constant:
+    """The same weight at all times, on the network's own parameterization (the "simple" loss of Ho et al. 2020)."""
+
+    value: float = 1.0
+
+    def __call__(self, schedule: Schedule, t: ArrayLike, parameterization: str) -> Float[Array, "..."]:
+        """`value` of the shape of t."""
+        return jnp.full_like(as_time(t), self.value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MinSNR:
+    """min(SNR, gamma) on x_0; so min(1, gamma / SNR) on eps and min(SNR, gamma) / (SNR + 1) on v (Hang et al. 2023)."""
+
+    gamma: float = 5.0
+
+    def __call__(self, schedule: Schedule, t: ArrayLike, parameterization: str) -> Float[Array, "..."]:
+        """The weight in the given parameterization."""
+        on_x0 = jnp.minimum(schedule.log_snr(t), jnp.log(self.gamma))
+        return jnp.exp(on_x0 - 2 * log_factor(schedule, t, parameterization))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ELBO:
+    """-1/2 d SNR/dt on x_0 = a d / s^3: the continuous-time variational bound in nats (Kingma et al. 2021, eq. 17)."""
+
+    def __call__(self, schedule: Schedule, t: ArrayLike, parameterization: str) -> Float[Array, "..."]:
+        """The weight in the given parameterization."""
+        log_a, log_s, log_d = _logs(schedule, t)
+        return jnp.exp(log_a + log_d - 3 * log_s - 2 * log_factor(schedule, t, parameterization))
