@@ -1,0 +1,156 @@
+"""Text codecs: words <-> token ids, on the host.
+
+Every codec has `vocab_size`, the ids of its special tokens `pad, image, image_start, image_end, bos, eos`,
+`encode(text) -> ids` (adds no bos or eos), `decode(ids) -> text` (skips special tokens, stops nowhere) and
+`fingerprint()`, which changes when any id would mean something else.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import uuid
+from collections.abc import Iterable
+
+from etils import epath
+
+SPECIALS = ("<PAD>", "<image>", "<|im_start|>", "<|im_end|>")
+
+
+class SentencePiece:
+    """A sentencepiece model with four special tokens appended after its own pieces (MonoFormer's order).
+
+    With a model of n pieces: `pad` n, `image` n+1, `image_start` n+2, `image_end` n+3; `vocab_size` n+4;
+    `bos`, `eos` and unk are the model's own (1, 2, 0 in Llama's and ours).
+
+    Raises FileNotFoundError if there is no file at `path`, ValueError if it is no sentencepiece model.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        import sentencepiece
+
+        file = epath.Path(path)
+        if not file.exists():
+            raise FileNotFoundError(f"tokenizer {str(path)!r} does not exist: give the path of a sentencepiece model")
+        self._proto = file.read_bytes()
+        self._model = sentencepiece.SentencePieceProcessor()
+        try:
+            loaded = self._model.LoadFromSerializedProto(self._proto)
+        except RuntimeError:
+            loaded = False
+        if not loaded or self._model.bos_id() < 0 or self._model.eos_id() < 0:
+            raise ValueError(
+                f"tokenizer {str(path)!r} is not a sentencepiece model with <s> and </s>: is the file whole, "
+                "and not a Git LFS pointer?"
+            )
+        pieces = self._model.get_piece_size()
+        self.pad, self.image, self.image_start, self.image_end = range(pieces, pieces + len(SPECIALS))
+        self.bos, self.eos, self.unk = self._model.bos_id(), self._model.eos_id(), self._model.unk_id()
+        self.vocab_size = pieces + len(SPECIALS)
+
+    @classmethod
+    def cached(
+        cls, texts: Iterable[str], vocab_size: int, folder: str | os.PathLike, byte_fallback: bool = False
+    ) -> SentencePiece:
+        """The codec trained on `texts`, built at first use and then read from `folder`.
+
+        The file's name contains a hash of the texts and settings, so that other texts never find an old model.
+        `vocab_size` counts the model's own pieces, without the four special tokens.
+        """
+        texts = list(texts)
+        settings = "\0".join([*texts, str(vocab_size), str(byte_fallback)])
+        name = f"sentencepiece-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.model"
+        path = epath.Path(folder) / name
+        if not path.exists():
+            train_sentencepiece(texts, vocab_size, path, byte_fallback)
+        return cls(path)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the pieces of `text`; the first word gets the model's word-start piece, as after any special token.
+
+        Raises ValueError if the text has characters that the model does not know.
+        """
+        ids = self._model.encode(text)
+        if self.unk in ids:
+            pieces = self._model.encode(text, out_type=str)
+            unknown = sorted({c for i, piece in zip(ids, pieces, strict=True) if i == self.unk for c in piece})
+            raise ValueError(
+                f"text {text!r} has characters that the tokenizer does not know: {' '.join(map(repr, unknown))}; "
+                "leave them out or train the tokenizer with byte_fallback"
+            )
+        return list(ids)
+
+    def decode(self, ids: Iterable) -> str:
+        """Text of `ids`; special tokens and ids outside the vocabulary are skipped."""
+        skipped = (self.bos, self.eos, self.unk)
+        return self._model.decode([int(i) for i in ids if 0 <= int(i) < self.pad and int(i) not in skipped])
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the model's bytes and the order of the special tokens."""
+        return _digest(self._proto, *(s.encode() for s in SPECIALS))
+
+
+class Bytes:
+    """UTF-8 bytes 0..255, then `pad, image, image_start, image_end, bos, eos` = 256..261; needs no file."""
+
+    pad, image, image_start, image_end, bos, eos = range(256, 262)
+    vocab_size = 262
+
+    def encode(self, text: str) -> list[int]:
+        """One id per UTF-8 byte."""
+        return list(text.encode())
+
+    def decode(self, ids: Iterable) -> str:
+        """Text of the byte ids; special tokens are skipped, bytes that are not UTF-8 become U+FFFD."""
+        return bytes(int(i) for i in ids if 0 <= int(i) < 256).decode(errors="replace")
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits, always the same."""
+        return _digest(b"bytes", *(s.encode() for s in SPECIALS))
+
+
+def train_sentencepiece(
+    texts: Iterable[str], vocab_size: int, path: str | os.PathLike, byte_fallback: bool = False
+) -> None:
+    """Trains a BPE model on `texts` and writes it to `path` by rename, so that no reader sees half a file.
+
+    Equal texts and settings give equal bytes. `vocab_size` is an upper bound: a small language has fewer merges.
+    Nothing is normalized except white space. With `byte_fallback` unknown characters become UTF-8 byte pieces.
+
+    Raises ValueError if `vocab_size` is smaller than the number of characters.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    train = functools.partial(
+        sentencepiece.SentencePieceTrainer.train,
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        byte_fallback=byte_fallback,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        shuffle_input_sentence=False,
+        num_threads=1,
+        minloglevel=3,
+    )
+    try:
+        train(sentence_iterator=iter(texts))
+    except RuntimeError as error:
+        raise ValueError(
+            f"no tokenizer of {vocab_size} pieces can be trained on these texts, give a larger vocab_size "
+            f"(sentencepiece: {str(error).strip().splitlines()[-1]})"
+        ) from error
+    target = epath.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The name is unique, because several processes may build the same model at the same time.
+    draft = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+    draft.write_bytes(model.getvalue())
+    draft.replace(target)
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

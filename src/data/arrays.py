@@ -1,0 +1,228 @@
+"""Images or latents from a folder of numpy files, prompted by the names of their classes or by the class itself.
+
+The folder holds `images.npy` [n, h, w, C] float (memory-mapped, any float type), `labels.npy` [n] and `names.json`, a
+list with the name of each class. The last `held_out` rows are the split "test"; the others are "train".
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from src.data.rows import (
+    RowTask,
+    TextTable,
+    check_split,
+    choose,
+    image_tokens,
+    prompt_field,
+    text_table,
+)
+from src.interfaces import Field, ImageField, LabelField, TokenField
+from src.sequence.layout import Segment
+
+PHRASES = ("Please generate an image of {c}.", "{c}", "an image of {c}.", "a photo of {c}.")
+
+
+class _Folder(RowTask):
+    """The rows of a folder. The folder is opened at the first row, so that spec and `fake` work without it."""
+
+    def __init__(self, folder: str | os.PathLike, height: int, width: int, channels: int, held_out: int):
+        self.folder = pathlib.Path(folder)
+        self.image_shape = (height, width, channels)
+        self.held_out = held_out
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process opens the files itself instead of receiving the arrays.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_images", "_labels", "names")}
+
+    @functools.cached_property
+    def _images(self) -> np.ndarray:
+        images = self._load("images.npy", mmap_mode="r")
+        if images.shape[1:] != self.image_shape or not np.issubdtype(images.dtype, np.floating):
+            raise ValueError(
+                f"{self.folder / 'images.npy'} holds {images.dtype} {tuple(images.shape[1:])} but the task expects "
+                f"floats {self.image_shape}: set height, width and channels to those of the file"
+            )
+        return images
+
+    @functools.cached_property
+    def _labels(self) -> np.ndarray:
+        labels = self._load("labels.npy").astype(np.int64)
+        classes = labels.max(initial=-1) + 1 if self.classes is None else self.classes
+        if labels.shape != self._images.shape[:1] or labels.min(initial=0) < 0 or labels.max(initial=-1) >= classes:
+            raise ValueError(
+                f"{self.folder / 'labels.npy'} has {labels.shape} labels from {labels.min(initial=0)} to "
+                f"{labels.max(initial=0)} for {len(self._images)} images and {classes} classes: "
+                "give one class index per image, from 0 to classes - 1"
+            )
+        return labels
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """Names of the classes.
+
+        Raises FileNotFoundError or ValueError if the file is missing or does not name every class.
+        """
+        names = json.loads(self._file("names.json").read_text(encoding="utf-8"))
+        if self._labels.max(initial=-1) >= len(names):
+            raise ValueError(
+                f"{self.folder / 'names.json'} names {len(names)} classes but labels.npy has class "
+                f"{self._labels.max()}: add the missing names"
+            )
+        return names
+
+    def _file(self, name: str) -> pathlib.Path:
+        path = self.folder / name
+        if not path.exists():
+            raise FileNotFoundError(
+                f"task {self.name}: {str(path)!r} does not exist: "
+                "the folder needs images.npy, labels.npy and names.json"
+            )
+        return path
+
+    def _load(self, name: str, **options: Any) -> np.ndarray:
+        path = self._file(name)
+        try:
+            return np.load(path, **options)
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"{str(path)!r} cannot be read as a numpy array, write it anew ({error})") from error
+
+    def rows(self, split: str) -> int:
+        """Rows of the split.
+
+        Raises FileNotFoundError if a file is missing, ValueError if the split is empty.
+        """
+        check_split(self.name, split)
+        rows = self.held_out if split == "test" else len(self._labels) - self.held_out
+        if not 0 < rows <= len(self._labels):
+            raise ValueError(
+                f"split {split!r} of {str(self.folder)!r} is empty: it has {len(self._labels)} rows and "
+                f"held_out={self.held_out} of them are for test"
+            )
+        return rows
+
+    def read(self, split: str, index: int) -> dict[str, np.ndarray]:
+        """The row's image as float32."""
+        return {"image": np.asarray(self._images[self._place(split, index)], np.float32)}
+
+    def _place(self, split: str, index: Any) -> Any:
+        return index + (self.rows("train") if split == "test" else 0)
+
+
+class ClassPromptToImage(_Folder):
+    """Class name -> image: prompt(text) = <s> words <|im_start|>, image, tail(text) = <|im_end|> </s>, no text loss.
+
+    The words are one of `PHRASES` with the class's name (MonoFormer's ImageNet prompts), at random in training, the
+    first in "test"; they are dropped with probability `drop`. `prompt_length` counts <s> and <|im_start|>; longer
+    prompts are refused when the folder is opened.
+    """
+
+    name = "class_prompt_to_image"
+    draws = 2
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        codec: Any,
+        height: int,
+        width: int,
+        channels: int,
+        prompt_length: int,
+        *,
+        patch: int = 2,
+        image_mode: str = "bidirectional",
+        drop: float = 0.1,
+        held_out: int = 0,
+    ):
+        super().__init__(folder, height, width, channels, held_out)
+        self.codec, self.drop = codec, drop
+        self._tail = text_table([[([codec.image_end, codec.eos], False)]], codec.pad)
+        self.segments = (
+            Segment("prompt", "text", prompt_length),
+            Segment("image", "image", image_tokens(height, width, patch), image_mode),
+            Segment("tail", "text", 2),
+        )
+
+    @functools.cached_property
+    def _prompts(self) -> TextTable:
+        codec = self.codec
+        words = [codec.encode(phrase.format(c=name)) for name in self.names for phrase in PHRASES]
+        rows = [[([codec.bos, *ids, codec.image_start], False)] for ids in (*words, [])]
+        return text_table(rows, codec.pad, self.segments[0].length)
+
+    def rows(self, split: str) -> int:
+        """Rows of the split; also refuses prompts that do not fit, before the first row.
+
+        Raises FileNotFoundError if a file is missing, ValueError if the files do not fit the task.
+        """
+        rows = super().rows(split)
+        _ = self._prompts
+        return rows
+
+    def build(
+        self, split: str, index: np.ndarray, uniforms: np.ndarray | None, extra: dict[str, np.ndarray]
+    ) -> dict[str, Field]:
+        """Fields of the rows: uniforms are phrase, drop."""
+        text = self._labels[self._place(split, index)] * len(PHRASES)
+        if uniforms is not None:
+            text = text + choose(uniforms[:, 0], len(PHRASES))
+            text = np.where(uniforms[:, 1] < self.drop, len(self.names) * len(PHRASES), text)
+        tail = self._tail.take(np.zeros(len(index), np.int64))
+        return {"prompt": self._prompts.take(text), "image": ImageField(extra["image"]), "tail": tail}
+
+    def prompts(self, split: str) -> list[tuple[str, int]]:
+        """(first phrase, class) of every class; the phrases are not split."""
+        check_split(self.name, split)
+        return [(PHRASES[0].format(c=name), i) for i, name in enumerate(self.names)]
+
+    def encode_prompt(self, words: str = "") -> TokenField:
+        """Field `prompt` [1, N] of any words; without words the empty prompt, for guidance.
+
+        Raises ValueError if the words have unknown characters or do not fit into the segment.
+        """
+        ids = [self.codec.bos, *(self.codec.encode(words) if words else ()), self.codec.image_start]
+        return prompt_field(words, ids, self.segments[0].length, self.codec.pad)
+
+
+class ClassToImage(_Folder):
+    """Class -> image: fields label [B] and image, one image segment (SiT, DiT).
+
+    `classes` must be given, since the spec may not open the folder. In training the label is replaced by
+    `null` = `classes` with probability `drop`, so the model's label table needs classes + 1 rows.
+    """
+
+    name = "class_to_image"
+    draws = 1
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        height: int,
+        width: int,
+        channels: int,
+        classes: int,
+        *,
+        patch: int = 2,
+        image_mode: str = "bidirectional",
+        drop: float = 0.1,
+        held_out: int = 0,
+    ):
+        super().__init__(folder, height, width, channels, held_out)
+        self.classes = self.null = classes
+        self.drop = drop
+        self.segments = (Segment("image", "image", image_tokens(height, width, patch), image_mode),)
+
+    def build(
+        self, split: str, index: np.ndarray, uniforms: np.ndarray | None, extra: dict[str, np.ndarray]
+    ) -> dict[str, Field]:
+        """Fields of the rows: the uniform number is drop."""
+        labels = self._labels[self._place(split, index)]
+        if uniforms is not None:
+            labels = np.where(uniforms[:, 0] < self.drop, self.null, labels)
+        return {"label": LabelField(labels.astype(np.int32)), "image": ImageField(extra["image"])}

@@ -1,0 +1,281 @@
+"""Grain pipelines: rows that depend on (seed, row number) alone, batches that depend on (seed, batch number) alone.
+
+A source (see `Source`) turns a row index and a few uniform numbers into fields. Training rows come from
+
+    MapDataset.source(indices).seed(seed).shuffle().repeat().random_map(uniforms) -> ElasticIterator
+
+which holds one integer, the number of rows consumed. Row r is the same for any number of processes, and process s of n
+gets rows s·B/n .. (s+1)·B/n - 1 of each global batch of B: joining the processes in their order gives the very
+batch that one process would get, so that the train step sees the same rows in the same places.
+(ElasticIterator alone deals rows out like cards, process s gets rows s, s+n, ...; `_Contiguous` undoes this.)
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from src.interfaces import Field, TokenField
+
+PREFETCH = 2  # batches
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What a task must offer to be read: pure functions of the row index and uniform numbers in [0, 1).
+
+    draws     number of uniform numbers of one row
+    rows      number of rows of a split
+    read      arrays of one row that are slow to fetch (files), by name; {} when all is in memory
+    build     fields of the rows `index` [B], with `uniforms` [B, draws] in training and None in the ordered pass
+    """
+
+    draws: int
+
+    def rows(self, split: str) -> int: ...
+
+    def read(self, split: str, index: int) -> dict[str, np.ndarray]: ...
+
+    def build(
+        self, split: str, index: np.ndarray, uniforms: np.ndarray | None, extra: dict[str, np.ndarray]
+    ) -> dict[str, Field]: ...
+
+
+class Stream:
+    """Endless shuffled batches of one source's training split; its state is the number of rows consumed.
+
+    `batch` counts the rows of all processes, `shard` is (this process, number of processes). Grain is imported at the
+    first batch. Prefetched batches are not counted in the state, so saving between any two batches is exact.
+
+    Raises ValueError if the processes cannot share the batch evenly.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch: int,
+        seed: int,
+        shard: tuple[int, int] = (0, 1),
+        *,
+        workers: int = 0,
+        prefetch: int = PREFETCH,
+    ):
+        _check_shard(batch, shard)
+        source.rows("train")  # missing data is refused here, not at the first batch
+        self._source, self._batch, self._seed, self._shard = source, batch, seed, shard
+        self._workers, self._prefetch = workers, prefetch
+        self._consumed = 0
+        self._iterator: Any = None
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> dict[str, Field]:
+        if self._iterator is None:
+            self._iterator = self._open()
+        element = dict(next(self._iterator))
+        self._consumed += self._batch
+        row = element.pop("row")
+        return self._source.build("train", row[:, 0].astype(np.int64), row[:, 1:], element)
+
+    def get_state(self) -> int:
+        """Rows consumed so far, counted over all processes."""
+        return self._consumed
+
+    def set_state(self, consumed: int) -> None:
+        """Continues after `consumed` rows; the batch size and number of processes may differ from the saved run's."""
+        self.close()
+        self._consumed = int(consumed)
+
+    def close(self) -> None:
+        """Stops the prefetch threads and worker processes; the next batch would start them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _open(self) -> Any:
+        import grain
+
+        rows = self._source.rows("train")
+        dataset = grain.MapDataset.source(np.arange(rows)).seed(self._seed).shuffle().repeat()
+        dataset = dataset.random_map(_Uniforms(self._source))
+        if self._shard[1] > 1:
+            # An endless range: `repeat` makes the real length as large as an index can be.
+            places = grain.MapDataset.range(sys.maxsize - self._batch)
+            dataset = places.map(_Contiguous(dataset, self._batch, self._shard[1], self._consumed % self._batch))
+        options = None
+        if self._workers:
+            _allow_workers()
+            options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=self._prefetch)
+        elastic = grain.experimental.ElasticIterator(
+            dataset,
+            self._batch,
+            grain.sharding.ShardOptions(*self._shard),
+            read_options=grain.ReadOptions(num_threads=1 if self._prefetch else 0, prefetch_buffer_size=self._prefetch),
+            multiprocessing_options=options,
+        )
+        iterator = iter(elastic)
+        iterator.set_state({"global_next_index": self._consumed})
+        return iterator
+
+
+class Mixture:
+    """Batches of several tasks at once: yields {task: {segment: field}}, with a fixed number of rows per task.
+
+    `rows` counts the rows of all processes. Every task has its own order, derived from `seed` and its name, so adding a
+    task changes no other. `workers` processes are started per task when it is > 0 (each start takes seconds).
+
+    Raises ValueError if the names of `tasks` and `rows` differ or the processes cannot share the rows evenly.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Source],
+        rows: Mapping[str, int],
+        seed: int,
+        shard: tuple[int, int] = (0, 1),
+        *,
+        workers: int = 0,
+        prefetch: int = PREFETCH,
+    ):
+        if set(tasks) != set(rows):
+            raise ValueError(f"the mixture has tasks {sorted(tasks)} but rows per batch for {sorted(rows)}")
+        self._streams = {
+            name: Stream(task, rows[name], _named_seed(seed, name), shard, workers=workers, prefetch=prefetch)
+            for name, task in tasks.items()
+        }
+
+    def __iter__(self) -> Mixture:
+        return self
+
+    def __next__(self) -> dict[str, dict[str, Field]]:
+        return {name: next(stream) for name, stream in self._streams.items()}
+
+    def get_state(self) -> dict[str, int]:
+        """Rows consumed by task; the same on every process, exact between any two batches."""
+        return {name: stream.get_state() for name, stream in self._streams.items()}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Continues where `get_state` was called.
+
+        Raises ValueError if the state is of other tasks.
+        """
+        if set(state) != set(self._streams):
+            raise ValueError(
+                f"the saved data state is of tasks {sorted(state)}, this run has {sorted(self._streams)}: "
+                "resume with the same tasks or start anew"
+            )
+        for name, stream in self._streams.items():
+            stream.set_state(state[name])
+
+    def close(self) -> None:
+        """Stops the prefetch threads and worker processes."""
+        for stream in self._streams.values():
+            stream.close()
+
+
+def iterate(
+    source: Source, split: str, batch: int, seed: int, shard: tuple[int, int] = (0, 1)
+) -> Iterator[dict[str, Field]]:
+    """`Stream` for the split "train", `ordered` for any other."""
+    return Stream(source, batch, seed, shard) if split == "train" else ordered(source, split, batch, shard)
+
+
+def ordered(source: Source, split: str, batch: int, shard: tuple[int, int] = (0, 1)) -> Iterator[dict[str, Field]]:
+    """One pass over a split in order, without augmentation; also for "train".
+
+    All batches have one shape: the last one is filled with copies of the last row whose `loss` is False everywhere.
+    Keep the first `source.rows(split)` outputs of the joined batches to leave the copies out of other measures.
+
+    Raises ValueError if the processes cannot share the batch evenly.
+    """
+    _check_shard(batch, shard)
+    return _pass(source, split, batch, shard, source.rows(split))
+
+
+def _pass(source: Source, split: str, batch: int, shard: tuple[int, int], rows: int) -> Iterator[dict[str, Field]]:
+    share = batch // shard[1]
+    for start in range(shard[0] * share, -(-rows // batch) * batch, batch):
+        places = np.arange(start, start + share)
+        index = np.minimum(places, rows - 1)
+        reads = [source.read(split, int(i)) for i in index]
+        extra = {name: np.stack([r[name] for r in reads]) for name in reads[0]}
+        fields = source.build(split, index, None, extra)
+        real = (places < rows)[:, None]
+        yield {n: f.replace(loss=f.loss & real) if isinstance(f, TokenField) else f for n, f in fields.items()}
+
+
+def split_batch(batch: int, weights: Mapping[str, int | float], multiple: int = 1) -> dict[str, int]:
+    """Rows of each task in a batch, by largest remainder from the weights, each a multiple > 0 of `multiple`.
+
+    Give the number of processes (or data-parallel devices) as `multiple`, so that each gets the same rows of each task.
+
+    Raises ValueError if a weight is not positive, or the batch is no multiple or too small for that many tasks.
+    """
+    if not weights or any(not w > 0 for w in weights.values()):
+        raise ValueError(f"task weights must all be positive, got {dict(weights)}: leave out the tasks with weight 0")
+    if batch % multiple or batch // multiple < len(weights):
+        raise ValueError(
+            f"a batch of {batch} rows cannot be split among {len(weights)} tasks in multiples of {multiple}: "
+            f"give a multiple of {multiple} that is at least {multiple * len(weights)}"
+        )
+    units, total = batch // multiple, sum(weights.values())
+    quotas = {name: units * weight / total for name, weight in weights.items()}
+    shares = {name: max(1, int(quota)) for name, quota in quotas.items()}
+    while sum(shares.values()) != units:
+        # Raising the small ones to 1 may overshoot, so the way can be up or down; ties go to the first name given.
+        step = 1 if sum(shares.values()) < units else -1
+        able = [name for name in shares if shares[name] + step > 0]
+        best = max(able, key=lambda name: step * (quotas[name] - shares[name]))
+        shares[best] += step
+    return {name: share * multiple for name, share in shares.items()}
+
+
+class _Uniforms:
+    """Row transform: {row: [index, uniforms...]} and whatever the source reads; float64 holds an index exactly."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __call__(self, index: int | np.integer, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        row = np.empty(1 + self._source.draws)
+        row[0] = index
+        rng.random(out=row[1:])
+        return {"row": row, **self._source.read("train", int(index))}
+
+
+class _Contiguous:
+    """Row at place i, moved so that the cards dealt to shard s of n are the s-th n-th of each batch (see the top)."""
+
+    def __init__(self, dataset: Any, batch: int, shards: int, phase: int):
+        self._dataset, self._batch, self._shards, self._phase = dataset, batch, shards, phase
+
+    def __call__(self, place: int | np.integer) -> Any:
+        step, card = divmod(int(place) - self._phase, self._batch)
+        share = self._batch // self._shards
+        return self._dataset[self._phase + step * self._batch + card % self._shards * share + card // self._shards]
+
+
+def _check_shard(batch: int, shard: tuple[int, int]) -> None:
+    index, count = shard
+    if not 0 <= index < count or batch < 1 or batch % count:
+        raise ValueError(
+            f"a batch of {batch} rows cannot be shared by process {index} of {count}: "
+            "use a batch that is a multiple of the number of processes"
+        )
+
+
+def _named_seed(seed: int, name: str) -> int:
+    return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0])
+
+
+def _allow_workers() -> None:
+    # Grain's workers read absl flags, which nobody has parsed in a test or notebook.
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
