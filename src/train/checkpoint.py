@@ -1,0 +1,358 @@
+"""Checkpoints that are verified when they are read, behind one class; Orbax writes them (imported when needed).
+
+One checkpoint is `<workdir>/checkpoints/<step>/` with three items: `state` (the arrays, as nested dictionaries of
+paths), `data` (JSON, where the input was) and `meta` (JSON: format version, config, and for each leaf its fingerprint,
+dtype and shape). Orbax finds truncated files but restores flipped bits without a word, hence the fingerprints.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from jaxtyping import Array
+
+from src.common import tree
+from src.common.fingerprint import fingerprints
+
+FORMAT = 1
+FREE = ("steps", "log", "eval", "checkpoint", "sample")
+
+
+class DamageError(Exception):
+    """A checkpoint that cannot be trusted, and why."""
+
+
+class Checkpointer:
+    """Saves and restores the train state of one run.
+
+    `keep` checkpoints stay on disk; `every` only answers `due`. Raises OSError at once when `workdir` cannot be
+    written, before anything expensive starts.
+    """
+
+    def __init__(self, workdir: str, keep: int = 3, every: int = 1000):
+        if keep < 1:
+            raise ValueError(f"checkpoint.keep must be at least 1, not {keep}")
+        self.workdir = check_writable(workdir)
+        self.directory = self.workdir / "checkpoints"
+        self.keep, self.every = keep, every
+        self._opened: Any = None
+        self._pending: int | None = None
+        self._failure: str | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is a multiple of `every` (never when that is 0)."""
+        return self.every > 0 and step > 0 and step % self.every == 0
+
+    def latest_step(self) -> int | None:
+        """The newest checkpoint, not yet verified and perhaps still being written, or None."""
+        return max(self._steps(), default=None)
+
+    def save(self, step: int, state: Any, data_state: Any, config: Any) -> bool:
+        """Starts to write a checkpoint and returns; `state` may be donated to the next step right after.
+
+        `data_state` and `config` are JSON values (a ConfigDict will do). Returns False where the step exists already
+        or the write could not start. A write that fails (disk full) is logged at the next call, and `wait` raises if
+        the last one failed.
+        """
+        import orbax.checkpoint as ocp
+
+        self._settle()
+        self._sweep()
+        if step in self._steps():
+            return False
+        flat = _arrays(state)
+        data = {"value": plain(data_state)}
+        meta = {
+            "format": FORMAT,
+            "step": int(step),
+            "config": plain(config),
+            "data": _crc(data),
+            "leaves": _leaves(flat),
+        }
+        meta["seal"] = _crc(meta)
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(tree.unflatten(flat)), data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta)
+        )
+        self._pending = step
+        try:
+            if not self._manager().save(step, args=items, force=True):
+                raise OSError("Orbax declined to save")
+            return True
+        except Exception as error:
+            self._fail(error)
+            return False
+
+    def restore(self, abstract_state: Any) -> tuple[Any, Any, dict[str, Any]] | None:
+        """The newest sound checkpoint as (state, data_state, meta), or None when there is none at all.
+
+        `abstract_state` is the state's tree with arrays or `ShapeDtypeStruct`s; their shardings are the result's (a
+        leaf without one goes to the first local device), so the mesh may differ from the one that saved. A damaged
+        checkpoint is named in a warning and the next older one is read; once that succeeded, the damaged ones are moved
+        to `<workdir>/damaged`. meta["config"] is for `check_config`.
+
+        Raises ValueError when the saved leaves are not those of `abstract_state`, and RuntimeError when every
+        checkpoint is damaged. Nothing on disk is changed in either case.
+        """
+        self._settle()
+        damaged: dict[int, str] = {}
+        for step in sorted(self._steps(), reverse=True):
+            try:
+                found = self._read(step, abstract_state)
+            except DamageError as error:
+                damaged[step] = str(error)
+                logging.warning(
+                    "Checkpoint %s is damaged (%s); trying the one before.", self.directory / str(step), error
+                )
+                continue
+            self._set_aside(list(damaged))
+            return found
+        if damaged:
+            listed = "; ".join(f"{self.directory / str(step)}: {why}" for step, why in damaged.items())
+            raise RuntimeError(
+                f"all {len(damaged)} checkpoints are damaged and the run will not silently start again from step 0"
+                f" ({listed}): restore a copy, or choose another --workdir to start anew"
+            )
+        return None
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises OSError when the last checkpoint could not be written."""
+        self._settle()
+        if self._failure:
+            raise OSError(f"the last checkpoint was not written: {self._failure}; free space in {self.directory}")
+
+    def close(self) -> None:
+        """Waits as `wait` does (and raises as it does), then releases Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            manager, self._opened = self._opened, None
+            if manager is not None:
+                manager.close()
+
+    # ----------------------------------------------------------------------- within
+
+    def _manager(self) -> Any:
+        if self._opened is None:
+            import orbax.checkpoint as ocp
+
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self.keep,
+                create=True,
+                cleanup_tmp_directories=True,
+                # Created in a thread, a directory that cannot be made leaves a process that never exits.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            )
+            self._opened = ocp.CheckpointManager(self.directory, options=options)
+        return self._opened
+
+    def _steps(self) -> list[int]:
+        # Nothing to ask Orbax (a slow import) in a folder that does not exist yet.
+        return list(self._manager().all_steps()) if self._opened or self.directory.exists() else []
+
+    def _settle(self) -> None:
+        """Waits for the write in flight and keeps its error for `wait`."""
+        if self._opened is None or self._pending is None:
+            return
+        try:
+            self._opened.wait_until_finished()
+            self._pending = self._failure = None
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        step, self._pending = self._pending, None
+        self._failure = f"step {step}: {brief(error)}"
+        logging.error("Checkpoint %s; training goes on and the next save is tried.", self._failure)
+        if self._opened is not None:
+            self._opened.reload()  # Orbax counts the step as saved
+
+    def _sweep(self) -> None:
+        """Removes what a failed write left, to free the disk; only while nothing is being written."""
+        if not self._failure or jax.process_index():
+            return
+        for rest in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            try:
+                rest.rmtree()
+            except OSError as error:
+                logging.warning("Could not remove %s: %s", rest, brief(error))
+
+    def _read(self, step: int, abstract_state: Any) -> tuple[Any, Any, dict[str, Any]]:
+        import orbax.checkpoint as ocp
+
+        def item(**args: Any) -> Any:
+            try:
+                return self._manager().restore(step, args=ocp.args.Composite(**args))
+            except Exception as error:
+                raise DamageError(f"{next(iter(args))}: {brief(error)}") from error
+
+        meta = item(meta=ocp.args.JsonRestore())["meta"]
+        data = item(data=ocp.args.JsonRestore())["data"]
+        _check_meta(meta, data)
+        wanted = {path: _target(leaf) for path, leaf in tree.flatten(abstract_state).items()}
+        _check_leaves(meta["leaves"], wanted, str(self.directory / str(step)))
+        targets = tree.unflatten(wanted)
+        restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), targets)
+        saved = item(state=ocp.args.PyTreeRestore(targets, restore_args=restore_args))["state"]
+        flat = tree.flatten(saved)
+        if set(flat) != set(wanted):
+            raise DamageError("state: leaves are missing")
+        for path, value in fingerprints(flat).items():
+            if value != meta["leaves"][path]["print"]:
+                raise DamageError(f"state: the leaf {path} is not what was saved")
+        return tree.rebuild(flat, abstract_state), data["value"], meta
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Moves damaged checkpoints out of the way, so that the run can save those steps again."""
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            folder = self.workdir / "damaged"
+            folder.mkdir(parents=True, exist_ok=True)
+            for step in steps:
+                place = next(p for i in itertools.count() if not (p := folder / f"{step}-{i}").exists())
+                (self.directory / str(step)).rename(place)
+                logging.warning("Moved the damaged checkpoint of step %d to %s.", step, place)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        self._manager().reload()
+
+
+# --------------------------------------------------------------------------- what main asks before anything starts
+
+
+def check_writable(workdir: str) -> epath.Path:
+    """The folder, made if need be, after a file was written there and removed. Raises OSError in one sentence."""
+    # Orbax takes absolute paths only; a bucket's address is one.
+    folder = epath.Path(workdir if "://" in str(workdir) else os.path.abspath(workdir))
+    probe = folder / f".probe-{socket.gethostname()}-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("probe")
+        probe.unlink()
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or brief(error)
+        raise OSError(f"the workdir {workdir} cannot be written ({reason}): choose another --workdir") from error
+    return folder
+
+
+def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ between a checkpoint's config and this run's, `{"steps": (old, new)}`, to be logged.
+
+    Fields that equal a name in `free`, or lie below one, may differ. Raises ValueError with the list of the others.
+    """
+    before, after = _fields(plain(old)), _fields(plain(new))
+    changed = {
+        field: (before.get(field, "absent"), after.get(field, "absent"))
+        for field in sorted(before.keys() | after.keys())
+        if field not in before or field not in after or not _same(before[field], after[field])
+    }
+    locked = {f: v for f, v in changed.items() if not any(f == name or f.startswith(f"{name}.") for name in free)}
+    if locked:
+        rows = "; ".join(f"{field}: {was!r} -> {now!r}" for field, (was, now) in locked.items())
+        raise ValueError(
+            f"the run in this workdir was made with another config ({rows}): set these fields back to go on with it,"
+            " or choose another --workdir for the new config"
+        )
+    return changed
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON gives it back: ConfigDicts become dicts, tuples lists, numpy numbers numbers, the rest text."""
+
+    def convert(item: Any) -> Any:
+        if hasattr(item, "to_dict"):
+            return item.to_dict()
+        if isinstance(item, np.ndarray | np.generic | jax.Array):
+            return np.asarray(item).tolist()
+        return str(item)
+
+    return json.loads(json.dumps(value, default=convert))
+
+
+# --------------------------------------------------------------------------- helpers
+
+
+def _leaves(flat: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
+    prints = fingerprints(flat)
+    return {k: {"print": prints[k], "dtype": str(x.dtype), "shape": list(x.shape)} for k, x in flat.items()}
+
+
+def brief(error: BaseException, limit: int = 200) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:limit]}{'…' if len(text) > limit else ''}"
+
+
+def _arrays(state: Any) -> dict[str, Array]:
+    flat = {path: jnp.asarray(leaf) for path, leaf in tree.flatten(state).items()}
+    keys = [path for path, leaf in flat.items() if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    if keys:
+        raise TypeError(
+            f"the state holds random keys ({tree.listed(keys)}): derive them from the seed and step instead"
+        )
+    return flat
+
+
+def _target(leaf: Any) -> jax.ShapeDtypeStruct:
+    # Without a sharding Orbax would ask for the devices that saved, which may not exist here.
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+
+
+def _check_meta(meta: Any, data: Any) -> None:
+    if not isinstance(meta, dict) or not isinstance(data, dict):
+        raise DamageError("meta: not what was saved")
+    unsealed = {key: value for key, value in meta.items() if key != "seal"}
+    if meta.get("seal") != _crc(unsealed):
+        raise DamageError("meta: not what was saved")
+    if meta["format"] != FORMAT:
+        raise ValueError(
+            f"the checkpoint has format {meta['format']} and this version reads {FORMAT}: use the other version"
+        )
+    if meta["data"] != _crc(data):
+        raise DamageError("data: not what was saved")
+
+
+def _check_leaves(saved: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct], where: str) -> None:
+    rows = []
+    for path in sorted(saved.keys() | wanted.keys()):
+        was = f"{saved[path]['dtype']}{saved[path]['shape']}" if path in saved else "absent"
+        now = f"{wanted[path].dtype}{list(wanted[path].shape)}" if path in wanted else "absent"
+        if was != now:
+            rows.append(f"{path}: {was} -> {now}")
+    if rows:
+        raise ValueError(
+            f"{where} holds another architecture or optimizer, {len(rows)} leaves differ (checkpoint -> this run):"
+            f" {tree.listed(rows)}; use the config that made it, or another --workdir"
+        )
+
+
+def _fields(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    fields: dict[str, Any] = {}
+    for key, inner in value.items():
+        fields |= _fields(inner, f"{prefix}.{key}" if prefix else key)
+    return fields
+
+
+def _same(a: Any, b: Any) -> bool:
+    # Text compares NaN with itself, == compares 1 with 1.0.
+    return a == b or json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+
+
+def _crc(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())

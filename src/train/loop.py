@@ -1,0 +1,177 @@
+"""The one loop: restore, step, log, save, evaluate. Nobody owns another."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+from absl import logging
+
+from src.common.progress import Progress
+from src.common.sharding import batch_sharding, infer_param_sharding, make_mesh, put_batch
+from src.common.tree import count_parameters, listed
+from src.common.writers import MetricWriter
+from src.data.pipeline import Mixture
+from src.interfaces import LossTerm
+from src.train.checkpoint import FREE, Checkpointer, check_config
+from src.train.optim import Schedule, build_optimizer
+from src.train.state import TrainState, init_state
+from src.train.step import make_train_step
+from src.train.system import System
+
+ELASTIC = (*FREE, "mesh", "accumulate")  # may change between two runs in one workdir
+
+
+@dataclasses.dataclass
+class Trainer:
+    """A system on its devices: optimizer, shardings and the compiled step."""
+
+    system: System
+    mesh: jax.sharding.Mesh
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    abstract: TrainState
+
+    def init(self) -> TrainState:
+        """A fresh state, made where it will live."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        make = jax.jit(lambda: init_state(self.system.init, self.optimizer, self.system.config.seed), out_shardings=shardings)
+        with jax.set_mesh(self.mesh):
+            return make()
+
+    def compile(self) -> Any:
+        """The train step, ahead of its first batch: (state, batch) -> (state, measurements)."""
+        rows = batch_sharding(self.mesh)
+        batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), self.system.spec())
+        step = jax.jit(make_train_step(self.system, self.optimizer, self.system.config), donate_argnums=0,
+                       out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, self.abstract), None))  # fmt: skip
+        with jax.set_mesh(self.mesh):
+            return step.lower(self.abstract, batch).compile()
+
+
+def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Trainer:
+    """Places a system on the mesh of its config.
+
+    Raises ValueError when the mesh does not match the devices, or a task's rows do not divide over them.
+    """
+    config = system.config
+    mesh = make_mesh(config.mesh, devices)
+    ways = math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp")) * config.accumulate
+    uneven = {n: p.rows for n, p in system.tasks.items() if p.rows % ways}
+    if uneven:
+        raise ValueError(
+            f"tasks {uneven} (rows of a batch) do not divide over {ways} = devices x accumulate; change batch or shares"
+        )
+    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    settings = config.optim.to_dict()
+    settings["steps"] = settings["steps"] or config.steps
+    optimizer, schedule = build_optimizer(settings, shapes)
+    state = jax.eval_shape(lambda: init_state(system.init, optimizer, config.seed))
+    shardings = infer_param_sharding(state, mesh)
+    abstract = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), state, shardings)
+    return Trainer(system, mesh, optimizer, schedule, abstract)
+
+
+def train(trainer: Trainer, checkpoints: Checkpointer, writer: MetricWriter, started: float) -> tuple[TrainState, dict]:
+    """Runs from the newest checkpoint (or from nothing) to `config.steps`; evaluates on the way.
+
+    started   `time.monotonic()` of the start of the program, for `seconds_to_first_step`
+    Returns the last state and the facts of the run. Raises FloatingPointError when a loss is not finite, before
+    anything spoilt is saved.
+    """
+    system, config = trainer.system, trainer.system.config
+    state, step, data_state = restore(trainer, checkpoints)
+    data = Mixture({n: p.task for n, p in system.tasks.items()}, {n: p.rows for n, p in system.tasks.items()},
+                   config.seed, (jax.process_index(), jax.process_count()))  # fmt: skip
+    if data_state is not None:
+        data.set_state(data_state)
+    facts = {"parameters": count_parameters(trainer.abstract.params), "steps": config.steps}
+    meter = Meter(system, trainer.schedule)
+    progress = Progress(config.steps, step)
+    update = trainer.compile() if step < config.steps else None
+    with jax.set_mesh(trainer.mesh):
+        while step < config.steps:
+            state, measured = update(state, put_batch(next(data), trainer.mesh))
+            step += 1
+            meter.add(measured)
+            if "seconds_to_first_step" not in facts:
+                jax.block_until_ready(measured)
+                facts["seconds_to_first_step"] = time.monotonic() - started
+            if step % config.log.every == 0 or len(meter.pending) == step or step == config.steps:
+                scalars = meter.flush(step)
+                writer.write_scalars(step, scalars)
+                progress.update(step, scalars)
+            if checkpoints.due(step) or step == config.steps:
+                checkpoints.save(step, state, data.get_state(), config)
+            if config.eval.every and step % config.eval.every == 0 and step < config.steps:
+                evaluate(system, state, writer, step)
+    progress.close()
+    data.close()
+    checkpoints.wait()
+    return state, facts
+
+
+def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, int, Any]:
+    """State, step and data state of the newest sound checkpoint, or a fresh state at step 0."""
+    found = checkpoints.restore(trainer.abstract)
+    if found is None:
+        return trainer.init(), 0, None
+    state, data_state, meta = found
+    for field, (old, new) in check_config(meta["config"], trainer.system.config, ELASTIC).items():
+        logging.info("the config changed since the checkpoint: %s %r -> %r", field, old, new)
+    step = int(state.step)
+    logging.info("resuming from step %d in %s", step, checkpoints.directory)
+    return state, step, data_state
+
+
+def evaluate(system: System, state: TrainState, writer: MetricWriter, step: int) -> dict[str, float]:
+    """Runs every evaluator on the averaged (or last) parameters and writes what they find."""
+    params = state.ema if system.config.eval.ema else state.params
+    predict = system.predictor.with_params(params)
+    scalars: dict[str, float] = {}
+    for name, evaluator in system.evaluators.items():
+        began = time.monotonic()
+        result = evaluator(predict, system.config.seed)
+        logging.info("evaluator %s took %.1f s", name, time.monotonic() - began)
+        writer.write_scalars(step, {f"eval/{k}": v for k, v in result.scalars.items()})
+        writer.write_images(step, {f"eval/{k}": v for k, v in result.images.items()})
+        writer.write_texts(step, {f"eval/{k}": v for k, v in result.texts.items()})
+        scalars |= result.scalars
+    writer.flush()
+    return scalars
+
+
+class Meter:
+    """Measurements since the last log line, kept on the device until they are wanted, and the speed since then."""
+
+    def __init__(self, system: System, schedule: Schedule):
+        plans = system.tasks.values()
+        self.tokens = sum(p.rows * p.layout.length for p in plans)
+        self.images = sum(p.rows * len(p.layout.named("image")) for p in plans)
+        self.schedule, self.pending, self.since = schedule, [], time.monotonic()
+
+    def add(self, measured: Mapping[str, LossTerm]) -> None:
+        """Remembers one step."""
+        self.pending.append(measured)
+
+    def flush(self, step: int) -> dict[str, float]:
+        """Means over the steps since the last call. Raises FloatingPointError when one is not finite."""
+        sums = jax.tree.map(lambda *a: sum(map(float, a)), *jax.device_get(self.pending))
+        steps, seconds = len(self.pending), max(time.monotonic() - self.since, 1e-9)
+        means = {k: t.total / t.count for k, t in sums.items() if t.count}
+        bad = [k for k, v in means.items() if not math.isfinite(v)]
+        if bad:
+            raise FloatingPointError(
+                f"{listed(bad)} became NaN or infinite between steps {step - steps} and {step}; the last checkpoint is"
+                " sound: lower optim.lr or optim.max_norm, or look at the data of these tasks, and run again"
+            )
+        self.pending, self.since = [], time.monotonic()
+        norms = {k: means.pop(k) for k in ("grad_norm", "update_norm") if k in means}
+        losses = {"loss": means.pop("total"), **{f"loss/{k}": v for k, v in means.items()}}
+        rates = {"tokens_per_second": self.tokens * steps / seconds, "images_per_second": self.images * steps / seconds}
+        return losses | norms | rates | {"learning_rate": float(self.schedule(step - 1))}

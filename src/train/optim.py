@@ -1,0 +1,146 @@
+"""AdamW with rules by parameter path, schedules, and the moving average of the parameters.
+
+Kingma & Ba 2015 (Adam), Loshchilov & Hutter 2019 (decoupled weight decay). With g the clipped gradient, k = step + 1:
+m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g²,  u = (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps),
+w = w - lr(step) · multiplier(path) · (u + decay(path) w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from src.common import lookup, tree
+
+Schedule = Callable[[Any], Any]
+Rules = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """What `build_optimizer` reads; durations are optimizer steps.
+
+    lr             the peak
+    schedule       constant | cosine | linear: how it goes from the peak to `final` · peak between `warmup` and `steps`
+    warmup         steps of a linear rise; step i of it has (i + 1) / warmup of the peak, so that none is lost at 0
+    steps          the end of the schedule (not of the run); cosine and linear need it
+    weight_decay   a number for every parameter, or rules (regex, number); the first match wins
+    multipliers    rules (regex, number) on the learning rate; 0 freezes: no update, no moments, no part in the norm
+    max_norm       gradients are scaled down to this global norm; None leaves them alone
+    """
+
+    lr: float = 1e-4
+    schedule: str = "constant"
+    warmup: int = 0
+    steps: int = 0
+    final: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float | Rules = 0.0
+    multipliers: Rules = ((".*", 1.0),)
+    max_norm: float | None = None
+
+
+# The fraction of the peak by the share of the decay that is done, from 0 to 1.
+DECAYS: dict[str, Callable[[Any, float], Any]] = {
+    "constant": lambda done, final: 1.0 + 0.0 * done,
+    "cosine": lambda done, final: final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done)),
+    "linear": lambda done, final: 1 - (1 - final) * done,
+}
+
+
+def build_schedule(config: OptimConfig) -> Schedule:
+    """step (from 0) -> learning rate, f32. Raises ValueError for an unknown name or durations that do not fit."""
+    if config.schedule not in DECAYS:
+        raise ValueError(f"optim.schedule {config.schedule!r} is unknown; there are: {', '.join(DECAYS)}")
+    if config.warmup < 0 or (config.schedule != "constant" and config.steps <= config.warmup):
+        raise ValueError(
+            f"optim.schedule {config.schedule!r} needs 0 <= warmup < steps, not warmup={config.warmup} and"
+            f" steps={config.steps}: set optim.steps to the step at which the schedule ends"
+        )
+    decay, length = DECAYS[config.schedule], max(config.steps - config.warmup, 1)
+
+    def schedule(step: Any) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
+        done = jnp.clip((step - config.warmup) / length, 0.0, 1.0)
+        rise = jnp.minimum((step + 1) / max(config.warmup, 1), 1.0)
+        return config.lr * rise * decay(done, config.final)
+
+    return schedule
+
+
+def build_optimizer(
+    config: Mapping[str, Any] | OptimConfig, shapes: Any
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """The optimizer of a tree of parameters (only its paths are read) and the schedule, for logging.
+
+    Updates and moments are f32 whatever the gradients are. Raises ValueError for an unknown key, a rule that decides
+    nothing, a parameter that no rule covers, or when every parameter is frozen.
+    """
+    config = _parse(config)
+    paths = list(tree.flatten(shapes))
+    decay = config.weight_decay
+    decay = ((".*", float(decay)),) if isinstance(decay, int | float) else decay
+    decays = tree.match_rules(paths, decay, "optim.weight_decay's rules")
+    multipliers = tree.match_rules(paths, config.multipliers, "optim.multipliers' rules")
+    for name, values in (("weight_decay", decays), ("multipliers", multipliers)):
+        if min(values.values(), default=0.0) < 0:
+            raise ValueError(f"optim.{name} has a negative value; values are 0 or more")
+    if paths and not any(multipliers.values()):
+        raise ValueError("optim.multipliers freezes every parameter: leave at least one with a value above 0")
+    schedule = build_schedule(config)
+    steps = [_by_path(lambda update, _, __: update.astype(jnp.float32), dict.fromkeys(paths))]
+    if config.max_norm is not None:
+        steps.append(optax.clip_by_global_norm(config.max_norm))
+    steps.append(optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.float32))
+    if any(decays.values()):
+        steps.append(_by_path(lambda u, w, rate: u + rate * w.astype(jnp.float32) if rate else u, decays))
+    if set(multipliers.values()) - {1.0}:
+        steps.append(_by_path(lambda u, _, factor: u * factor if factor != 1 else u, multipliers))
+    steps.append(optax.scale_by_learning_rate(schedule))
+    optimizer = optax.chain(*steps)
+    if all(multipliers.values()):
+        return optimizer, schedule
+    labels = tree.rebuild({path: "train" if multipliers[path] else "frozen" for path in paths}, shapes)
+    return optax.partition({"train": optimizer, "frozen": optax.set_to_zero()}, labels), schedule
+
+
+def ema_update(ema: Any, params: Any, decay: float, step: Int[Array, ""] | int, warmup: bool = False) -> Any:
+    """d · ema + (1 - d) · params, leaf by leaf, in the dtype of `ema`.
+
+    d is `decay`, or with warm-up min(decay, (1 + step) / (10 + step)), which forgets the initial values early (the rule
+    of TensorFlow's ExponentialMovingAverage). `step` counts from 0.
+    """
+    # 1 - d is formed without d: in f32, 1 - 0.9999 would be off by 6e-4 of itself.
+    weight = 1.0 - decay
+    if warmup:
+        weight = jnp.maximum(weight, 9.0 / (10.0 + jnp.asarray(step, jnp.float32)))
+    return jax.tree.map(lambda e, p: (e + weight * (p.astype(e.dtype) - e)).astype(e.dtype), ema, params)
+
+
+def _parse(config: Mapping[str, Any] | OptimConfig) -> OptimConfig:
+    if isinstance(config, OptimConfig):
+        return config
+    values = {key: config[key] for key in config}
+    lookup.check_arguments(OptimConfig, values, where="the config's optim")
+    return OptimConfig(**values)
+
+
+def _by_path(function: Callable[[Any, Any, Any], Any], values: Mapping[str, Any]) -> optax.GradientTransformation:
+    """update = function(update, parameter, value of the parameter's path); stateless."""
+
+    def apply(updates: Any, params: Any) -> Any:
+        if params is None:
+            raise ValueError("the optimizer's update needs the parameters as its third argument")
+        return jax.tree_util.tree_map_with_path(
+            lambda path, update, param: function(update, param, values[tree.path_string(path)]), updates, params
+        )
+
+    return optax.stateless(apply)

@@ -1,0 +1,37 @@
+"""The train state: a plain tree of arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Int
+
+from src.common.rng import stream
+from src.interfaces import PyTree
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a checkpoint holds of the network. `extra` is room for adaptive schedules and the like."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    ema: PyTree
+    opt_state: PyTree
+    extra: dict[str, Any]
+
+
+def init_state(init: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """A fresh state; run it under `jax.jit` with output shardings so that nothing is ever whole on one device."""
+    params = init(stream(jax.random.key(seed), "init"))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        extra={},
+    )

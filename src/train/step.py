@@ -1,0 +1,92 @@
+"""The one train step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from src.common.rng import step_key
+from src.interfaces import Batch, LossTerm, PyTree
+from src.train.optim import ema_update
+from src.train.state import TrainState
+from src.train.system import System, losses, prepare, weighted_sum
+
+Step = Callable[[TrainState, Mapping[str, Batch]], tuple[TrainState, dict[str, LossTerm]]]
+
+
+def make_train_step(system: System, optimizer: optax.GradientTransformation, config: Any) -> Step:
+    """The function (state, batch) -> (state, measurements); jit it with the state donated.
+
+    Measurements are (sum, count) pairs: every loss term, the weighted `total`, and the norms of gradient and update.
+    Corruption is drawn for the whole batch before it is split, and counts are summed before dividing, so
+    `accumulate` changes memory, not the result.
+    """
+    accumulate, ema = config.accumulate, config.ema
+
+    def step(state: TrainState, batch: Mapping[str, Batch]) -> tuple[TrainState, dict[str, LossTerm]]:
+        prepared = prepare(system, batch, step_key(config.seed, state.step), True)
+        grads, terms, total = gradients(system, state.params, batch, prepared, accumulate)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = state.replace(
+            step=state.step + 1,
+            params=params,
+            ema=ema_update(state.ema, params, ema.decay, state.step, warmup=ema.warmup),
+            opt_state=opt_state,
+        )
+        one = jnp.ones(())
+        norms = {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates), "total": total}
+        return new, terms | {name: LossTerm(value, one) for name, value in norms.items()}
+
+    return step
+
+
+def gradients(
+    system: System, params: PyTree, batch: Mapping[str, Batch], prepared: PyTree, accumulate: int
+) -> tuple[PyTree, dict[str, LossTerm], Array]:
+    """Gradient of the weighted sum, the terms, and the sum itself, over `accumulate` microbatches."""
+    if accumulate == 1:
+
+        def whole(params):
+            terms = losses(system, params, batch, prepared)
+            return weighted_sum(system, terms, {k: v.count for k, v in terms.items()}), terms
+
+        (total, terms), grads = jax.value_and_grad(whole, has_aux=True)(params)
+        return grads, terms, total
+
+    # Counts do not depend on the network: the compiler drops everything else of this forward pass.
+    counts = {k: v.count for k, v in losses(system, params, batch, prepared).items()}
+
+    def part(params, micro):
+        terms = losses(system, params, *micro)
+        return weighted_sum(system, terms, counts), terms
+
+    def body(carry, micro):
+        (total, terms), grads = jax.value_and_grad(part, has_aux=True)(params, micro)
+        return jax.tree.map(jnp.add, carry, (grads, terms, total)), None
+
+    micros = split_rows((batch, prepared), accumulate)
+    shapes = jax.eval_shape(lambda m: body_shapes(part, params, m), jax.tree.map(lambda a: a[0], micros))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (grads, terms, total), _ = jax.lax.scan(body, zeros, micros)
+    return grads, terms, total
+
+
+def body_shapes(part: Callable, params: PyTree, micro: PyTree) -> tuple[PyTree, PyTree, Array]:
+    """What one microbatch adds, for the shapes of the accumulator."""
+    (total, terms), grads = jax.value_and_grad(part, has_aux=True)(params, micro)
+    return grads, terms, total
+
+
+def split_rows(tree: PyTree, parts: int) -> PyTree:
+    """[B, …] -> [parts, B / parts, …]; row i goes to part i mod parts, so that every device keeps its share of each."""
+
+    def split(leaf: Array) -> Array:
+        return jnp.moveaxis(leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]), 1, 0)
+
+    return jax.tree.map(split, tree)
