@@ -1,0 +1,177 @@
+"""The defaults that every config starts from, and the fragments that several share. A config says only what differs."""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """MonoFormer's shape of a run, with the fixed defaults; a config adds tasks and sizes."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "steps": 1000,
+            "batch": 64,  # rows of all tasks and devices together
+            "accumulate": 1,  # microbatches a step; the result does not depend on it
+            "tasks": {},
+            "mesh": {"data": -1, "fsdp": 1},
+            "model": model(),
+            "patch": {"size": 2, "scale": 1.0, "shift": 0.0},
+            "text_codec": {"name": "text:SentencePiece", "path": "", "vocab_size": 512, "folder": ""},
+            "process": flow(),
+            "optim": optim(),
+            "ema": {"decay": 0.9999, "warmup": False},
+            "sample": sample(),
+            "eval": {"every": 0, "ema": True, "evaluators": {}},  # every 0: at the end only
+            "log": {"every": 50},
+            "checkpoint": {"every": 1000, "keep": 2},
+        },
+        convert_dict=True,
+    )
+
+
+def model() -> dict:
+    """The parts of the model; sizes come from the config, vocabulary and patches from the data."""
+    return {
+        "dtype": "float32",  # of the computation: float32 | bfloat16; parameters stay float32
+        "trunk": {
+            "width": 64,
+            "depth": 4,
+            "heads": 4,
+            "kv_heads": 4,
+            "mlp_width": 256,
+            "norm": "rms",  # rms | layer
+            "norm_epsilon": 1e-5,
+            "final_norm": True,
+            "mlp": "swiglu",  # swiglu | gelu
+            "bias": False,
+            "qk_norm": False,
+            "rope": True,
+            "rope_theta": 10_000.0,
+            "remat": "none",  # none | dots | full
+            "init": "normal:0.02",  # or a name of flax.nnx.initializers: lecun_normal, xavier_uniform, zeros, …
+        },
+        # conditioning:TimeToken | AdaLNBeforeTrunk | AdditivePerLayer | AdaLNPerLayer | Conditioning (head only)
+        "conditioning": {"name": "conditioning:TimeToken"},
+        "time": {"features": 256, "init": "normal:0.02"},
+        "text": {"init": "normal:0.02"},
+        "text_head": {"init": "normal:0.02"},
+        "image": {"init": "xavier_uniform"},
+        # variance: none | learned (with process.variance=learned_range) | unused; order: crs | rsc
+        "image_head": {"init": "zeros", "adaln_init": "zeros", "variance": "none", "order": "crs"},
+        "labels": {"init": "normal:0.02"},
+    }
+
+
+def optim(**changes) -> dict:
+    """AdamW; rules are (regex on the parameter's path, value), the first match wins."""
+    return {
+        "lr": 1e-4,
+        "schedule": "constant",  # constant | cosine | linear
+        "warmup": 0,
+        "steps": 0,  # 0: the run's steps
+        "final": 0.0,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "max_norm": 1.0,
+    } | changes
+
+
+def flow() -> dict:
+    """Straight lines from data to noise, velocity prediction (SiT's linear interpolant)."""
+    return {
+        "name": "gaussian:Gaussian",
+        "schedule": {"name": "schedules:Linear"},
+        "parameterization": "velocity",  # eps | x0 | v | velocity | score
+        "variance": "fixed_small",  # fixed_small | fixed_large | learned_range
+    }
+
+
+def ddpm() -> dict:
+    """The published MonoFormer's process: 1000 linear betas, noise prediction, learned variance."""
+    return flow() | {
+        "schedule": {"name": "schedules:LinearBetas"},
+        "parameterization": "eps",
+        "variance": "learned_range",
+    }
+
+
+def sample() -> dict:
+    """How images and text are generated."""
+    return {
+        "rows": 128,  # rows of one call of the network
+        "longest": 16,  # most tokens of a generated text
+        "image": {
+            # gaussian:Ancestral | DDIM | Euler | Heun | EulerMaruyama | DPMSolverPP2M
+            "sampler": {"name": "gaussian:Euler"},
+            "steps": 25,
+            "guidance": {"scale": 2.0, "interval": (0.0, 1.0), "rescale": 0.0, "channels": None},
+        },
+        "text": {"name": "tokens:Greedy"},  # or tokens:Sampled with temperature, top_k, top_p
+    }
+
+
+def denoise(field: str = "image", weight: float = 1.0, times: str = "times:LogitNormal") -> dict:
+    """Diffusion loss of a field."""
+    return {
+        "name": "denoise",
+        "field": field,
+        "weight": weight,
+        "times": {"name": times},
+        "loss_weight": {"name": "weights:Constant"},  # or weights:MinSNR, weights:ELBO
+    }
+
+
+def next_token(*fields: str, weight: float = 1.0) -> dict:
+    """Cross-entropy of some text fields."""
+    return {"name": "next_token", "fields": fields, "weight": weight}
+
+
+def official(config: ConfigDict) -> ConfigDict:
+    """MonoFormer as published, bug for bug, on whatever data the config has.
+
+    Time token with both linears at zero (it stays a constant), cross-entropy weighted 0.01, output patches in (row,
+    column, channel) order, learned variance, uniform DDPM times, ancestral sampling, guidance on 3 channels.
+    """
+    config.process = ddpm()
+    with config.unlocked():
+        config.model.conditioning = {"name": "conditioning:TimeToken", "init": "official"}
+        config.model.image = {"init": "zeros"}
+        config.model.image_head = {
+            "init": "normal:0.02",
+            "adaln_init": "normal:0.02",
+            "variance": "learned",
+            "order": "rsc",
+        }
+        for task in config.tasks.values():
+            for objective in task.objectives.values():
+                if objective.name == "denoise":
+                    objective.times = {"name": "times:Grid"}
+                else:
+                    objective.weight = 0.01
+    config.sample.image.sampler = {"name": "gaussian:Ancestral"}
+    config.sample.image.steps = 20
+    config.sample.image.guidance.channels = 3
+    config.ema.warmup = False
+    return config
+
+
+def debug(config: ConfigDict) -> ConfigDict:
+    """The same system, tiny: some steps in seconds."""
+    config.model.trunk.update({"width": 32, "depth": 2, "heads": 2, "kv_heads": 1, "mlp_width": 64})
+    config.steps, config.batch = 8, 16
+    config.log.every, config.checkpoint.every, config.eval.every = 2, 4, 0
+    config.optim.warmup = min(config.optim.warmup, 2)
+    config.sample.image.steps = 2
+    config.sample.rows = 16
+    return config
+
+
+def variant(config: ConfigDict, name: str | None, **variants) -> ConfigDict:
+    """Applies the variants named after the colon of `--config=file.py:official,debug`, in their order."""
+    known = {"official": official, "debug": debug} | variants
+    for part in (name or "").split(","):
+        if part and part not in known:
+            raise ValueError(f"config variant {part!r} is unknown; there are {', '.join(known)}")
+        config = known[part](config) if part else config
+    return config.lock()

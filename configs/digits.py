@@ -1,0 +1,37 @@
+"""MonoFormer on handwritten digits: words -> image, image -> words and sentences about numbers, in one transformer.
+
+python -m src.main --config=configs/digits.py --workdir=runs/digits
+"""
+
+from configs import common
+
+
+def get_config(name: str | None = None):
+    """Variants: debug, official."""
+    config = common.base()
+    config.steps, config.batch = 1000, 64
+    config.model.trunk.update({"width": 64, "depth": 4, "heads": 4, "kv_heads": 4, "mlp_width": 192})
+    config.model.trunk.update({"qk_norm": True, "init": "lecun_normal"})
+    config.model.conditioning = {"name": "conditioning:TimeToken", "init": "fixed"}
+    config.tasks = {
+        "caption_to_image": {
+            "share": 0.5,
+            "data": {"name": "digits:CaptionToImage", "length": 25},
+            "objectives": {"diffusion": common.denoise()},
+        },
+        "image_to_caption": {
+            "share": 0.38,
+            "data": {"name": "digits:ImageToCaption", "length": 25},
+            "objectives": {"text": common.next_token("caption", weight=0.1)},
+        },
+        "number_sentences": {
+            "share": 0.12,
+            "data": {"name": "digits:NumberSentences", "length": 26},
+            "objectives": {"text": common.next_token("sentence", weight=0.1)},
+        },
+    }
+    config.optim.update({"lr": 4e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98})
+    config.ema.update({"decay": 0.995, "warmup": True})
+    config.eval.evaluators = {}
+    config.checkpoint.every = 500
+    return common.variant(config, name)

@@ -1,0 +1,206 @@
+"""From a config to a system: look names up by path, put the pieces together, say in words what does not fit."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from src.codecs.patch import Patch
+from src.common.lookup import build, lookup
+from src.data.pipeline import split_batch
+from src.interfaces import Objective, Process, Task
+from src.models.build import Fields, build_model
+from src.models.model import bind
+from src.sampling.generate import ImageSampler, TextSampler
+from src.sampling.guidance import Guidance
+from src.sampling.predictor import Predictor
+from src.sequence.layout import Layout, with_time_tokens
+from src.train.system import System, TaskPlan
+
+
+def build_system(config: Any) -> System:
+    """Everything that a run needs except devices and parameters. Cheap: no parameter is allocated.
+
+    Raises ValueError, in one sentence, for unknown names and for combinations that mean nothing.
+    """
+    codec = build_codec(config)
+    tasks = {name: build_task(name, c.data, codec, config) for name, c in config.tasks.items()}
+    patch = build_patch(config, tasks)
+    process = build_process(config)
+    fields = Fields(
+        vocab=codec.vocab_size if codec else None,
+        patch_features=patch.features if patch else None,
+        channels=patch.channels if patch else None,
+        grid=patch.grid if patch else None,
+        classes=next((t.classes for t in tasks.values() if t.classes is not None), None),
+    )
+    graph, init = build_graph(config, fields)
+    rows = split_batch(config.batch, {n: c.share for n, c in config.tasks.items()}, multiple=config.accumulate)
+    learned = {
+        "head": config.model.image_head.variance == "learned",
+        "process": config.process.variance == "learned_range",
+    }
+    if patch and learned["head"] != learned["process"]:
+        raise ValueError(
+            f"model.image_head.variance={config.model.image_head.variance!r} does not go with process.variance="
+            f"{config.process.variance!r}; use 'learned' with 'learned_range', else 'none' with 'fixed_small'"
+        )
+    time_tokens = lookup("models", config.model.conditioning.name).tokens
+    plans = {}
+    for name, task in tasks.items():
+        layout = Layout(task.segments)
+        objectives = {k: build_objective(c, process) for k, c in config.tasks[name].objectives.items()}
+        check_task(name, layout, objectives)
+        plans[name] = TaskPlan(task, with_time_tokens(layout) if time_tokens else layout, rows[name], objectives)
+    predictor = build_predictor(config, graph, plans, patch, process, codec)
+    evaluators = {n: build("evals", c, tasks=tasks) for n, c in config.eval.evaluators.items()}
+    encode = patch.encode if patch else _no_images
+    return System(config, graph, init, plans, encode, evaluators, predictor, codec)
+
+
+def build_codec(config: Any) -> Any:
+    """The text codec, or None; a sentencepiece model without a path is trained on the tasks' own text and cached."""
+    settings = dict(config.text_codec)
+    if not settings.get("name"):
+        return None
+    cls = lookup("codecs", settings["name"])
+    if not hasattr(cls, "cached") or settings.get("path"):
+        return build("codecs", {k: v for k, v in settings.items() if k in ("name", "path")})
+    texts: dict[str, None] = {}
+    for task in config.tasks.values():
+        source = lookup("data", task.data.name)
+        texts |= dict.fromkeys(source.texts() if hasattr(source, "texts") else ())
+    if not texts:
+        raise ValueError("text_codec has no path and no task brings text to train it on; set text_codec.path")
+    folder = settings.get("folder") or os.path.join(cache_folder(), "tokenizers")
+    return cls.cached(tuple(texts), settings["vocab_size"], folder)
+
+
+def cache_folder() -> str:
+    """Where things are kept that can be made again: $XDG_CACHE_HOME or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "monoformer-jax")
+
+
+def build_task(name: str, data: Any, codec: Any, config: Any) -> Task:
+    """One data task; it gets the codec and the patch size when it asks for them."""
+    cls = lookup("data", data.name)
+    accepted = {p for c in cls.__mro__ if c is not object for p in inspect.signature(c.__init__).parameters}
+    extra = {"codec": codec, "patch": config.patch.size}
+    options = {k: v for k, v in dict(data).items() if k != "name"}
+    unknown = sorted(set(options) - accepted)
+    if unknown:
+        raise ValueError(f"tasks.{name}.data: {cls.__name__} has no option {unknown[0]!r}; it has {sorted(accepted)}")
+    if "codec" in accepted and codec is None:
+        raise ValueError(f"tasks.{name} has text, but text_codec.name is empty; set it, e.g. to 'text:SentencePiece'")
+    try:
+        return cls(**{k: v for k, v in extra.items() if k in accepted}, **options)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"tasks.{name}: {error}") from error
+
+
+def build_patch(config: Any, tasks: Mapping[str, Task]) -> Patch | None:
+    """The device codec of the images; all tasks of a system share one image shape."""
+    shapes = {t.image_shape for t in tasks.values() if t.image_shape is not None}
+    if len(shapes) > 1:
+        raise ValueError(f"the tasks have images of several shapes, {sorted(shapes)}; one system has one shape")
+    if not shapes:
+        return None
+    height, width, channels = shapes.pop()
+    return Patch(height=height, width=width, channels=channels, **dict(config.patch))
+
+
+def build_process(config: Any) -> Process:
+    """The corruption process with its schedule."""
+    settings = dict(config.process)
+    return build("corruption", {k: v for k, v in settings.items() if k != "schedule"},
+                 schedule=build("corruption", settings["schedule"]))  # fmt: skip
+
+
+def build_objective(settings: Any, process: Process) -> tuple[Objective, float]:
+    """An objective and its weight in the sum."""
+    settings = dict(settings)
+    weight = settings.pop("weight")
+    cls = lookup("objectives", settings["name"])
+    extra: dict[str, Any] = {}
+    if "process" in inspect.signature(cls.__init__).parameters:
+        extra = {
+            "process": process,
+            "times": build_times(settings.pop("times")),
+            "weight": build("corruption", settings.pop("loss_weight")),
+        }
+    return build("objectives", settings, **extra), float(weight)
+
+
+def build_times(settings: Any) -> Any:
+    """A time sampler; `base` may nest another one."""
+    settings = dict(settings)
+    if "base" in settings:
+        return build(
+            "corruption", {k: v for k, v in settings.items() if k != "base"}, base=build_times(settings["base"])
+        )
+    return build("corruption", settings)
+
+
+def build_graph(config: Any, fields: Fields) -> tuple[nnx.GraphDef, Any]:
+    """The model without its parameters, and the function key -> parameters."""
+
+    def make(key: jax.Array) -> Any:
+        return nnx.split(build_model(config.model.to_dict(), fields, nnx.Rngs(key)))
+
+    try:
+        graph, _ = nnx.eval_shape(make, jax.random.key(0))
+    except TypeError as error:
+        raise ValueError(f"config.model has an option that its part does not know: {error}") from error
+    return graph, lambda key: nnx.to_pure_dict(make(key)[1])
+
+
+def check_task(name: str, layout: Layout, objectives: Mapping[str, tuple[Objective, float]]) -> None:
+    """Every objective must own segments of the layout."""
+    if not objectives:
+        raise ValueError(f"tasks.{name} has no objective; nothing would be learned from it")
+    have = [s.name for s in layout.segments]
+    for label, (objective, _) in objectives.items():
+        missing = [f for f in objective.fields if f not in have]
+        if missing:
+            raise ValueError(f"tasks.{name}.objectives.{label} reads {missing}, but the task has the segments {have}")
+
+
+def build_predictor(
+    config: Any, graph: nnx.GraphDef, plans: Mapping[str, TaskPlan], patch: Patch | None, process: Process, codec: Any
+) -> Predictor:
+    """How the system samples. A task generates the last segment that one of its objectives owns."""
+    image = text = None
+    if patch:
+        settings = config.sample.image
+        guidance = Guidance(**dict(settings.guidance))
+        sampler = build("sampling", settings.sampler)
+        image = ImageSampler(process, sampler, settings.steps, guidance, patch.features, patch.size**2)
+    if codec:
+        text = TextSampler(build("sampling", config.sample.text), codec.eos, codec.pad)
+    tasks = {}
+    for name, plan in plans.items():
+        owned = {f for objective, _ in plan.objectives.values() for f in objective.fields}
+        last = [s.name for s in plan.layout.segments if s.name in owned][-1]
+        tasks[name] = (plan.task, plan.layout, last)
+    return Predictor(
+        bind=functools.partial(bind, graph),
+        tasks=tasks,
+        encode=patch.encode if patch else _no_images,
+        decode=patch.decode if patch else _no_images,
+        codec=codec,
+        image=image,
+        text=text,
+        rows=config.sample.rows,
+        longest=config.sample.longest,
+    )
+
+
+def _no_images(values: Any) -> Any:
+    raise ValueError("this system has no images")

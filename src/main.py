@@ -1,0 +1,76 @@
+"""Trains, evaluates and samples a system: flags and dispatch only.
+
+    python -m src.main --config=configs/digits.py --workdir=runs/digits
+    python -m src.main --config=configs/digits.py --workdir=runs/digits --mode=sample --prompt="a handwritten three"
+"""
+
+import time
+
+STARTED = time.monotonic()
+
+import os  # noqa: E402
+import sys  # noqa: E402
+
+from absl import flags, logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+FLAGS = flags.FLAGS
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config file, e.g. configs/digits.py or configs/digits.py:debug.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and samples go.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample"], "What to do.")
+PROMPT = flags.DEFINE_string("prompt", None, "--mode=sample: the text to draw, or to go on from.")
+LABEL = flags.DEFINE_integer("label", None, "--mode=sample: the class to draw.")
+IMAGE = flags.DEFINE_string("image", None, "--mode=sample: an image file to describe.")
+TASK = flags.DEFINE_string("task", None, "--mode=sample: the task to sample from, when it is not the obvious one.")
+COUNT = flags.DEFINE_integer("count", 8, "--mode=sample: how many images to draw.")
+OUTPUT = flags.DEFINE_string("output", None, "--mode=sample: the PNG to write.")
+TRACEBACK = flags.DEFINE_boolean("traceback", False, "Show the whole traceback of an error.")
+
+
+def main(argv: list[str]) -> int:
+    """Exit code of the run; errors that a person can mend are one sentence on standard error."""
+    try:
+        _parse(argv)
+        from src import run  # after the flags, so that a typo is answered at once
+
+        modes = {"train": run.train, "eval": run.evaluate, "sample": run.sample}
+        modes[MODE.value](FLAGS, STARTED)
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, KeyError, OSError, RuntimeError, FloatingPointError) as error:
+        if TRACEBACK.present and TRACEBACK.value:
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+
+
+def _parse(argv: list[str]) -> None:
+    """Reads the flags; raises ValueError in one sentence for what is wrong with them or with the config file."""
+    try:
+        FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError, ImportError, SyntaxError) as error:
+        raise ValueError(_sentence(error, argv)) from error
+    if CONFIG.value is None:
+        raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
+    if WORKDIR.value is None:
+        raise ValueError("no workdir is given: add --workdir=runs/<name>, where checkpoints and logs will go")
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    # Libraries tell of every file that they rename; what they warn of is kept.
+    own = os.path.dirname(os.path.abspath(__file__))
+    logging.get_absl_handler().addFilter(lambda r: r.levelno >= 30 or r.pathname.startswith(own))
+
+
+def _sentence(error: Exception, argv: list[str]) -> str:
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    if isinstance(error, OSError | ImportError):
+        files = [a.partition("=")[2].partition(":")[0] for a in argv if a.startswith("--config=")]
+        return f"the config file {files[0] if files else '?'} cannot be read: {text}"
+    return f"the command line or config is wrong: {text}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,182 @@
+"""What the three modes do: train, evaluate, sample."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from src.build import build_system, cache_folder
+from src.common.writers import JsonLines, Many, TensorBoard
+from src.train import loop
+from src.train.checkpoint import Checkpointer, check_config
+
+
+def train(flags: Any, started: float) -> None:
+    """Trains to the end, evaluates, and leaves metrics.json and pictures in the workdir."""
+    _use_compilation_cache()
+    config, workdir = flags.config, epath.Path(flags.workdir)
+    checkpoints = Checkpointer(flags.workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
+    system = build_system(config)
+    trainer = loop.make_trainer(system)
+    _overview(trainer)
+    writer = _writer(workdir)
+    state, facts = loop.train(trainer, checkpoints, writer, started)
+    logging.info("training is done after %.0f s; evaluating", time.monotonic() - started)
+    scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), config.steps)
+    facts["seconds_total"] = time.monotonic() - started
+    _report(workdir, scalars | facts)
+    checkpoints.close()
+    writer.close()
+
+
+def evaluate(flags: Any, started: float) -> None:
+    """Evaluates the newest checkpoint of the workdir."""
+    _use_compilation_cache()
+    system, state, workdir = _restored(flags)
+    step = int(state.step)
+    writer = _writer(workdir)
+    scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), step)
+    writer.close()
+    _report(workdir, scalars | {"steps": step, "seconds_total": time.monotonic() - started})
+
+
+def sample(flags: Any, started: float) -> None:
+    """Draws a prompt or label as a PNG, or writes text about an image or after a beginning."""
+    _use_compilation_cache()
+    if flags.prompt is None and flags.image is None and flags.label is None:
+        raise ValueError('--mode=sample needs --prompt="…" or --label=… to draw, or --image=file.png to describe')
+    system, state, workdir = _restored(flags)
+    params = state.ema if system.config.eval.ema else state.params
+    predict = system.predictor.with_params(params)
+    task = flags.task or _choose_task(system, flags)
+    _, layout, name = predict.task(task)
+    if layout.segment(name).kind == "text":
+        shape = system.tasks[task].task.image_shape
+        images = None if flags.image is None else read_image(flags.image, shape)[None]
+        words = None if flags.prompt is None else [flags.prompt]
+        for text in predict.write(task, words=words, images=images, seed=system.config.seed):
+            print(text if flags.prompt is None else f"{flags.prompt} {text}")
+        return
+    from src.evals.grid import caption_grid, save_png
+
+    what = {"words": [flags.prompt] * flags.count} if flags.label is None else {"labels": [flags.label] * flags.count}
+    images = predict.draw(task, **what, seed=system.config.seed)
+    title = flags.prompt if flags.label is None else f"class {flags.label}"
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "sample"
+    path = flags.output or str(workdir / "samples" / f"{slug}.png")
+    save_png(path, caption_grid(images, [title] * len(images), columns=min(flags.count, 8)))
+    print(path)
+
+
+def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """An image file as `[h, w, C]` in [-1, 1], scaled to the model's size.
+
+    Raises OSError when it is missing or no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image = image.convert("L" if shape[2] == 1 else "RGB").resize((shape[1], shape[0]), Image.Resampling.BOX)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no image file {path}; give the path of a PNG or JPEG") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise OSError(f"{path} is not an image that can be read; give a PNG or JPEG file") from error
+    return np.asarray(image, np.float32).reshape(shape) / 127.5 - 1
+
+
+def _choose_task(system: Any, flags: Any) -> str:
+    """The first task that makes an image of words or labels, or text about an image."""
+    for name, (_, layout, generated) in system.predictor.tasks.items():
+        kind = layout.segment(generated).kind
+        if flags.image is None and kind == "image":
+            return name
+        if flags.image is not None and kind == "text" and layout.named("image"):
+            return name
+    wanted = "draws images" if flags.image is None else "describes images"
+    raise ValueError(f"this system has no task that {wanted}; it has {', '.join(system.tasks)} (see --task)")
+
+
+def _restored(flags: Any) -> tuple[Any, Any, epath.Path]:
+    """System and state of the newest checkpoint; only what shapes the network must agree with the config."""
+    workdir = epath.Path(flags.workdir)
+    if not (workdir / "checkpoints").is_dir():
+        raise FileNotFoundError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")
+    checkpoints = Checkpointer(flags.workdir, keep=flags.config.checkpoint.keep)
+    system = build_system(flags.config)
+    found = checkpoints.restore(loop.make_trainer(system).abstract)
+    if found is None:
+        raise FileNotFoundError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")
+    state, _, meta = found
+    fixed = ("model", "patch", "text_codec", "process")
+    check_config(meta["config"], flags.config, tuple(k for k in flags.config if k not in fixed))
+    checkpoints.close()
+    return system, state, workdir
+
+
+def _use_compilation_cache() -> None:
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", f"{cache_folder()}/xla")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _overview(trainer: loop.Trainer) -> None:
+    from clu import parameter_overview
+
+    devices = trainer.mesh.devices.flatten()
+    shape = ", ".join(f"{k}={v}" for k, v in trainer.mesh.shape.items())
+    logging.info("%d %s device(s), mesh %s", len(devices), devices[0].platform, shape)
+    table = parameter_overview.get_parameter_overview(trainer.abstract.params, include_stats=False)
+    logging.info("parameters:\n%s", table)
+
+
+def _writer(workdir: epath.Path) -> Many:
+    return Many([JsonLines(str(workdir / "log.jsonl")), TensorBoard(str(workdir / "tensorboard"))])
+
+
+def _with_pictures(writer: Many, workdir: epath.Path) -> Many:
+    return Many([*writer.writers, Pictures(workdir / "samples")])
+
+
+class Pictures:
+    """A writer that keeps images as PNG files."""
+
+    def __init__(self, folder: epath.Path):
+        self.folder = folder
+
+    def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        """One file for each name."""
+        from src.evals.grid import save_png
+
+        for name, image in images.items():
+            save_png(str(self.folder / f"{name.replace('/', '-')}-{step}.png"), image)
+
+    def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        """Nothing."""
+
+    def write_texts(self, step: int, texts: dict[str, str]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def _report(workdir: epath.Path, metrics: dict[str, float]) -> None:
+    """metrics.json, and the same as a table on the terminal."""
+    if jax.process_index() != 0:
+        return
+    rounded = {k: round(float(v), 5) if isinstance(v, float) else int(v) for k, v in metrics.items()}
+    (workdir / "metrics.json").write_text(json.dumps(rounded, indent=2) + "\n")
+    width = max(map(len, rounded))
+    print("\n".join(f"{k:<{width}}  {v:,}" for k, v in rounded.items()))
+    print(f"written to {workdir / 'metrics.json'}; pictures are in {workdir / 'samples'}")
