@@ -1,0 +1,93 @@
+"""Text codecs: ids of special tokens, round trips, and the trained model's file."""
+
+import pickle
+
+import pytest
+
+from src.codecs.text import Bytes, SentencePiece, train_sentencepiece
+
+TEXTS = ["a handwritten seven", "three plus four is seven", "a handwritten 3", "seven left of two"] * 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return SentencePiece.cached(TEXTS, 60, tmp_path_factory.mktemp("tokenizer"))
+
+
+def test_special_ids_follow_the_models_own_pieces(model):
+    own = model.vocab_size - 4
+    assert (model.pad, model.image, model.image_start, model.image_end) == (own, own + 1, own + 2, own + 3)
+    assert (model.bos, model.eos, model.unk) == (1, 2, 0)
+    assert (Bytes.pad, Bytes.bos, Bytes.eos, Bytes.vocab_size) == (256, 260, 261, 262)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "bytes"])
+def test_decode_inverts_encode_and_skips_specials(kind, model):
+    codec = model if kind == "sentencepiece" else Bytes()
+    for text in TEXTS:
+        ids = codec.encode(text)
+        assert not set(ids) & {codec.bos, codec.eos, codec.pad}
+        noise = [codec.bos, *ids[:2], codec.image_start, *ids[2:], codec.image_end, codec.eos, codec.pad]
+        assert codec.decode(noise) == text
+    # Nothing stops at eos, and ids that a padded output layer may give are harmless.
+    tail = codec.encode("seven")
+    assert codec.decode([codec.eos, *tail, codec.vocab_size + 5, -1]) == "seven"
+
+
+def test_a_prompt_is_the_beginning_of_its_sentence(model):
+    """Generation continues `encode(prompt)`, so the ids of a whole sentence must begin with those of its prompt."""
+    for codec in (model, Bytes()):
+        assert codec.encode("three plus four is seven")[:-1][: len(codec.encode("three plus four is"))] == codec.encode(
+            "three plus four is"
+        )
+
+
+def test_unknown_characters_are_named(model):
+    with pytest.raises(ValueError, match=r"does not know: 'Q' 'é'") as error:
+        model.encode("seven Q é seven")
+    assert "\n" not in str(error.value)
+
+
+def test_byte_fallback_and_bytes_take_any_text(tmp_path):
+    codec = SentencePiece.cached(TEXTS, 330, tmp_path, byte_fallback=True)
+    for any_codec in (codec, Bytes()):
+        assert any_codec.decode(any_codec.encode("seven Q é ∑ seven")) == "seven Q é ∑ seven"
+    assert Bytes().decode([0x73, 0xC3]) == "s\ufffd"
+
+
+def test_training_is_deterministic_and_atomic(tmp_path, capfd):
+    first, second = tmp_path / "a" / "first.model", tmp_path / "second.model"
+    train_sentencepiece(TEXTS, 60, first)
+    train_sentencepiece(iter(TEXTS), 60, second)
+    assert first.read_bytes() == second.read_bytes()
+    assert [p.name for p in first.parent.iterdir()] == ["first.model"]
+    out = capfd.readouterr()
+    assert out.out + out.err == ""
+
+
+def test_cache_is_reused_only_for_equal_texts_and_settings(tmp_path, monkeypatch):
+    codec = SentencePiece.cached(TEXTS, 60, tmp_path)
+    other = SentencePiece.cached(TEXTS, 50, tmp_path)
+    more = SentencePiece.cached([*TEXTS, "nine"], 60, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert len({codec.fingerprint(), other.fingerprint(), more.fingerprint(), Bytes().fingerprint()}) == 4
+    monkeypatch.setattr("src.codecs.text.train_sentencepiece", None)  # a second training would fail
+    assert SentencePiece.cached(TEXTS, 60, tmp_path).fingerprint() == codec.fingerprint()
+
+
+def test_bad_files_are_refused_in_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        SentencePiece(tmp_path / "none.model")
+    pointer = tmp_path / "pointer.model"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="not a sentencepiece model") as error:
+        SentencePiece(pointer)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="larger vocab_size") as error:
+        train_sentencepiece(TEXTS, 5, tmp_path / "small.model")
+    assert "\n" not in str(error.value) and not (tmp_path / "small.model").exists()
+
+
+def test_codec_travels_to_worker_processes(model):
+    copy = pickle.loads(pickle.dumps(model))
+    assert copy.encode("a handwritten seven") == model.encode("a handwritten seven")

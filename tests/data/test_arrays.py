@@ -1,0 +1,106 @@
+"""Folders of arrays: nothing is read before the first row, and bad folders are refused in one sentence."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from src.codecs.text import Bytes
+from src.data import arrays
+from src.data.pipeline import Mixture
+
+NAMES = ["crane", "golden retriever"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    images = np.arange(10 * 4 * 4 * 2).reshape(10, 4, 4, 2).astype(np.float16)
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "labels.npy", np.arange(10) % 2)
+    (tmp_path / "names.json").write_text(json.dumps(NAMES))
+    return tmp_path
+
+
+def prompted(folder, **options):
+    return arrays.ClassPromptToImage(folder, Bytes(), 4, 4, 2, prompt_length=64, **options)
+
+
+def labelled(folder, **options):
+    return arrays.ClassToImage(folder, 4, 4, 2, classes=2, **options)
+
+
+@pytest.mark.parametrize("make", [prompted, labelled])
+def test_spec_and_fake_need_no_folder_but_rows_do(make, tmp_path):
+    task = make(tmp_path / "none")
+    assert task.element_spec(3)["image"].values.shape == task.fake(3, 0)["image"].values.shape == (3, 4, 4, 2)
+    for start in (lambda: task.iterator("train", 2, 0), lambda: Mixture({"a": task}, {"a": 2}, 0)):
+        with pytest.raises(FileNotFoundError, match=r"none/.* does not exist") as error:
+            start()
+        assert "\n" not in str(error.value)
+
+
+def test_prompts_name_the_class_of_the_image(folder):
+    task = prompted(folder, held_out=2, drop=0.3)
+    images = np.load(folder / "images.npy").astype(np.float32)
+    stream = task.iterator("train", 4, seed=0)
+    codec, seen, empty = Bytes(), set(), 0
+    for _ in range(40):
+        batch = next(stream)
+        for row in range(4):
+            place = next(i for i in range(10) if (images[i] == batch["image"].values[row]).all())
+            assert place < 8  # never a held-out row
+            text = codec.decode(batch["prompt"].ids[row])
+            assert text in ("", *(phrase.format(c=NAMES[place % 2]) for phrase in arrays.PHRASES))
+            ids = batch["prompt"].ids[row][batch["prompt"].valid[row]]
+            assert (ids[0], ids[-1]) == (codec.bos, codec.image_start)
+            seen.add(text)
+            empty += not text
+    stream.close()
+    assert len(seen) == 9 and abs(empty / 160 - 0.3) < 0.15
+    assert batch["tail"].ids.tolist() == [[codec.image_end, codec.eos]] * 4 and not batch["prompt"].loss.any()
+    test = list(task.iterator("test", 2, seed=0))
+    assert len(test) == 1
+    np.testing.assert_array_equal(test[0]["image"].values, images[8:])
+    assert codec.decode(test[0]["prompt"].ids[1]) == "Please generate an image of golden retriever."
+    assert task.prompts("test")[1] == ("Please generate an image of golden retriever.", 1)
+    assert codec.decode(task.encode_prompt("a crane").ids[0]) == "a crane"
+
+
+def test_labels_follow_the_images(folder):
+    task = labelled(folder, drop=0.0)
+    rows = list(task.iterator("train", 10, seed=0).__next__()["image"].values[:, 0, 0, 0] // 32 % 2)
+    stream = task.iterator("train", 10, seed=0)
+    assert next(stream)["label"].ids.tolist() == rows
+    copy = pickle.loads(pickle.dumps(task))  # what a worker process gets: no arrays, the same rows
+    assert not {"_images", "_labels"} & set(vars(copy))
+    assert copy.build("train", np.arange(3), None, {"image": np.zeros((3, 4, 4, 2))})["label"].ids.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: np.save(f / "images.npy", np.zeros((10, 4, 5, 2))), r"\(4, 5, 2\).*\(4, 4, 2\)"),
+        (lambda f: np.save(f / "images.npy", np.zeros((10, 4, 4, 2), np.uint8)), "uint8"),
+        (lambda f: np.save(f / "labels.npy", np.zeros(9, int)), r"\(9,\) labels .* 10 images"),
+        (lambda f: np.save(f / "labels.npy", np.arange(10)), "names 2 classes"),
+        (lambda f: (f / "names.json").write_text(json.dumps(["a" * 80, "b"])), "larger length"),
+        (lambda f: (f / "images.npy").write_bytes((f / "images.npy").read_bytes()[:-9]), "images.npy' cannot be read"),
+        (lambda f: (f / "names.json").unlink(), "names.json"),
+    ],
+)
+def test_bad_folders_are_refused_before_the_first_row(folder, spoil, words):
+    spoil(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
+        prompted(folder).iterator("train", 2, 0)
+    assert "\n" not in str(error.value)
+
+
+def test_labels_outside_the_classes_are_refused(folder):
+    np.save(folder / "labels.npy", np.arange(10) % 3)
+    task = labelled(folder)
+    for _ in range(2):  # and stay refused
+        with pytest.raises(ValueError, match=r"from 0 to 2 .* 2 classes"):
+            task.rows("train")
+    with pytest.raises(ValueError, match="is empty"):
+        arrays.ClassToImage(folder, 4, 4, 2, classes=3).rows("test")

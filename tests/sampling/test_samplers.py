@@ -1,0 +1,214 @@
+"""Samplers on Gaussian data N(MU, SD^2), where the denoiser, the marginals and the ODE's flow are known exactly:
+
+E[x0 | x_t] = MU + K (x_t - a MU), K = a SD^2 / (a^2 SD^2 + s^2);   q(x_t) = N(a MU, a^2 SD^2 + s^2);
+the flow of the ODE keeps (x_t - a MU) / sqrt(a^2 SD^2 + s^2).
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from src.corruption.gaussian import Gaussian
+from src.corruption.schedules import GVP, VP, CosineBetas, Linear, LinearBetas
+from src.interfaces import Prediction, StepSampler
+from src.sampling.gaussian import (
+    DDIM,
+    DIFFUSIONS,
+    Ancestral,
+    DPMSolverPP2M,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    integrate,
+    sample,
+    time_grid,
+)
+
+MU, SD = 0.6, 0.5
+NAME = lambda value: value if isinstance(value, str) else type(value).__name__
+
+
+def width(schedule, t):
+    return jnp.sqrt(schedule.alpha(t) ** 2 * SD**2 + schedule.sigma(t) ** 2)
+
+
+def exact(process, xt, t):
+    a = process.schedule.alpha(t)
+    gain = a * SD**2 / width(process.schedule, t) ** 2
+    return process.convert(Prediction(value=MU + gain * (xt - a * MU)), xt, t)
+
+
+def flow(schedule, x, t, s):
+    level = (x - schedule.alpha(t) * MU) / width(schedule, t)
+    return schedule.alpha(s) * MU + level * width(schedule, s)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run(sampler, schedule, key, x, times):
+    process = Gaussian(schedule, "x0")
+    return integrate(sampler, process, lambda xt, t: exact(process, xt, t), key, x, times)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 4))
+def run_all(sampler, schedule, key, x, steps):
+    process = Gaussian(schedule, "x0")
+    return sample(sampler, process, lambda xt, t: exact(process, xt, t), key, x, steps)
+
+
+X = jnp.linspace(-2, 2, 5).reshape(1, 5, 1)
+COUNTS = np.array([12, 24, 48, 96])
+
+# --------------------------------------------------------------------------- times
+
+
+def indices(steps, spacing="uniform"):
+    times = np.asarray(time_grid(LinearBetas(), steps, spacing=spacing))
+    assert times[-1] == 0 and len(times) == steps + 1
+    return np.round(times[-2::-1] * 1000 - 1).astype(int).tolist()
+
+
+def test_discrete_grids_are_the_published_ones():
+    published = "0 53 105 158 210 263 315 368 421 473 526 578 631 684 736 789 841 894 946 999"
+    assert indices(20) == [int(k) for k in published.split()]
+    assert indices(50, "ddim") == list(range(0, 1000, 20))
+    assert indices(1000) == list(range(1000)) and indices(1) == [999]
+
+
+def test_continuous_grids():
+    np.testing.assert_allclose(time_grid(Linear(t_max=1.0), 4), [1, 0.75, 0.5, 0.25, 0], atol=1e-6)
+    np.testing.assert_allclose(time_grid(Linear(t_max=1.0), 4, shift=3.0), [1, 0.9, 0.75, 0.5, 0], atol=1e-6)
+    times = EulerMaruyama(last_size=0.04).times(Gaussian(Linear(t_max=1.0)), 4)
+    np.testing.assert_allclose(times, [1, 0.68, 0.36, 0.04, 0], atol=1e-6)
+
+
+def test_impossible_grids_are_refused():
+    for steps, spacing, words in [(1001, "uniform", "at most 1000"), (51, "ddim", "No whole stride")]:
+        with pytest.raises(ValueError, match=words):
+            time_grid(LinearBetas(), steps, spacing=spacing)
+    with pytest.raises(ValueError, match="at least 1"):
+        time_grid(Linear(), 0)
+    with pytest.raises(ValueError, match="'cosine' is unknown"):
+        time_grid(Linear(), 5, spacing="cosine")
+
+
+# --------------------------------------------------------------------------- deterministic samplers
+
+ORDERS = [(Euler(), 1), (DDIM(), 1), (Heun(), 2), (DPMSolverPP2M(), 2)]
+
+
+def slopes(errors):
+    return np.log2(errors[:-1] / errors[1:])
+
+
+@pytest.mark.parametrize("schedule", [Linear(), GVP(), VP()], ids=NAME)
+@pytest.mark.parametrize("sampler, order", ORDERS, ids=NAME)
+def test_order_of_convergence(schedule, sampler, order):
+    """The error against the exact flow from t = 0.8 to 0.2 falls as steps^-order, on a grid that is not uniform."""
+    truth = flow(schedule, X, 0.8, 0.2)
+    errors = []
+    for n in COUNTS:
+        times = 0.8 * (0.2 / 0.8) ** (jnp.arange(n + 1) / n)
+        errors.append(float(jnp.abs(run(sampler, schedule, jax.random.key(0), X, times) - truth).max()))
+    slope = np.polyfit(np.log(COUNTS), -np.log(errors), 1)[0]
+    assert order - 0.25 < slope < order + 0.35, (slope, errors)
+
+
+@pytest.mark.parametrize("schedule", [LinearBetas(), CosineBetas(), Linear(), GVP(), VP()], ids=NAME)
+@pytest.mark.parametrize("sampler", [Euler(), DDIM(), Heun(), DPMSolverPP2M(), EulerMaruyama(scale=0.0)], ids=NAME)
+def test_whole_runs_reach_the_data(schedule, sampler):
+    """From t_max to 0 on the sampler's own grid, singular ends included: the map from noise to data is the flow."""
+    got = run_all(sampler, schedule, jax.random.key(0), X, 100)
+    np.testing.assert_allclose(got, flow(schedule, X, schedule.t_max, 0.0), atol=0.05)
+
+
+# --------------------------------------------------------------------------- stochastic samplers
+
+
+def draws(sampler, schedule, steps, n=60000):
+    start, noise = jax.random.split(jax.random.key(5))
+    t = schedule.t_max
+    x = schedule.alpha(t) * MU + width(schedule, t) * jax.random.normal(start, (1, n, 1))
+    return run_all(sampler, schedule, noise, x, steps)
+
+
+def ddpm_law(steps, eta=1.0):
+    """Mean and variance of DDPM samples, carried in float64 through the respaced tables of the textbook."""
+    kept = np.round(np.arange(steps) * 999 / (steps - 1)).astype(int)
+    abar = np.cumprod(1 - LinearBetas().betas())[kept]
+    before = np.append(1.0, abar[:-1])
+    beta = 1 - abar / before
+    mean, variance = math.sqrt(abar[-1]) * MU, abar[-1] * SD**2 + 1 - abar[-1]
+    for k in range(steps)[::-1]:
+        gain = math.sqrt(abar[k]) * SD**2 / (abar[k] * SD**2 + 1 - abar[k])
+        on_x0 = math.sqrt(before[k]) * beta[k] / (1 - abar[k])
+        slope = math.sqrt(1 - beta[k]) * (1 - before[k]) / (1 - abar[k]) + on_x0 * gain
+        mean = slope * mean + on_x0 * (1 - gain * math.sqrt(abar[k])) * MU
+        variance = slope**2 * variance + beta[k] * (1 - before[k]) / (1 - abar[k])
+    return mean, variance
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(), DDIM(eta=1.0)], ids=NAME)
+def test_respaced_ddpm_has_the_law_of_the_textbook(sampler):
+    n, (mean, variance) = 60000, ddpm_law(20)
+    x = draws(sampler, LinearBetas(), 20, n)
+    assert abs(x.mean() - mean) < 4 * math.sqrt(variance / n)
+    assert abs(x.var() / variance - 1) < 4 * math.sqrt(2 / n)
+
+
+def test_ddpm_law_tends_to_the_data_at_first_order():
+    """That law (checked above to be the sampler's) misses Var x0, which it draws as a point, by O(1 / steps)."""
+    gaps = np.array([SD**2 - ddpm_law(n)[1] for n in (50, 100, 200)])
+    assert (gaps > 0).all() and (np.abs(slopes(gaps) - 1) < 0.25).all() and gaps[-1] < 0.02
+
+
+@pytest.mark.parametrize("schedule", [LinearBetas(), VP()], ids=NAME)
+def test_ddim_with_eta_1_is_ancestral(schedule):
+    """The same draw, not only the same law."""
+    x = jax.random.normal(jax.random.key(1), (1, 7, 1))
+    a, b = (run_all(s, schedule, jax.random.key(2), x, 8) for s in (Ancestral(), DDIM(eta=1.0)))
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_law_of_sde_samples_does_not_depend_on_w(diffusion):
+    """Six forms of w(t) and none: always the data's mean and variance, up to O(1 / steps) and Monte-Carlo error."""
+    n = 20000
+    x = draws(EulerMaruyama(diffusion=diffusion, last_size=0.01), GVP(), 200, n)
+    assert abs(x.mean() - MU) < 0.01 + 4 * SD / math.sqrt(n)
+    assert abs(x.std() / SD - 1) < 0.02 + 4 / math.sqrt(2 * n)
+    ode = draws(EulerMaruyama(diffusion=diffusion, scale=0.0), GVP(), 200, n)
+    assert jnp.abs(x - ode).mean() > 0.1  # the noise is really there: the same starts end elsewhere
+
+
+def test_last_sde_step():
+    """To t = 0 without noise: by the drift of the SDE, or by that of the ODE."""
+    process = Gaussian(Linear(), "x0")
+    estimate = exact(process, X, 0.1)
+    t, s = jnp.array(0.1), jnp.array(0.0)
+    step = lambda last: EulerMaruyama(last=last).step(process, jax.random.key(0), lambda *_: estimate, X, t, s, ())[0]
+    np.testing.assert_allclose(step("ode"), X - 0.1 * estimate.velocity, atol=1e-6)
+    np.testing.assert_allclose(step("mean"), X - 0.1 * (estimate.velocity - 0.1 * estimate.score), atol=1e-6)
+
+
+# --------------------------------------------------------------------------- options
+
+
+def test_clipping_bounds_x0_and_keeps_the_estimate_consistent():
+    process = Gaussian(LinearBetas(), "x0")
+    estimate = DDIM(clip_x0=0.5).estimate(process, lambda x, t: exact(process, x, t), 3 * X, jnp.array(0.4))
+    assert jnp.abs(estimate.x0).max() == 0.5
+    a, s = process.schedule.alpha(0.4), process.schedule.sigma(0.4)
+    np.testing.assert_allclose(a * estimate.x0 + s * estimate.eps, 3 * X, atol=1e-5)
+
+
+def test_contract_and_refusals():
+    for sampler in (Ancestral(), DDIM(), Euler(), Heun(), EulerMaruyama(), DPMSolverPP2M()):
+        assert isinstance(sampler, StepSampler)
+    with pytest.raises(ValueError, match="'brownian' is unknown"):
+        EulerMaruyama(diffusion="brownian")
+    with pytest.raises(ValueError, match="'tweedie' is unknown"):
+        EulerMaruyama(last="tweedie")
