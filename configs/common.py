@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+NO_CLIP = float("inf")
+
 
 def base() -> ConfigDict:
     """MonoFormer's shape of a run, with the fixed defaults; a config adds tasks and sizes."""
@@ -15,7 +17,7 @@ def base() -> ConfigDict:
             "mesh": {"data": -1, "fsdp": 1},
             "model": model(),
             "patch": {"size": 2, "scale": 1.0, "shift": 0.0},
-            "text_codec": {"name": "text:SentencePiece", "path": "", "vocab_size": 512, "folder": ""},
+            "text_codec": {"name": "text:SentencePiece", "path": "", "vocab_size": 200, "folder": ""},
             "process": flow(),
             "optim": optim(),
             "ema": {"decay": 0.9999, "warmup": False},
@@ -59,6 +61,13 @@ def model() -> dict:
         "image_head": {"init": "zeros", "adaln_init": "zeros", "variance": "none", "order": "crs"},
         "labels": {"init": "normal:0.02"},
     }
+
+
+def dit(**size) -> dict:
+    """A DiT's trunk (Peebles & Xie 2023): LayerNorm, GELU, biases, no rotary positions, adaLN-zero in every block."""
+    trunk = {"norm": "layer", "norm_epsilon": 1e-6, "final_norm": False, "mlp": "gelu", "bias": True, "rope": False}
+    size = size | {"kv_heads": size["heads"], "mlp_width": 4 * size["width"]}
+    return {"trunk": trunk | size, "conditioning": {"name": "conditioning:AdaLNPerLayer"}}
 
 
 def optim(**changes) -> dict:

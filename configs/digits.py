@@ -9,28 +9,30 @@ from configs import common
 def get_config(name: str | None = None):
     """Variants: debug, official."""
     config = common.base()
-    config.steps, config.batch = 1000, 64
+    config.steps, config.batch = 1500, 88
     config.model.trunk.update({"width": 64, "depth": 4, "heads": 4, "kv_heads": 4, "mlp_width": 192})
     config.model.trunk.update({"qk_norm": True, "init": "lecun_normal"})
+    config.model.time.init = "lecun_normal"
+    config.model.text.init = "normal:0.125"
     config.model.conditioning = {"name": "conditioning:TimeToken", "init": "fixed"}
     config.tasks = {
         "caption_to_image": {
-            "share": 0.5,
-            "data": {"name": "digits:CaptionToImage", "length": 25},
+            "share": 32,
+            "data": {"name": "digits:CaptionToImage", "length": 25, "shift": 0},
             "objectives": {"diffusion": common.denoise()},
         },
         "image_to_caption": {
-            "share": 0.38,
+            "share": 24,
             "data": {"name": "digits:ImageToCaption", "length": 25},
-            "objectives": {"text": common.next_token("caption", weight=0.1)},
+            "objectives": {"text": common.next_token("caption", weight=0.2)},
         },
         "number_sentences": {
-            "share": 0.12,
-            "data": {"name": "digits:NumberSentences", "length": 26},
-            "objectives": {"text": common.next_token("sentence", weight=0.1)},
+            "share": 32,
+            "data": {"name": "digits:NumberSentences"},
+            "objectives": {"text": common.next_token("sentence", weight=0.4)},
         },
     }
-    config.optim.update({"lr": 4e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98})
+    config.optim.update({"lr": 4e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98, "weight_decay": 0.1})
     config.ema.update({"decay": 0.995, "warmup": True})
     config.eval.evaluators = {}
     config.checkpoint.every = 500

@@ -222,6 +222,8 @@ class Objective(Protocol):
     The forward pass lies between the two, shared by all objectives of all tasks.
     """
 
+    fields: tuple[str, ...]
+
     def prepare(self, view: View, batch: Batch, key: Array, train: bool) -> tuple[View, PyTree]: ...
 
     def loss(self, net: Net, hidden: Hidden, batch: Batch, aux: PyTree) -> dict[str, LossTerm]: ...

@@ -13,6 +13,7 @@ import io
 import os
 import uuid
 from collections.abc import Iterable
+from typing import Any
 
 from etils import epath
 
@@ -29,6 +30,15 @@ class SentencePiece:
     """
 
     def __init__(self, path: str | os.PathLike):
+        self._read(path)
+        self._number(self._model.get_piece_size(), self._model.bos_id(), self._model.eos_id(), self._model.unk_id())
+
+    def _number(self, pieces: int, bos: int, eos: int, unk: int) -> None:
+        self.pad, self.image, self.image_start, self.image_end = range(pieces, pieces + len(SPECIALS))
+        self.bos, self.eos, self.unk = bos, eos, unk
+        self.vocab_size = pieces + len(SPECIALS)
+
+    def _read(self, path: str | os.PathLike) -> None:
         import sentencepiece
 
         file = epath.Path(path)
@@ -45,10 +55,6 @@ class SentencePiece:
                 f"tokenizer {str(path)!r} is not a sentencepiece model with <s> and </s>: is the file whole, "
                 "and not a Git LFS pointer?"
             )
-        pieces = self._model.get_piece_size()
-        self.pad, self.image, self.image_start, self.image_end = range(pieces, pieces + len(SPECIALS))
-        self.bos, self.eos, self.unk = self._model.bos_id(), self._model.eos_id(), self._model.unk_id()
-        self.vocab_size = pieces + len(SPECIALS)
 
     @classmethod
     def cached(
@@ -90,6 +96,28 @@ class SentencePiece:
     def fingerprint(self) -> str:
         """Sixteen hex digits of the model's bytes and the order of the special tokens."""
         return _digest(self._proto, *(s.encode() for s in SPECIALS))
+
+
+class Llama(SentencePiece):
+    """Llama's tokenizer file, opened at the first text only: its ids are known before (unk 0, <s> 1, </s> 2).
+
+    A model can so be built, counted and compiled where the file is not. Raises, at the first text, what `SentencePiece`
+    raises, and ValueError when the file has another number of pieces.
+    """
+
+    def __init__(self, path: str | os.PathLike, pieces: int = 32_000):
+        self.path, self.pieces = path, pieces
+        self._number(pieces, 1, 2, 0)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("_model", "_proto"):
+            raise AttributeError(name)
+        self._read(self.path)
+        if self._model.get_piece_size() != self.pieces:
+            raise ValueError(
+                f"tokenizer {str(self.path)!r} has {self._model.get_piece_size()} pieces, the config says {self.pieces}"
+            )
+        return self.__dict__[name]
 
 
 class Bytes:

@@ -119,7 +119,8 @@ class ClassPromptToImage(_Folder):
     """Class name -> image: prompt(text) = <s> words <|im_start|>, image, tail(text) = <|im_end|> </s>, no text loss.
 
     The words are one of `PHRASES` with the class's name (MonoFormer's ImageNet prompts), at random in training, the
-    first in "test"; they are dropped with probability `drop`. `prompt_length` counts <s> and <|im_start|>; longer
+    first in "test"; they are dropped with probability `drop`. With `newline` a line break stands before </s>, two tokens,
+    as in the official data (nothing sees it). `prompt_length` counts <s> and <|im_start|>; longer
     prompts are refused when the folder is opened.
     """
 
@@ -139,15 +140,22 @@ class ClassPromptToImage(_Folder):
         image_mode: str = "bidirectional",
         drop: float = 0.1,
         held_out: int = 0,
+        newline: bool = False,
     ):
         super().__init__(folder, height, width, channels, held_out)
         self.codec, self.drop = codec, drop
-        self._tail = text_table([[([codec.image_end, codec.eos], False)]], codec.pad)
+        self._newline, tail = newline, 4 if newline else 2
         self.segments = (
             Segment("prompt", "text", prompt_length),
             Segment("image", "image", image_tokens(height, width, patch), image_mode),
-            Segment("tail", "text", 2),
+            Segment("tail", "text", tail),
         )
+
+    @functools.cached_property
+    def _tail(self) -> TextTable:
+        between = self.codec.encode("\n") if self._newline else ()
+        row = [([self.codec.image_end, *between, self.codec.eos], False)]
+        return text_table([row], self.codec.pad, self.segments[2].length)
 
     @functools.cached_property
     def _prompts(self) -> TextTable:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
-from src.common.lookup import lookup
+from src.common.lookup import check_arguments, lookup
 from src.models.conditioning import TimestepEmbedder
 from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder
 from src.models.heads import ImageHead, TextHead
@@ -38,22 +37,26 @@ def build_model(config: Mapping[str, Any], fields: Fields, rngs: nnx.Rngs) -> Mo
     """
     if config["dtype"] not in DTYPES:
         raise ValueError(f"model.dtype={config['dtype']!r} is unknown; use one of {', '.join(DTYPES)}")
-    args = {"dtype": DTYPES[config["dtype"]], "rngs": rngs}
-    trunk_config, conditioning = dict(config["trunk"]), dict(config["conditioning"])
-    kind = lookup("models", conditioning.pop("name"))
-    width = trunk_config["width"]
+    dtype, width = DTYPES[config["dtype"]], config["trunk"]["width"]
+
+    def part(cls: type, group: str, **given: Any) -> Any:
+        """One part, from its group of the config and from what is known already."""
+        options = {k: v for k, v in dict(config[group]).items() if k != "name"}
+        arguments = options | given | {"dtype": dtype, "rngs": rngs}
+        check_arguments(cls, arguments, where=f"model.{group} ({cls.__name__})")
+        return cls(**arguments)
+
+    kind = lookup("models", config["conditioning"]["name"])
     parts: dict[str, Any] = {}
     if fields.vocab is not None:
-        text = config["text"]
-        parts["text"] = TokenEmbedder(fields.vocab, width, init=text["init"], **args)
-        parts["text_head"] = TextHead(width, fields.vocab, init=text["head_init"], **args)
+        parts["text"] = part(TokenEmbedder, "text", vocab=fields.vocab, width=width)
+        parts["text_head"] = part(TextHead, "text_head", vocab=fields.vocab, width=width)
     if fields.patch_features is not None:
-        image = dict(config["image"])
-        embedder = functools.partial(PatchEmbedder, fields.patch_features, fields.grid, width)
-        parts["image"] = embedder(init=image.pop("init"), **args)
-        parts["image_head"] = ImageHead(width, fields.patch_features, fields.channels, **image, **args)
-        parts["time"] = TimestepEmbedder(width, **config["time"], **args)
+        size = {"width": width, "features": fields.patch_features}
+        parts["image"] = part(PatchEmbedder, "image", grid=fields.grid, **size)
+        parts["image_head"] = part(ImageHead, "image_head", channels=fields.channels, **size)
+        parts["time"] = part(TimestepEmbedder, "time", width=width)
     if fields.classes is not None:
-        parts["labels"] = LabelEmbedder(fields.classes, width, **config["labels"], **args)
-    trunk = Transformer(**trunk_config, layer=kind.Layer, **args)
-    return Model(trunk, kind(width, **conditioning, **args), **parts)
+        parts["labels"] = part(LabelEmbedder, "labels", classes=fields.classes, width=width)
+    trunk = part(Transformer, "trunk", layer=kind.Layer)
+    return Model(trunk, part(kind, "conditioning", width=width), **parts)

@@ -84,7 +84,7 @@ class Conditioning(nnx.Module):
 class TimeToken(Conditioning):
     """One extra token before the image: linear, GELU, linear of the time vector (MonoFormer's released configs).
 
-    init: `fixed` starts the first linear at normal(0.02) and the second at zero, so every tensor learns;
+    init: `fixed` starts both linears at random (LeCun), so every tensor learns and the token tells the time at once;
     `official` starts both at zero, as published: then only the last bias ever gets a gradient.
     """
 
@@ -93,9 +93,9 @@ class TimeToken(Conditioning):
     def __init__(self, width: int, *, init: str = "fixed", dtype=jnp.float32, rngs: nnx.Rngs):
         if init not in ("fixed", "official"):
             raise ValueError(f"TimeToken: init {init!r} is unknown; use 'fixed' or 'official'")
-        first = 0.02 if init == "fixed" else 0.0
-        self.first = linear(width, width, init=first, bias=True, dtype=dtype, rngs=rngs)
-        self.second = linear(width, width, init=0.0, bias=True, dtype=dtype, rngs=rngs)
+        kernel = "lecun_normal" if init == "fixed" else "zeros"
+        self.first = linear(width, width, init=kernel, bias=True, dtype=dtype, rngs=rngs)
+        self.second = linear(width, width, init=kernel, bias=True, dtype=dtype, rngs=rngs)
 
     def token(self, vector: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.second(jax.nn.gelu(self.first(vector), approximate=False))

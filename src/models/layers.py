@@ -15,15 +15,16 @@ Initializer = Callable[..., Array]
 
 
 def initializer(spec: str | float) -> Initializer:
-    """A kernel initializer: a number is the deviation of a normal law, a string is a name of `flax.nnx.initializers`."""
+    """A kernel initializer: a number or "normal:<number>" is the deviation of a normal law, another string the name of
+    one of `flax.nnx.initializers` ("zeros", "lecun_normal", "xavier_uniform", …)."""
+    if isinstance(spec, str) and spec.startswith("normal:"):
+        spec = float(spec.removeprefix("normal:"))
     if isinstance(spec, int | float):
         return initializers.zeros_init() if spec == 0 else initializers.normal(spec)
-    try:
-        return getattr(initializers, spec)()
-    except AttributeError:
-        raise ValueError(
-            f"initializer {spec!r} is unknown; use a number (deviation) or a name such as 'lecun_normal'"
-        ) from None
+    factory = getattr(initializers, f"{spec}_init", None) or getattr(initializers, spec, None)
+    if factory is None:
+        raise ValueError(f"initializer {spec!r} is unknown; use 'normal:0.02', 'zeros', 'lecun_normal', 'xavier_uniform'")
+    return factory()
 
 
 def linear(d_in: int, d_out: int, *, init: str | float, bias: bool, dtype, rngs: nnx.Rngs) -> nnx.Linear:

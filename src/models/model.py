@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from src.common.activations import constrain_batch
-from src.interfaces import Hidden, Prediction, SequenceSpec, View
+from src.interfaces import Hidden, Prediction, PyTree, SequenceSpec, View
 from src.models.conditioning import Condition, Conditioning, TimestepEmbedder
 from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder
 from src.models.heads import ImageHead, TextHead
@@ -163,3 +163,8 @@ def _place(layout: Layout, valid: Bool[Array, "B N"], start, cache: Cache) -> Se
     ]
     count = (cache.spec.segment > 0).sum(axis=1)[:, None, None]
     return SequenceSpec(*orders, valid.astype(jnp.int32), positions(valid) + count)
+
+
+def bind(graph: nnx.GraphDef, params: PyTree) -> Model:
+    """The model with these parameters, a nested dict of arrays."""
+    return nnx.merge(graph, nnx.State(params))

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from src.interfaces import Batch, Hidden, LossTerm, Net, Noised, Process, PyTree, View
 
 
-class Corrupted(NamedTuple):
-    """What `prepare` hands to `loss`."""
-
-    x0: Float[Array, "B N P"]
-    noised: Noised
-    t: Float[Array, "B 1"]
+Corrupted = tuple[Array, Noised, Array]  # x0 [B, N, P], what `corrupt` gave, t [B, 1]
 
 
 class Denoise:
@@ -29,6 +23,7 @@ class Denoise:
     """
 
     def __init__(self, field: str, *, process: Process, times: Callable, weight: Callable):
+        self.fields = (field,)
         self.field, self.process, self.times, self.weight = field, process, times, weight
 
     def prepare(self, view: View, batch: Batch, key: Array, train: bool) -> tuple[View, PyTree]:
@@ -41,17 +36,18 @@ class Denoise:
             inputs=view.inputs | {self.field: noised.xt},
             times=view.times | {self.field: self.process.time_input(t)},
         )
-        return view, Corrupted(x0, noised, t)
+        return view, (x0, noised, t)
 
     def loss(self, net: Net, hidden: Hidden, batch: Batch, aux: Corrupted) -> dict[str, LossTerm]:
-        """`diffusion` (and `vlb`, in bits per dimension, when the variance is learned), one count a row."""
+        """`mse` (and `vlb`, in bits per dimension, when the variance is learned), one count a row."""
+        x0, noised, t = aux
         prediction = net.image_prediction(hidden.of(self.field), hidden.vectors[self.field])
-        target = aux.noised.targets[self.process.parameterization]
-        weight = self.weight(self.process.schedule, aux.t, self.process.parameterization)
+        target = noised.targets[self.process.parameterization]
+        weight = self.weight(self.process.schedule, t, self.process.parameterization)
         per_row = (weight[..., None] * (prediction.value - target) ** 2).mean(axis=(1, 2))
         rows = jnp.asarray(per_row.shape[0], jnp.float32)
-        terms = {"diffusion": LossTerm(per_row.sum(), rows)}
+        terms = {"mse": LossTerm(per_row.sum(), rows)}
         if self.process.variance == "learned_range":
-            bound = self.process.vlb_term(aux.x0, aux.noised.xt, prediction, aux.t)
+            bound = self.process.vlb_term(x0, noised.xt, prediction, t)
             terms["vlb"] = LossTerm(bound.sum(), rows)
         return terms

@@ -24,7 +24,7 @@ class NextToken:
         return view, None
 
     def loss(self, net: Net, hidden: Hidden, batch: Batch, aux: PyTree) -> dict[str, LossTerm]:
-        """`next_token`: nats, and the number of tokens predicted."""
+        """`nats`, and the number of tokens predicted."""
         total = LossTerm(jnp.zeros(()), jnp.zeros(()))
         for name in self.fields:
             field = batch[name]
@@ -32,4 +32,4 @@ class NextToken:
             nats = optax.softmax_cross_entropy_with_integer_labels(net.text_logits(state), field.ids)
             counted = (field.loss & field.valid & exists).astype(jnp.float32)
             total = total + LossTerm((nats * counted).sum(), counted.sum())
-        return {"next_token": total}
+        return {"nats": total}

@@ -10,12 +10,17 @@ from src.interfaces import Batch, LabelField, TokenField, View
 from src.sequence.layout import Layout
 
 
-def clean_view(layout: Layout, batch: Batch, encode: Callable[[Array], Array]) -> View:
+def clean_view(
+    layout: Layout, batch: Batch, encode: Callable[[Array], Array], generated: tuple[str, ...] = ()
+) -> View:
     """Text as ids, images as clean patches (`encode` is the device codec's), labels aside.
 
-    Objectives replace what they corrupt. Raises KeyError when the batch lacks a field of the layout.
+    Objectives replace what they corrupt; samplers name what they will generate, and what follows it is not needed.
+    Raises KeyError when the batch lacks a field of the layout.
     """
-    missing = [s.name for s in layout.segments if s.kind != "time" and s.name not in batch]
+    names = [s.name for s in layout.segments if s.kind != "time"]
+    needed = names[: max(names.index(n) for n in generated) + 1] if generated else names
+    missing = [n for n in needed if n not in batch and n not in generated]
     if missing:
         raise KeyError(f"the batch has fields {sorted(batch)}, the layout also needs {missing}")
     inputs, valid, labels = {}, {}, None

@@ -73,13 +73,8 @@ class Checkpointer:
             return False
         flat = _arrays(state)
         data = {"value": plain(data_state)}
-        meta = {
-            "format": FORMAT,
-            "step": int(step),
-            "config": plain(config),
-            "data": _crc(data),
-            "leaves": _leaves(flat),
-        }
+        meta = {"format": FORMAT, "step": int(step), "config": plain(config)}
+        meta |= {"data": _crc(data), "leaves": _leaves(flat)}
         meta["seal"] = _crc(meta)
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(tree.unflatten(flat)), data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta)
@@ -313,16 +308,13 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _check_meta(meta: Any, data: Any) -> None:
-    if not isinstance(meta, dict) or not isinstance(data, dict):
-        raise DamageError("meta: not what was saved")
-    unsealed = {key: value for key, value in meta.items() if key != "seal"}
-    if meta.get("seal") != _crc(unsealed):
+    if not isinstance(meta, dict) or meta.get("seal") != _crc({k: v for k, v in meta.items() if k != "seal"}):
         raise DamageError("meta: not what was saved")
     if meta["format"] != FORMAT:
         raise ValueError(
             f"the checkpoint has format {meta['format']} and this version reads {FORMAT}: use the other version"
         )
-    if meta["data"] != _crc(data):
+    if not isinstance(data, dict) or meta["data"] != _crc(data):
         raise DamageError("data: not what was saved")
 
 

@@ -99,7 +99,7 @@ def test_at_a_grid_point_the_slope_is_that_of_the_interval_below(schedule):
 
 @pytest.mark.parametrize("schedule", ALL, ids=NAME)
 def test_jumps_compose(schedule):
-    """r <= s <= t: alpha_tr = alpha_ts alpha_sr, sigma2_tr = sigma2_ts + alpha_ts^2 sigma2_sr; from 0: alpha, sigma^2."""
+    """r <= s <= t: alpha_tr = alpha_ts alpha_sr, sigma2_tr = sigma2_ts + alpha_ts^2 sigma2_sr; from 0: alpha, sigma."""
     for r, s, t in [(0.0, 0.31, 0.77), (0.1, 0.5, 0.9), (0.2, 0.203, 0.999), (0.4, 0.4, 0.41)]:
         (a_ts, v_ts), (a_sr, v_sr), (a_tr, v_tr) = (
             call(schedule, "jump", t, s),

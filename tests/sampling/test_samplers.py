@@ -42,6 +42,7 @@ def exact(process, xt, t):
     return process.convert(Prediction(value=MU + gain * (xt - a * MU)), xt, t)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def flow(schedule, x, t, s):
     level = (x - schedule.alpha(t) * MU) / width(schedule, t)
     return schedule.alpha(s) * MU + level * width(schedule, s)
@@ -60,7 +61,7 @@ def run_all(sampler, schedule, key, x, steps):
 
 
 X = jnp.linspace(-2, 2, 5).reshape(1, 5, 1)
-COUNTS = np.array([12, 24, 48, 96])
+COUNTS = np.array([20, 80])
 
 # --------------------------------------------------------------------------- times
 
@@ -104,8 +105,8 @@ def slopes(errors):
     return np.log2(errors[:-1] / errors[1:])
 
 
-@pytest.mark.parametrize("schedule", [Linear(), GVP(), VP()], ids=NAME)
-@pytest.mark.parametrize("sampler, order", ORDERS, ids=NAME)
+@pytest.mark.parametrize("schedule", [Linear(), VP()], ids=NAME)
+@pytest.mark.parametrize("sampler, order", ORDERS, ids=["Euler", "DDIM", "Heun", "DPMSolverPP2M"])
 def test_order_of_convergence(schedule, sampler, order):
     """The error against the exact flow from t = 0.8 to 0.2 falls as steps^-order, on a grid that is not uniform."""
     truth = flow(schedule, X, 0.8, 0.2)
@@ -114,11 +115,11 @@ def test_order_of_convergence(schedule, sampler, order):
         times = 0.8 * (0.2 / 0.8) ** (jnp.arange(n + 1) / n)
         errors.append(float(jnp.abs(run(sampler, schedule, jax.random.key(0), X, times) - truth).max()))
     slope = np.polyfit(np.log(COUNTS), -np.log(errors), 1)[0]
-    assert order - 0.25 < slope < order + 0.35, (slope, errors)
+    assert order - 0.2 < slope < order + 0.3, (slope, errors)
 
 
 @pytest.mark.parametrize("schedule", [LinearBetas(), CosineBetas(), Linear(), GVP(), VP()], ids=NAME)
-@pytest.mark.parametrize("sampler", [Euler(), DDIM(), Heun(), DPMSolverPP2M(), EulerMaruyama(scale=0.0)], ids=NAME)
+@pytest.mark.parametrize("sampler", [Euler(), DDIM(), Heun(), DPMSolverPP2M()], ids=NAME)
 def test_whole_runs_reach_the_data(schedule, sampler):
     """From t_max to 0 on the sampler's own grid, singular ends included: the map from noise to data is the flow."""
     got = run_all(sampler, schedule, jax.random.key(0), X, 100)
@@ -128,14 +129,17 @@ def test_whole_runs_reach_the_data(schedule, sampler):
 # --------------------------------------------------------------------------- stochastic samplers
 
 
-def draws(sampler, schedule, steps, n=60000):
-    start, noise = jax.random.split(jax.random.key(5))
-    t = schedule.t_max
-    x = schedule.alpha(t) * MU + width(schedule, t) * jax.random.normal(start, (1, n, 1))
-    return run_all(sampler, schedule, noise, x, steps)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def starts(schedule, n):
+    x = jax.random.normal(jax.random.key(5), (1, n, 1))
+    return schedule.alpha(schedule.t_max) * MU + width(schedule, schedule.t_max) * x
 
 
-def ddpm_law(steps, eta=1.0):
+def draws(sampler, schedule, steps, n):
+    return np.asarray(run_all(sampler, schedule, jax.random.key(6), starts(schedule, n), steps))
+
+
+def ddpm_law(steps):
     """Mean and variance of DDPM samples, carried in float64 through the respaced tables of the textbook."""
     kept = np.round(np.arange(steps) * 999 / (steps - 1)).astype(int)
     abar = np.cumprod(1 - LinearBetas().betas())[kept]
@@ -173,15 +177,20 @@ def test_ddim_with_eta_1_is_ancestral(schedule):
     np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@functools.cache
+def ode_draws(n):
+    return draws(EulerMaruyama(scale=0.0), GVP(), 200, n)
+
+
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)
 def test_law_of_sde_samples_does_not_depend_on_w(diffusion):
-    """Six forms of w(t) and none: always the data's mean and variance, up to O(1 / steps) and Monte-Carlo error."""
+    """Six forms of w(t): always the data's mean and variance, up to O(1 / steps) and Monte-Carlo error."""
     n = 20000
-    x = draws(EulerMaruyama(diffusion=diffusion, last_size=0.01), GVP(), 200, n)
+    x = draws(EulerMaruyama(diffusion=diffusion, last_size=0.002), GVP(), 200, n)
     assert abs(x.mean() - MU) < 0.01 + 4 * SD / math.sqrt(n)
     assert abs(x.std() / SD - 1) < 0.02 + 4 / math.sqrt(2 * n)
-    ode = draws(EulerMaruyama(diffusion=diffusion, scale=0.0), GVP(), 200, n)
-    assert jnp.abs(x - ode).mean() > 0.1  # the noise is really there: the same starts end elsewhere
+    ode = ode_draws(n)
+    assert np.abs(x - ode).mean() > 0.1  # the noise is really there: the same starts end elsewhere
 
 
 def test_last_sde_step():

@@ -1,0 +1,31 @@
+"""MonoFormer on canvases of up to four handwritten digits: "seven left of two" -> image, and back.
+
+    python -m src.main --config=configs/digits_canvas.py --workdir=runs/digits_canvas
+"""
+
+from configs import common
+
+
+def get_config(name: str | None = None):
+    """Variants: debug, official."""
+    config = common.base()
+    config.steps, config.batch = 3000, 64
+    config.model.trunk.update({"width": 128, "depth": 4, "heads": 4, "kv_heads": 4, "mlp_width": 384})
+    config.model.trunk.update({"qk_norm": True, "init": "lecun_normal"})
+    config.tasks = {
+        "caption_to_canvas": {
+            "share": 0.7,
+            "data": {"name": "canvas:CanvasCaptionToImage"},
+            "objectives": {"diffusion": common.denoise()},
+        },
+        "canvas_to_caption": {
+            "share": 0.3,
+            "data": {"name": "canvas:CanvasImageToCaption"},
+            "objectives": {"text": common.next_token("caption", weight=0.1)},
+        },
+    }
+    config.patch.size = 4
+    config.optim.update({"lr": 3e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98})
+    config.ema.update({"decay": 0.995, "warmup": True})
+    config.eval.evaluators = {"canvas": {"name": "canvas"}}
+    return common.variant(config, name)

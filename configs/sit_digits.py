@@ -1,0 +1,28 @@
+"""SiT on handwritten digits: class-conditional, linear interpolant, velocity, adaLN-zero in every block.
+
+    python -m src.main --config=configs/sit_digits.py --workdir=runs/sit_digits
+
+The second system of the house: the same model, step and loop as MonoFormer with other parts named in the config.
+"""
+
+from configs import common
+
+
+def get_config(name: str | None = None):
+    """Variants: debug."""
+    config = common.base()
+    config.steps, config.batch = 1000, 64
+    config.text_codec.name = ""
+    config.model.update(common.dit(width=64, depth=4, heads=4))
+    config.model.trunk.init = "xavier_uniform"
+    config.tasks = {
+        "label_to_image": {
+            "share": 1.0,
+            "data": {"name": "labels:LabelToImage"},
+            "objectives": {"diffusion": common.denoise()},
+        }
+    }
+    config.optim.update({"lr": 2e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98})
+    config.ema.update({"decay": 0.995, "warmup": True})
+    config.eval.evaluators = {"labels": {"name": "labels"}}
+    return common.variant(config, name)

@@ -1,0 +1,47 @@
+"""SiT-XL/2 on ImageNet 256 x 256 latents (arXiv 2401.08740): 675M parameters, FID 2.06 published with guidance.
+
+    python -m src.main --config=configs/sit_xl2_imagenet256.py --workdir=gs://…/sit --config.tasks.class_to_image.data.folder=…
+
+The folder holds images.npy [n, 32, 32, 4] (SD-VAE latents x 0.18215), labels.npy and names.json. A step of 256 rows is
+65,536 tokens. Variant `official` also keeps the published model's unused variance outputs and time scale (675,129,632
+numbers with the fixed position table of 294,912, which is no parameter here).
+"""
+
+from configs import common
+
+
+def get_config(name: str | None = None):
+    """Variants: official, debug."""
+    config = common.base()
+    config.steps, config.batch = 7_000_000, 256
+    config.text_codec.name = ""
+    config.model.update(common.dit(width=1152, depth=28, heads=16))
+    config.model.dtype = "bfloat16"
+    config.model.trunk.update({"init": "xavier_uniform", "remat": "dots"})
+    config.tasks = {
+        "class_to_image": {
+            "share": 1.0,
+            "data": {
+                "name": "arrays:ClassToImage",
+                "folder": "data/imagenet256",
+                "height": 32,
+                "width": 32,
+                "channels": 4,
+                "classes": 1000,
+            },
+            "objectives": {"diffusion": common.denoise(times="times:Uniform")},
+        }
+    }
+    config.mesh = {"data": -1, "fsdp": 1}
+    config.sample.image.update({"sampler": {"name": "gaussian:EulerMaruyama", "last_size": 0.04}, "steps": 250})
+    config.sample.image.guidance.scale = 1.5
+    config.optim.max_norm = common.NO_CLIP
+    config.checkpoint.every = 50_000
+    return common.variant(config, name, official=official)
+
+
+def official(config):
+    """Unused variance outputs in the head, and the network reads t itself instead of 1000 t."""
+    config.model.image_head.variance = "unused"
+    config.process.schedule = {"name": "schedules:Linear", "time_scale": 1.0}
+    return config

@@ -1,0 +1,38 @@
+"""The checksum sees every bit and every exchange, and does not see the sharding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from src.common.fingerprint import fingerprint, fingerprints
+from src.common.sharding import infer_param_sharding, make_mesh
+
+
+def _mix(x):
+    x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
+    return x ^ (x >> 16)
+
+
+def test_equals_the_definition_on_every_sharding():
+    x = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+    expected = sum(_mix(int(bits) ^ _mix(i)) for i, bits in enumerate(x.view(np.uint32).ravel())) % 2**32
+    for axes in ({"data": 8, "fsdp": 1}, {"data": 2, "fsdp": 4}):
+        mesh = make_mesh(axes)
+        leaf = jax.device_put(x, infer_param_sharding(x, mesh, min_size=1))
+        assert fingerprints({"x": leaf}) == {"x": expected}
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", "int8", "uint32", "bool", "complex64", "float8_e4m3fn", "int4"]
+)
+def test_sees_single_bits_and_exchanges(dtype):
+    x = jnp.asarray(np.arange(6) % 2).astype(dtype)
+    seen = {int(fingerprint(x.at[i].set(x[i - 1]))) for i in range(6)} | {
+        int(fingerprint(x)),
+        int(fingerprint(x[::-1])),
+    }
+    assert len(seen) == 8
+    signs = jnp.ones(4).at[jnp.array([0, 2])].multiply(-1)  # two top bits at once cancel in a plain weighted sum
+    assert int(fingerprint(signs)) != int(fingerprint(-signs)) != int(fingerprint(jnp.ones(4)))

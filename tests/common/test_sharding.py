@@ -1,0 +1,69 @@
+"""Meshes that fit, arrays cut where they should be, batches whole again on the devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from src.common import sharding
+from src.interfaces import LabelField
+
+
+def test_mesh_sizes():
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 4})
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4} and set(mesh.axis_types) == {AxisType.Auto}
+    assert dict(sharding.make_mesh({"data": 1, "fsdp": -1}, jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1}
+    with pytest.raises(
+        ValueError,
+        match=r"^mesh \(data=-1, fsdp=3\) does not fit 8 cpu devices .*: set mesh.data to -1, and mesh.fsdp to",
+    ):
+        sharding.make_mesh({"data": -1, "fsdp": 3})
+    with pytest.raises(ValueError, match=r"mesh \(data=2, fsdp=2\) does not fit 8 cpu devices"):
+        sharding.make_mesh({"data": 2, "fsdp": 2})
+    for axes in ({"data": -1, "fsdp": -1}, {"data": 0, "fsdp": 8}, {}):
+        with pytest.raises(ValueError, match="needs positive axis sizes"):
+            sharding.make_mesh(axes)
+
+
+def test_parameters_are_cut_by_size():
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
+    shapes = {
+        "layers": {"kernel": (64, 32, 48), "deep": (4096, 2, 3), "scale": (8, 16)},
+        "embed": (100, 64),
+        "square": (64, 64),
+        "odd": (101, 63),
+        "small": (8, 8),
+        "step": (),
+    }
+    tree = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    specs = jax.tree.map(lambda s: s.spec, sharding.infer_param_sharding(tree, mesh, min_size=1024))
+    assert specs == {
+        "layers": {"kernel": P(None, None, "fsdp"), "deep": P(), "scale": P()},
+        "embed": P("fsdp"),
+        "square": P("fsdp"),
+        "odd": P(),
+        "small": P(),
+        "step": P(),
+    }
+    assert sharding.infer_param_sharding(tree, mesh)["embed"].spec == P()
+    alone = sharding.make_mesh({"data": 8, "fsdp": 1})
+    assert {s.spec for s in jax.tree.leaves(sharding.infer_param_sharding(tree, alone, 1))} == {P()}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batch_is_split_over_all_devices(processes, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)  # chooses the branch; JAX itself still knows of one
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
+    batch = {"label": LabelField(np.arange(16)), "image": np.arange(48.0, dtype=np.float32).reshape(16, 3)}
+    placed = sharding.put_batch(batch, mesh)
+    assert np.array_equal(placed["label"].ids, np.arange(16)) and np.array_equal(placed["image"], batch["image"])
+    shards = placed["image"].addressable_shards
+    assert len({s.device for s in shards}) == 8 and all(s.data.shape == (2, 3) for s in shards)
+
+
+def test_batch_that_does_not_divide_is_refused():
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
+    with pytest.raises(ValueError, match=r"'label/ids' of shape \(12,\) has 12 rows .* 8 devices .* multiple of 8"):
+        sharding.put_batch({"label": LabelField(np.arange(12))}, mesh)

@@ -1,0 +1,75 @@
+"""What is written can be read back, a broken disk is one warning, and only process 0 writes."""
+
+import json
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from src.common.writers import JsonLines, Many, TensorBoard
+
+
+def read_events(folder):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = folder.iterdir()
+    data, values = path.read_bytes(), {}
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + size])
+        values |= {(event.step, v.tag): v for v in event.summary.value}
+        data = data[16 + size :]
+    return values
+
+
+def test_values_reach_both_files(tmp_path):
+    path, folder = tmp_path / "a" / "metrics.jsonl", tmp_path / "tensorboard"
+    path.parent.mkdir()
+    path.write_text('{"step": 1, "lo')  # a run that was killed in a line
+    writer = Many([JsonLines(path), TensorBoard(folder)])
+    writer.write_scalars(2, {"loss/text": jnp.float32(0.5), "rate": np.float64(2.0), "bad": float("nan")})
+    writer.write_texts(3, {"sample": "three\nlines"})
+    writer.write_images(
+        3, {"grid": jnp.linspace(-1, 2, 12).reshape(2, 2, 3), "batch": np.zeros((2, 4, 5, 1), np.uint8)}
+    )
+    writer.flush()
+    writer.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    assert [{k: v for k, v in line.items() if k != "time"} for line in lines] == [
+        {"step": 2, "loss/text": 0.5, "rate": 2.0, "bad": "nan"},
+        {"step": 3, "sample": "three\nlines"},
+    ]
+    events = read_events(folder)
+    assert events[2, "loss/text"].simple_value == 0.5 and np.isnan(events[2, "bad"].simple_value)
+    assert (3, "sample/text_summary") in events
+    assert {k: (v.image.height, v.image.width) for k, v in events.items() if v.HasField("image")} == {
+        (3, "grid"): (2, 2),
+        (3, "batch/0"): (4, 5),
+        (3, "batch/1"): (4, 5),
+    }
+
+
+def test_a_broken_disk_is_one_warning_and_then_it_is_tried_again(tmp_path, caplog):
+    (tmp_path / "place").write_text("a file where a folder should be")
+    writers = JsonLines(tmp_path / "place" / "metrics.jsonl"), TensorBoard(tmp_path / "place")
+    for step in range(3):
+        Many(writers).write_scalars(step, {"loss": 1.0})
+    assert [record.args[0] for record in caplog.records] == ["JsonLines", "TensorBoard"]
+    (tmp_path / "place").unlink()
+    Many(writers).write_scalars(3, {"loss": 1.0})
+    Many(writers).close()
+    assert json.loads((tmp_path / "place" / "metrics.jsonl").read_text())["step"] == 3
+    full = JsonLines("/dev/full")  # accepts writes and refuses to keep them
+    for step in range(3):
+        full.write_scalars(step, {"loss": 1.0})
+    full.close()
+    assert [record.args[0] for record in caplog.records] == ["JsonLines", "TensorBoard", "JsonLines"]
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    writer = Many([JsonLines(tmp_path / "metrics.jsonl"), TensorBoard(tmp_path)])
+    writer.write_scalars(1, {"loss": 1.0})
+    writer.close()
+    assert not list(tmp_path.iterdir())
