@@ -168,11 +168,14 @@ def official(config: ConfigDict) -> ConfigDict:
 def debug(config: ConfigDict) -> ConfigDict:
     """The same system, tiny: some steps in seconds."""
     config.model.trunk.update({"width": 32, "depth": 2, "heads": 2, "kv_heads": 1, "mlp_width": 64})
-    config.steps, config.batch = 8, 16
+    config.steps, config.batch = 8, min(config.batch, 88)
     config.log.every, config.checkpoint.every, config.eval.every = 2, 4, 0
     config.optim.warmup = min(config.optim.warmup, 2)
     config.sample.image.steps = 2
-    config.sample.rows = 16
+    config.sample.rows = 20
+    counts = {"images": 20, "captions": 20, "sentences": 20, "canvases": 20}
+    for evaluator in config.eval.evaluators.values():
+        evaluator.update({k: v for k, v in counts.items() if k in evaluator})
     return config
 
 

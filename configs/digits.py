@@ -28,12 +28,12 @@ def get_config(name: str | None = None):
         },
         "number_sentences": {
             "share": 32,
-            "data": {"name": "digits:NumberSentences"},
-            "objectives": {"text": common.next_token("sentence", weight=0.4)},
+            "data": {"name": "digits:NumberSentences", "relations": ("sum", "successor", "larger")},
+            "objectives": {"text": common.next_token("sentence", weight=1.0)},
         },
     }
     config.optim.update({"lr": 4e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98, "weight_decay": 0.1})
     config.ema.update({"decay": 0.995, "warmup": True})
-    config.eval.evaluators = {}
+    config.eval.evaluators = {"digits": {"name": "digits", "images": 690, "captions": 360, "sentences": 200}}
     config.checkpoint.every = 500
     return common.variant(config, name)

@@ -1,6 +1,6 @@
 """MonoFormer on canvases of up to four handwritten digits: "seven left of two" -> image, and back.
 
-    python -m src.main --config=configs/digits_canvas.py --workdir=runs/digits_canvas
+python -m src.main --config=configs/digits_canvas.py --workdir=runs/digits_canvas
 """
 
 from configs import common
@@ -14,12 +14,12 @@ def get_config(name: str | None = None):
     config.model.trunk.update({"qk_norm": True, "init": "lecun_normal"})
     config.tasks = {
         "caption_to_canvas": {
-            "share": 0.7,
+            "share": 48,
             "data": {"name": "canvas:CanvasCaptionToImage"},
             "objectives": {"diffusion": common.denoise()},
         },
         "canvas_to_caption": {
-            "share": 0.3,
+            "share": 16,
             "data": {"name": "canvas:CanvasImageToCaption"},
             "objectives": {"text": common.next_token("caption", weight=0.1)},
         },
@@ -27,5 +27,13 @@ def get_config(name: str | None = None):
     config.patch.size = 4
     config.optim.update({"lr": 3e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98})
     config.ema.update({"decay": 0.995, "warmup": True})
-    config.eval.evaluators = {"canvas": {"name": "canvas"}}
+    config.eval.evaluators = {
+        "canvas": {
+            "name": "canvas",
+            "draw": "caption_to_canvas",
+            "caption": "canvas_to_caption",
+            "canvases": 360,
+            "captions": 360,
+        }
+    }
     return common.variant(config, name)

@@ -15,6 +15,7 @@ from absl import flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 FLAGS = flags.FLAGS
+WARNING = 30
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file, e.g. configs/digits.py or configs/digits.py:debug.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and samples go.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample"], "What to do.")
@@ -49,27 +50,31 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> None:
     """Reads the flags; raises ValueError in one sentence for what is wrong with them or with the config file."""
+    for argument in argv:
+        path = argument.partition("=")[2].partition(":")[0]
+        if argument.lstrip("-").startswith("config=") and not os.path.isfile(path):
+            raise ValueError(f"there is no config file {path!r}; give one such as --config=configs/digits.py")
     try:
         FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError, ImportError, SyntaxError) as error:
-        raise ValueError(_sentence(error, argv)) from error
-    if CONFIG.value is None:
+        config, workdir = CONFIG.value, WORKDIR.value
+    except (flags.Error, AttributeError, KeyError, TypeError, ImportError, SyntaxError) as error:
+        raise ValueError(f"the command line or the config is wrong: {_reason(error)}") from error
+    if config is None:
         raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
-    if WORKDIR.value is None:
+    if workdir is None:
         raise ValueError("no workdir is given: add --workdir=runs/<name>, where checkpoints and logs will go")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     # Libraries tell of every file that they rename; what they warn of is kept.
     own = os.path.dirname(os.path.abspath(__file__))
-    logging.get_absl_handler().addFilter(lambda r: r.levelno >= 30 or r.pathname.startswith(own))
+    logging.get_absl_handler().addFilter(lambda r: r.levelno >= WARNING or r.pathname.startswith(own))
 
 
-def _sentence(error: Exception, argv: list[str]) -> str:
-    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-    if isinstance(error, OSError | ImportError):
-        files = [a.partition("=")[2].partition(":")[0] for a in argv if a.startswith("--config=")]
-        return f"the config file {files[0] if files else '?'} cannot be read: {text}"
-    return f"the command line or config is wrong: {text}"
+def _reason(error: Exception) -> str:
+    """One line of an error that may hold a whole traceback, or the quoted text of another error."""
+    text = str(error).replace("\\n", "\n").replace("\\'", "'").strip('" \n')
+    last = text.splitlines()[-1]
+    return (last.partition("Error: ")[2] or last) if "Traceback" in text else " ".join(text.split())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+"""Every config builds in every form; the published sizes are met without allocating them; nonsense is refused in words."""
+
+import importlib
+import pathlib
+
+import jax
+import pytest
+
+from configs import digits, imagenet256, sit_xl2_imagenet256
+from src.build import build_system
+from src.common.tree import count_parameters
+
+NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+NAMES = [n for n in NAMES if n not in ("__init__", "common")]
+
+
+@pytest.mark.parametrize("variant", ["", "debug"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_builds(name, variant):
+    module = importlib.import_module(f"configs.{name}")
+    assert "python -m src.main --config=" in module.__doc__
+    system = build_system(module.get_config(variant))
+    for plan in system.tasks.values():
+        fake = plan.task.fake(2, 0)
+        spec = plan.task.element_spec(2)
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), fake) == jax.tree.map(lambda a: (a.shape, a.dtype), spec)
+    if variant == "debug":
+        assert count_parameters(jax.eval_shape(system.init, jax.random.key(0))) < 3_000_000
+
+
+@pytest.mark.parametrize(
+    "config, count",
+    [
+        (imagenet256.get_config(), 1_121_673_248),
+        (imagenet256.get_config("official"), 1_121_673_248),
+        (imagenet256.get_config("paper"), 1_121_673_248),
+        # the published 675,129,632 hold a fixed table of 256 positions x 1152, which is no parameter here
+        (sit_xl2_imagenet256.get_config("official"), 675_129_632 - 256 * 1152),
+        # without the published model's unused variance outputs
+        (sit_xl2_imagenet256.get_config(), 675_129_632 - 256 * 1152 - 16 * 1153),
+    ],
+)
+def test_published_parameter_counts(config, count):
+    assert count_parameters(jax.eval_shape(build_system(config).init, jax.random.key(0))) == count
+
+
+def test_official_preset_is_bug_for_bug():
+    system = build_system(imagenet256.get_config("official"))
+    layout = [(s.name, s.length) for s in system.tasks["class_prompt_to_image"].layout.segments]
+    assert layout == [("prompt", 32), ("image.time", 1), ("image", 256), ("tail", 4)]
+    sampler = system.predictor.image
+    assert (sampler.guidance.channels, sampler.steps, sampler.process.variance) == (3, 20, "learned_range")
+    assert build_system(digits.get_config("official")).weights["number_sentences/text"] == 0.01
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"process.name": "gausian"}, r"no src/corruption/gausian.py \(did you mean gaussian\?\)"),
+        ({"text_codec.name": "text:Sentence"}, "no public class Sentence"),
+        ({"tasks.caption_to_image.objectives.diffusion.name": "denoiser"}, "no src/objectives/denoiser.py"),
+        ({"model.trunk.heads": 3}, "width=64 is not divisible by heads=3"),
+        ({"patch.size": 3}, "patch size 3 does not divide an image of 8 x 8"),
+        ({"process.variance": "learned_range"}, "does not go with process.variance='learned_range'"),
+        ({"sample.image.sampler.name": "gaussian:Leap"}, "no public class Leap"),
+        ({"text_codec.name": ""}, "has text, but text_codec.name is empty"),
+        ({"tasks.image_to_caption.objectives.text.fields": ("title",)}, r"reads \['title'\], but the task has the"),
+    ],
+)
+def test_what_means_nothing_is_refused(changes, match):
+    config = digits.get_config("debug")
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=match):
+        build_system(config)
+
+
+def test_unknown_option_and_variant():
+    config = digits.get_config("debug")
+    with config.unlocked():
+        config.tasks.caption_to_image.data.shiftt = 1
+    with pytest.raises(ValueError, match="has no option 'shiftt'"):
+        build_system(config)
+    with pytest.raises(ValueError, match="variant 'debgu' is unknown; there are official, debug"):
+        digits.get_config("debgu")

@@ -1,0 +1,117 @@
+"""The command line, as a person uses it: train, resume, sample, and what it says when something is wrong."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src import main
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def command(*arguments, **environment):
+    """A fresh process on one device, as a user has it."""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | environment
+    return subprocess.run(
+        [sys.executable, "-m", "src.main", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=280
+    )
+
+
+def call(capsys, monkeypatch, *arguments):
+    """The same in this process, on its eight devices: (exit code, standard error)."""
+    argv = ["main", *map(str, arguments)]
+    monkeypatch.setattr(sys, "argv", argv)  # config flags look for their overrides there
+    for name in [n for n in main.FLAGS if n.startswith("config.")]:
+        delattr(main.FLAGS, name)
+    for name in ("config", "workdir", "mode", "prompt", "image", "label", "task", "output"):
+        main.FLAGS[name].unparse()
+    main.FLAGS.unparse_flags()
+    code = main.main(argv)
+    return code, capsys.readouterr().err.strip()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished debug run."""
+    folder = tmp_path_factory.mktemp("run")
+    result = command("--config=configs/digits.py:debug", f"--workdir={folder}", "--config.optim.lr=1e-3")
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_training_leaves_metrics_pictures_and_logs(trained):
+    folder, result = trained
+    metrics = json.loads((folder / "metrics.json").read_text())
+    expected = "digit_accuracy caption_accuracy text_accuracy judge_accuracy frechet_distance frechet_floor"
+    expected += " seconds_to_first_step seconds_total parameters steps"
+    assert set(expected.split()) <= set(metrics) and metrics["steps"] == 8
+    for key in expected.split():
+        assert key in result.stdout
+    pictures = list((folder / "samples").glob("*.png"))
+    assert pictures and all(Image.open(p).size[0] > 100 for p in pictures)
+    assert list((folder / "tensorboard").iterdir())
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in losses] == [1, 2, 4, 6, 8]
+    assert {"loss/caption_to_image/diffusion/mse", "tokens_per_second", "images_per_second"} <= set(losses[0])
+    assert losses[0]["learning_rate"] == pytest.approx(5e-4), "an override on the command line counts"
+    assert "step 8/8" in result.stderr and "left" in result.stderr
+
+
+def test_sampling_writes_pictures_and_text(trained, tmp_path, capsys, monkeypatch):
+    folder, _ = trained
+    base = ["--config=configs/digits.py:debug", f"--workdir={folder}", "--mode=sample", "--config.optim.lr=1e-3"]
+    picture = tmp_path / "three.png"
+    assert call(capsys, monkeypatch, *base, "--prompt=a handwritten three", f"--output={picture}")[0] == 0
+    assert np.asarray(Image.open(picture)).std() > 0
+    image = tmp_path / "digit.png"
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(image)
+    assert call(capsys, monkeypatch, *base, f"--image={image}")[0] == 0
+    code, error = call(capsys, monkeypatch, *base, "--prompt=a handwritten Ω")
+    assert code == 1 and "'Ω'" in error and "\n" not in error
+    code, error = call(capsys, monkeypatch, *base, f"--image={folder / 'metrics.json'}")
+    assert code == 1 and "is not an image that can be read" in error
+    code, error = call(capsys, monkeypatch, *base)
+    assert code == 1 and "--mode=sample needs --prompt" in error
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        ([], "no config is given"),
+        (["--config=configs/digits.py:debug"], "no workdir is given"),
+        (["--config=configs/digit.py", "--workdir=x"], "there is no config file 'configs/digit.py'"),
+        (["--config=configs/digits.py:debgu", "--workdir=x"], "config variant 'debgu' is unknown"),
+        (["--config=configs/digits.py:debug", "--workdir=x", "--config.optim.lrr=1"], "lrr"),
+        (["--config=configs/digits.py:debug", "--workdir=x", "--config.optim.lr=fast"], "fast"),
+        (["--config=configs/digits.py:debug", "--workdir=/proc/nowhere"], "workdir /proc/nowhere cannot be written"),
+        (["--config=configs/digits.py:debug", "--workdir={file}"], "cannot be written"),
+        (["--config=configs/digits.py:debug", "--workdir={new}", "--config.mesh.data=3"], "does not fit 8 cpu devices"),
+        (["--config=configs/digits.py:debug", "--workdir={new}", "--mode=eval"], "there is no checkpoint in"),
+        (["--config=configs/digits.py:debug", "--workdir={run}"], "optim.lr: 0.001 -> 0.004"),
+        (["--config=configs/digits.py:debug", "--workdir={run}", "--config.model.trunk.width=16"], "trunk/layers"),
+        (["--config=configs/imagenet256.py:debug", "--workdir={new}"], "does not exist"),
+    ],
+)
+def test_each_mistake_is_one_sentence_and_nothing_is_overwritten(trained, tmp_path, capsys, monkeypatch, arguments, match):
+    folder, _ = trained
+    (tmp_path / "file").write_text("not a folder")
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    places = {"file": tmp_path / "file", "new": tmp_path / "new", "run": folder}
+    code, error = call(capsys, monkeypatch, *[a.format(**places) for a in arguments])
+    last = error.splitlines()[-1]
+    assert code == 1 and match in last and last.startswith("error: "), error
+    assert "Traceback" not in error
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_tensorflow_and_torch_stay_out():
+    code = "import src.main, src.run, sys; bad = {'tensorflow', 'torch', 'transformers'} & set(sys.modules); assert not bad, bad"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
