@@ -11,11 +11,13 @@ def get_config(name: str | None = None):
     config = common.base()
     config.steps, config.batch = 3000, 64
     config.model.trunk.update({"width": 128, "depth": 4, "heads": 4, "kv_heads": 4, "mlp_width": 384})
+    config.model.time.init = "lecun_normal"
+    config.model.text.init = "normal:0.1"
     config.model.trunk.update({"qk_norm": True, "init": "lecun_normal"})
     config.tasks = {
         "caption_to_canvas": {
             "share": 48,
-            "data": {"name": "canvas:CanvasCaptionToImage"},
+            "data": {"name": "canvas:CanvasCaptionToImage", "shift": 0},
             "objectives": {"diffusion": common.denoise()},
         },
         "canvas_to_caption": {

@@ -212,7 +212,9 @@ class Net(Protocol):
 
     def extend(self, layout: Any, part: Any, start: int, view: View, cache: PyTree) -> tuple[Hidden, PyTree]: ...
 
-    def extend_token(self, layout: Any, ids: Array, valid: Array, slot: Array, cache: PyTree) -> tuple[Array, PyTree]: ...
+    def extend_token(
+        self, layout: Any, ids: Array, valid: Array, slot: Array, cache: PyTree
+    ) -> tuple[Array, PyTree]: ...
 
 
 @runtime_checkable

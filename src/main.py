@@ -1,7 +1,7 @@
 """Trains, evaluates and samples a system: flags and dispatch only.
 
-    python -m src.main --config=configs/digits.py --workdir=runs/digits
-    python -m src.main --config=configs/digits.py --workdir=runs/digits --mode=sample --prompt="a handwritten three"
+python -m src.main --config=configs/digits.py --workdir=runs/digits
+python -m src.main --config=configs/digits.py --workdir=runs/digits --mode=sample --prompt="a handwritten three"
 """
 
 import time
@@ -16,7 +16,9 @@ from ml_collections import config_flags  # noqa: E402
 
 FLAGS = flags.FLAGS
 WARNING = 30
-CONFIG = config_flags.DEFINE_config_file("config", None, "The config file, e.g. configs/digits.py or configs/digits.py:debug.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The config file, e.g. configs/digits.py or configs/digits.py:debug."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and samples go.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample"], "What to do.")
 PROMPT = flags.DEFINE_string("prompt", None, "--mode=sample: the text to draw, or to go on from.")

@@ -15,7 +15,8 @@ from etils import epath
 from src.build import build_system, cache_folder
 from src.common.writers import JsonLines, Many, TensorBoard
 from src.train import loop
-from src.train.checkpoint import Checkpointer, check_config
+from src.train.checkpoint import Checkpointer
+from src.train.compatible import check_config
 
 
 def train(flags: Any, started: float) -> None:
@@ -111,12 +112,14 @@ def _restored(flags: Any) -> tuple[Any, Any, epath.Path]:
         raise FileNotFoundError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")
     checkpoints = Checkpointer(flags.workdir, keep=flags.config.checkpoint.keep)
     system = build_system(flags.config)
-    found = checkpoints.restore(loop.make_trainer(system).abstract)
+    fixed = ("model", "patch", "text_codec", "process")
+    free = tuple(k for k in flags.config if k not in fixed)
+    found = checkpoints.restore(
+        loop.make_trainer(system).abstract, lambda saved: check_config(saved, flags.config, free)
+    )
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")
-    state, _, meta = found
-    fixed = ("model", "patch", "text_codec", "process")
-    check_config(meta["config"], flags.config, tuple(k for k in flags.config if k not in fixed))
+    state = found[0]
     checkpoints.close()
     return system, state, workdir
 

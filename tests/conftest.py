@@ -8,7 +8,8 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jaxtyping
 
 jaxtyping.install_import_hook(
-    ["src.codecs", "src.corruption", "src.sequence", "src.models", "src.sampling", "src.objectives"], "beartype.beartype"
+    ["src.codecs", "src.corruption", "src.sequence", "src.models", "src.sampling", "src.objectives"],
+    "beartype.beartype",
 )
 
 import jax

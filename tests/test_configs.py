@@ -59,7 +59,7 @@ def test_official_preset_is_bug_for_bug():
         ({"process.name": "gausian"}, r"no src/corruption/gausian.py \(did you mean gaussian\?\)"),
         ({"text_codec.name": "text:Sentence"}, "no public class Sentence"),
         ({"tasks.caption_to_image.objectives.diffusion.name": "denoiser"}, "no src/objectives/denoiser.py"),
-        ({"model.trunk.heads": 3}, "width=64 is not divisible by heads=3"),
+        ({"model.trunk.heads": 3}, "width=32 is not divisible by heads=3"),
         ({"patch.size": 3}, "patch size 3 does not divide an image of 8 x 8"),
         ({"process.variance": "learned_range"}, "does not go with process.variance='learned_range'"),
         ({"sample.image.sampler.name": "gaussian:Leap"}, "no public class Leap"),

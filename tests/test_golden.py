@@ -176,7 +176,9 @@ def test_monoformer_gradient_and_adamw_step(step_case, accumulate):
             leaf = np.asarray(ours[path] if block is None else ours[path][block])
             leaf = leaf.T if path.endswith("kernel") else leaf
             expected = want[f"{kind}/{name}"]
-            np.testing.assert_allclose(leaf, expected, rtol=tolerance, atol=tolerance * abs(expected).max(), err_msg=name)
+            np.testing.assert_allclose(
+                leaf, expected, rtol=tolerance, atol=tolerance * abs(expected).max(), err_msg=name
+            )
 
 
 def guided(want):
@@ -222,9 +224,9 @@ def test_monoformer_respaced_ancestral_steps(monoformer):
 
     process = Start(LinearBetas(), "eps", "learned_range")
     image = ImageSampler(process, Recorded(), len(noise), Guidance(scale=float(want["cfg_scale"]), channels=3), 16, 4)
-    out = generate(
-        bind(graph, params), layout, cond, jax.random.key(0), generated=("image",), image=image, null=null
-    )["image"]
+    out = generate(bind(graph, params), layout, cond, jax.random.key(0), generated=("image",), image=image, null=null)[
+        "image"
+    ]
     np.testing.assert_allclose(out, patches(want["cfg_samples"]), rtol=1e-5, atol=1e-4)
 
 

@@ -95,11 +95,16 @@ def test_sampling_writes_pictures_and_text(trained, tmp_path, capsys, monkeypatc
         (["--config=configs/digits.py:debug", "--workdir={new}", "--config.mesh.data=3"], "does not fit 8 cpu devices"),
         (["--config=configs/digits.py:debug", "--workdir={new}", "--mode=eval"], "there is no checkpoint in"),
         (["--config=configs/digits.py:debug", "--workdir={run}"], "optim.lr: 0.001 -> 0.004"),
-        (["--config=configs/digits.py:debug", "--workdir={run}", "--config.model.trunk.width=16"], "trunk/layers"),
+        (
+            ["--config=configs/digits.py:debug", "--workdir={run}", "--config.model.trunk.width=16"],
+            "model.trunk.width: 32 -> 16",
+        ),
         (["--config=configs/imagenet256.py:debug", "--workdir={new}"], "does not exist"),
     ],
 )
-def test_each_mistake_is_one_sentence_and_nothing_is_overwritten(trained, tmp_path, capsys, monkeypatch, arguments, match):
+def test_each_mistake_is_one_sentence_and_nothing_is_overwritten(
+    trained, tmp_path, capsys, monkeypatch, arguments, match
+):
     folder, _ = trained
     (tmp_path / "file").write_text("not a folder")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}

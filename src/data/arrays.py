@@ -119,8 +119,8 @@ class ClassPromptToImage(_Folder):
     """Class name -> image: prompt(text) = <s> words <|im_start|>, image, tail(text) = <|im_end|> </s>, no text loss.
 
     The words are one of `PHRASES` with the class's name (MonoFormer's ImageNet prompts), at random in training, the
-    first in "test"; they are dropped with probability `drop`. With `newline` a line break stands before </s>, two tokens,
-    as in the official data (nothing sees it). `prompt_length` counts <s> and <|im_start|>; longer
+    first in "test"; they are dropped with probability `drop`. With `newline` a line break stands before </s>, two
+    tokens, as in the official data (nothing sees it). `prompt_length` counts <s> and <|im_start|>; longer
     prompts are refused when the folder is opened.
     """
 

@@ -23,7 +23,9 @@ def initializer(spec: str | float) -> Initializer:
         return initializers.zeros_init() if spec == 0 else initializers.normal(spec)
     factory = getattr(initializers, f"{spec}_init", None) or getattr(initializers, spec, None)
     if factory is None:
-        raise ValueError(f"initializer {spec!r} is unknown; use 'normal:0.02', 'zeros', 'lecun_normal', 'xavier_uniform'")
+        raise ValueError(
+            f"initializer {spec!r} is unknown; use 'normal:0.02', 'zeros', 'lecun_normal', 'xavier_uniform'"
+        )
     return factory()
 
 

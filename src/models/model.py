@@ -158,9 +158,7 @@ def _join(parts: list[Embedded]) -> Embedded:
 
 def _place(layout: Layout, valid: Bool[Array, "B N"], start, cache: Cache) -> SequenceSpec:
     """SequenceSpec of new tokens at `start`: their slots' orders; positions go on from the row's valid tokens."""
-    orders = [
-        jax.lax.dynamic_slice_in_dim(jnp.asarray(o), start, valid.shape[1]) for o in layout.static_orders()
-    ]
+    orders = [jax.lax.dynamic_slice_in_dim(jnp.asarray(o), start, valid.shape[1]) for o in layout.static_orders()]
     count = (cache.spec.segment > 0).sum(axis=1)[:, None, None]
     return SequenceSpec(*orders, valid.astype(jnp.int32), positions(valid) + count)
 

@@ -10,7 +10,6 @@ from jaxtyping import Array
 
 from src.interfaces import Batch, Hidden, LossTerm, Net, Noised, Process, PyTree, View
 
-
 Corrupted = tuple[Array, Noised, Array]  # x0 [B, N, P], what `corrupt` gave, t [B, 1]
 
 

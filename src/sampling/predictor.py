@@ -95,11 +95,12 @@ class Predictor:
         ids = self._run(layout, name, given, None, seed)
         return [self.codec.decode(_until(row, self.text.stop)) for row in ids.tolist()]
 
-    def task(self, task: str, kind: str) -> tuple[Any, Layout, str]:
+    def task(self, task: str, kind: str | None = None) -> tuple[Any, Layout, str]:
+        """Data task, layout and generated segment; raises ValueError when there is none, or it generates another kind."""
         if task not in self.tasks:
             raise ValueError(f"there is no task {task!r}; this system has {', '.join(self.tasks)}")
         data, layout, name = self.tasks[task]
-        if layout.segment(name).kind != kind:
+        if kind is not None and layout.segment(name).kind != kind:
             raise ValueError(f"task {task} generates {layout.segment(name).kind}, not {kind}")
         return data, layout, name
 

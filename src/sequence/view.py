@@ -10,9 +10,7 @@ from src.interfaces import Batch, LabelField, TokenField, View
 from src.sequence.layout import Layout
 
 
-def clean_view(
-    layout: Layout, batch: Batch, encode: Callable[[Array], Array], generated: tuple[str, ...] = ()
-) -> View:
+def clean_view(layout: Layout, batch: Batch, encode: Callable[[Array], Array], generated: tuple[str, ...] = ()) -> View:
     """Text as ids, images as clean patches (`encode` is the device codec's), labels aside.
 
     Objectives replace what they corrupt; samplers name what they will generate, and what follows it is not needed.

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,9 +24,9 @@ from jaxtyping import Array
 
 from src.common import tree
 from src.common.fingerprint import fingerprints
+from src.train.compatible import plain
 
 FORMAT = 1
-FREE = ("steps", "log", "eval", "checkpoint", "sample")
 
 
 class DamageError(Exception):
@@ -88,13 +88,15 @@ class Checkpointer:
             self._fail(error)
             return False
 
-    def restore(self, abstract_state: Any) -> tuple[Any, Any, dict[str, Any]] | None:
+    def restore(
+        self, abstract_state: Any, accept: Callable[[Any], Any] | None = None
+    ) -> tuple[Any, Any, dict[str, Any]] | None:
         """The newest sound checkpoint as (state, data_state, meta), or None when there is none at all.
 
         `abstract_state` is the state's tree with arrays or `ShapeDtypeStruct`s; their shardings are the result's (a
         leaf without one goes to the first local device), so the mesh may differ from the one that saved. A damaged
         checkpoint is named in a warning and the next older one is read; once that succeeded, the damaged ones are moved
-        to `<workdir>/damaged`. meta["config"] is for `check_config`.
+        to `<workdir>/damaged`. `accept` gets the saved config first, and raises to refuse it (see `check_config`).
 
         Raises ValueError when the saved leaves are not those of `abstract_state`, and RuntimeError when every
         checkpoint is damaged. Nothing on disk is changed in either case.
@@ -103,7 +105,7 @@ class Checkpointer:
         damaged: dict[int, str] = {}
         for step in sorted(self._steps(), reverse=True):
             try:
-                found = self._read(step, abstract_state)
+                found = self._read(step, abstract_state, accept)
             except DamageError as error:
                 damaged[step] = str(error)
                 logging.warning(
@@ -119,6 +121,10 @@ class Checkpointer:
                 f" ({listed}): restore a copy, or choose another --workdir to start anew"
             )
         return None
+
+    def finish(self) -> None:
+        """Until nothing is being written; a failure is logged, and raised by `wait`."""
+        self._settle()
 
     def wait(self) -> None:
         """Until nothing is being written. Raises OSError when the last checkpoint could not be written."""
@@ -182,7 +188,9 @@ class Checkpointer:
             except OSError as error:
                 logging.warning("Could not remove %s: %s", rest, brief(error))
 
-    def _read(self, step: int, abstract_state: Any) -> tuple[Any, Any, dict[str, Any]]:
+    def _read(
+        self, step: int, abstract_state: Any, accept: Callable[[Any], Any] | None
+    ) -> tuple[Any, Any, dict[str, Any]]:
         import orbax.checkpoint as ocp
 
         def item(**args: Any) -> Any:
@@ -194,6 +202,8 @@ class Checkpointer:
         meta = item(meta=ocp.args.JsonRestore())["meta"]
         data = item(data=ocp.args.JsonRestore())["data"]
         _check_meta(meta, data)
+        if accept is not None:
+            accept(meta["config"])
         wanted = {path: _target(leaf) for path, leaf in tree.flatten(abstract_state).items()}
         _check_leaves(meta["leaves"], wanted, str(self.directory / str(step)))
         targets = tree.unflatten(wanted)
@@ -241,40 +251,6 @@ def check_writable(workdir: str) -> epath.Path:
         reason = getattr(error, "strerror", None) or brief(error)
         raise OSError(f"the workdir {workdir} cannot be written ({reason}): choose another --workdir") from error
     return folder
-
-
-def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, tuple[Any, Any]]:
-    """The fields that differ between a checkpoint's config and this run's, `{"steps": (old, new)}`, to be logged.
-
-    Fields that equal a name in `free`, or lie below one, may differ. Raises ValueError with the list of the others.
-    """
-    before, after = _fields(plain(old)), _fields(plain(new))
-    changed = {
-        field: (before.get(field, "absent"), after.get(field, "absent"))
-        for field in sorted(before.keys() | after.keys())
-        if field not in before or field not in after or not _same(before[field], after[field])
-    }
-    locked = {f: v for f, v in changed.items() if not any(f == name or f.startswith(f"{name}.") for name in free)}
-    if locked:
-        rows = "; ".join(f"{field}: {was!r} -> {now!r}" for field, (was, now) in locked.items())
-        raise ValueError(
-            f"the run in this workdir was made with another config ({rows}): set these fields back to go on with it,"
-            " or choose another --workdir for the new config"
-        )
-    return changed
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON gives it back: ConfigDicts become dicts, tuples lists, numpy numbers numbers, the rest text."""
-
-    def convert(item: Any) -> Any:
-        if hasattr(item, "to_dict"):
-            return item.to_dict()
-        if isinstance(item, np.ndarray | np.generic | jax.Array):
-            return np.asarray(item).tolist()
-        return str(item)
-
-    return json.loads(json.dumps(value, default=convert))
 
 
 # --------------------------------------------------------------------------- helpers
@@ -330,20 +306,6 @@ def _check_leaves(saved: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeS
             f"{where} holds another architecture or optimizer, {len(rows)} leaves differ (checkpoint -> this run):"
             f" {tree.listed(rows)}; use the config that made it, or another --workdir"
         )
-
-
-def _fields(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    fields: dict[str, Any] = {}
-    for key, inner in value.items():
-        fields |= _fields(inner, f"{prefix}.{key}" if prefix else key)
-    return fields
-
-
-def _same(a: Any, b: Any) -> bool:
-    # Text compares NaN with itself, == compares 1 with 1.0.
-    return a == b or json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
 
 def _crc(value: Any) -> int:

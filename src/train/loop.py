@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -18,7 +19,8 @@ from src.common.tree import count_parameters, listed
 from src.common.writers import MetricWriter
 from src.data.pipeline import Mixture
 from src.interfaces import LossTerm
-from src.train.checkpoint import FREE, Checkpointer, check_config
+from src.train.checkpoint import Checkpointer
+from src.train.compatible import FREE, check_config
 from src.train.optim import Schedule, build_optimizer
 from src.train.state import TrainState, init_state
 from src.train.step import make_train_step
@@ -40,7 +42,9 @@ class Trainer:
     def init(self) -> TrainState:
         """A fresh state, made where it will live."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        make = jax.jit(lambda: init_state(self.system.init, self.optimizer, self.system.config.seed), out_shardings=shardings)
+        make = jax.jit(
+            lambda: init_state(self.system.init, self.optimizer, self.system.config.seed), out_shardings=shardings
+        )
         with jax.set_mesh(self.mesh):
             return make()
 
@@ -94,7 +98,11 @@ def train(trainer: Trainer, checkpoints: Checkpointer, writer: MetricWriter, sta
     meter = Meter(system, trainer.schedule)
     progress = Progress(config.steps, step)
     update = trainer.compile() if step < config.steps else None
-    with jax.set_mesh(trainer.mesh):
+    with contextlib.ExitStack() as stack:
+        stack.callback(data.close)
+        stack.callback(progress.close)
+        stack.callback(checkpoints.finish)  # whatever happens, what was saved gets written
+        stack.enter_context(jax.set_mesh(trainer.mesh))
         while step < config.steps:
             state, measured = update(state, put_batch(next(data), trainer.mesh))
             step += 1
@@ -110,20 +118,21 @@ def train(trainer: Trainer, checkpoints: Checkpointer, writer: MetricWriter, sta
                 checkpoints.save(step, state, data.get_state(), config)
             if config.eval.every and step % config.eval.every == 0 and step < config.steps:
                 evaluate(system, state, writer, step)
-    progress.close()
-    data.close()
     checkpoints.wait()
     return state, facts
 
 
 def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, int, Any]:
     """State, step and data state of the newest sound checkpoint, or a fresh state at step 0."""
-    found = checkpoints.restore(trainer.abstract)
+
+    def accept(saved: Any) -> None:
+        for field, (old, new) in check_config(saved, trainer.system.config, ELASTIC).items():
+            logging.info("the config changed since the checkpoint: %s %r -> %r", field, old, new)
+
+    found = checkpoints.restore(trainer.abstract, accept)
     if found is None:
         return trainer.init(), 0, None
-    state, data_state, meta = found
-    for field, (old, new) in check_config(meta["config"], trainer.system.config, ELASTIC).items():
-        logging.info("the config changed since the checkpoint: %s %r -> %r", field, old, new)
+    state, data_state, _ = found
     step = int(state.step)
     logging.info("resuming from step %d in %s", step, checkpoints.directory)
     return state, step, data_state

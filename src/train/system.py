@@ -87,6 +87,7 @@ def weighted_sum(system: System, terms: Mapping[str, LossTerm], counts: Mapping[
     """total = Σ weight · (sum of the term / its count); a term that counts nothing adds nothing."""
     weights = system.weights
     return sum(
-        weights[name.rsplit("/", 1)[0]] * jax.numpy.where(counts[name] > 0, term.total / jax.numpy.maximum(counts[name], 1), 0)
+        weights[name.rsplit("/", 1)[0]]
+        * jax.numpy.where(counts[name] > 0, term.total / jax.numpy.maximum(counts[name], 1), 0)
         for name, term in terms.items()
     )

@@ -13,7 +13,8 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from src.common.sharding import infer_param_sharding, make_mesh
-from src.train.checkpoint import Checkpointer, check_config
+from src.train.checkpoint import Checkpointer
+from src.train.compatible import check_config
 
 # Orbax's readers drop their futures when one of them finds damage.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

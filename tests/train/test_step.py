@@ -72,10 +72,9 @@ def test_accumulation_changes_memory_not_the_result(straight, tmp_path):
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_eight_devices_give_the_losses_of_one(tmp_path, fsdp, monkeypatch):
     monkeypatch.setattr(loop, "infer_param_sharding", sharded_down_to_one_element(loop.infer_param_sharding))
-    # 88 rows: every task's share divides over eight devices
-    one = run(tmp_path / "one", steps=3, batch=88)
+    one = run(tmp_path / "one", steps=3)
     changes = {"mesh.data": 8 // fsdp, "mesh.fsdp": fsdp}
-    eight = run(tmp_path / "eight", devices=8, steps=3, batch=88, **changes)
+    eight = run(tmp_path / "eight", devices=8, steps=3, **changes)
     close(eight[1], one[1], rtol=2e-4, atol=1e-5)
     close(eight[0].ema, one[0].ema, rtol=0, atol=2e-4)
 
@@ -132,6 +131,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
 
 def test_refusals():
     with pytest.raises(ValueError, match="do not divide over 8 = devices x accumulate"):
-        loop.make_trainer(build_system(config_of(**{"mesh.data": 8})))
+        loop.make_trainer(build_system(config_of(**{"mesh.data": 8, "batch": 16})))
     with pytest.raises(ValueError, match=r"mesh \(data=3, fsdp=1\) does not fit 8 cpu devices"):
         loop.make_trainer(build_system(config_of(**{"mesh.data": 3})))
