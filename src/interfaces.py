@@ -1,7 +1,8 @@
 """The contracts between the floors, and the glossary of letters.
 
 Shapes:  B batch · S sequence · N tokens of one field · D width · H heads · K kv heads · V vocabulary
-         C channels · P patch features · A rotary axes · L layers · T times of one row (1, or N when every token has its own)
+         C channels · P patch features · A rotary axes · L layers
+         T times of one row (1, or N when every token has its own)
 
 Time:    t in [0, 1] everywhere; t = 0 is clean data, t = 1 is noise. A discrete process with n steps puts its
          index k (0 … n-1) at t = (k + 1) / n.
@@ -31,7 +32,7 @@ PARAMETERIZATIONS = ("eps", "x0", "v", "velocity", "score")
 
 @struct.dataclass
 class TokenField:
-    """Text of one segment. `valid` is False on padding; `loss` marks the tokens that are targets of a text objective."""
+    """Text of one segment. `valid` is False on padding; `loss` marks the targets of a text objective."""
 
     ids: Int[Array, "*B N"]
     valid: Bool[Array, "*B N"]

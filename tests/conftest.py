@@ -7,12 +7,10 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 import jaxtyping
 
-jaxtyping.install_import_hook(
-    ["src.codecs", "src.corruption", "src.sequence", "src.models", "src.sampling", "src.objectives"],
-    "beartype.beartype",
-)
+FOLDERS = ("codecs", "corruption", "sequence", "models", "sampling", "objectives", "evals")
+jaxtyping.install_import_hook([f"src.{folder}" for folder in FOLDERS], "beartype.beartype")
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_threefry_partitionable", True)

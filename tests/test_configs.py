@@ -1,4 +1,4 @@
-"""Every config builds in every form; the published sizes are met without allocating them; nonsense is refused in words."""
+"""Every config builds in every form; published sizes are met without allocating them; nonsense is refused in words."""
 
 import importlib
 import pathlib

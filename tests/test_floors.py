@@ -1,4 +1,4 @@
-"""The house: imports go down or stay inside a folder, `__init__` files are empty, files and functions keep their size."""
+"""The house: imports go down or stay inside a folder, `__init__` files are empty, files and functions stay small."""
 
 import ast
 import pathlib

@@ -102,7 +102,7 @@ def timestep_features(t: Float[Array, "*B"], size: int = 256) -> Float[Array, "*
 
 
 def sincos_2d(height: int, width: int, dim: int) -> np.ndarray:
-    """Fixed positions `[height · width, dim]`: the first half encodes the column, the second the row, each [sin, cos]."""
+    """Fixed positions `[height · width, dim]`: first half column, second half row, each [sin, cos]."""
     if dim % 4:
         raise ValueError(f"2-D sin-cos positions need a model width that is a multiple of 4, got {dim}")
     frequency = 10_000.0 ** (-np.arange(dim // 4) / (dim // 4))

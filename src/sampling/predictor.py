@@ -96,7 +96,7 @@ class Predictor:
         return [self.codec.decode(_until(row, self.text.stop)) for row in ids.tolist()]
 
     def task(self, task: str, kind: str | None = None) -> tuple[Any, Layout, str]:
-        """Data task, layout and generated segment; raises ValueError when there is none, or it generates another kind."""
+        """Data task, layout and generated segment. Raises ValueError when there is none, or of another kind."""
         if task not in self.tasks:
             raise ValueError(f"there is no task {task!r}; this system has {', '.join(self.tasks)}")
         data, layout, name = self.tasks[task]

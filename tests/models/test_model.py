@@ -1,4 +1,4 @@
-"""The transformer against itself: cached = full forward for every mask mode and conditioning, remat, bf16, shared passes."""
+"""The transformer against itself: cached = full forward for every mode and conditioning, remat, bf16, shared passes."""
 
 import jax
 import jax.numpy as jnp
