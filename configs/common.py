@@ -23,6 +23,7 @@ def base() -> ConfigDict:
             "ema": {"decay": 0.9999, "warmup": False},
             "sample": sample(),
             "eval": {"every": 0, "ema": True, "evaluators": {}},  # every 0: at the end only
+            "data": {"workers": 0},  # processes per task that read ahead; 0 uses threads
             "log": {"every": 50},
             "checkpoint": {"every": 1000, "keep": 2},
         },
@@ -83,6 +84,7 @@ def optim(**changes) -> dict:
         "eps": 1e-8,
         "weight_decay": 0.0,
         "max_norm": 1.0,
+        "multipliers": ((".*", 1.0),),  # of the learning rate, by rule; 0 freezes
     } | changes
 
 
@@ -136,11 +138,12 @@ def next_token(*fields: str, weight: float = 1.0) -> dict:
     return {"name": "next_token", "fields": fields, "weight": weight}
 
 
-def official(config: ConfigDict) -> ConfigDict:
+def official(config: ConfigDict, channels: int | None = 3) -> ConfigDict:
     """MonoFormer as published, bug for bug, on whatever data the config has.
 
     Time token with both linears at zero (it stays a constant), cross-entropy weighted 0.01, output patches in (row,
-    column, channel) order, learned variance, uniform DDPM times, ancestral sampling, guidance on 3 channels.
+    column, channel) order, learned variance, uniform DDPM times, ancestral sampling,
+    guidance on `channels` of the image channels (3 of 4 as published).
     """
     config.process = ddpm()
     with config.unlocked():
@@ -160,7 +163,7 @@ def official(config: ConfigDict) -> ConfigDict:
                     objective.weight = 0.01
     config.sample.image.sampler = {"name": "gaussian:Ancestral"}
     config.sample.image.steps = 20
-    config.sample.image.guidance.channels = 3
+    config.sample.image.guidance.channels = channels
     config.ema.warmup = False
     return config
 

@@ -36,4 +36,9 @@ def get_config(name: str | None = None):
     config.ema.update({"decay": 0.995, "warmup": True})
     config.eval.evaluators = {"digits": {"name": "digits", "images": 690, "captions": 360, "sentences": 200}}
     config.checkpoint.every = 500
-    return common.variant(config, name)
+    return common.variant(config, name, official=official)
+
+
+def official(config):
+    """As published; with one channel there is none to leave unguided."""
+    return common.official(config, channels=None)

@@ -38,4 +38,9 @@ def get_config(name: str | None = None):
             "captions": 360,
         }
     }
-    return common.variant(config, name)
+    return common.variant(config, name, official=official)
+
+
+def official(config):
+    """As published; with one channel there is none to leave unguided."""
+    return common.official(config, channels=None)

@@ -18,7 +18,7 @@ def get_config(name: str | None = None):
     config.tasks = {
         "label_to_image": {
             "share": 1.0,
-            "data": {"name": "labels:LabelToImage"},
+            "data": {"name": "labels:LabelToImage", "shift": 0},
             "objectives": {"diffusion": common.denoise()},
         }
     }

@@ -180,6 +180,10 @@ def build_predictor(
     if patch:
         settings = config.sample.image
         guidance = Guidance(**dict(settings.guidance))
+        if guidance.channels and guidance.channels > patch.channels:
+            raise ValueError(
+                f"sample.image.guidance.channels={guidance.channels}, but the images have {patch.channels}; lower it"
+            )
         sampler = build("sampling", settings.sampler)
         image = ImageSampler(process, sampler, settings.steps, guidance, patch.features, patch.size**2)
     if codec:

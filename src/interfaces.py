@@ -116,7 +116,14 @@ class Estimate:
 
 @runtime_checkable
 class Process(Protocol):
-    """A corruption process: frozen, without parameters of its own."""
+    """A corruption process: frozen, without parameters of its own.
+
+    `parameterization` says which of its targets the network predicts, `schedule` and `variance` how.
+    """
+
+    schedule: Any
+    parameterization: str
+    variance: str
 
     def prior(self, key: Array, shape: tuple[int, ...]) -> Array: ...
 
@@ -246,7 +253,17 @@ class Codec(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """A data source with its layout. `element_spec` alone is enough to initialise, shard and compile."""
+    """A data source with its layout. `element_spec` alone is enough to initialise, shard and compile.
+
+    segments     the spans of a row, in order
+    image_shape  (h, w, C) of its images, or None; classes: number of class labels, or None
+
+    How rows are read (`rows`, `read`, `build`) is `data.pipeline.Source`, which every task also is.
+    """
+
+    segments: tuple[Any, ...]
+    image_shape: tuple[int, int, int] | None
+    classes: int | None
 
     def element_spec(self, batch: int) -> dict[str, Field]: ...
 

@@ -113,10 +113,9 @@ def _restored(flags: Any) -> tuple[Any, Any, epath.Path]:
     checkpoints = Checkpointer(flags.workdir, keep=flags.config.checkpoint.keep)
     system = build_system(flags.config)
     fixed = ("model", "patch", "text_codec", "process")
-    free = tuple(k for k in flags.config if k not in fixed)
-    found = checkpoints.restore(
-        loop.make_trainer(system).abstract, lambda saved: check_config(saved, flags.config, free)
-    )
+    identity = system.identity()
+    free = tuple(k for k in identity if k not in (*fixed, "tokenizer"))
+    found = checkpoints.restore(loop.make_trainer(system).abstract, lambda saved: check_config(saved, identity, free))
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")
     state = found[0]
@@ -156,6 +155,8 @@ class Pictures:
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
         """One file for each name."""
+        if jax.process_index() != 0:
+            return
         from src.evals.grid import save_png
 
         for name, image in images.items():

@@ -1,7 +1,7 @@
 """How well digits are drawn on demand: what the evaluators of words and of labels share.
 
-The model learns the training images at random shifts, so the real images of the Fréchet distance are shifted by the
-same law. The training split gives two halves of 69 different images of each digit; generated samples are as many and as
+Where the task shifts its training images at random, the real images of the Fréchet distance are shifted by the same
+law. The training split gives two halves of 69 different images of each digit; generated samples are as many and as
 balanced, so that `frechet_floor` is what a perfect model would get. (Features of held-out images are no farther from
 those of a training half, at equal sample size, although the judge learned from both halves.)
 """

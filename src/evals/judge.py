@@ -19,7 +19,7 @@ class Judge:
     """Reads digits, `[n, 8, 8, 1]` in [-1, 1] (values outside are clipped), after learning the real training split.
 
     Radial kernel, gamma 0.1, C 10, on pixels in [0, 1]; every training image is shown at all nine shifts of up to one
-    pixel, because generated digits are shifted too (without them it reads less than half of the shifted digits).
+    pixel, because tasks may learn shifted digits (without them it reads less than half of the shifted ones).
     """
 
     def __init__(self):

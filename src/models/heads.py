@@ -44,9 +44,9 @@ class ImageHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if variance not in ("none", "learned", "unused"):
-            raise ValueError(f"model.image.variance={variance!r} is unknown; use none, learned or unused")
+            raise ValueError(f"model.image_head.variance={variance!r} is unknown; use none, learned or unused")
         if order not in ("crs", "rsc"):
-            raise ValueError(f"model.image.order={order!r} is unknown; use crs or rsc")
+            raise ValueError(f"model.image_head.order={order!r} is unknown; use crs or rsc")
         self.variance, self.order = variance, order
         self.channels = channels * (1 if variance == "none" else 2)
         self.norm = LayerNorm(width, dtype=dtype)

@@ -58,8 +58,12 @@ class Predictor:
         Raises ValueError for words that the tokenizer does not know or that do not fit.
         """
         data, layout, name = self.task(task, "image")
-        if (words is None) == (labels is None):
-            raise ValueError(f"task {task}: give either words or labels to draw from")
+        if (words is None) == (data.classes is None) or (labels is None) != (data.classes is None):
+            raise ValueError(
+                f"task {task} draws from {'words' if data.classes is None else 'a class label'}; give that"
+            )
+        if labels is not None and not all(0 <= label < data.classes for label in labels):
+            raise ValueError(f"task {task} has the classes 0 to {data.classes - 1}; {list(labels)[0]} is none of them")
         if words is not None:
             fields = _stack([data.encode_prompt(w) for w in words])
             empty = _stack([data.encode_prompt("")] * len(words))
@@ -81,6 +85,10 @@ class Predictor:
     ) -> list[str]:
         """The text that follows each beginning (`words`), or each image, without the beginning."""
         data, layout, name = self.task(task, "text")
+        if (images is None) == bool(layout.named("image")):
+            raise ValueError(
+                f"task {task} writes {'about an image' if images is None else 'without images'}; {'give one' if images is None else 'give words only'}"
+            )
         count = len(words) if words is not None else len(images)
         starts = _stack([data.encode_prompt(w) for w in words] if words is not None else [data.encode_prompt()] * count)
         longest = int(starts.valid.sum(axis=1).max())

@@ -26,7 +26,7 @@ from src.train.state import TrainState, init_state
 from src.train.step import make_train_step
 from src.train.system import System
 
-ELASTIC = (*FREE, "mesh", "accumulate")  # may change between two runs in one workdir
+ELASTIC = (*FREE, "mesh", "accumulate", "data")  # may change between two runs in one workdir
 
 
 @dataclasses.dataclass
@@ -90,8 +90,13 @@ def train(trainer: Trainer, checkpoints: Checkpointer, writer: MetricWriter, sta
     """
     system, config = trainer.system, trainer.system.config
     state, step, data_state = restore(trainer, checkpoints)
-    data = Mixture({n: p.task for n, p in system.tasks.items()}, {n: p.rows for n, p in system.tasks.items()},
-                   config.seed, (jax.process_index(), jax.process_count()))  # fmt: skip
+    data = Mixture(
+        {name: plan.task for name, plan in system.tasks.items()},
+        {name: plan.rows for name, plan in system.tasks.items()},
+        config.seed,
+        (jax.process_index(), jax.process_count()),
+        workers=config.data.workers,
+    )
     if data_state is not None:
         data.set_state(data_state)
     facts = {"parameters": count_parameters(trainer.abstract.params), "steps": config.steps}
@@ -107,15 +112,17 @@ def train(trainer: Trainer, checkpoints: Checkpointer, writer: MetricWriter, sta
             state, measured = update(state, put_batch(next(data), trainer.mesh))
             step += 1
             meter.add(measured)
-            if "seconds_to_first_step" not in facts:
+            first = "seconds_to_first_step" not in facts
+            if first:
                 jax.block_until_ready(measured)
                 facts["seconds_to_first_step"] = time.monotonic() - started
-            if step % config.log.every == 0 or len(meter.pending) == step or step == config.steps:
+            due = checkpoints.due(step) or step == config.steps
+            if step % config.log.every == 0 or first or due:  # never save what was not looked at
                 scalars = meter.flush(step)
                 writer.write_scalars(step, scalars)
                 progress.update(step, scalars)
-            if checkpoints.due(step) or step == config.steps:
-                checkpoints.save(step, state, data.get_state(), config)
+            if due:
+                checkpoints.save(step, state, data.get_state(), system.identity())
             if config.eval.every and step % config.eval.every == 0 and step < config.steps:
                 evaluate(system, state, writer, step)
     checkpoints.wait()
@@ -126,7 +133,7 @@ def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, in
     """State, step and data state of the newest sound checkpoint, or a fresh state at step 0."""
 
     def accept(saved: Any) -> None:
-        for field, (old, new) in check_config(saved, trainer.system.config, ELASTIC).items():
+        for field, (old, new) in check_config(saved, trainer.system.identity(), ELASTIC).items():
             logging.info("the config changed since the checkpoint: %s %r -> %r", field, old, new)
 
     found = checkpoints.restore(trainer.abstract, accept)

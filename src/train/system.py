@@ -34,7 +34,9 @@ class System:
     graph       the model without its parameters
     init        key -> parameters, a nested dict of arrays
     encode      device codec of the images: `[B, h, w, C]` -> patches `[B, N, P]`
-    evaluators  by name: run as `evaluator(predictor parameters, step)`; see `src/evals`
+    evaluators  by name, called as `evaluator(predictor, seed)`; see `src/evals/result.py`
+    predictor   samples from the system, once it is given parameters
+    codec       the text codec, or None
     """
 
     config: Any
@@ -45,6 +47,10 @@ class System:
     evaluators: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     predictor: Any = None
     codec: Any = None
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint remembers of the system: the config, and which tokenizer gave the ids their meaning."""
+        return self.config.to_dict() | {"tokenizer": self.codec.fingerprint() if self.codec else None}
 
     def spec(self) -> dict[str, dict[str, Any]]:
         """Abstract arrays of one global batch."""
