@@ -58,12 +58,11 @@ class Predictor:
         Raises ValueError for words that the tokenizer does not know or that do not fit.
         """
         data, layout, name = self.task(task, "image")
-        if (words is None) == (data.classes is None) or (labels is None) != (data.classes is None):
-            raise ValueError(
-                f"task {task} draws from {'words' if data.classes is None else 'a class label'}; give that"
-            )
-        if labels is not None and not all(0 <= label < data.classes for label in labels):
-            raise ValueError(f"task {task} has the classes 0 to {data.classes - 1}; {list(labels)[0]} is none of them")
+        if (labels is None) != (data.classes is None) or (words is None) == (labels is None):
+            raise ValueError(f"task {task} draws from {'a class label' if data.classes else 'words'}; give that alone")
+        strange = [label for label in labels or () if not 0 <= label < data.classes]
+        if strange:
+            raise ValueError(f"task {task} has the classes 0 to {data.classes - 1}; {strange[0]} is none of them")
         if words is not None:
             fields = _stack([data.encode_prompt(w) for w in words])
             empty = _stack([data.encode_prompt("")] * len(words))
@@ -87,7 +86,7 @@ class Predictor:
         data, layout, name = self.task(task, "text")
         if (images is None) == bool(layout.named("image")):
             raise ValueError(
-                f"task {task} writes {'about an image' if images is None else 'without images'}; {'give one' if images is None else 'give words only'}"
+                f"task {task} writes {'about an image; give one' if images is None else 'without an image'}"
             )
         count = len(words) if words is not None else len(images)
         starts = _stack([data.encode_prompt(w) for w in words] if words is not None else [data.encode_prompt()] * count)

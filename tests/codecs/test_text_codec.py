@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from src.codecs.text import Bytes, SentencePiece, train_sentencepiece
+from src.codecs.text import Bytes, Llama, SentencePiece, train_sentencepiece
 
 TEXTS = ["a handwritten seven", "three plus four is seven", "a handwritten 3", "seven left of two"] * 3
 
@@ -91,3 +91,20 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path):
 def test_codec_travels_to_worker_processes(model):
     copy = pickle.loads(pickle.dumps(model))
     assert copy.encode("a handwritten seven") == model.encode("a handwritten seven")
+
+
+def test_llama_knows_its_ids_before_it_needs_its_file(tmp_path):
+    """The published MonoFormer: 32000 pieces, then <PAD>, <image>, <|im_start|>, <|im_end|>."""
+    codec = Llama(tmp_path / "tokenizer.model")
+    assert (codec.bos, codec.eos, codec.pad, codec.image) == (1, 2, 32000, 32001)
+    assert (codec.image_start, codec.image_end, codec.vocab_size) == (32002, 32003, 32004)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        codec.encode("seven")
+    train_sentencepiece(["seven left of two\n"] * 3, 300, tmp_path / "tokenizer.model", byte_fallback=True)
+    with pytest.raises(ValueError, match="pieces, the config says 32000"):
+        Llama(tmp_path / "tokenizer.model").encode("seven")
+    true = SentencePiece(tmp_path / "tokenizer.model")
+    codec = Llama(tmp_path / "tokenizer.model", pieces=true.pad)
+    assert codec.encode("two\n") == true.encode("two\n") and codec.fingerprint() == true.fingerprint()
+    with pytest.raises(AttributeError):
+        _ = codec.nothing
