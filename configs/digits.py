@@ -34,6 +34,7 @@ def get_config(name: str | None = None):
     }
     config.optim.update({"lr": 4e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98, "weight_decay": 0.1})
     config.ema.update({"decay": 0.995, "warmup": True})
+    config.sample.image.guidance.scale = 1.5  # 2.0 draws clearer but less varied digits
     config.eval.evaluators = {"digits": {"name": "digits", "images": 690, "captions": 360, "sentences": 200}}
     config.checkpoint.every = 500
     return common.variant(config, name, official=official)

@@ -9,7 +9,7 @@ from configs import common
 def get_config(name: str | None = None):
     """Variants: debug, official."""
     config = common.base()
-    config.steps, config.batch = 3000, 64
+    config.steps, config.batch = 2000, 64
     config.model.trunk.update({"width": 128, "depth": 4, "heads": 4, "kv_heads": 4, "mlp_width": 384})
     config.model.time.init = "lecun_normal"
     config.model.text.init = "normal:0.1"

@@ -24,5 +24,6 @@ def get_config(name: str | None = None):
     }
     config.optim.update({"lr": 2e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98})
     config.ema.update({"decay": 0.995, "warmup": True})
+    config.sample.image.guidance.scale = 1.5
     config.eval.evaluators = {"labels": {"name": "labels", "images": 690}}
     return common.variant(config, name)
