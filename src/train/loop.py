@@ -7,6 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -89,20 +90,18 @@ def train(trainer: Trainer, checkpoints: Checkpointer, writer: MetricWriter, sta
     anything spoilt is saved.
     """
     system, config = trainer.system, trainer.system.config
-    state, step, data_state = restore(trainer, checkpoints)
-    data = Mixture(
-        {name: plan.task for name, plan in system.tasks.items()},
-        {name: plan.rows for name, plan in system.tasks.items()},
-        config.seed,
-        (jax.process_index(), jax.process_count()),
-        workers=config.data.workers,
-    )
+    done = (checkpoints.latest_step() or 0) >= config.steps
+    with ThreadPoolExecutor(1) as pool:  # the step compiles while the state is made or read
+        compiling = None if done else pool.submit(trainer.compile)
+        state, step, data_state = restore(trainer, checkpoints)
+    data = open_data(system)
     if data_state is not None:
         data.set_state(data_state)
     facts = {"parameters": count_parameters(trainer.abstract.params), "steps": config.steps}
     meter = Meter(system, trainer.schedule)
     progress = Progress(config.steps, step)
-    update = trainer.compile() if step < config.steps else None
+    if step < config.steps:
+        update = compiling.result() if compiling else trainer.compile()
     with contextlib.ExitStack() as stack:
         stack.callback(data.close)
         stack.callback(progress.close)
@@ -127,6 +126,14 @@ def train(trainer: Trainer, checkpoints: Checkpointer, writer: MetricWriter, sta
                 evaluate(system, state, writer, step)
     checkpoints.wait()
     return state, facts
+
+
+def open_data(system: System) -> Mixture:
+    """This process's share of the batches of every task."""
+    tasks = {name: plan.task for name, plan in system.tasks.items()}
+    rows = {name: plan.rows for name, plan in system.tasks.items()}
+    shard = (jax.process_index(), jax.process_count())
+    return Mixture(tasks, rows, system.config.seed, shard, workers=system.config.data.workers)
 
 
 def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, int, Any]:
