@@ -116,7 +116,7 @@ def sample() -> dict:
             # gaussian:Ancestral | DDIM | Euler | Heun | EulerMaruyama | DPMSolverPP2M
             "sampler": {"name": "gaussian:Euler"},
             "steps": 25,
-            "guidance": {"scale": 2.0, "interval": (0.0, 1.0), "rescale": 0.0, "channels": None},
+            "guidance": {"scale": 2.0, "interval": (0.0, 1.0), "rescale": 0.0, "channels": 0},  # channels 0: all,
         },
         "text": {"name": "tokens:Greedy"},  # or tokens:Sampled with temperature, top_k, top_p
     }
@@ -138,14 +138,18 @@ def next_token(*fields: str, weight: float = 1.0) -> dict:
     return {"name": "next_token", "fields": fields, "weight": weight}
 
 
-def official(config: ConfigDict, channels: int | None = 3) -> ConfigDict:
-    """MonoFormer as published, bug for bug, on whatever data the config has.
+def official(config: ConfigDict, channels: int = 3) -> ConfigDict:
+    """MonoFormer as published, bug for bug, on whatever data the config has; sizes, batch and steps are the config's.
 
     Time token with both linears at zero (it stays a constant), cross-entropy weighted 0.01, output patches in (row,
     column, channel) order, learned variance, uniform DDPM times, ancestral sampling,
     guidance on `channels` of the image channels (3 of 4 as published).
     """
     config.process = ddpm()
+    config.optim.update(optim(lr=1e-4, max_norm=2.0))
+    config.ema.update({"decay": 0.9999, "warmup": False})
+    config.model.trunk.update({"qk_norm": False, "init": "normal:0.02"})
+    config.model.time.init = config.model.text.init = config.model.text_head.init = "normal:0.02"
     with config.unlocked():
         config.model.conditioning = {"name": "conditioning:TimeToken", "init": "official"}
         config.model.image = {"init": "zeros"}
@@ -164,7 +168,6 @@ def official(config: ConfigDict, channels: int | None = 3) -> ConfigDict:
     config.sample.image.sampler = {"name": "gaussian:Ancestral"}
     config.sample.image.steps = 20
     config.sample.image.guidance.channels = channels
-    config.ema.warmup = False
     return config
 
 

@@ -46,7 +46,7 @@ def get_config(name: str | None = None):
 
 
 def official(config):
-    """The released code and weights: batch 256, dead time token, 20 steps, guidance on 3 channels, prompt lengths."""
+    """The released code: batch 256, dead time token, 20 steps, guidance on 3 channels, a newline in the tail."""
     config = common.official(config)
     config.batch = 256
     config.tasks.class_prompt_to_image.data.newline = True

@@ -29,6 +29,7 @@ def build_system(config: Any) -> System:
 
     Raises ValueError, in one sentence, for unknown names and for combinations that mean nothing.
     """
+    check_numbers(config)
     codec = build_codec(config)
     tasks = {name: build_task(name, c.data, codec, config) for name, c in config.tasks.items()}
     patch = build_patch(config, tasks)
@@ -41,7 +42,7 @@ def build_system(config: Any) -> System:
         classes=next((t.classes for t in tasks.values() if t.classes is not None), None),
     )
     graph, init = build_graph(config, fields)
-    rows = split_batch(config.batch, {n: c.share for n, c in config.tasks.items()}, multiple=config.accumulate)
+    rows = split_batch(config.batch, {n: c.share for n, c in config.tasks.items()}, multiple=1)
     learned = {
         "head": config.model.image_head.variance == "learned",
         "process": config.process.variance == "learned_range",
@@ -64,6 +65,19 @@ def build_system(config: Any) -> System:
     return System(config, graph, init, plans, encode, evaluators, predictor, codec)
 
 
+AT_LEAST_ONE = ("steps", "batch", "accumulate", "log.every", "sample.rows", "sample.longest", "sample.image.steps")
+AT_LEAST_ZERO = ("seed", "eval.every", "checkpoint.every", "data.workers", "sample.image.guidance.channels")
+
+
+def check_numbers(config: Any) -> None:
+    """Raises ValueError for a number that is too small to mean anything."""
+    for names, least in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
+        for name in names:
+            value = functools.reduce(getattr, name.split("."), config)
+            if value < least:
+                raise ValueError(f"the config has {name}={value}; it must be at least {least}")
+
+
 def build_codec(config: Any) -> Any:
     """The text codec, or None; a sentencepiece model without a path is trained on the tasks' own text and cached."""
     settings = dict(config.text_codec)
@@ -79,7 +93,12 @@ def build_codec(config: Any) -> Any:
     if not texts:
         raise ValueError("text_codec has no path and no task brings text to train it on; set text_codec.path")
     folder = settings.get("folder") or os.path.join(cache_folder(), "tokenizers")
-    return cls.cached(tuple(texts), settings["vocab_size"], folder)
+    try:
+        return cls.cached(tuple(texts), settings["vocab_size"], folder)
+    except OSError as error:
+        raise OSError(
+            f"the tokenizer cannot be kept in {folder} ({error}); set XDG_CACHE_HOME to a writable folder"
+        ) from error
 
 
 def cache_folder() -> str:
@@ -179,7 +198,7 @@ def build_predictor(
     image = text = None
     if patch:
         settings = config.sample.image
-        guidance = Guidance(**dict(settings.guidance))
+        guidance = Guidance(**{**settings.guidance, "channels": settings.guidance.channels or None})
         if guidance.channels and guidance.channels > patch.channels:
             raise ValueError(
                 f"sample.image.guidance.channels={guidance.channels}, but the images have {patch.channels}; lower it"

@@ -60,7 +60,8 @@ def _parse(argv: list[str]) -> None:
         FLAGS(argv)
         config, workdir = CONFIG.value, WORKDIR.value
     except (flags.Error, AttributeError, KeyError, TypeError, ImportError, SyntaxError) as error:
-        raise ValueError(f"the command line or the config is wrong: {_reason(error)}") from error
+        kind = "the config has no such field" if isinstance(error, KeyError | AttributeError) else "a flag is wrong"
+        raise ValueError(f"{kind}: {_reason(error)}") from error
     if config is None:
         raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
     if workdir is None:
@@ -74,7 +75,7 @@ def _parse(argv: list[str]) -> None:
 
 def _reason(error: Exception) -> str:
     """One line of an error that may hold a whole traceback, or the quoted text of another error."""
-    text = str(error).replace("\\n", "\n").replace("\\'", "'").strip('" \n')
+    text = str(error).replace("\\n", "\n").replace("\\", "").replace('"', "").replace("'", "").strip()
     last = text.splitlines()[-1]
     return (last.partition("Error: ")[2] or last) if "Traceback" in text else " ".join(text.split())
 

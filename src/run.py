@@ -23,15 +23,16 @@ def train(flags: Any, started: float) -> None:
     """Trains to the end, evaluates, and leaves metrics.json and pictures in the workdir."""
     _use_compilation_cache()
     config, workdir = flags.config, epath.Path(flags.workdir)
-    checkpoints = Checkpointer(flags.workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
     system = build_system(config)
     trainer = loop.make_trainer(system)
+    checkpoints = Checkpointer(flags.workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
     _overview(trainer)
     writer = _writer(workdir)
     state, facts = loop.train(trainer, checkpoints, writer, started)
     logging.info("training is done after %.0f s; evaluating", time.monotonic() - started)
     scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), config.steps)
-    facts["seconds_total"] = time.monotonic() - started
+    if "seconds_to_first_step" in facts:  # a finished run that is only evaluated again keeps the time that it took
+        facts["seconds_total"] = time.monotonic() - started
     _report(workdir, scalars | facts)
     checkpoints.close()
     writer.close()
@@ -45,19 +46,24 @@ def evaluate(flags: Any, started: float) -> None:
     writer = _writer(workdir)
     scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), step)
     writer.close()
-    _report(workdir, scalars | {"steps": step, "seconds_total": time.monotonic() - started})
+    logging.info("evaluated after %.0f s", time.monotonic() - started)
+    _report(workdir, scalars | {"steps": step})
 
 
 def sample(flags: Any, started: float) -> None:
     """Draws a prompt or label as a PNG, or writes text about an image or after a beginning."""
     _use_compilation_cache()
-    if flags.prompt is None and flags.image is None and flags.label is None:
+    given = [name for name in ("prompt", "label", "image") if flags[name].value is not None]
+    if not given:
         raise ValueError('--mode=sample needs --prompt="…" or --label=… to draw, or --image=file.png to describe')
+    if flags.count < 1:
+        raise ValueError(f"--count={flags.count} images cannot be drawn; give at least 1")
     system, state, workdir = _restored(flags)
     params = state.ema if system.config.eval.ema else state.params
     predict = system.predictor.with_params(params)
     task = flags.task or _choose_task(system, flags)
     _, layout, name = predict.task(task)
+    _check_given(task, system.tasks[task].task, layout.segment(name).kind, given)
     if layout.segment(name).kind == "text":
         shape = system.tasks[task].task.image_shape
         images = None if flags.image is None else read_image(flags.image, shape)[None]
@@ -91,6 +97,17 @@ def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
     except (UnidentifiedImageError, OSError) as error:
         raise OSError(f"{path} is not an image that can be read; give a PNG or JPEG file") from error
     return np.asarray(image, np.float32).reshape(shape) / 127.5 - 1
+
+
+def _check_given(task: str, data: Any, kind: str, given: list[str]) -> None:
+    """Raises ValueError when the flags are not what the task starts from."""
+    if kind == "image":
+        wanted = [["label"]] if data.classes is not None else [["prompt"]]
+    else:
+        wanted = [["prompt"]] if data.image_shape is None else [["image"], ["prompt", "image"]]
+    if given not in wanted:
+        needs = " or ".join(" and ".join(f"--{name}" for name in names) for names in wanted)
+        raise ValueError(f"task {task} starts from {needs}, not {' and '.join(f'--{n}' for n in given)} (see --task)")
 
 
 def _choose_task(system: Any, flags: Any) -> str:
@@ -176,11 +193,13 @@ class Pictures:
 
 
 def _report(workdir: epath.Path, metrics: dict[str, float]) -> None:
-    """metrics.json, and the same as a table on the terminal."""
+    """metrics.json, and the same as a table on the terminal; what was not measured again stays as it was."""
     if jax.process_index() != 0:
         return
+    path = workdir / "metrics.json"
+    metrics = (json.loads(path.read_text()) if path.exists() else {}) | metrics
     rounded = {k: round(float(v), 5) if isinstance(v, float) else int(v) for k, v in metrics.items()}
-    (workdir / "metrics.json").write_text(json.dumps(rounded, indent=2) + "\n")
+    path.write_text(json.dumps(rounded, indent=2) + "\n")
     width = max(map(len, rounded))
     print("\n".join(f"{k:<{width}}  {v:,}" for k, v in rounded.items()))
-    print(f"written to {workdir / 'metrics.json'}; pictures are in {workdir / 'samples'}")
+    print(f"written to {path}; pictures are in {workdir / 'samples'}")

@@ -77,8 +77,15 @@ def test_sampling_writes_pictures_and_text(trained, tmp_path, capsys, monkeypatc
     assert code == 1 and "'Ω'" in error and "\n" not in error
     code, error = call(capsys, monkeypatch, *base, f"--image={folder / 'metrics.json'}")
     assert code == 1 and "is not an image that can be read" in error
-    code, error = call(capsys, monkeypatch, *base)
-    assert code == 1 and "--mode=sample needs --prompt" in error
+    for wrong, said in (
+        ([], "--mode=sample needs --prompt"),
+        (["--prompt=a", "--count=0"], "--count=0 images cannot be drawn"),
+        (["--label=3"], "task caption_to_image starts from --prompt, not --label"),
+        (["--task=number_sentences", f"--image={image}"], "task number_sentences starts from --prompt, not --image"),
+        (["--task=poems", "--prompt=a"], "there is no task 'poems'"),
+    ):
+        code, error = call(capsys, monkeypatch, *base, *wrong)
+        assert code == 1 and said in error and "\n" not in error, error
 
 
 @pytest.mark.parametrize(
@@ -87,8 +94,10 @@ def test_sampling_writes_pictures_and_text(trained, tmp_path, capsys, monkeypatc
         ([], "no config is given"),
         (["--config=configs/digits.py:debug"], "no workdir is given"),
         (["--config=configs/digit.py", "--workdir=x"], "there is no config file 'configs/digit.py'"),
-        (["--config=configs/digits.py:debgu", "--workdir=x"], "config variant 'debgu' is unknown"),
-        (["--config=configs/digits.py:debug", "--workdir=x", "--config.optim.lrr=1"], "lrr"),
+        (["--config=configs/digits.py:debgu", "--workdir=x"], "config variant debgu is unknown"),
+        (["--config=configs/digits.py:debug", "--workdir=x", "--config.optim.lrr=1"], "no such field: lrr"),
+        (["--config=configs/digits.py:debug", "--workdir=x", "--config.sample.rows=0"], "sample.rows=0; it must be at"),
+        (["--config=configs/digits.py:debug", "--workdir=x", "--config.seed=-1"], "seed=-1; it must be at least 0"),
         (["--config=configs/digits.py:debug", "--workdir=x", "--config.optim.lr=fast"], "fast"),
         (["--config=configs/digits.py:debug", "--workdir=/proc/nowhere"], "workdir /proc/nowhere cannot be written"),
         (["--config=configs/digits.py:debug", "--workdir={file}"], "cannot be written"),
@@ -115,6 +124,43 @@ def test_each_mistake_is_one_sentence_and_nothing_is_overwritten(
     assert "Traceback" not in error
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
     assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_a_finished_run_is_evaluated_again_and_keeps_what_training_measured(trained):
+    folder, _ = trained
+    before = json.loads((folder / "metrics.json").read_text())
+    result = command("--config=configs/digits.py:debug", f"--workdir={folder}", "--config.optim.lr=1e-3")
+    assert result.returncode == 0, result.stderr
+    after = json.loads((folder / "metrics.json").read_text())
+    assert after == before
+
+
+def test_the_launcher_takes_a_config_with_overrides(tmp_path):
+    """Its defaults must not stand beside flags of the same name."""
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\necho "$@"\n')
+    fake.chmod(0o755)
+    script = (ROOT / "launch" / "local.sh").read_text().replace("setup_env requirements.txt\n", f'PYTHON="{fake}"\n')
+    copy = tmp_path / "local.sh"
+    copy.write_text(script)
+    (tmp_path / "setup_env.sh").write_text("")
+
+    def words(*arguments):
+        return subprocess.run(
+            ["bash", str(copy), *arguments], capture_output=True, text=True, check=True
+        ).stdout.split()
+
+    assert words() == ["-m", "src.main", "--workdir=runs/digits", "--config=configs/digits.py"]
+    assert words("--config=a.py", "--config.optim.lr=1")[2:] == [
+        "--workdir=runs/digits",
+        "--config=a.py",
+        "--config.optim.lr=1",
+    ]
+    assert words("--workdir=x", "--config.seed=1")[2:] == [
+        "--config=configs/digits.py",
+        "--workdir=x",
+        "--config.seed=1",
+    ]
 
 
 def test_tensorflow_and_torch_stay_out():

@@ -59,9 +59,17 @@ class Progress:
 
 
 def describe(metrics: Mapping[str, Any]) -> str:
-    """Losses and rates in words: `"loss 2.31, loss/text 1.2, 12.3k tok/s"`."""
-    parts = [f"{name} {float(metrics[name]):.4g}" for name in metrics if name.split("/")[0] == "loss"]
-    parts += [f"{_short(float(metrics[name]))} {unit}" for name, unit in RATES.items() if name in metrics]
+    """Rates and losses in words, names as short as they can be: `"12.3k tok/s, loss 2.31, text 1.2"`.
+
+    `loss/task/objective/term` is called by its task, and by the rest only where a task has several terms.
+    """
+    parts = [f"{_short(float(metrics[name]))} {unit}" for name, unit in RATES.items() if name in metrics]
+    names = [name for name in metrics if name.split("/")[0] == "loss"]
+    tasks = [name.split("/")[1] for name in names if "/" in name]
+    for name in names:
+        path = name.split("/")[1:]
+        label = "loss" if not path else path[0] if tasks.count(path[0]) == 1 else "/".join(path)
+        parts.append(f"{label} {float(metrics[name]):.4g}")
     return ", ".join(parts)
 
 

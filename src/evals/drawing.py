@@ -51,7 +51,7 @@ def score_drawings(
     """Scalars of n = `check_images` drawn digits, and which of them are right `[n]`.
 
     digit_accuracy    share of the images that the judge reads as the digit that was asked for
-    judge_accuracy    the same for real held-out images at all shifts of the task: the most that can be told apart
+    judge_accuracy    the same for real held-out images at all shifts of the task, as a reference
     frechet_distance  between the judge's features of the drawings and of one half of the real training images
     frechet_floor     the same between the two real halves: what perfect drawings would get
 

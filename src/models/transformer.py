@@ -86,8 +86,8 @@ class Transformer(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.width, self.depth, self.heads, self.kv_heads = width, depth, heads, kv_heads or heads
-        self.mlp_width = mlp_width or 4 * width
+        self.width, self.depth, self.heads, self.kv_heads = width, depth, heads, heads if kv_heads is None else kv_heads
+        self.mlp_width = 4 * width if mlp_width is None else mlp_width
         self.norm, self.norm_epsilon, self.mlp, self.bias, self.qk_norm = norm, norm_epsilon, mlp, bias, qk_norm
         self.rope, self.rope_theta, self.remat, self.init = rope, rope_theta, remat, init
         self.layer, self.dtype = layer, dtype
@@ -99,6 +99,10 @@ class Transformer(nnx.Module):
         for option, value, known in (("norm", self.norm, NORMS), ("mlp", self.mlp, MLPS), ("remat", self.remat, REMAT)):
             if value not in known:
                 raise ValueError(f"model.trunk.{option}={value!r} is unknown; use one of {', '.join(known)}")
+        sizes = {"width": self.width, "depth": self.depth, "heads": self.heads, "kv_heads": self.kv_heads}
+        small = [f"{name}={size}" for name, size in (sizes | {"mlp_width": self.mlp_width}).items() if size < 1]
+        if small:
+            raise ValueError(f"model.trunk.{small[0]} must be at least 1")
         if self.width % self.heads:
             raise ValueError(f"model.trunk.width={self.width} is not divisible by heads={self.heads}")
         if self.heads % self.kv_heads:

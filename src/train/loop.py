@@ -190,8 +190,8 @@ class Meter:
         bad = [k for k, v in means.items() if not math.isfinite(v)]
         if bad:
             raise FloatingPointError(
-                f"{listed(bad)} became NaN or infinite between steps {step - steps} and {step}; the last checkpoint is"
-                " sound: lower optim.lr or optim.max_norm, or look at the data of these tasks, and run again"
+                f"{listed(bad)} became NaN or infinite between steps {step - steps} and {step}; what was saved"
+                " before is sound: lower optim.lr or optim.max_norm, or look at the data of these tasks, and run again"
             )
         self.pending, self.since = [], time.monotonic()
         norms = {k: means.pop(k) for k in ("grad_norm", "update_norm") if k in means}

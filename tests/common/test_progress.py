@@ -24,7 +24,7 @@ def test_terminal_keeps_one_line():
     progress.close()
     assert "\n" not in stream.getvalue().rstrip("\n")
     last = stream.getvalue().rstrip("\n").split("\r")[-1]
-    assert "70/100" in last and "loss 2, loss/text 1.25, 12.3k tok/s, 7.0 img/s" in last and "grad_norm" not in last
+    assert "70/100" in last and "12.3k tok/s, 7.0 img/s, loss 2, text 1.25" in last and "grad_norm" not in last
 
 
 def test_log_has_lines_and_the_time_left(monkeypatch, caplog):
@@ -40,7 +40,7 @@ def test_log_has_lines_and_the_time_left(monkeypatch, caplog):
     progress.close()
     assert [record.getMessage() for record in caplog.records] == [
         "step 100/1000, unknown time left",
-        "step 200/1000, loss 2, loss/text 1.25, 12.3k tok/s, 7.0 img/s, 13:20 left",
+        "step 200/1000, 12.3k tok/s, 7.0 img/s, loss 2, text 1.25, 13:20 left",
         "step 300/1000, loss 1, 58:20 left",
     ]
 
