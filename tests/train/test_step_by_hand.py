@@ -1,0 +1,79 @@
+"""The step's arithmetic on a network of one number: what the average follows, and which noise each step draws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from src.interfaces import LossTerm
+from src.sequence.layout import Layout
+from src.train import system as systems
+from src.train.state import TrainState
+from src.train.step import make_train_step
+from src.train.system import System, TaskPlan
+
+DECAY, LR = 0.75, 0.5
+
+
+class Pull:
+    """Loss w · noise, with the noise that `prepare` drew."""
+
+    fields = ()
+
+    def prepare(self, view, batch, key, train):
+        return view, 2 + jax.random.normal(key, ())
+
+    def loss(self, net, hidden, batch, aux):
+        return {"product": LossTerm(net.params["w"] * aux, jnp.ones(()))}
+
+
+class Net:
+    """Nothing but its parameters."""
+
+    def __init__(self, params):
+        self.params = params
+
+    def hidden(self, views):
+        return dict.fromkeys(views)
+
+
+@pytest.fixture
+def step(monkeypatch):
+    """(lr, seed) -> the jitted step of that system."""
+    monkeypatch.setattr(systems, "bind", lambda graph, params: Net(params))
+    tasks = {"t": TaskPlan(None, Layout(()), 1, {"o": (Pull(), 1.0)})}
+
+    def make(lr, seed=0):
+        config = ConfigDict({"seed": seed, "accumulate": 1, "ema": {"decay": DECAY, "warmup": False}})
+        system = System(config, None, None, tasks, encode=lambda values: values)
+        return jax.jit(make_train_step(system, optax.sgd(lr), config))
+
+    return make
+
+
+def state_at(number, lr):
+    params, ema = {"w": jnp.asarray(3.0)}, {"w": jnp.asarray(-5.0)}
+    return TrainState(jnp.asarray(number, jnp.int32), params, ema, optax.sgd(lr).init(params), {})
+
+
+def test_one_step_by_hand(step):
+    """ema' = d · ema + (1 - d) · w', of the parameters after the update."""
+    new, measured = step(LR)(state_at(4, LR), {"t": {}})
+    noise = float(measured["t/o/product"].total) / 3.0  # which is the gradient, too
+    updated = 3.0 - LR * noise
+    assert abs(noise) > 0.1
+    np.testing.assert_allclose(new.params["w"], updated, rtol=1e-5)
+    np.testing.assert_allclose(new.ema["w"], DECAY * -5.0 + (1 - DECAY) * updated, rtol=1e-5)
+    assert int(new.step) == 5
+
+
+def test_noise_is_a_function_of_the_seed_and_the_step(step):
+    """New noise in every step, which a resumed run draws again: with lr 0, the loss tells the noise apart."""
+    still, other = step(0.0), step(0.0, seed=1)
+    loss = lambda step, number: float(step(state_at(number, 0.0), {"t": {}})[1]["total"].total)
+    losses = [loss(still, 0), loss(still, 1), loss(still, 2), loss(other, 0)]
+    assert len(set(losses)) == 4
+    after, _ = still(state_at(0, 0.0), {"t": {}})
+    assert [float(still(after, {"t": {}})[1]["total"].total), loss(still, 2)] == losses[1:3]
