@@ -53,7 +53,7 @@ def evaluate(flags: Any, started: float) -> None:
 def sample(flags: Any, started: float) -> None:
     """Draws a prompt or label as a PNG, or writes text about an image or after a beginning."""
     _use_compilation_cache()
-    given = [name for name in ("prompt", "label", "image") if flags[name].value is not None]
+    given = [name for name in ("prompt", "label", "image") if getattr(flags, name) is not None]
     if not given:
         raise ValueError('--mode=sample needs --prompt="…" or --label=… to draw, or --image=file.png to describe')
     if flags.count < 1:
@@ -62,11 +62,10 @@ def sample(flags: Any, started: float) -> None:
     params = state.ema if system.config.eval.ema else state.params
     predict = system.predictor.with_params(params)
     task = flags.task or _choose_task(system, flags)
-    _, layout, name = predict.task(task)
-    _check_given(task, system.tasks[task].task, layout.segment(name).kind, given)
+    data, layout, name = predict.task(task)
+    _check_given(task, data, layout.segment(name).kind, given)
     if layout.segment(name).kind == "text":
-        shape = system.tasks[task].task.image_shape
-        images = None if flags.image is None else read_image(flags.image, shape)[None]
+        images = None if flags.image is None else read_image(flags.image, data.image_shape)[None]
         words = None if flags.prompt is None else [flags.prompt]
         for text in predict.write(task, words=words, images=images, seed=system.config.seed):
             print(text if flags.prompt is None else f"{flags.prompt} {text}")
