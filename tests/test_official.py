@@ -26,7 +26,9 @@ def at(config, path):
     return config
 
 
-@pytest.mark.parametrize("module, channels, objectives", [(imagenet256, 3, 1), (digits, 0, 3)])
+@pytest.mark.parametrize(
+    "module, channels, objectives", [(imagenet256, 3, 1), (digits, 0, 3)], ids=["imagenet", "digits"]
+)
 def test_the_official_preset_is_the_published_one(module, channels, objectives):
     config = module.get_config("official").to_dict()
     assert {path: at(config, path) for path in PUBLISHED} == PUBLISHED

@@ -11,7 +11,7 @@ from src.interfaces import View
 from src.objectives.denoise import Denoise
 
 TIMES = jnp.asarray([[0.001], [0.1], [0.3], [1.0]])
-BETAS = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[[0, 99, 299, 999], None, None]  # Ho et al. 2020
+KEPT = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[[0, 99, 299, 999], None, None]  # Ho et al. 2020
 T = np.asarray(TIMES)[..., None]
 
 
@@ -19,8 +19,9 @@ T = np.asarray(TIMES)[..., None]
     "schedule, parameterization, told, signal, noise",
     [
         (Linear(), "velocity", [[1], [100], [300], [1000]], 1 - T, T),
-        (LinearBetas(), "eps", [[0], [99], [299], [999]], np.sqrt(BETAS), np.sqrt(1 - BETAS)),
+        (LinearBetas(), "eps", [[0], [99], [299], [999]], np.sqrt(KEPT), np.sqrt(1 - KEPT)),
     ],
+    ids=["flow", "ddpm"],
 )
 def test_the_network_is_told_the_time_of_its_noise(schedule, parameterization, told, signal, noise):
     asked = []
