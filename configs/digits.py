@@ -1,6 +1,9 @@
 """MonoFormer on handwritten digits: words -> image, image -> words and sentences about numbers, in one transformer.
 
-python -m src.main --config=configs/digits.py --workdir=runs/digits
+    python -m src.main --config=configs/digits.py --workdir=runs/digits
+
+Two CPU cores, two to three minutes. Expect digit_accuracy 0.98, caption_accuracy 0.97 and text_accuracy 0.98 or more
+(three seeds are in docs/reproduce.md). A step has 32 drawings, 24 captions and 32 sentences: 1,776 tokens.
 """
 
 from configs import common

@@ -1,6 +1,9 @@
 """MonoFormer on canvases of up to four handwritten digits: "seven left of two" -> image, and back.
 
-python -m src.main --config=configs/digits_canvas.py --workdir=runs/digits_canvas
+    python -m src.main --config=configs/digits_canvas.py --workdir=runs/digits_canvas
+
+Two CPU cores, about ten minutes. Expect canvas_accuracy and caption_accuracy 0.98 or more (docs/reproduce.md). An image
+of 16 x 16 is 16 tokens, patches of 4 x 4; a step has 48 drawings and 16 captions.
 """
 
 from configs import common

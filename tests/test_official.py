@@ -16,7 +16,15 @@ PUBLISHED = {
     "model.image_head": {"init": "normal:0.02", "adaln_init": "normal:0.02", "variance": "learned", "order": "rsc"},
     "sample.image.sampler": {"name": "gaussian:Ancestral"},
     "sample.image.steps": 20,
-    "ema.warmup": False,
+    "ema": {"decay": 0.9999, "warmup": False},
+    "model.trunk.qk_norm": False,
+    "model.trunk.init": "normal:0.02",
+    "model.time.init": "normal:0.02",
+    "optim.lr": 1e-4,
+    "optim.schedule": "constant",
+    "optim.b2": 0.999,
+    "optim.weight_decay": 0.0,
+    "optim.max_norm": 2.0,
 }
 
 
