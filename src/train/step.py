@@ -66,21 +66,15 @@ def gradients(
         terms = losses(system, params, *micro)
         return weighted_sum(system, terms, counts), terms
 
-    def body(carry, micro):
+    def one(micro):
         (total, terms), grads = jax.value_and_grad(part, has_aux=True)(params, micro)
-        return jax.tree.map(jnp.add, carry, (grads, terms, total)), None
+        return grads, terms, total
 
     micros = split_rows((batch, prepared), accumulate)
-    shapes = jax.eval_shape(lambda m: body_shapes(part, params, m), jax.tree.map(lambda a: a[0], micros))
+    shapes = jax.eval_shape(one, jax.tree.map(lambda a: a[0], micros))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (grads, terms, total), _ = jax.lax.scan(body, zeros, micros)
-    return grads, terms, total
-
-
-def body_shapes(part: Callable, params: PyTree, micro: PyTree) -> tuple[PyTree, PyTree, Array]:
-    """What one microbatch adds, for the shapes of the accumulator."""
-    (total, terms), grads = jax.value_and_grad(part, has_aux=True)(params, micro)
-    return grads, terms, total
+    sums, _ = jax.lax.scan(lambda carry, micro: (jax.tree.map(jnp.add, carry, one(micro)), None), zeros, micros)
+    return sums
 
 
 def split_rows(tree: PyTree, parts: int) -> PyTree:
