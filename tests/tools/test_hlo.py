@@ -1,0 +1,121 @@
+"""Programs whose collectives and products are known by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from src.tools.cost import matmul_flops
+from src.tools.hlo import Collective, collectives, executions, parse
+
+MESH = {"data": 2, "fsdp": 4}
+P = PartitionSpec
+
+
+@functools.cache
+def program():
+    """On 2 x 4 devices, 5 times: gather x `[8, 64]` along fsdp, times w, scatter the sum; then one of each kind."""
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+    def body(x, w):
+        full = jax.lax.all_gather(x, "fsdp", tiled=True)
+        return jax.lax.psum_scatter(jnp.tanh(full @ w), "fsdp", tiled=True), None
+
+    def run(x, w):
+        x, _ = jax.lax.scan(lambda x, _: body(x, w), x, None, length=5)
+        x = jax.lax.psum(x, "data")
+        x = jax.lax.ppermute(x, "fsdp", [(i, (i + 1) % 4) for i in range(4)])
+        x = jax.lax.all_to_all(x, "data", 1, 0, tiled=True)
+        return jax.lax.psum(x, ("data", "fsdp"))
+
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=(P("fsdp"), P()), out_specs=P(), check_vma=False)
+    return jax.jit(mapped).lower(np.zeros((32, 64), np.float32), np.zeros((64, 64), np.float32)).compile().as_text()
+
+
+EXPECTED = [  # a device holds 8 x 64 float32, 2048 bytes
+    Collective("all-gather", ("fsdp",), 3 * 2048, 5),
+    Collective("reduce-scatter", ("fsdp",), 3 * 2048, 5),
+    Collective("all-reduce", ("data",), 2048, 1),
+    Collective("collective-permute", ("fsdp",), 2048, 1),
+    Collective("all-to-all", ("data",), 1024, 1),
+    Collective("all-reduce", ("data", "fsdp"), 2 * 2048 * 7 // 8, 1),
+]
+
+
+def test_every_kind_with_its_axes_bytes_and_times():
+    assert collectives(program(), MESH) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", "replica_groups=[2,4]<=[8]"),
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}"),
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", "replica_groups=mesh['a'=8] {'a':(2)4}"),
+        ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", "replica_groups=[4,2]<=[2,4]T(1,0)"),
+        ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}"),
+        ("replica_groups={{0,1,2,3,4,5,6,7}}", "replica_groups={}"),
+        ('"known_trip_count":{"n":"5"}', '"known_init_step":{}'),  # then from the condition
+    ],
+)
+def test_other_spellings_say_the_same(old, new):
+    assert old in program()
+    assert collectives(program().replace(old, new), MESH) == EXPECTED
+
+
+def test_products_count_with_their_loops():
+    assert matmul_flops(program()) == 5 * 2 * 32 * 64 * 64
+
+    def nested(w, x):
+        inner = lambda c, _: (jnp.einsum("bij,bjk->bik", c, w), None)
+        outer = lambda c, _: (jax.lax.scan(inner, c, None, length=3)[0], None)
+        return jax.lax.scan(outer, x, None, length=7)[0]
+
+    arrays = np.zeros((2, 16, 16), np.float32), np.zeros((2, 8, 16), np.float32)
+    text = jax.jit(nested).lower(*arrays).compile().as_text()
+    assert matmul_flops(text) == 21 * 2 * (2 * 8 * 16 * 16)
+
+
+TPU = """HloModule jit_step, is_scheduled=true
+
+%add (x: bf16[], y: bf16[]) -> bf16[] {
+  %x = bf16[]{:T(256)} parameter(0)
+  %y = bf16[]{:T(256)} parameter(1)
+  ROOT %sum = bf16[]{:T(256)} add(%x, %y)
+}
+
+%all-reduce-scatter (input: bf16[64,32]) -> bf16[64,8] {
+  %input = bf16[64,32]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %place = s32[]{:T(128)} constant(0)
+  %all-reduce.5 = bf16[64,32]{1,0:T(8,128)(2,1)} all-reduce(%input), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %dynamic-slice.1 = bf16[64,8]{1,0:T(8,128)(2,1)S(1)} dynamic-slice(%all-reduce.5, %place, %place)
+}
+
+%wrapped (p: bf16[64,8]) -> bf16[64,32] {
+  %p = bf16[64,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.1 = bf16[64,32]{1,0} all-gather(%p), channel_id=1, replica_groups=[2,4]<=[8], dimensions={1}
+}
+
+ENTRY %main (a: bf16[64,32]) -> bf16[64,32] {
+  %a = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %scattered = bf16[64,8]{1,0:T(8,128)(2,1)S(1)} fusion(%a), kind=kCustom, calls=%all-reduce-scatter
+  %start = ((bf16[64,8]{1,0}), bf16[64,32]{1,0}, u32[]{:S(2)}) async-start(%scattered), calls=%wrapped
+  %update = ((bf16[64,8]{1,0}), bf16[64,32]{1,0}, u32[]{:S(2)}) async-update(%start), calls=%wrapped
+  %done = bf16[64,32]{1,0} async-done(%update), calls=%wrapped
+  %b = bf16[4,16,8]{2,1,0} bitcast(%done)
+  %out = bf16[4,16,16]{2,1,0} convolution(%b, %b), window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0oi->0bf
+  ROOT %sent = bf16[64,32]{1,0} all-reduce-done(%done)
+}
+"""
+
+
+def test_what_the_tpu_compiler_writes():
+    assert collectives(TPU, MESH) == [
+        Collective("reduce-scatter", ("fsdp",), 3072, 1),
+        Collective("all-gather", ("fsdp",), 3072, 1),
+    ]
+    assert executions(parse(TPU))["wrapped"] == 1
+    assert matmul_flops(TPU) == 2 * 4 * 16 * 16 * 8  # four products [16, 8] x [8, 16]
