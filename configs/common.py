@@ -14,7 +14,10 @@ def base() -> ConfigDict:
             "batch": 64,  # rows of all tasks and devices together
             "accumulate": 1,  # microbatches a step; the result does not depend on it
             "tasks": {},
-            "mesh": {"data": -1, "fsdp": 1},
+            # data: rows, also across slices; fsdp: rows, and parameters by size; tensor: heads, feed-forward
+            # features and vocabulary; context: places of the sequence. One of them may be -1: what is left over.
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
+            "sharding": sharding(),
             "model": model(),
             "patch": {"size": 2, "scale": 1.0, "shift": 0.0},
             "text_codec": {"name": "text:SentencePiece", "path": "", "vocab_size": 200, "folder": ""},
@@ -29,6 +32,19 @@ def base() -> ConfigDict:
         },
         convert_dict=True,
     )
+
+
+def sharding() -> dict:
+    """Which axis of a parameter `mesh.tensor` splits, by rule (the first match wins), and what `mesh.fsdp` leaves whole."""
+    return {
+        "tensor": (
+            ("attention/[qkv]/|mlp/(gate|up)/", -1),
+            ("(attention/out|mlp/down)/kernel", -2),
+            ("(^|/)text/table/embedding", 0),
+            ("(^|/)text_head/linear/kernel", -1),
+        ),
+        "min_size": 2**16,  # parameters with fewer elements are not split by mesh.fsdp
+    }
 
 
 def model() -> dict:

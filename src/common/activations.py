@@ -5,16 +5,35 @@ from __future__ import annotations
 import math
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array
 
-BATCH_AXES = ("data", "fsdp")
+# What the axes of an activation are split over.
+AXES = {"rows": ("data", "fsdp"), "places": ("context",), "features": ("tensor",)}
 
 
-def constrain_batch(x: Array) -> Array:
-    """Shards axis 0 over the batch axes of the mesh in use (`jax.set_mesh`); without a mesh it does nothing."""
+def automatic_axes() -> dict[str, int]:
+    """Sizes of the axes of the mesh in use (`jax.set_mesh`) that the compiler partitions and that are larger than 1."""
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
-    if not axes or x.shape[0] % math.prod(mesh.shape[a] for a in axes):
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto and mesh.shape[name] > 1}
+
+
+def constrain(x: Array, *names: str | None) -> Array:
+    """Pins the axes of x: `rows`, `places` (of the sequence), `features` (or heads); None is held whole.
+
+    Without a mesh, or where the axis of the mesh has one device or does not divide, it leaves that axis alone.
+    """
+    sizes = automatic_axes()
+    if not sizes:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+    def entry(length: int, name: str | None):
+        if name is None:
+            return None
+        axes = tuple(axis for axis in AXES[name] if axis in sizes)
+        fits = axes and length % math.prod(sizes[axis] for axis in axes) == 0
+        return axes if fits else PartitionSpec.UNCONSTRAINED
+
+    entries = [entry(length, name) for length, name in zip(x.shape, names, strict=True)]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from src.common.activations import constrain
 from src.models.layers import RMSNorm, linear, rotate
 
 KeyValue = tuple[Array, Array]  # k, v: [B, S, K, h]
@@ -52,6 +53,8 @@ class Attention(nnx.Module):
             write = jax.vmap(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=0))
             k, v = write(cache[0], k.astype(cache[0].dtype)), write(cache[1], v.astype(cache[1].dtype))
             cache = (k, v)
+        q = constrain(q, "rows", "places", "features", None)
+        k, v = (constrain(a, "rows", None, "features", None) for a in (k, v))  # every place reads all of them
         out = attend(q, k, v, mask)
         return self.out(out.reshape(rows, length, -1)), cache
 

@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from src.common.activations import constrain_batch
+from src.common.activations import automatic_axes, constrain
+from src.common.placement import Placement
 from src.interfaces import Hidden, Prediction, PyTree, SequenceSpec, View
 from src.models.conditioning import Condition, Conditioning, TimestepEmbedder
 from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder
@@ -62,10 +63,13 @@ class Model(nnx.Module):
         out = {}
         for tasks in groups.values():
             joined = _join([embedded[task][0] for task in tasks])
-            joined = joined._replace(x=constrain_batch(joined.x))
+            length = joined.x.shape[1]
+            joined = _pad(joined, -length % automatic_axes().get("context", 1))
+            joined = joined._replace(x=constrain(joined.x, "rows", "places", None))
             sequence, _ = self.trunk(joined.x, joined.spec, joined.condition)
+            sequence = constrain(sequence, "rows", None, None)[:, :length]
             ends = np.cumsum([embedded[task][0].x.shape[0] for task in tasks])[:-1]
-            for task, rows in zip(tasks, jnp.split(constrain_batch(sequence), ends), strict=True):
+            for task, rows in zip(tasks, jnp.split(sequence, ends), strict=True):
                 e, vectors = embedded[task]
                 out[task] = Hidden(rows, e.spec.segment > 0, vectors, views[task][0])
         return out
@@ -156,6 +160,23 @@ def _join(parts: list[Embedded]) -> Embedded:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(widen(e) for e in parts))
 
 
+def _pad(e: Embedded, places: int) -> Embedded:
+    """Rows with some places of padding behind them, so that the mesh axis `context` divides their length."""
+    if not places:
+        return e
+
+    def widen(a, axis: int, value: int = 0):
+        amount = [(0, places if i == axis else 0) for i in range(a.ndim)]
+        return (np if isinstance(a, np.ndarray) else jnp).pad(a, amount, constant_values=value)
+
+    spec = e.spec
+    spec = SequenceSpec(
+        *(widen(a, a.ndim - 1) for a in (spec.read, spec.write, spec.group, spec.segment)), widen(spec.position, 1)
+    )
+    owner = e.condition.owner
+    return Embedded(widen(e.x, 1), spec, e.condition._replace(owner=widen(owner, owner.ndim - 1, -1)))
+
+
 def _place(layout: Layout, valid: Bool[Array, "B N"], start, cache: Cache) -> SequenceSpec:
     """SequenceSpec of new tokens at `start`: their slots' orders; positions go on from the row's valid tokens."""
     orders = [jax.lax.dynamic_slice_in_dim(jnp.asarray(o), start, valid.shape[1]) for o in layout.static_orders()]
@@ -163,6 +184,17 @@ def _place(layout: Layout, valid: Bool[Array, "B N"], start, cache: Cache) -> Se
     return SequenceSpec(*orders, valid.astype(jnp.int32), positions(valid) + count)
 
 
-def bind(graph: nnx.GraphDef, params: PyTree) -> Model:
-    """The model with these parameters, a nested dict of arrays."""
-    return nnx.merge(graph, nnx.State(params))
+def bind(graph: nnx.GraphDef, params: PyTree, placement: Placement | None = None) -> Model:
+    """The model with these parameters, a nested dict of arrays.
+
+    With a placement, parameters are fetched from where they lie: those of the blocks layer by layer, when the trunk gets
+    to them, the others here.
+    """
+    if placement is None:
+        return nnx.merge(graph, nnx.State(params))
+    blocks = params["trunk"]["layers"]
+    rest = params | {"trunk": {k: v for k, v in params["trunk"].items() if k != "layers"}}
+    rest = placement.fetch(rest)
+    model = nnx.merge(graph, nnx.State(rest | {"trunk": rest["trunk"] | {"layers": blocks}}))
+    model.trunk.fetch = lambda layer: placement.fetch(layer, "trunk/layers/", stacked=True)
+    return model

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from src.interfaces import SequenceSpec
+from src.common.activations import constrain
+from src.common.placement import GATHERED
+from src.interfaces import PyTree, SequenceSpec
 from src.models import layers
 from src.models.attention import Attention
 from src.models.conditioning import Condition, Modulation, modulate
@@ -19,10 +21,15 @@ from src.sequence.mask import visible
 NORMS = {"rms": layers.RMSNorm, "layer": layers.LayerNorm}
 MLPS = {"swiglu": layers.SwiGLU, "gelu": layers.GELU}
 REMAT = {
-    "none": None,
+    # Gathered weights are never kept: all layers together would be the whole model on every device.
+    "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def _as_they_are(params: PyTree) -> PyTree:
+    return params
 
 
 class Cache(NamedTuple):
@@ -94,6 +101,7 @@ class Transformer(nnx.Module):
         self._check()
         self.layers = nnx.vmap(lambda keys: Block(self, rngs=keys))(rngs.fork(split=depth))
         self.final_norm = NORMS[norm](width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs) if final_norm else None
+        self.fetch = _as_they_are  # what makes one layer's parameters usable; see `models.model.bind`
 
     def _check(self):
         for option, value, known in (("norm", self.norm, NORMS), ("mlp", self.mlp, MLPS), ("remat", self.remat, REMAT)):
@@ -129,10 +137,11 @@ class Transformer(nnx.Module):
 
         def body(h, per_layer):
             params, key_value = per_layer
-            return nnx.merge(graph, params)(h, mask, angles, condition, key_value, start)
+            block = nnx.merge(graph, nnx.State(self.fetch(nnx.to_pure_dict(params))))
+            h, key_value = block(h, mask, angles, condition, key_value, start)
+            return constrain(h, "rows", "places", None), key_value
 
-        policy = REMAT[self.remat]
-        body = body if policy is None else jax.checkpoint(body, policy=policy, prevent_cse=False)
+        body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
         key_values = None if cache is None else (cache.k, cache.v)
         x, key_values = jax.lax.scan(body, x, (stacked, key_values))
         x = x if self.final_norm is None else self.final_norm(x)

@@ -11,12 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from absl import logging
 
+from src.common.placement import Placement
 from src.common.progress import Progress
-from src.common.sharding import batch_sharding, infer_param_sharding, make_mesh, put_batch
-from src.common.tree import count_parameters, listed
+from src.common.sharding import ShardingRules, batch_sharding, make_mesh, put_batch
+from src.common.tree import count_parameters, flatten, listed
 from src.common.writers import MetricWriter
 from src.data.pipeline import Mixture
 from src.interfaces import LossTerm
@@ -27,7 +29,7 @@ from src.train.state import TrainState, init_state
 from src.train.step import make_train_step
 from src.train.system import System
 
-ELASTIC = (*FREE, "mesh", "accumulate", "data")  # may change between two runs in one workdir
+ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data")  # may change between two runs in one workdir
 
 
 @dataclasses.dataclass
@@ -39,6 +41,7 @@ class Trainer:
     optimizer: optax.GradientTransformation
     schedule: Schedule
     abstract: TrainState
+    placement: Placement
 
     def init(self) -> TrainState:
         """A fresh state, made where it will live."""
@@ -53,7 +56,8 @@ class Trainer:
         """The train step, ahead of its first batch: (state, batch) -> (state, measurements)."""
         rows = batch_sharding(self.mesh)
         batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), self.system.spec())
-        step = jax.jit(make_train_step(self.system, self.optimizer, self.system.config), donate_argnums=0,
+        step = make_train_step(self.system, self.optimizer, self.system.config, self.placement)
+        step = jax.jit(step, donate_argnums=0,
                        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, self.abstract), None))  # fmt: skip
         with jax.set_mesh(self.mesh):
             return step.lower(self.abstract, batch).compile()
@@ -77,9 +81,10 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
     settings["steps"] = settings["steps"] or config.steps
     optimizer, schedule = build_optimizer(settings, shapes)
     state = jax.eval_shape(lambda: init_state(system.init, optimizer, config.seed))
-    shardings = infer_param_sharding(state, mesh)
+    shardings = ShardingRules(**config.sharding).shardings(state, mesh)
     abstract = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), state, shardings)
-    return Trainer(system, mesh, optimizer, schedule, abstract)
+    specs = {path: leaf.sharding.spec for path, leaf in flatten(abstract.params).items()}
+    return Trainer(system, mesh, optimizer, schedule, abstract, Placement(specs, jnp.dtype(config.model.dtype)))
 
 
 def train(trainer: Trainer, checkpoints: Checkpointer, writer: MetricWriter, started: float) -> tuple[TrainState, dict]:

@@ -10,16 +10,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from src.common.placement import Placement
 from src.common.rng import step_key
 from src.interfaces import Batch, LossTerm, PyTree
 from src.train.optim import ema_update
 from src.train.state import TrainState
 from src.train.system import System, losses, prepare, weighted_sum
 
+Add = Callable[[PyTree], PyTree]
 Step = Callable[[TrainState, Mapping[str, Batch]], tuple[TrainState, dict[str, LossTerm]]]
 
 
-def make_train_step(system: System, optimizer: optax.GradientTransformation, config: Any) -> Step:
+def make_train_step(system: System, optimizer: optax.GradientTransformation, config: Any, placement: Placement) -> Step:
     """The function (state, batch) -> (state, measurements); jit it with the state donated.
 
     Measurements are (sum, count) pairs: every loss term, the weighted `total`, and the norms of gradient and update.
@@ -30,7 +32,12 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
 
     def step(state: TrainState, batch: Mapping[str, Batch]) -> tuple[TrainState, dict[str, LossTerm]]:
         prepared = prepare(system, batch, step_key(config.seed, state.step), True)
-        grads, terms, total = gradients(system, state.params, batch, prepared, accumulate)
+
+        def local(params: PyTree, rows: PyTree, add: Add) -> tuple[PyTree, PyTree]:
+            grads, terms, total = gradients(system, params, *rows, accumulate, placement, add)
+            return grads, add((terms, total))
+
+        grads, (terms, total) = placement.local(local, state.params, (batch, prepared))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new = state.replace(
@@ -47,33 +54,38 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
 
 
 def gradients(
-    system: System, params: PyTree, batch: Mapping[str, Batch], prepared: PyTree, accumulate: int
+    system: System,
+    params: PyTree,
+    batch: Mapping[str, Batch],
+    prepared: PyTree,
+    accumulate: int,
+    placement: Placement,
+    add: Add,
 ) -> tuple[PyTree, dict[str, LossTerm], Array]:
-    """Gradient of the weighted sum, the terms, and the sum itself, over `accumulate` microbatches."""
-    if accumulate == 1:
+    """Gradient of the weighted sum, the terms, and the sum itself, over `accumulate` microbatches of these rows.
 
-        def whole(params):
-            terms = losses(system, params, batch, prepared)
-            return weighted_sum(system, terms, {k: v.count for k, v in terms.items()}), terms
+    `add` sums over the devices that have the other rows: the counts that the terms are divided by are of all rows, so
+    that gradients, terms and sums of the devices only need to be added.
+    """
 
-        (total, terms), grads = jax.value_and_grad(whole, has_aux=True)(params)
-        return grads, terms, total
-
-    # Counts do not depend on the network: the compiler drops everything else of this forward pass.
-    counts = {k: v.count for k, v in losses(system, params, batch, prepared).items()}
-
-    def part(params, micro):
-        terms = losses(system, params, *micro)
+    def part(params, counts, micro):
+        terms = losses(system, params, *micro, placement)
+        counts = {k: add(v.count) for k, v in terms.items()} if counts is None else counts
         return weighted_sum(system, terms, counts), terms
 
-    def one(micro):
-        (total, terms), grads = jax.value_and_grad(part, has_aux=True)(params, micro)
+    def one(counts, micro):
+        (total, terms), grads = jax.value_and_grad(part, has_aux=True)(params, counts, micro)
         return grads, terms, total
 
+    if accumulate == 1:
+        return one(None, (batch, prepared))
+
+    # Counts do not depend on the network: the compiler drops everything else of this forward pass.
+    counts = {k: add(v.count) for k, v in losses(system, params, batch, prepared, placement).items()}
     micros = split_rows((batch, prepared), accumulate)
-    shapes = jax.eval_shape(one, jax.tree.map(lambda a: a[0], micros))
+    shapes = jax.eval_shape(one, counts, jax.tree.map(lambda a: a[0], micros))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    sums, _ = jax.lax.scan(lambda carry, micro: (jax.tree.map(jnp.add, carry, one(micro)), None), zeros, micros)
+    sums, _ = jax.lax.scan(lambda carry, micro: (jax.tree.map(jnp.add, carry, one(counts, micro)), None), zeros, micros)
     return sums
 
 

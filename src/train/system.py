@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
+from src.common.placement import Placement
 from src.common.rng import stream
 from src.interfaces import Batch, LossTerm, Objective, PyTree, Task, View
 from src.models.model import bind
@@ -76,10 +77,12 @@ def prepare(system: System, batch: Mapping[str, Batch], key: Array, train: bool)
     return views, aux
 
 
-def losses(system: System, params: PyTree, batch: Mapping[str, Batch], prepared: Prepared) -> dict[str, LossTerm]:
+def losses(
+    system: System, params: PyTree, batch: Mapping[str, Batch], prepared: Prepared, placement: Placement | None = None
+) -> dict[str, LossTerm]:
     """One shared forward pass, then the terms of every objective, by "task/objective/term"."""
     views, aux = prepared
-    net = bind(system.graph, params)
+    net = bind(system.graph, params, placement)
     hidden = net.hidden({name: (system.tasks[name].layout, view) for name, view in views.items()})
     terms = {}
     for name, plan in system.tasks.items():

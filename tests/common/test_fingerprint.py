@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from src.common.fingerprint import fingerprint, fingerprints
-from src.common.sharding import infer_param_sharding, make_mesh
+from src.common.sharding import ShardingRules, make_mesh
 
 
 def _mix(x):
@@ -20,7 +20,7 @@ def test_equals_the_definition_on_every_sharding():
     expected = sum(_mix(int(bits) ^ _mix(i)) for i, bits in enumerate(x.view(np.uint32).ravel())) % 2**32
     for axes in ({"data": 8, "fsdp": 1}, {"data": 2, "fsdp": 4}):
         mesh = make_mesh(axes)
-        leaf = jax.device_put(x, infer_param_sharding(x, mesh, min_size=1))
+        leaf = jax.device_put(x, ShardingRules(min_size=1).shardings(x, mesh))
         assert fingerprints({"x": leaf}) == {"x": expected}
 
 

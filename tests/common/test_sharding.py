@@ -22,9 +22,16 @@ def test_mesh_sizes():
         sharding.make_mesh({"data": -1, "fsdp": 3})
     with pytest.raises(ValueError, match=r"mesh \(data=2, fsdp=2\) does not fit 8 cpu devices"):
         sharding.make_mesh({"data": 2, "fsdp": 2})
+    with pytest.raises(ValueError, match="has an axis 'model'; the axes are data, fsdp, tensor, context"):
+        sharding.make_mesh({"data": -1, "model": 2})
     for axes in ({"data": -1, "fsdp": -1}, {"data": 0, "fsdp": 8}, {}):
         with pytest.raises(ValueError, match="needs positive axis sizes"):
             sharding.make_mesh(axes)
+
+
+def specs(shapes, mesh, **rules):
+    tree = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    return jax.tree.map(lambda s: s.spec, sharding.ShardingRules(**rules).shardings(tree, mesh))
 
 
 def test_parameters_are_cut_by_size():
@@ -37,9 +44,7 @@ def test_parameters_are_cut_by_size():
         "small": (8, 8),
         "step": (),
     }
-    tree = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), shapes, is_leaf=lambda s: isinstance(s, tuple))
-    specs = jax.tree.map(lambda s: s.spec, sharding.infer_param_sharding(tree, mesh, min_size=1024))
-    assert specs == {
+    assert specs(shapes, mesh, min_size=1024) == {
         "layers": {"kernel": P(None, None, "fsdp"), "deep": P(), "scale": P()},
         "embed": P("fsdp"),
         "square": P("fsdp"),
@@ -47,9 +52,29 @@ def test_parameters_are_cut_by_size():
         "small": P(),
         "step": P(),
     }
-    assert sharding.infer_param_sharding(tree, mesh)["embed"].spec == P()
+    assert specs(shapes, mesh)["embed"] == P()
     alone = sharding.make_mesh({"data": 8, "fsdp": 1})
-    assert {s.spec for s in jax.tree.leaves(sharding.infer_param_sharding(tree, alone, 1))} == {P()}
+    assert set(jax.tree.leaves(specs(shapes, alone, min_size=1), is_leaf=lambda s: isinstance(s, P))) == {P()}
+
+
+def test_tensor_goes_by_rule_and_fsdp_takes_what_is_left():
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+    rules = {"tensor": (("up/", -1), ("down/kernel", -2), ("table", 0)), "min_size": 1}
+    shapes = {
+        "layers": {"up": {"kernel": (3, 8, 64), "bias": (3, 64)}, "down": {"kernel": (3, 64, 8), "bias": (3, 8)}},
+        "table": (64, 8),
+        "odd/table": (63, 8),  # what tensor does not divide is fsdp's
+        "mu/layers/down/kernel": (3, 8),  # a factored moment: the axis would be the layers'
+    }
+    assert specs(shapes, mesh, **rules) == {
+        "layers": {
+            "up": {"kernel": P(None, "fsdp", "tensor"), "bias": P(None, "tensor")},
+            "down": {"kernel": P(None, "tensor", "fsdp"), "bias": P(None, "fsdp")},
+        },
+        "table": P("tensor", "fsdp"),
+        "odd/table": P(None, "fsdp"),
+        "mu/layers/down/kernel": P(None, "fsdp"),
+    }
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -12,7 +12,7 @@ import pytest
 from flax import struct
 from ml_collections import ConfigDict
 
-from src.common.sharding import infer_param_sharding, make_mesh
+from src.common.sharding import ShardingRules, make_mesh
 from src.train.checkpoint import Checkpointer
 from src.train.compatible import check_config
 
@@ -48,7 +48,7 @@ def make_state(step, width=8):
 def abstract(state, mesh=None):
     if mesh is None:
         return jax.eval_shape(lambda: state)
-    shardings = infer_param_sharding(state, mesh, min_size=64)
+    shardings = ShardingRules(min_size=64).shardings(state, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
 
@@ -66,7 +66,7 @@ def saved(tmp_path_factory):
     mesh = make_mesh({"data": 8, "fsdp": 1})
     checkpointer = Checkpointer(workdir, keep=3, every=2)
     for step in (1, 2, 4, 6):
-        state = jax.device_put(make_state(step), infer_param_sharding(make_state(step), mesh))
+        state = jax.device_put(make_state(step), ShardingRules().shardings(make_state(step), mesh))
         assert checkpointer.save(step, state, {"next": np.int64(10 * step)}, CONFIG)
         jax.tree.map(lambda x: x.delete(), state)  # as a donation would
     assert not checkpointer.save(6, make_state(6), {}, CONFIG)

@@ -7,6 +7,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from src.common.placement import Placement
 from src.interfaces import LossTerm
 from src.sequence.layout import Layout
 from src.train import system as systems
@@ -42,13 +43,13 @@ class Net:
 @pytest.fixture
 def step(monkeypatch):
     """(lr, seed) -> the jitted step of that system."""
-    monkeypatch.setattr(systems, "bind", lambda graph, params: Net(params))
+    monkeypatch.setattr(systems, "bind", lambda graph, params, placement: Net(params))
     tasks = {"t": TaskPlan(None, Layout(()), 1, {"o": (Pull(), 1.0)})}
 
     def make(lr, seed=0):
         config = ConfigDict({"seed": seed, "accumulate": 1, "ema": {"decay": DECAY, "warmup": False}})
         system = System(config, None, None, tasks, encode=lambda values: values)
-        return jax.jit(make_train_step(system, optax.sgd(lr), config))
+        return jax.jit(make_train_step(system, optax.sgd(lr), config, Placement({}, jnp.float32)))
 
     return make
 
