@@ -35,7 +35,7 @@ def base() -> ConfigDict:
 
 
 def sharding() -> dict:
-    """Which axis of a parameter `mesh.tensor` splits, by rule (the first match wins), and what `mesh.fsdp` leaves whole."""
+    """Which axis of a parameter `mesh.tensor` splits, by rule; the first match wins."""
     return {
         "tensor": (
             ("attention/[qkv]/|mlp/(gate|up)/", -1),
@@ -65,6 +65,7 @@ def model() -> dict:
             "qk_norm": False,
             "rope": True,
             "rope_theta": 10_000.0,
+            "attention": "auto",  # auto or a file of models/backends
             "remat": "none",  # none | dots | full
             "init": "normal:0.02",  # or a name of flax.nnx.initializers: lecun_normal, xavier_uniform, zeros, …
         },

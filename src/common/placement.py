@@ -1,9 +1,9 @@
 """Where the parameters of one run lie, and how a device gets at them.
 
 The train step is written per device over the mesh axes `data` and `fsdp` (`jax.shard_map`), so that what crosses the
-network is written down and not guessed: a parameter that is split over `fsdp` is gathered just before its layer uses it,
-in the dtype of the computation, and the transpose of that gather is a reduce-scatter of its gradient (Rajbhandari et
-al. 2020, ZeRO stage 3). The axes `tensor` and `context` are left to the compiler.
+network is written down and not guessed: a parameter that is split over `fsdp` is gathered just before its layer uses
+it, in the dtype of the computation, and the transpose of that gather is a reduce-scatter of its gradient (Rajbhandari
+et al. 2020, ZeRO stage 3). The axes `tensor` and `context` are left to the compiler.
 """
 
 from __future__ import annotations

@@ -1,16 +1,38 @@
-"""Grouped-query self-attention with rotary positions and an optional key-value cache."""
+"""Grouped-query self-attention with rotary positions and an optional key-value cache, and the choice of its backend."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from src.common.activations import constrain
+from src.common.lookup import lookup
+from src.interfaces import SequenceSpec
 from src.models.layers import RMSNorm, linear, rotate
 
 KeyValue = tuple[Array, Array]  # k, v: [B, S, K, h]
+Attend = Callable[[Array, Array, Array], Array]  # q [B, Q, H, h], k and v [B, S, K, h] -> [B, Q, H, h]
+
+BACKENDS = "models/backends"
+KERNELS: dict[str, str] = {}  # what `auto` tries on a platform; elsewhere dense
+SHORTEST = 128  # of the rows that `auto` gives to a kernel: its smallest tile would be mostly padding below
+
+
+class Sizes(NamedTuple):
+    """What a backend must know of its arrays before it sees them."""
+
+    rows: int
+    queries: int
+    keys: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: Any
+    platform: str
 
 
 class Attention(nnx.Module):
@@ -35,7 +57,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B Q D"],
-        mask: Bool[Array, "B Q K"],
+        attend: Attend,
         angles: Float[Array, "*B Q half"],
         cache: KeyValue | None = None,
         start: int | Int[Array, ""] | None = None,
@@ -55,12 +77,36 @@ class Attention(nnx.Module):
             cache = (k, v)
         q = constrain(q, "rows", "places", "features", None)
         k, v = (constrain(a, "rows", None, "features", None) for a in (k, v))  # every place reads all of them
-        out = attend(q, k, v, mask)
+        out = attend(q, k, v)
         return self.out(out.reshape(rows, length, -1)), cache
 
 
-def attend(
-    q: Float[Array, "B Q H h"], k: Float[Array, "B S K h"], v: Float[Array, "B S K h"], mask: Bool[Array, "B Q S"]
-) -> Float[Array, "B Q H h"]:
-    """Dense attention by XLA, softmax in f32. A query that sees nothing (padding) gets the mean of v, never NaN."""
-    return jax.nn.dot_product_attention(q, k.astype(q.dtype), v.astype(q.dtype), mask=jnp.expand_dims(mask, 1))
+def prepare_attention(name: str, query: SequenceSpec, key: SequenceSpec, sizes: Sizes, cached: bool = False) -> Attend:
+    """The function that attends as `query` and `key` allow; made once, used by every layer.
+
+    name    a file of `models/backends`, or `auto`: the kernel of the platform if it takes these sizes, else dense.
+    cached  the keys come from a cache; that is dense whatever the name, since a few queries fill no kernel
+
+    Raises ValueError when a backend that was named cannot take the sizes, or does not exist.
+    """
+    backend, dense = find_backend(name, sizes.platform), find_backend("dense")
+    reason = backend.refusal(sizes)
+    if name == "auto" and (reason or sizes.keys < SHORTEST):
+        backend = dense
+    elif reason and not cached:
+        raise ValueError(f"model.trunk.attention={name!r} {reason}; use auto or dense")
+    return (dense if cached else backend)(query, key, sizes)
+
+
+def find_backend(name: str, platform: str = "") -> type:
+    """The backend class of that name, or what `auto` prefers on a platform. Raises ValueError when there is none."""
+    try:
+        return lookup(BACKENDS, KERNELS.get(platform, "dense") if name == "auto" else name)
+    except ValueError as error:
+        raise ValueError(f"model.trunk.attention={name!r} is neither auto nor a backend: {error}") from error
+
+
+def platform() -> str:
+    """Of the mesh in use, which may be of devices that are not here, or else of the default device: cpu, tpu, gpu."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (device and device.platform) or jax.default_backend()

@@ -187,8 +187,8 @@ def _place(layout: Layout, valid: Bool[Array, "B N"], start, cache: Cache) -> Se
 def bind(graph: nnx.GraphDef, params: PyTree, placement: Placement | None = None) -> Model:
     """The model with these parameters, a nested dict of arrays.
 
-    With a placement, parameters are fetched from where they lie: those of the blocks layer by layer, when the trunk gets
-    to them, the others here.
+    With a placement, parameters are fetched from where they lie: those of the blocks layer by layer, when the trunk
+    gets to them, the others here.
     """
     if placement is None:
         return nnx.merge(graph, nnx.State(params))

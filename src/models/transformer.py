@@ -14,9 +14,8 @@ from src.common.activations import constrain
 from src.common.placement import GATHERED
 from src.interfaces import PyTree, SequenceSpec
 from src.models import layers
-from src.models.attention import Attention
+from src.models.attention import Attend, Attention, Sizes, find_backend, platform, prepare_attention
 from src.models.conditioning import Condition, Modulation, modulate
-from src.sequence.mask import visible
 
 NORMS = {"rms": layers.RMSNorm, "layer": layers.LayerNorm}
 MLPS = {"swiglu": layers.SwiGLU, "gelu": layers.GELU}
@@ -51,11 +50,11 @@ class Block(nnx.Module):
         self.mlp = MLPS[c.mlp](c.width, c.mlp_width, **args)
         self.modulation = c.layer(c.width, dtype=c.dtype, rngs=rngs) if c.layer else None
 
-    def __call__(self, x, mask, angles, condition: Condition, cache=None, start=None):
+    def __call__(self, x, attend: Attend, angles, condition: Condition, cache=None, start=None):
         m = self.modulation(condition) if self.modulation is not None else Modulation()
         x = x if m.add is None else x + m.add
         y = modulate(self.attention_norm(x), m.shift_attention, m.scale_attention)
-        y, cache = self.attention(y, mask, angles, cache, start)
+        y, cache = self.attention(y, attend, angles, cache, start)
         x = x + (y if m.gate_attention is None else m.gate_attention * y)
         y = self.mlp(modulate(self.mlp_norm(x), m.shift_mlp, m.scale_mlp))
         return x + (y if m.gate_mlp is None else m.gate_mlp * y), cache
@@ -64,9 +63,10 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """A stack of L blocks and a final norm. Defaults are Llama's (Touvron et al. 2023): RMSNorm, RoPE, GQA, SwiGLU.
 
-    layer:  the module that conditions a block (`models/conditioning.py`), or None
-    remat:  what the backward pass recomputes: none | dots (keeps matrix products) | full
-    init:   deviation of the kernels, or the name of an initializer
+    layer:      the module that conditions a block (`models/conditioning.py`), or None
+    attention:  a file of `models/backends`, or auto: the one for the platform, the length and the sizes
+    remat:      what the backward pass recomputes: none | dots (keeps matrix products) | full
+    init:       deviation of the kernels, or the name of an initializer
 
     Raises ValueError when heads, kv_heads and width do not divide, or a name is unknown.
     """
@@ -87,6 +87,7 @@ class Transformer(nnx.Module):
         qk_norm: bool = False,
         rope: bool = True,
         rope_theta: float = 10_000.0,
+        attention: str = "auto",
         remat: str = "none",
         init: str | float = 0.02,
         layer: type | None = None,
@@ -97,7 +98,7 @@ class Transformer(nnx.Module):
         self.mlp_width = 4 * width if mlp_width is None else mlp_width
         self.norm, self.norm_epsilon, self.mlp, self.bias, self.qk_norm = norm, norm_epsilon, mlp, bias, qk_norm
         self.rope, self.rope_theta, self.remat, self.init = rope, rope_theta, remat, init
-        self.layer, self.dtype = layer, dtype
+        self.layer, self.attention, self.dtype = layer, attention, dtype
         self._check()
         self.layers = nnx.vmap(lambda keys: Block(self, rngs=keys))(rngs.fork(split=depth))
         self.final_norm = NORMS[norm](width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs) if final_norm else None
@@ -107,6 +108,7 @@ class Transformer(nnx.Module):
         for option, value, known in (("norm", self.norm, NORMS), ("mlp", self.mlp, MLPS), ("remat", self.remat, REMAT)):
             if value not in known:
                 raise ValueError(f"model.trunk.{option}={value!r} is unknown; use one of {', '.join(known)}")
+        find_backend(self.attention)
         sizes = {"width": self.width, "depth": self.depth, "heads": self.heads, "kv_heads": self.kv_heads}
         small = [f"{name}={size}" for name, size in (sizes | {"mlp_width": self.mlp_width}).items() if size < 1]
         if small:
@@ -130,15 +132,14 @@ class Transformer(nnx.Module):
         if cache is not None:
             write = jax.vmap(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=0))
             cache = cache._replace(spec=cache.spec.replace(segment=write(cache.spec.segment, spec.segment)))
-        mask = visible(spec, spec if cache is None else cache.spec)
-        mask = jnp.broadcast_to(mask, (x.shape[0], *mask.shape[-2:]))
+        attend = self._attend(spec, cache, *x.shape[:2])
         angles = layers.rotary_angles(spec.position, self.width // self.heads, self.rope_theta)
         graph, stacked = nnx.split(self.layers)
 
         def body(h, per_layer):
             params, key_value = per_layer
             block = nnx.merge(graph, nnx.State(self.fetch(nnx.to_pure_dict(params))))
-            h, key_value = block(h, mask, angles, condition, key_value, start)
+            h, key_value = block(h, attend, angles, condition, key_value, start)
             return constrain(h, "rows", "places", None), key_value
 
         body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
@@ -146,6 +147,14 @@ class Transformer(nnx.Module):
         x, key_values = jax.lax.scan(body, x, (stacked, key_values))
         x = x if self.final_norm is None else self.final_norm(x)
         return x, None if cache is None else cache._replace(k=key_values[0], v=key_values[1])
+
+    def _attend(self, spec: SequenceSpec, cache: Cache | None, rows: int, length: int) -> Attend:
+        """Attention as the rows allow it, prepared once for all layers."""
+        keys = length if cache is None else cache.k.shape[2]
+        heads = (self.heads, self.kv_heads, self.width // self.heads)
+        sizes = Sizes(rows, length, keys, *heads, self.dtype, platform())
+        seen = spec if cache is None else cache.spec
+        return prepare_attention(self.attention, spec, seen, sizes, cached=cache is not None)
 
     def empty_cache(self, spec: SequenceSpec, rows: int, dtype=None) -> Cache:
         """A cache for rows of the layout behind `spec`, with nothing written yet."""

@@ -1,4 +1,4 @@
-"""What crosses the network in one step, counted in the compiled program: no more than fully sharded training must move."""
+"""What crosses the network in one step, counted in the compiled program: no more than sharded training must move."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ from src.train import loop
 
 
 def compiled(**mesh):
-    """Trainer, and bytes that one device receives in a step by (kind, axes). All rows have one length: one trunk pass."""
+    """Trainer, and bytes that one device receives in a step by (kind, axes). One row length: one trunk pass."""
     config = digits.get_config("debug")
     with config.unlocked():
         config.eval.evaluators = {}
