@@ -73,7 +73,7 @@ def model() -> dict:
         "conditioning": {"name": "conditioning:TimeToken"},
         "time": {"features": 256, "init": "normal:0.02"},
         "text": {"init": "normal:0.02"},
-        "text_head": {"init": "normal:0.02"},
+        "text_head": {"init": "normal:0.02", "chunk": 8192},  # most vocabulary entries of one piece of the loss
         "image": {"init": "xavier_uniform"},
         # variance: none | learned (with process.variance=learned_range) | unused; order: crs | rsc
         "image_head": {"init": "zeros", "adaln_init": "zeros", "variance": "none", "order": "crs"},

@@ -5,20 +5,46 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from src.interfaces import Prediction
-from src.models.layers import LayerNorm, linear
+from src.models.layers import LayerNorm, initializer, linear
+from src.models.vocabulary import nats_in_pieces, nats_of_logits
 
 
 class TextHead(nnx.Module):
-    """Logits over the vocabulary; a matrix of its own (not tied to the embedding), no bias."""
+    """Logits over the vocabulary; a matrix of its own (not tied to the embedding), no bias. Both results are f32.
 
-    def __init__(self, width: int, vocab: int, *, init: str | float = 0.02, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.linear = linear(width, vocab, init=init, bias=False, dtype=dtype, rngs=rngs)
+    chunk: most entries of the vocabulary whose logits a device makes at a time for the loss; a smaller one is not cut.
+    Raises ValueError for a chunk below 1.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        vocab: int,
+        *,
+        init: str | float = 0.02,
+        chunk: int = 8192,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if chunk < 1:
+            raise ValueError(f"model.text_head.chunk={chunk} must be at least 1")
+        self.chunk, self.dtype = chunk, dtype
+        args = {"kernel_init": initializer(init), "dtype": dtype, "rngs": rngs}
+        # Logits are never rounded to bfloat16.
+        self.linear = nnx.Linear(width, vocab, use_bias=False, preferred_element_type=jnp.float32, **args)
 
     def __call__(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
-        return self.linear(hidden).astype(jnp.float32)
+        return self.linear(hidden)
+
+    def nats(self, hidden: Float[Array, "B N D"], ids: Int[Array, "B N"]) -> Float[Array, "B N"]:
+        """-log p(ids | hidden)."""
+        kernel = self.linear.kernel[...]
+        if kernel.shape[1] <= self.chunk:
+            return nats_of_logits(self(hidden), ids)
+        return nats_in_pieces(hidden, kernel, ids, chunk=self.chunk, dtype=self.dtype)
 
 
 class ImageHead(nnx.Module):

@@ -78,6 +78,10 @@ class Model(nnx.Module):
         """Logits of the next token, f32."""
         return self.text_head(hidden)
 
+    def text_nats(self, hidden: Float[Array, "B N D"], ids: Int[Array, "B N"]) -> Float[Array, "B N"]:
+        """-log p(ids | hidden), f32; large vocabularies go in pieces (`models/vocabulary.py`)."""
+        return self.text_head.nats(hidden, ids)
+
     def image_prediction(self, hidden: Float[Array, "B N D"], vector: Float[Array, "B T D"]) -> Prediction:
         """The denoiser's output for the patches of one image segment, f32."""
         return self.image_head(hidden, vector)

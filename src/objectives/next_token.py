@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array
 
 from src.interfaces import Batch, Hidden, LossTerm, Net, PyTree, View
@@ -29,7 +28,7 @@ class NextToken:
         for name in self.fields:
             field = batch[name]
             state, exists = hidden.before(name)
-            nats = optax.softmax_cross_entropy_with_integer_labels(net.text_logits(state), field.ids)
+            nats = net.text_nats(state, field.ids)
             counted = (field.loss & field.valid & exists).astype(jnp.float32)
             total = total + LossTerm((nats * counted).sum(), counted.sum())
         return {"nats": total}
