@@ -43,13 +43,15 @@ class Placement:
             spec = self.specs[prefix + tree.path_string(path)]
             entries = [spec[i] if i < len(spec) else None for i in range(leaf.ndim + stacked)][int(stacked) :]
             whole = PartitionSpec(*[None if entry == "fsdp" else entry for entry in entries])
+            kept = leaf.dtype
             if "fsdp" in entries:
                 leaf = leaf.astype(self.dtype) if narrow else leaf
                 if kinds["fsdp"] == AxisType.Manual:
                     leaf = jax.lax.all_gather(leaf, "fsdp", axis=entries.index("fsdp"), tiled=True)
             if "tensor" in entries or ("fsdp" in entries and kinds["fsdp"] == AxisType.Auto):
                 leaf = jax.lax.with_sharding_constraint(leaf, whole)
-            return checkpoint_name(leaf, GATHERED) if "fsdp" in entries else leaf
+            # Back to f32 in name, so that an embedding's gradients are added in f32; the compiler drops it elsewhere.
+            return checkpoint_name(leaf, GATHERED).astype(kept) if "fsdp" in entries else leaf
 
         return jax.tree_util.tree_map_with_path(one, params)
 

@@ -58,9 +58,9 @@ def gradients(
     params: PyTree,
     batch: Mapping[str, Batch],
     prepared: PyTree,
-    accumulate: int,
-    placement: Placement,
-    add: Add,
+    accumulate: int = 1,
+    placement: Placement | None = None,
+    add: Add = lambda x: x,
 ) -> tuple[PyTree, dict[str, LossTerm], Array]:
     """Gradient of the weighted sum, the terms, and the sum itself, over `accumulate` microbatches of these rows.
 
