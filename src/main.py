@@ -34,10 +34,16 @@ def main(argv: list[str]) -> int:
     """Exit code of the run; errors that a person can mend are one sentence on standard error."""
     try:
         _parse(argv)
-        from src import run  # after the flags, so that a typo is answered at once
+        from src.common import distributed  # after the flags, so that a typo is answered at once
+
+        distributed.start()
+        if not distributed.is_first():  # one process tells how it goes
+            logging.set_verbosity(logging.WARNING)
+        from src import run
 
         modes = {"train": run.train, "eval": run.evaluate, "sample": run.sample}
         modes[MODE.value](FLAGS, STARTED)
+        distributed.stop()
         return 0
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)

@@ -126,28 +126,3 @@ class ShardingRules:
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: NamedSharding(mesh, self.spec(tree.path_string(path), leaf.shape, mesh)), shapes
         )
-
-
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """A host batch as device arrays, rows split over `data` and `fsdp`.
-
-    Leaves are numpy arrays `[B_process, …]`, this process's rows (all rows when there is one process); the result has
-    `[B, …]` with B = B_process · processes. Raises ValueError when B does not divide over the devices.
-    """
-    sharding = batch_sharding(mesh)
-    ways = math.prod(mesh.shape.get(name, 1) for name in BATCH_AXES)
-    processes = jax.process_count()
-
-    def put(path: Sequence[Any], leaf: Any) -> jax.Array:
-        leaf = np.asarray(leaf)
-        rows = leaf.shape[0] * processes if leaf.ndim else 0
-        if not rows or rows % ways:
-            raise ValueError(
-                f"the batch's {tree.path_string(path)!r} of shape {leaf.shape} has {rows} rows in all, which do not"
-                f" divide over {ways} devices (data x fsdp): set the batch size to a multiple of {ways}"
-            )
-        if processes == 1:
-            return jax.device_put(leaf, sharding)
-        return jax.make_array_from_process_local_data(sharding, leaf)
-
-    return jax.tree_util.tree_map_with_path(put, batch)

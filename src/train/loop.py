@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 
+from src.common.distributed import data_shard, put_batch
 from src.common.placement import Placement
 from src.common.progress import Progress
-from src.common.sharding import ShardingRules, batch_sharding, make_mesh, put_batch
+from src.common.sharding import ShardingRules, batch_sharding, make_mesh, replicated
 from src.common.tree import count_parameters, flatten, listed
 from src.common.writers import MetricWriter
 from src.data.pipeline import Mixture
@@ -57,8 +58,8 @@ class Trainer:
         rows = batch_sharding(self.mesh)
         batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), self.system.spec())
         step = make_train_step(self.system, self.optimizer, self.system.config, self.placement)
-        step = jax.jit(step, donate_argnums=0,
-                       out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, self.abstract), None))  # fmt: skip
+        out = (jax.tree.map(lambda leaf: leaf.sharding, self.abstract), replicated(self.mesh))
+        step = jax.jit(step, donate_argnums=0, out_shardings=out)
         with jax.set_mesh(self.mesh):
             return step.lower(self.abstract, batch).compile()
 
@@ -99,7 +100,7 @@ def train(trainer: Trainer, checkpoints: Checkpointer, writer: MetricWriter, sta
     with ThreadPoolExecutor(1) as pool:  # the step compiles while the state is made or read
         compiling = None if done else pool.submit(trainer.compile)
         state, step, data_state = restore(trainer, checkpoints)
-    data = open_data(system)
+    data = open_data(trainer)
     if data_state is not None:
         data.set_state(data_state)
     facts = {"parameters": count_parameters(trainer.abstract.params), "steps": config.steps}
@@ -133,12 +134,12 @@ def train(trainer: Trainer, checkpoints: Checkpointer, writer: MetricWriter, sta
     return state, facts
 
 
-def open_data(system: System) -> Mixture:
+def open_data(trainer: Trainer) -> Mixture:
     """This process's share of the batches of every task."""
+    system = trainer.system
     tasks = {name: plan.task for name, plan in system.tasks.items()}
     rows = {name: plan.rows for name, plan in system.tasks.items()}
-    shard = (jax.process_index(), jax.process_count())
-    return Mixture(tasks, rows, system.config.seed, shard, workers=system.config.data.workers)
+    return Mixture(tasks, rows, system.config.seed, data_shard(trainer.mesh), workers=system.config.data.workers)
 
 
 def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, int, Any]:

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from src.common import sharding
+from src.common import distributed, sharding
 from src.interfaces import LabelField
 
 
@@ -77,12 +77,10 @@ def test_tensor_goes_by_rule_and_fsdp_takes_what_is_left():
     }
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_batch_is_split_over_all_devices(processes, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: processes)  # chooses the branch; JAX itself still knows of one
+def test_batch_is_split_over_all_devices():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
     batch = {"label": LabelField(np.arange(16)), "image": np.arange(48.0, dtype=np.float32).reshape(16, 3)}
-    placed = sharding.put_batch(batch, mesh)
+    placed = distributed.put_batch(batch, mesh)
     assert np.array_equal(placed["label"].ids, np.arange(16)) and np.array_equal(placed["image"], batch["image"])
     shards = placed["image"].addressable_shards
     assert len({s.device for s in shards}) == 8 and all(s.data.shape == (2, 3) for s in shards)
@@ -91,4 +89,4 @@ def test_batch_is_split_over_all_devices(processes, monkeypatch):
 def test_batch_that_does_not_divide_is_refused():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
     with pytest.raises(ValueError, match=r"'label/ids' of shape \(12,\) has 12 rows .* 8 devices .* multiple of 8"):
-        sharding.put_batch({"label": LabelField(np.arange(12))}, mesh)
+        distributed.put_batch({"label": LabelField(np.arange(12))}, mesh)
