@@ -202,6 +202,13 @@ def gather_texts(text: str) -> list[str]:
     return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
 
 
+def agree(reason: str) -> str:
+    """Why some process cannot go on, the same text on all of them; "" when none has a reason."""
+    told = gather_texts(reason)
+    which = next((i for i, text in enumerate(told) if text), None)
+    return "" if which is None else told[which] if len(set(told)) == 1 else f"on process {which}: {told[which]}"
+
+
 def check_same(facts: Mapping[str, Any]) -> None:
     """Raises ValueError, on every process, unless all have the same facts (JSON values by name)."""
     told = [json.loads(text) for text in gather_texts(json.dumps(dict(facts), sort_keys=True, default=str))]

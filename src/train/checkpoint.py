@@ -3,14 +3,15 @@
 One checkpoint is `<workdir>/checkpoints/<step>/` with three items: `state` (the arrays, as nested dictionaries of
 paths), `data` (JSON, where the input was) and `meta` (JSON: format version, config, and for each leaf its fingerprint,
 dtype and shape). Orbax finds truncated files but restores flipped bits without a word, hence the fingerprints.
+
+Several processes write one checkpoint together, each its own pieces, and make every decision together: what one of them
+cannot read is damaged for all.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
-import socket
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from etils import epath
 from jaxtyping import Array
 
 from src.common import tree
+from src.common.distributed import agree, gather_texts
 from src.common.fingerprint import fingerprints
 from src.train.compatible import plain
+from src.train.workdir import brief, check_writable
 
 FORMAT = 1
 
@@ -79,14 +81,13 @@ class Checkpointer:
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(tree.unflatten(flat)), data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta)
         )
-        self._pending = step
+        self._pending, reason = step, ""
         try:
             if not self._manager().save(step, args=items, force=True):
-                raise OSError("Orbax declined to save")
-            return True
+                reason = "Orbax declined to save"
         except Exception as error:
-            self._fail(error)
-            return False
+            reason = brief(error)
+        return self._succeeded(reason)
 
     def restore(
         self, abstract_state: Any, accept: Callable[[Any], Any] | None = None
@@ -158,25 +159,34 @@ class Checkpointer:
         return self._opened
 
     def _steps(self) -> list[int]:
-        # Nothing to ask Orbax (a slow import) in a folder that does not exist yet.
-        return list(self._manager().all_steps()) if self._opened or self.directory.exists() else []
+        # Nothing to ask Orbax (a slow import) in a folder that does not exist yet; processes must ask together.
+        if not (self._opened or jax.process_count() > 1 or self.directory.exists()):
+            return []
+        return json.loads(gather_texts(json.dumps(list(self._manager().all_steps())))[0])
 
     def _settle(self) -> None:
         """Waits for the write in flight and keeps its error for `wait`."""
         if self._opened is None or self._pending is None:
             return
+        reason = ""
         try:
             self._opened.wait_until_finished()
-            self._pending = self._failure = None
         except Exception as error:
-            self._fail(error)
+            reason = brief(error)
+        if self._succeeded(reason):
+            self._pending = self._failure = None
 
-    def _fail(self, error: Exception) -> None:
+    def _succeeded(self, reason: str) -> bool:
+        """Whether no process has a reason why the pending step is not written; one that has fails it for all."""
+        reason = agree(reason)
+        if not reason:
+            return True
         step, self._pending = self._pending, None
-        self._failure = f"step {step}: {brief(error)}"
+        self._failure = f"step {step}: {reason}"
         logging.error("Checkpoint %s; training goes on and the next save is tried.", self._failure)
         if self._opened is not None:
             self._opened.reload()  # Orbax counts the step as saved
+        return False
 
     def _sweep(self) -> None:
         """Removes what a failed write left, to free the disk; only while nothing is being written."""
@@ -193,23 +203,22 @@ class Checkpointer:
     ) -> tuple[Any, Any, dict[str, Any]]:
         import orbax.checkpoint as ocp
 
-        def item(**args: Any) -> Any:
-            try:
-                return self._manager().restore(step, args=ocp.args.Composite(**args))
-            except Exception as error:
-                raise DamageError(f"{next(iter(args))}: {brief(error)}") from error
-
-        meta = item(meta=ocp.args.JsonRestore())["meta"]
-        data = item(data=ocp.args.JsonRestore())["data"]
-        _check_meta(meta, data)
+        # The items' own readers: those of the manager wait for the other processes, which may have met damage.
+        folder, json_reader = self.directory / str(step), ocp.JsonCheckpointHandler()
+        meta = _together("meta", lambda: _check_seal(json_reader.restore(folder / "meta")))
+        if meta["format"] != FORMAT:
+            raise ValueError(
+                f"the checkpoint has format {meta['format']} and this version reads {FORMAT}: use the other version"
+            )
+        data = _together("data", lambda: _check_data(json_reader.restore(folder / "data"), meta))
         if accept is not None:
             accept(meta["config"])
         wanted = {path: _target(leaf) for path, leaf in tree.flatten(abstract_state).items()}
-        _check_leaves(meta["leaves"], wanted, str(self.directory / str(step)))
+        _check_leaves(meta["leaves"], wanted, str(folder))
         targets = tree.unflatten(wanted)
         restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), targets)
-        saved = item(state=ocp.args.PyTreeRestore(targets, restore_args=restore_args))["state"]
-        flat = tree.flatten(saved)
+        args, reader = ocp.args.PyTreeRestore(targets, restore_args=restore_args), ocp.PyTreeCheckpointHandler()
+        flat = _together("state", lambda: tree.flatten(reader.restore(folder / "state", args=args)))
         if set(flat) != set(wanted):
             raise DamageError("state: leaves are missing")
         for path, value in fingerprints(flat).items():
@@ -221,50 +230,44 @@ class Checkpointer:
         """Moves damaged checkpoints out of the way, so that the run can save those steps again."""
         if not steps:
             return
+        reason = ""
         if jax.process_index() == 0:
-            folder = self.workdir / "damaged"
-            folder.mkdir(parents=True, exist_ok=True)
-            for step in steps:
-                place = next(p for i in itertools.count() if not (p := folder / f"{step}-{i}").exists())
-                (self.directory / str(step)).rename(place)
-                logging.warning("Moved the damaged checkpoint of step %d to %s.", step, place)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+            try:
+                self._move(steps)
+            except OSError as error:
+                reason = brief(error)
+        reason = agree(reason)  # the others wait here until the folders are gone
+        if reason:
+            raise OSError(f"the damaged checkpoints in {self.directory} cannot be moved ({reason}): move them yourself")
         self._manager().reload()
 
-
-# --------------------------------------------------------------------------- what main asks before anything starts
-
-
-def check_writable(workdir: str) -> epath.Path:
-    """The folder, made if need be, after a file was written there and removed. Raises OSError in one sentence."""
-    # Orbax takes absolute paths only; a bucket's address is one.
-    folder = epath.Path(workdir if "://" in str(workdir) else os.path.abspath(workdir))
-    probe = folder / f".probe-{socket.gethostname()}-{os.getpid()}"
-    try:
+    def _move(self, steps: list[int]) -> None:
+        folder = self.workdir / "damaged"
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("probe")
-        probe.unlink()
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or brief(error)
-        raise OSError(f"the workdir {workdir} cannot be written ({reason}): choose another --workdir") from error
-    return folder
+        for step in steps:
+            place = next(p for i in itertools.count() if not (p := folder / f"{step}-{i}").exists())
+            (self.directory / str(step)).rename(place)
+            logging.warning("Moved the damaged checkpoint of step %d to %s.", step, place)
 
 
 # --------------------------------------------------------------------------- helpers
 
 
+def _together(item: str, action: Callable[[], Any]) -> Any:
+    """The result of `action`. Raises DamageError, on every process, when it fails on any of them."""
+    result, reason = None, ""
+    try:
+        result = action()
+    except Exception as error:
+        reason = str(error) if isinstance(error, DamageError) else brief(error)
+    if reason := agree(reason):
+        raise DamageError(f"{item}: {reason}")
+    return result
+
+
 def _leaves(flat: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
     prints = fingerprints(flat)
     return {k: {"print": prints[k], "dtype": str(x.dtype), "shape": list(x.shape)} for k, x in flat.items()}
-
-
-def brief(error: BaseException, limit: int = 200) -> str:
-    """An error in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:limit]}{'…' if len(text) > limit else ''}"
 
 
 def _arrays(state: Any) -> dict[str, Array]:
@@ -283,15 +286,16 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
 
 
-def _check_meta(meta: Any, data: Any) -> None:
+def _check_seal(meta: Any) -> dict[str, Any]:
     if not isinstance(meta, dict) or meta.get("seal") != _crc({k: v for k, v in meta.items() if k != "seal"}):
-        raise DamageError("meta: not what was saved")
-    if meta["format"] != FORMAT:
-        raise ValueError(
-            f"the checkpoint has format {meta['format']} and this version reads {FORMAT}: use the other version"
-        )
+        raise DamageError("not what was saved")
+    return meta
+
+
+def _check_data(data: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(data, dict) or meta["data"] != _crc(data):
-        raise DamageError("data: not what was saved")
+        raise DamageError("not what was saved")
+    return data
 
 
 def _check_leaves(saved: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct], where: str) -> None:

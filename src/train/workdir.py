@@ -1,0 +1,42 @@
+"""The folder of a run: whether it can be written, before anything expensive starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from etils import epath
+
+from src.common.distributed import agree, gather_texts
+
+
+def check_writable(workdir: str) -> epath.Path:
+    """The folder, made if need be, after a file was written there, seen by every process and removed.
+
+    Raises OSError in one sentence, on every process.
+    """
+    # Orbax takes absolute paths only; a bucket's address is one.
+    folder = epath.Path(workdir if "://" in str(workdir) else os.path.abspath(workdir))
+    probe = folder / f".probe-{socket.gethostname()}-{os.getpid()}"
+    reason = ""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("probe")
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or brief(error)
+    if reason := agree(reason):
+        raise OSError(f"the workdir {workdir} cannot be written ({reason}): choose another --workdir")
+    first = gather_texts(probe.name)[0]
+    reason = agree("" if (folder / first).exists() else "what process 0 wrote there is not to be seen")
+    probe.unlink(missing_ok=True)
+    if reason:
+        raise OSError(
+            f"the workdir {workdir} is not one folder for all processes ({reason}): choose one that they share"
+        )
+    return folder
+
+
+def brief(error: BaseException, limit: int = 200) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:limit]}{'…' if len(text) > limit else ''}"
