@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import pathlib
+import platform
 import re
 import time
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -13,17 +17,21 @@ from absl import logging
 from etils import epath
 
 from src.build import build_system, cache_folder
+from src.common.distributed import check_same, is_first
 from src.common.writers import JsonLines, Many, TensorBoard
 from src.train import loop
 from src.train.checkpoint import Checkpointer
-from src.train.compatible import check_config
+from src.train.compatible import check_config, fields, plain
+
+FLAGS = ("mode", "workdir", "prompt", "label", "image", "task", "count")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def train(flags: Any, started: float) -> None:
     """Trains to the end, evaluates, and leaves metrics.json and pictures in the workdir."""
     _use_compilation_cache()
     config, workdir = flags.config, epath.Path(flags.workdir)
-    system = build_system(config)
+    system = _build(flags)
     trainer = loop.make_trainer(system)
     checkpoints = Checkpointer(flags.workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
     _overview(trainer)
@@ -68,7 +76,7 @@ def sample(flags: Any, started: float) -> None:
         images = None if flags.image is None else read_image(flags.image, data.image_shape)[None]
         words = None if flags.prompt is None else [flags.prompt]
         for text in predict.write(task, words=words, images=images, seed=system.config.seed):
-            print(text if flags.prompt is None else f"{flags.prompt} {text}")
+            _say(text if flags.prompt is None else f"{flags.prompt} {text}")
         return
     from src.evals.grid import caption_grid, save_png
 
@@ -77,8 +85,9 @@ def sample(flags: Any, started: float) -> None:
     title = flags.prompt if flags.label is None else f"class {flags.label}"
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "sample"
     path = flags.output or str(workdir / "samples" / f"{slug}.png")
-    save_png(path, caption_grid(images, [title] * len(images), columns=min(flags.count, 8)))
-    print(path)
+    if is_first():
+        save_png(path, caption_grid(images, [title] * len(images), columns=min(flags.count, 8)))
+    _say(path)
 
 
 def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
@@ -127,7 +136,7 @@ def _restored(flags: Any) -> tuple[Any, Any, epath.Path]:
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")
     checkpoints = Checkpointer(flags.workdir, keep=flags.config.checkpoint.keep)
-    system = build_system(flags.config)
+    system = _build(flags)
     fixed = ("model", "patch", "text_codec", "process")
     identity = system.identity()
     free = tuple(k for k in identity if k not in (*fixed, "tokenizer"))
@@ -137,6 +146,23 @@ def _restored(flags: Any) -> tuple[Any, Any, epath.Path]:
     state = found[0]
     checkpoints.close()
     return system, state, workdir
+
+
+def _build(flags: Any) -> Any:
+    """The system. Raises ValueError when several processes were not started alike."""
+    if jax.process_count() > 1:
+        source = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(pathlib.Path(__file__).parent.rglob("*.py"))))
+        facts = {f"--{name}": getattr(flags, name) for name in FLAGS} | {n: version(n) for n in PACKAGES}
+        facts |= {"python": platform.python_version(), "the source code": source.hexdigest()[:16]}
+        check_same(facts | fields(plain(flags.config), "config"))
+    system = build_system(flags.config)
+    check_same({"the tokenizer": system.identity()["tokenizer"]})
+    return system
+
+
+def _say(text: str) -> None:
+    if is_first():
+        print(text)
 
 
 def _use_compilation_cache() -> None:
@@ -171,7 +197,7 @@ class Pictures:
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
         """One file for each name."""
-        if jax.process_index() != 0:
+        if not is_first():
             return
         from src.evals.grid import save_png
 
@@ -193,7 +219,7 @@ class Pictures:
 
 def _report(workdir: epath.Path, metrics: dict[str, float]) -> None:
     """metrics.json, and the same as a table on the terminal; what was not measured again stays as it was."""
-    if jax.process_index() != 0:
+    if not is_first():
         return
     path = workdir / "metrics.json"
     metrics = (json.loads(path.read_text()) if path.exists() else {}) | metrics

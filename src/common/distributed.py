@@ -147,10 +147,10 @@ def row_blocks(mesh: Mesh) -> tuple[list[tuple[int, ...]], int]:
     return groups, groups.index(tuple(sorted(held[jax.process_index()])))
 
 
-def data_shard(mesh: Mesh) -> tuple[int, int]:
-    """The share of each batch that this process reads: (index, count), see `row_blocks`."""
+def data_shard(mesh: Mesh) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """The share of each batch that this process reads, (index, count), and the blocks in the order of the shares."""
     groups, mine = row_blocks(mesh)
-    return mine, len(groups)
+    return (mine, len(groups)), tuple(block for group in groups for block in group)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

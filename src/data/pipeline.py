@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -48,8 +48,10 @@ class Source(Protocol):
 class Stream:
     """Endless shuffled batches of one source's training split; its state is the number of rows consumed.
 
-    `batch` counts the rows of all processes, `shard` is (this process, number of processes). Grain is imported at the
-    first batch. Prefetched batches are not counted in the state, so saving between any two batches is exact.
+    `batch` counts the rows of all processes, `shard` is (this process, number of processes). `order` cuts a batch into
+    equal blocks and lists them as the shards own them, those of shard 0 first; by default a shard's rows are consecutive.
+    Grain is imported at the first batch. Prefetched batches are not counted in the state, so saving between any two
+    batches is exact.
 
     Raises ValueError if the processes cannot share the batch evenly.
     """
@@ -61,13 +63,16 @@ class Stream:
         seed: int,
         shard: tuple[int, int] = (0, 1),
         *,
+        order: Sequence[int] = (0,),
         workers: int = 0,
         prefetch: int = PREFETCH,
     ):
         _check_shard(batch, shard)
+        if batch % len(order):
+            raise ValueError(f"a batch of {batch} rows cannot be cut into {len(order)} blocks: use a multiple of that")
         source.rows("train")  # missing data is refused here, not at the first batch
         self._source, self._batch, self._seed, self._shard = source, batch, seed, shard
-        self._workers, self._prefetch = workers, prefetch
+        self._order, self._workers, self._prefetch = tuple(order), workers, prefetch
         self._consumed = 0
         self._iterator: Any = None
 
@@ -106,7 +111,8 @@ class Stream:
         if self._shard[1] > 1:
             # An endless range: `repeat` makes the real length as large as an index can be.
             places = grain.MapDataset.range(sys.maxsize - self._batch)
-            dataset = places.map(_Contiguous(dataset, self._batch, self._shard[1], self._consumed % self._batch))
+            phase = self._consumed % self._batch
+            dataset = places.map(_Contiguous(dataset, self._batch, self._shard[1], phase, self._order))
         options = None
         if self._workers:
             _allow_workers()
@@ -126,8 +132,8 @@ class Stream:
 class Mixture:
     """Batches of several tasks at once: yields {task: {segment: field}}, with a fixed number of rows per task.
 
-    `rows` counts the rows of all processes. Every task has its own order, derived from `seed` and its name, so adding a
-    task changes no other. `workers` processes are started per task when it is > 0 (each start takes seconds).
+    `rows` counts the rows of all processes; `shard` and `order` are those of `Stream`. Every task is shuffled on its
+    own, by `seed` and its name, so adding a task changes no other. `workers` processes are started per task when it is > 0 (each start takes seconds).
 
     Raises ValueError if the names of `tasks` and `rows` differ or the processes cannot share the rows evenly.
     """
@@ -139,14 +145,15 @@ class Mixture:
         seed: int,
         shard: tuple[int, int] = (0, 1),
         *,
+        order: Sequence[int] = (0,),
         workers: int = 0,
         prefetch: int = PREFETCH,
     ):
         if set(tasks) != set(rows):
             raise ValueError(f"the mixture has tasks {sorted(tasks)} but rows per batch for {sorted(rows)}")
+        options = {"order": order, "workers": workers, "prefetch": prefetch}
         self._streams = {
-            name: Stream(task, rows[name], _named_seed(seed, name), shard, workers=workers, prefetch=prefetch)
-            for name, task in tasks.items()
+            name: Stream(task, rows[name], _named_seed(seed, name), shard, **options) for name, task in tasks.items()
         }
 
     def __iter__(self) -> Mixture:
@@ -249,15 +256,20 @@ class _Uniforms:
 
 
 class _Contiguous:
-    """Row at place i, moved so that the cards dealt to shard s of n are the s-th n-th of each batch (see the top)."""
+    """Row at place i, moved so that the cards dealt to shard s of n are the s-th n-th of each batch (see the top).
 
-    def __init__(self, dataset: Any, batch: int, shards: int, phase: int):
-        self._dataset, self._batch, self._shards, self._phase = dataset, batch, shards, phase
+    With several blocks in `order`, they are the s-th n-th of those blocks.
+    """
+
+    def __init__(self, dataset: Any, batch: int, shards: int, phase: int, order: tuple[int, ...]):
+        self._dataset, self._batch, self._shards, self._phase, self._order = dataset, batch, shards, phase, order
 
     def __call__(self, place: int | np.integer) -> Any:
         step, card = divmod(int(place) - self._phase, self._batch)
         share = self._batch // self._shards
-        return self._dataset[self._phase + step * self._batch + card % self._shards * share + card // self._shards]
+        block, row = divmod(card % self._shards * share + card // self._shards, self._batch // len(self._order))
+        row += self._order[block] * (self._batch // len(self._order))
+        return self._dataset[self._phase + step * self._batch + row]
 
 
 def _check_shard(batch: int, shard: tuple[int, int]) -> None:

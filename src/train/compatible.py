@@ -16,7 +16,7 @@ def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, 
 
     Fields that equal a name in `free`, or lie below one, may differ. Raises ValueError with the list of the others.
     """
-    before, after = _fields(plain(old)), _fields(plain(new))
+    before, after = fields(plain(old)), fields(plain(new))
     changed = {
         field: (before.get(field, "absent"), after.get(field, "absent"))
         for field in sorted(before.keys() | after.keys())
@@ -45,13 +45,14 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=convert))
 
 
-def _fields(value: Any, prefix: str = "") -> dict[str, Any]:
+def fields(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested dicts by dotted path: `{"optim.lr": 0.001}`."""
     if not isinstance(value, dict) or not value:
         return {prefix: value}
-    fields: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, inner in value.items():
-        fields |= _fields(inner, f"{prefix}.{key}" if prefix else key)
-    return fields
+        flat |= fields(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 
-from src.common.distributed import data_shard, put_batch
+from src.common.distributed import check_same, data_shard, put_batch
 from src.common.placement import Placement
 from src.common.progress import Progress
 from src.common.sharding import ShardingRules, batch_sharding, make_mesh, replicated
@@ -136,10 +136,12 @@ def train(trainer: Trainer, checkpoints: Checkpointer, writer: MetricWriter, sta
 
 def open_data(trainer: Trainer) -> Mixture:
     """This process's share of the batches of every task."""
-    system = trainer.system
-    tasks = {name: plan.task for name, plan in system.tasks.items()}
-    rows = {name: plan.rows for name, plan in system.tasks.items()}
-    return Mixture(tasks, rows, system.config.seed, data_shard(trainer.mesh), workers=system.config.data.workers)
+    plans = trainer.system.tasks
+    tasks = {name: plan.task for name, plan in plans.items()}
+    check_same({f"the number of rows of {name}": task.rows("train") for name, task in tasks.items()})
+    shard, order = data_shard(trainer.mesh)
+    config, rows = trainer.system.config, {name: plan.rows for name, plan in plans.items()}
+    return Mixture(tasks, rows, config.seed, shard, order=order, workers=config.data.workers)
 
 
 def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, int, Any]:
