@@ -5,10 +5,8 @@
 #   VENV     where the environment lives (default: .venv in the repository's root)
 #   PYTHON   the Python that makes it (default: python3 if it is at least 3.11, otherwise 3.13, 3.12 or 3.11)
 
-die() {
-  echo "error: $*" >&2
-  exit 1
-}
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 is_new_enough() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
@@ -48,6 +46,13 @@ setup_env() {
   venv=${VENV:-$root/.venv}
   [[ $venv == /* ]] || venv=$PWD/$venv
   stamp=$venv/installed-$requirements.sum
+  if [[ $DRY_RUN == true ]]; then
+    cd "$root" || die "$root cannot be entered"
+    [[ -x $venv/bin/python ]] || quoted "${PYTHON:-python3}" -m venv --clear "$venv"
+    [[ -f $stamp ]] || quoted "$venv/bin/python" -m pip install -r "$requirements"
+    PYTHON=$venv/bin/python
+    return
+  fi
   if ! is_new_enough "$venv/bin/python" || [[ ! -f $venv/bin/pip ]]; then
     make_venv "$venv"
   fi

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Checks style and runs the tests: bash launch/test.sh [flags of pytest]
+# Checks style and runs the tests: bash launch/test.sh [--dry-run] [flags of pytest]
+#
+# --dry-run prints the commands and runs nothing.
 # Makes the Python environment first when there is none (see setup_env.sh for VENV and PYTHON).
 set -euo pipefail
 # shellcheck source=launch/setup_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 
+parse_arguments test "$@" # no action to give: all that remains are flags
 setup_env requirements-test.txt
-"$PYTHON" -m ruff check .
-"$PYTHON" -m ruff format --check .
-exec "$PYTHON" -m pytest "$@"
+execute "$PYTHON" -m ruff check .
+execute "$PYTHON" -m ruff format --check .
+[[ $DRY_RUN == true ]] || exec "$PYTHON" -m pytest ${FLAGS[@]+"${FLAGS[@]}"}
+quoted "$PYTHON" -m pytest ${FLAGS[@]+"${FLAGS[@]}"}

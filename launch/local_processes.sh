@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# A pod on one machine: bash launch/local_processes.sh [--dry-run] N [flags of src.main]
+#
+# Starts N processes that find each other as the workers of a pod do, each with DEVICES_PER_PROCESS (4) emulated CPU
+# devices. Process 0 speaks on the terminal; all write runs/processes/<number>.log (LOGS names another folder). When
+# one fails, or at Ctrl-C, the others are ended too. The exit code is that of the first process to fail.
+# Makes the Python environment first when there is none (see setup_env.sh for VENV and PYTHON).
+set -euo pipefail
+# shellcheck source=launch/setup_env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+
+parse_arguments "$@"
+[[ -n $ACTION ]] || usage
+[[ $ACTION =~ ^[1-9][0-9]*$ ]] || die "'$ACTION' is not a number of processes: write bash launch/local_processes.sh 2 [flags]"
+count=$ACTION
+devices=${DEVICES_PER_PROCESS:-4}
+[[ $devices =~ ^[1-9][0-9]*$ ]] || die "DEVICES_PER_PROCESS is '$devices': set a whole number such as 4"
+CONFIG=configs/digits.py:debug
+WORKDIR=runs/processes-debug
+add_main_flags
+setup_env requirements.txt
+logs=${LOGS:-runs/processes}
+address=127.0.0.1:${PORT:-$((20000 + RANDOM % 20000))}
+pids=()
+
+# The command of one process, as one line of shell.
+line() {
+  quoted env JAX_PLATFORMS=cpu "XLA_FLAGS=--xla_force_host_platform_device_count=$devices" \
+    "JAX_COORDINATOR_ADDRESS=$address" "JAX_NUM_PROCESSES=$count" "JAX_PROCESS_ID=$1" \
+    "$PYTHON" -m src.main "${FLAGS[@]}"
+}
+
+end_all() {
+  local pid waited=0
+  trap '' INT TERM
+  for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
+  # What does not end by itself within five seconds is ended.
+  while ((waited++ < 50)) && [[ -n $(jobs -rp) ]]; do sleep 0.1; done
+  for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
+  wait
+}
+
+execute mkdir -p "$logs"
+for ((i = 0; i < count; i++)); do
+  if [[ $DRY_RUN == true ]]; then
+    if ((i == 0)); then echo "$(line 0) 2>&1 | tee $(quoted "$logs/0.log") &"; else echo "$(line $i) >$(quoted "$logs/$i.log") 2>&1 &"; fi
+  elif ((i == 0)); then
+    # exec, so that the signal reaches Python and no shell in between.
+    bash -c "exec $(line 0)" > >(tee "$logs/0.log") 2>&1 &
+    pids+=($!)
+  else
+    bash -c "exec $(line $i)" >"$logs/$i.log" 2>&1 &
+    pids+=($!)
+  fi
+done
+if [[ $DRY_RUN == true ]]; then
+  echo wait
+  exit 0
+fi
+
+trap 'end_all; exit 130' INT TERM
+running=("${pids[@]}")
+while ((${#running[@]} > 0)); do
+  still=()
+  for pid in "${running[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then
+      still+=("$pid")
+      continue
+    fi
+    code=0
+    wait "$pid" || code=$?
+    if ((code != 0)); then
+      for ((i = 0; i < count; i++)); do
+        [[ ${pids[i]} != "$pid" ]] || echo "process $i ended with exit code $code: ending the others; see $logs/$i.log" >&2
+      done
+      end_all
+      exit "$code"
+    fi
+  done
+  running=(${still[@]+"${still[@]}"})
+  sleep 0.2
+done
