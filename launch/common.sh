@@ -68,7 +68,7 @@ is_true_or_false() {
 
 # Every machine writes its part of a checkpoint, and machines do not outlive a run.
 need_workdir() {
-  [[ -n $WORKDIR || -n $BUCKET ]] || die "BUCKET is empty: set it in $CLUSTER_ENV or in the environment, or set WORKDIR"
+  [[ -n $WORKDIR ]] || need BUCKET
   WORKDIR=${WORKDIR:-${BUCKET%/}/$RUN_NAME}
   [[ $WORKDIR == gs://?* ]] || die "the workdir is '$WORKDIR': give a gs:// path, which all machines can write"
 }

@@ -26,11 +26,11 @@ image_family() {
 # How many machines hold the chips of TOPOLOGY: the machine's chips are the number before its final t.
 machines() {
   local chips
-  [[ $MACHINE_TYPE =~ -([0-9]+)t$ ]] || die "MACHINE_TYPE is '$MACHINE_TYPE': it should end like -4t, in its number of chips"
+  [[ $MACHINE_TYPE =~ -([0-9]+)t$ ]] || die "MACHINE_TYPE is '$MACHINE_TYPE': it should end in its chips, like -4t"
   local each=${BASH_REMATCH[1]}
   [[ $TOPOLOGY =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || die "TOPOLOGY is '$TOPOLOGY': write it like 4x4 or 4x4x4"
   chips=$((${TOPOLOGY//x/ * }))
-  ((chips % each == 0)) || die "TOPOLOGY $TOPOLOGY has $chips chips, which machines of $each ($MACHINE_TYPE) do not share evenly"
+  ((chips % each == 0)) || die "TOPOLOGY $TOPOLOGY has $chips chips: choose a multiple of the $each of $MACHINE_TYPE"
   echo $((chips / each))
 }
 
@@ -112,7 +112,7 @@ parse_arguments "$@"
 read_settings
 need PROJECT ZONE MACHINE_TYPE TOPOLOGY
 is_true_or_false SPOT
-[[ $SPOT == false || -z $RESERVATION ]] || die "SPOT and RESERVATION are both set: chips are one or the other, so empty one"
+[[ $SPOT == false || -z $RESERVATION ]] || die "SPOT and RESERVATION are both set: chips are one or the other"
 [[ $SLICES == 1 ]] || die "SLICES is $SLICES: one group is one slice; use gke_xpk.sh for several"
 need_program gcloud "see https://cloud.google.com/sdk/docs/install"
 REGION=${ZONE%-*}

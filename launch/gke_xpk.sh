@@ -25,16 +25,18 @@ do_create() {
 }
 
 do_run() {
-  local restarts=$RETRIES
+  local restarts=$RETRIES setup train
   need CONFIG REPOSITORY BRANCH IMAGE
   need_workdir
   add_main_flags
   # Kubernetes restarts the workload, on new machines where some were taken away. Our errors exit with 1, which xpk
   # would otherwise take for final.
   RETRIES=0
+  setup="$(fetch_checkout) && ( $(in_checkout setup) )"
+  train="cd $RUN_NAME && exec $(in_environment run "${FLAGS[@]}")"
   execute xpk workload create "--workload=$RUN_NAME" "--cluster=$CLUSTER" "${place[@]}" "--tpu-type=$ACCELERATOR" \
     "--num-slices=$SLICES" "--docker-image=$IMAGE" "--max-restarts=$restarts" --restart-on-exit-codes=1 \
-    "--command=$(fetch_checkout) && ( $(in_checkout setup) ) && cd $RUN_NAME && exec $(in_environment run "${FLAGS[@]}")"
+    "--command=$setup && $train"
 }
 
 do_status() {
@@ -43,8 +45,9 @@ do_status() {
 
 do_logs() {
   execute gcloud container clusters get-credentials "$CLUSTER" "--project=$PROJECT" "--location=${ZONE%-*}"
+  local labels=jobset.sigs.k8s.io/jobset-name=$RUN_NAME,jobset.sigs.k8s.io/job-index=0
   execute kubectl logs --follow --tail=100 --container=jax-tpu \
-    "--selector=jobset.sigs.k8s.io/jobset-name=$RUN_NAME,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=$WORKER"
+    "--selector=$labels,batch.kubernetes.io/job-completion-index=$WORKER"
 }
 
 do_stop() {
@@ -60,7 +63,7 @@ parse_arguments "$@"
 read_settings
 need PROJECT ZONE ACCELERATOR CLUSTER
 is_true_or_false SPOT
-[[ $SPOT == false || -z $RESERVATION ]] || die "SPOT and RESERVATION are both set: chips are one or the other, so empty one"
+[[ $SPOT == false || -z $RESERVATION ]] || die "SPOT and RESERVATION are both set: chips are one or the other"
 need_program xpk "pip install xpk, and see https://github.com/AI-Hypercomputer/xpk for what it needs"
 place=("--project=$PROJECT" "--zone=$ZONE")
 do_action create run status logs stop delete

@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 
 parse_arguments "$@"
 [[ -n $ACTION ]] || usage
-[[ $ACTION =~ ^[1-9][0-9]*$ ]] || die "'$ACTION' is not a number of processes: write bash launch/local_processes.sh 2 [flags]"
+[[ $ACTION =~ ^[1-9][0-9]*$ ]] || die "'$ACTION' is not a number of processes: write local_processes.sh 2 [flags]"
 count=$ACTION
 devices=${DEVICES_PER_PROCESS:-4}
 [[ $devices =~ ^[1-9][0-9]*$ ]] || die "DEVICES_PER_PROCESS is '$devices': set a whole number such as 4"
@@ -43,13 +43,14 @@ end_all() {
 execute mkdir -p "$logs"
 for ((i = 0; i < count; i++)); do
   if [[ $DRY_RUN == true ]]; then
-    if ((i == 0)); then echo "$(line 0) 2>&1 | tee $(quoted "$logs/0.log") &"; else echo "$(line $i) >$(quoted "$logs/$i.log") 2>&1 &"; fi
+    if ((i == 0)); then to="2>&1 | tee $(quoted "$logs/0.log")"; else to=">$(quoted "$logs/$i.log") 2>&1"; fi
+    echo "$(line "$i") $to &"
   elif ((i == 0)); then
     # exec, so that the signal reaches Python and no shell in between.
     bash -c "exec $(line 0)" > >(tee "$logs/0.log") 2>&1 &
     pids+=($!)
   else
-    bash -c "exec $(line $i)" >"$logs/$i.log" 2>&1 &
+    bash -c "exec $(line "$i")" >"$logs/$i.log" 2>&1 &
     pids+=($!)
   fi
 done
@@ -71,7 +72,9 @@ while ((${#running[@]} > 0)); do
     wait "$pid" || code=$?
     if ((code != 0)); then
       for ((i = 0; i < count; i++)); do
-        [[ ${pids[i]} != "$pid" ]] || echo "process $i ended with exit code $code: ending the others; see $logs/$i.log" >&2
+        if [[ ${pids[i]} == "$pid" ]]; then
+          echo "process $i ended with exit code $code: ending the others; see $logs/$i.log" >&2
+        fi
       done
       end_all
       exit "$code"

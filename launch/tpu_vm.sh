@@ -21,7 +21,7 @@ runtime_version() {
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v5p-*) echo v2-alpha-tpuv5 ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
-    *) die "ACCELERATOR is '$ACCELERATOR': use v4-N, v5litepod-N, v5p-N or v6e-N here, and gce_mig.sh or gke_xpk.sh for TPU7x" ;;
+    *) die "ACCELERATOR is '$ACCELERATOR': use v4-N, v5litepod-N, v5p-N or v6e-N (TPU7x: gce_mig.sh or gke_xpk.sh)" ;;
   esac
 }
 
@@ -30,7 +30,8 @@ on_workers() {
   if ((SLICES > 1)); then
     local nodes=all
     [[ $1 == all ]] || nodes=0
-    execute gcloud compute tpus queued-resources ssh "$RUN_NAME" "${place[@]}" "--node=$nodes" "--worker=$1" "--command=$2"
+    execute gcloud compute tpus queued-resources ssh "$RUN_NAME" "${place[@]}" "--node=$nodes" "--worker=$1" \
+      "--command=$2"
   else
     execute gcloud compute tpus tpu-vm ssh "$RUN_NAME" "${place[@]}" "--worker=$1" "--command=$2"
   fi
@@ -98,8 +99,8 @@ parse_arguments "$@"
 read_settings
 need PROJECT ZONE ACCELERATOR
 is_true_or_false SPOT QUEUED
-[[ $SPOT == false || -z $RESERVATION ]] || die "SPOT and RESERVATION are both set: chips are one or the other, so empty one"
-[[ $QUEUED == true || $SLICES == 1 ]] || die "SLICES is $SLICES with QUEUED=false: several slices need a queued resource"
+[[ $SPOT == false || -z $RESERVATION ]] || die "SPOT and RESERVATION are both set: chips are one or the other"
+[[ $QUEUED == true || $SLICES == 1 ]] || die "SLICES is $SLICES: several slices need a queued resource (QUEUED=true)"
 need_program gcloud "see https://cloud.google.com/sdk/docs/install"
 place=("--project=$PROJECT" "--zone=$ZONE")
 do_action create status setup run logs stop delete

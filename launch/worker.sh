@@ -35,7 +35,8 @@ ensure_python() {
 }
 
 copy_data() {
-  local copy='import sys, fsspec; fs, path = fsspec.url_to_fs(sys.argv[1].rstrip("/")); fs.get(path + "/", "data/", recursive=True)'
+  local copy='import sys, fsspec; fs, path = fsspec.url_to_fs(sys.argv[1].rstrip("/"));'
+  copy+=' fs.get(path + "/", "data/", recursive=True)'
   if [[ -n $DATA && $(cat data/.copied-from 2>/dev/null) != "$DATA" ]]; then
     execute mkdir -p data
     execute "$PYTHON" -c "$copy" "$DATA"
