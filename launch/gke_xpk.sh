@@ -10,7 +10,7 @@
 #
 # Settings are in launch/cluster.env: PROJECT, ZONE, ACCELERATOR, SLICES, SPOT, RESERVATION, CLUSTER, IMAGE, BUCKET,
 # REPOSITORY, CONFIG and others. --dry-run prints the commands and runs nothing.
-# It needs xpk (pip install xpk) with what it asks for: gcloud, kubectl, kueuectl.
+# It needs xpk (pipx install xpk) with what it asks for: gcloud, kubectl, kueuectl.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -64,6 +64,6 @@ read_settings
 need PROJECT ZONE ACCELERATOR CLUSTER
 is_true_or_false SPOT
 [[ $SPOT == false || -z $RESERVATION ]] || die "SPOT and RESERVATION are both set: chips are one or the other"
-need_program xpk "pip install xpk, and see https://github.com/AI-Hypercomputer/xpk for what it needs"
+need_program xpk "pipx install xpk, and see https://github.com/AI-Hypercomputer/xpk for what it needs"
 place=("--project=$PROJECT" "--zone=$ZONE")
 do_action create run status logs stop delete
