@@ -44,7 +44,8 @@ class Sandbox:
         for name in PROGRAMS.split():
             self.program(
                 f"bin/{name}",
-                f'{{ printf %s {name}; printf "\\x1f%s" "$@"; echo; }} >>{self.calls}\n'
+                # One write a line, as calls may come side by side.
+                f'line=$(printf %s {name}; printf "\\x1f%s" "$@"); echo "$line" >>{self.calls}\n'
                 '[[ "$*" == *"list-instances"*"value(name)"* ]] && printf "trial-a\\ntrial-b\\n"; true',
             )
         keep = {"HOME": str(folder), "PATH": f"{folder}/bin:{os.environ['PATH']}", "LANG": "C.UTF-8"}
