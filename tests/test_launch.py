@@ -8,15 +8,12 @@ import pathlib
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from launch_box import ROOT, Sandbox
 
-ROOT = pathlib.Path(__file__).parents[1]
-PROGRAMS = "gcloud xpk kubectl srun git curl python3 pip ssh"
 SETTINGS = {
     "PROJECT": "my-project",
     "ZONE": "us-west4-a",
@@ -30,65 +27,6 @@ CLOUD = {
     "gce_mig.sh": ("create", "status", "setup", "run", "logs", "stop", "delete"),
     "gke_xpk.sh": ("create", "run", "status", "logs", "stop", "delete"),
 }
-
-
-class Sandbox:
-    """A copy of the scripts, with recording programs first in the path and a Python that obeys the test."""
-
-    def __init__(self, folder):
-        self.folder, self.calls = folder, folder / "calls"
-        shutil.copytree(ROOT / "launch", folder / "code/launch")
-        for file in ROOT.glob("requirements*.txt"):
-            shutil.copy(file, folder / "code")
-        (folder / "bin").mkdir()
-        for name in PROGRAMS.split():
-            self.program(
-                f"bin/{name}",
-                # One write a line, as calls may come side by side.
-                f'line=$(printf %s {name}; printf "\\x1f%s" "$@"); echo "$line" >>{self.calls}\n'
-                '[[ "$*" == *"list-instances"*"value(name)"* ]] && printf "trial-a\\ntrial-b\\n"; true',
-            )
-        keep = {"HOME": str(folder), "PATH": f"{folder}/bin:{os.environ['PATH']}", "LANG": "C.UTF-8"}
-        self.environment = keep | {"VENV": str(folder / "venv")}
-
-    def program(self, path, text):
-        target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(f"#!/usr/bin/env bash\n{text}\n")
-        target.chmod(0o755)
-
-    def python(self, text):
-        """The environment's Python: it accepts every check, and `text` is what `-m src.main` does."""
-        self.program("venv/bin/python", f'[[ "$1 $2" == "-m src.main" ]] || exit 0\n{text}')
-        self.program("venv/bin/pip", "true")
-
-    def start(self, *words, **environment):
-        return subprocess.Popen(
-            ["bash", *words], cwd=self.folder / "code", env=self.environment | environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
-
-    def run(self, *words, **environment):
-        process = self.start(*words, **environment)
-        out, err = process.communicate(timeout=60)
-        return process.returncode, out, err
-
-    def called(self):
-        """What was called since the last question: a sorted list of words, as some run side by side."""
-        lines = self.calls.read_text().splitlines() if self.calls.exists() else []
-        self.calls.unlink(missing_ok=True)
-        return sorted(line.split("\x1f") for line in lines)
-
-    def dry(self, script, *words, **environment):
-        """The lines that --dry-run prints, as words; nothing was called or written, and bash can read them."""
-        before = sorted(self.folder.rglob("*"))
-        code, out, err = self.run(f"launch/{script}", "--dry-run", *words, **environment)
-        assert code == 0, err
-        assert self.called() == []
-        assert sorted(self.folder.rglob("*")) == before
-        assert subprocess.run(["bash", "-n"], input=out, text=True).returncode == 0, out
-        self.text = out
-        return [shlex.split(line) for line in out.splitlines()]
 
 
 @pytest.fixture
@@ -275,96 +213,6 @@ def test_a_wrong_setting_is_one_sentence(box):
             assert (code, out, err.count("\n")) == (1, "", 1), (command, settings, out, err)
             assert err.startswith("error: ") and words in err
             assert box.called() == []
-
-
-def test_worker_starts_again_a_bounded_number_of_times(box):
-    box.python(f'echo "$@" >>{box.folder}/runs; (( $(wc -l <{box.folder}/runs) > 2 )) || exit 3')
-    code, _, err = box.run("launch/worker.sh", "run", "--a=b c", RETRIES="1", RETRY_WAIT="0")
-    assert code == 3 and (box.folder / "runs").read_text() == 2 * "-m src.main --a=b c\n"
-    assert "restart 1 of at most 1" in err
-    (box.folder / "runs").unlink()
-    assert box.run("launch/worker.sh", "run", RETRIES="2", RETRY_WAIT="0")[0] == 0
-    assert len((box.folder / "runs").read_text().splitlines()) == 3
-
-
-def test_worker_copies_data_once(box):
-    source = box.folder / "bucket/tinyllama"
-    source.mkdir(parents=True)
-    (source / "tokenizer.model").write_text("x")
-    box.program("venv/bin/python", f'[[ "$2" != *fsspec* ]] || exec {sys.executable} "$@"')
-    box.program("venv/bin/pip", "true")
-    for _ in range(2):
-        assert box.run("launch/worker.sh", "setup", DATA=f"file://{box.folder}/bucket")[0] == 0
-        copied = box.folder / "code/data/tinyllama/tokenizer.model"
-        assert copied.read_text() == "x"
-        (source / "tokenizer.model").write_text("y")
-
-
-def wait_for(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "this took too long"
-        time.sleep(0.02)
-
-
-def alive(pid):
-    """Whether the process exists and is not a zombie."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def test_worker_in_the_background(box):
-    box.python(
-        f"trap 'echo asked >{box.folder}/asked; exit 1' TERM; echo $$ >{box.folder}/pid; while :; do sleep 0.05; done"
-    )
-    assert box.run("launch/worker.sh", "start", RETRY_WAIT="0")[0] == 0
-    wait_for((box.folder / "pid").exists)
-    wait_for(lambda: (box.folder / "pid").read_text())
-    pid = int((box.folder / "pid").read_text())
-    assert "runs (process" in box.run("launch/worker.sh", "status")[1]
-    code, _, err = box.run("launch/worker.sh", "start")
-    assert code == 1 and "stop it first" in err
-    assert box.run("launch/worker.sh", "stop")[0] == 0
-    assert (box.folder / "asked").exists() and not alive(pid)
-    assert "starting again" not in (box.folder / "code/runs/worker/log").read_text()
-    assert box.run("launch/worker.sh", "status")[1].startswith("does not run")
-
-
-def test_local_processes(box):
-    at, rank = box.folder, "$JAX_PROCESS_ID"
-    note = f'env | grep -E "^(JAX|XLA)_" | sort >{at}/env{rank}; echo $$ >{at}/pid{rank}\n'
-    box.python(f"{note}echo I am $JAX_PROCESS_ID")
-    code, out, _ = box.run("launch/local_processes.sh", "3")
-    assert (code, out) == (0, "I am 0\n")
-    assert (box.folder / "code/runs/processes/2.log").read_text() == "I am 2\n"
-    seen = [dict(line.split("=", 1) for line in (box.folder / f"env{i}").read_text().splitlines()) for i in range(3)]
-    assert [s.pop("JAX_PROCESS_ID") for s in seen] == ["0", "1", "2"] and seen[0] == seen[1] == seen[2]
-    assert seen[0]["JAX_NUM_PROCESSES"] == "3" and seen[0]["JAX_COORDINATOR_ADDRESS"].startswith("127.0.0.1:")
-    assert seen[0]["XLA_FLAGS"] == "--xla_force_host_platform_device_count=4"
-
-    # One fails after all have begun: the others end, and its code is the answer.
-    gone = (
-        f"until (( $(ls {box.folder}/pid? | wc -l) == 3 )); do sleep 0.02; done; [[ $JAX_PROCESS_ID != 1 ]] || exit 7\n"
-    )
-    for file in box.folder.glob("pid?"):
-        file.unlink()
-    box.python(f"{note}{gone}exec sleep 60")
-    code, _, err = box.run("launch/local_processes.sh", "3")
-    assert code == 7 and "process 1 ended with exit code 7" in err
-    assert not any(alive(file.read_text().strip()) for file in box.folder.glob("pid?"))
-
-    # Ctrl-C
-    for file in box.folder.glob("pid?"):
-        file.unlink()
-    box.python(f"{note}exec sleep 60")
-    process = box.start("launch/local_processes.sh", "3")
-    wait_for(lambda: len([f for f in box.folder.glob("pid?") if f.read_text()]) == 3)
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert not any(alive(file.read_text().strip()) for file in box.folder.glob("pid?"))
 
 
 def test_commands_of_the_documents_exist(box):
