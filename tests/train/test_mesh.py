@@ -1,0 +1,48 @@
+"""One config on any mesh: the same losses and the same updated weights."""
+
+import itertools
+import math
+
+import jax
+import pytest
+
+from src.build import build_system
+from src.common.distributed import put_batch
+from src.train import loop
+from tests.train.test_step import close, config_of
+
+EVERY = [m for m in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(m) == 8]
+# Every axis alone, and every three together; the rest is `pytest -m every_mesh tests/train/test_mesh.py`.
+CHOSEN = [m for m in EVERY if max(m) == 8 or sorted(m) == [1, 2, 2, 2]]
+STEPS = 3
+
+
+def train(mesh, **changes):
+    """Losses and gradient norm of each step, then parameters and their average, on a mesh of that shape."""
+    sizes = dict(zip(("data", "fsdp", "tensor", "context"), mesh, strict=True))
+    changes = {"sharding.min_size": 1, "model.trunk.kv_heads": 2, "text_codec.vocab_size": 200} | changes
+    config = config_of(**{f"mesh.{axis}": size for axis, size in sizes.items()} | changes)
+    system = build_system(config)
+    trainer = loop.make_trainer(system, jax.devices()[: math.prod(mesh)])
+    state, step, data = trainer.init(), trainer.compile(), loop.open_data(trainer)
+    measured = []
+    with jax.set_mesh(trainer.mesh):
+        for _ in range(STEPS):
+            state, terms = step(state, put_batch(next(data), trainer.mesh))
+            measured.append({k: v.total for k, v in terms.items() if k != "update_norm"})  # Adam magnifies roundings
+    data.close()
+    return jax.device_get(measured), jax.device_get((state.params, state.ema)), trainer
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return train((1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "mesh", [m if m in CHOSEN else pytest.param(m, marks=pytest.mark.every_mesh) for m in EVERY], ids=str
+)
+def test_any_mesh_of_eight_devices_does_what_one_device_does(alone, mesh):
+    measured, weights, _ = train(mesh)
+    close(measured, alone[0], rtol=2e-4, atol=1e-5)
+    close(weights, alone[1], rtol=0, atol=2e-4)
