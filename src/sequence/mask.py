@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool
 
 from src.interfaces import SequenceSpec
 
 
-def visible(query: SequenceSpec, key: SequenceSpec) -> Bool[Array, "*B Q K"]:
-    """Which keys each query may read.
+def visible(query: SequenceSpec, key: SequenceSpec) -> Bool[Array | np.ndarray, "*B Q K"]:
+    """Which keys each query may read; a numpy array when nothing but numpy comes in, for masks that must be static.
 
         visible(q, k) = segment_q == segment_k > 0  AND  (write_k <= read_q  OR  group_q == group_k > 0)  [AND relation]
 
@@ -24,7 +24,7 @@ def visible(query: SequenceSpec, key: SequenceSpec) -> Bool[Array, "*B Q K"]:
     """
 
     def pair(q, k):
-        return jnp.asarray(q)[..., :, None], jnp.asarray(k)[..., None, :]
+        return q[..., :, None], k[..., None, :]
 
     segment_q, segment_k = pair(query.segment, key.segment)
     read, write = pair(query.read, key.write)

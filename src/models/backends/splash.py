@@ -121,15 +121,13 @@ class _Static:
 
     def __init__(self, query, key, rows: int, length: int, block: int, axes: _Axes, options: dict[str, Any]):
         ones = np.ones_like(query.read)
-        with jax.ensure_compile_time_eval():
-            seen = np.asarray(visible(query.replace(segment=ones), key.replace(segment=ones)))
-            tail = length - len(ones)
-            seen = np.pad(seen, (0, tail))
-            # A row of blocks that is never visited would divide by zero.
-            seen |= np.eye(length, dtype=bool) & ~seen.any(1, keepdims=True)
-            made = kernels.make_splash_mha(
-                MultiHeadMask([NumpyMask(seen)]), head_shards=1, q_seq_shards=axes.contexts, **options
-            )
+        seen = visible(query.replace(segment=ones), key.replace(segment=ones))
+        tail = length - len(ones)
+        seen = np.pad(seen, (0, tail))
+        # A row of blocks that is never visited would divide by zero.
+        seen |= np.eye(length, dtype=bool) & ~seen.any(1, keepdims=True)
+        mask = MultiHeadMask([NumpyMask(seen)])
+        made = kernels.make_splash_mha(mask, head_shards=1, q_seq_shards=axes.contexts, **options)
         self.kwargs = made.kwargs
         infos = [i._replace(is_dynamic_mask=None) for i in (made.fwd_mask_info, made.dq_mask_info, made.dkv_mask_info)]
         segment = jnp.pad(jnp.broadcast_to(query.segment, (rows, length - tail)), ((0, 0), (0, tail)))
