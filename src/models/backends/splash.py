@@ -43,9 +43,8 @@ class Splash:
     def __init__(self, query: SequenceSpec, key: SequenceSpec, sizes: Sizes):
         self.axes = _split_axes(sizes)
         self.length, block = _padded(sizes.queries, self.axes.contexts)
-        names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
         options = {
-            "block_sizes": kernels.BlockSizes(**dict.fromkeys(names, block)),
+            "block_sizes": _block_sizes(block, fused=block == self.length),
             "interpret": sizes.platform == "cpu",
             "residual_checkpoint_name": NAME,
         }
@@ -116,6 +115,12 @@ def _padded(length: int, parts: int) -> tuple[int, int]:
     return whole(block), block
 
 
+def _block_sizes(block: int, fused: bool) -> kernels.BlockSizes:
+    """Square blocks. Fused, one backward kernel makes all gradients; it keeps a dq for each block of keys."""
+    names = ["block_q", "block_kv", "block_q_dkv", "block_kv_dkv"] + ["block_q_dq", "block_kv_dq"] * (not fused)
+    return kernels.BlockSizes(**dict.fromkeys(names, block), use_fused_bwd_kernel=fused)
+
+
 class _Static:
     """A mask known while tracing, and segments. Every block that is not empty is visited."""
 
@@ -129,18 +134,19 @@ class _Static:
         mask = MultiHeadMask([NumpyMask(seen)])
         made = kernels.make_splash_mha(mask, head_shards=1, q_seq_shards=axes.contexts, **options)
         self.kwargs = made.kwargs
-        infos = [i._replace(is_dynamic_mask=None) for i in (made.fwd_mask_info, made.dq_mask_info, made.dkv_mask_info)]
+        made = (made.fwd_mask_info, made.dq_mask_info, made.dkv_mask_info)
+        infos = [info and info._replace(is_dynamic_mask=None) for info in made]
         segment = jnp.pad(jnp.broadcast_to(query.segment, (rows, length - tail)), ((0, 0), (0, tail)))
         self.arrays = (infos, segment, segment)
         # Blocks lie with their queries; the distinct partial ones are everywhere.
         by_block = PartitionSpec(None, axes.context)
         spec = MaskInfo(by_block, by_block, by_block, PartitionSpec(), None)
-        infos = [MaskInfo(*(s if a is not None else None for s, a in zip(spec, i, strict=True))) for i in infos]
-        self.specs = (infos, PartitionSpec(axes.rows, axes.context), PartitionSpec(axes.rows))
+        specs = [i and MaskInfo(*(s if a is not None else None for s, a in zip(spec, i, strict=True))) for i in infos]
+        self.specs = (specs, PartitionSpec(axes.rows, axes.context), PartitionSpec(axes.rows))
 
     def run(self, arrays, q, k, v) -> Float[Array, "B H Q h"]:
         infos, segment_q, segment_k = arrays
-        kernel = kernels.SplashAttentionKernel(*(i._replace(is_dynamic_mask=False) for i in infos), **self.kwargs)
+        kernel = kernels.SplashAttentionKernel(*(i and i._replace(is_dynamic_mask=False) for i in infos), **self.kwargs)
         return jax.vmap(kernel)(q, k, v, kernels.SegmentIds(segment_q, segment_k))
 
 
@@ -170,6 +176,7 @@ class _Dynamic:
             some = jnp.ones_like(number)  # 1: partly visible
             forward = MaskInfo(number % width, number, some, blocks, None, True)
             backward = MaskInfo(number // width, number, some, transposed, None, True)
-            return kernels.SplashAttentionKernel(forward, forward, backward, **self.kwargs)(*qkv)
+            dq = None if self.kwargs["block_sizes"].use_fused_bwd_kernel else forward
+            return kernels.SplashAttentionKernel(forward, dq, backward, **self.kwargs)(*qkv)
 
         return jax.vmap(row)(*arrays, q, k, v)
