@@ -65,7 +65,7 @@ def model() -> dict:
             "qk_norm": False,
             "rope": True,
             "rope_theta": 10_000.0,
-            "attention": "auto",  # auto or a file of models/backends
+            "attention": "auto",  # auto | dense | splash (TPU) | cudnn (GPU)
             "remat": "none",  # none | dots | full
             "init": "normal:0.02",  # or a name of flax.nnx.initializers: lecun_normal, xavier_uniform, zeros, …
         },

@@ -18,7 +18,7 @@ KeyValue = tuple[Array, Array]  # k, v: [B, S, K, h]
 Attend = Callable[[Array, Array, Array], Array]  # q [B, Q, H, h], k and v [B, S, K, h] -> [B, Q, H, h]
 
 BACKENDS = "models/backends"
-KERNELS = {"tpu": "splash"}  # what `auto` tries on a platform; elsewhere dense
+KERNELS = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}  # what `auto` tries on a platform; elsewhere dense
 SHORTEST = 128  # of the rows that `auto` gives to a kernel: its smallest tile would be mostly padding below
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from src.common.activations import BATCH_AXES
 from src.interfaces import SequenceSpec
 from src.models.attention import Sizes
+from src.models.backends._mesh import Axes, split
 from src.sequence.mask import visible
 
 LANES = 128
@@ -41,7 +40,7 @@ class Splash:
     """
 
     def __init__(self, query: SequenceSpec, key: SequenceSpec, sizes: Sizes):
-        self.axes = _split_axes(sizes)
+        self.axes = split(sizes)
         self.length, block = _padded(sizes.queries, self.axes.contexts)
         options = {
             "block_sizes": _block_sizes(block, fused=block == self.length),
@@ -66,43 +65,11 @@ class Splash:
     def __call__(
         self, q: Float[Array, "B Q H h"], k: Float[Array, "B S K h"], v: Float[Array, "B S K h"]
     ) -> Float[Array, "B Q H h"]:
-        length, axes = q.shape[1], self.axes
+        length = q.shape[1]
         tail = ((0, 0), (0, self.length - length), (0, 0), (0, 0))
         q, k, v = (jnp.pad(a, tail) for a in (q * q.shape[-1] ** -0.5, k.astype(q.dtype), v.astype(q.dtype)))
-        queries = PartitionSpec(axes.rows, axes.context, axes.heads)
-        keys = PartitionSpec(axes.rows, None, axes.heads)
-        specs = (self.mask.specs, queries, keys, keys)
         run = lambda mask, *qkv: jnp.swapaxes(self.mask.run(mask, *(jnp.swapaxes(a, 1, 2) for a in qkv)), 1, 2)
-        if axes.names:
-            run = jax.shard_map(run, in_specs=specs, out_specs=queries, axis_names=axes.names, check_vma=False)
-        return run(self.mask.arrays, q, k, v)[:, :length]
-
-
-class _Axes(NamedTuple):
-    """The axes of the mesh that rows, heads and queries are split over (None: not split), and those to name."""
-
-    rows: tuple[str, ...] | None = None
-    heads: str | None = None
-    context: str | None = None
-    contexts: int = 1
-    names: frozenset[str] = frozenset()
-
-
-def _split_axes(sizes: Sizes) -> _Axes:
-    """What divides on the mesh in use; nothing without a mesh or on one device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    free = {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
-    if math.prod(free.values()) == 1:
-        return _Axes()
-    rows = tuple(a for a in BATCH_AXES if free.get(a, 1) > 1)
-    tensor, contexts = free.get("tensor", 1), free.get("context", 1)
-    return _Axes(
-        rows=rows if sizes.rows % math.prod(free[a] for a in rows) == 0 else None,
-        heads="tensor" if tensor > 1 and sizes.heads % tensor == sizes.kv_heads % tensor == 0 else None,
-        context="context" if contexts > 1 else None,
-        contexts=contexts,
-        names=frozenset(free),
-    )
+        return self.axes.over(run, self.mask.specs)(self.mask.arrays, q, k, v)[:, :length]
 
 
 def _padded(length: int, parts: int) -> tuple[int, int]:
@@ -124,7 +91,7 @@ def _block_sizes(block: int, fused: bool) -> kernels.BlockSizes:
 class _Static:
     """A mask known while tracing, and segments. Every block that is not empty is visited."""
 
-    def __init__(self, query, key, rows: int, length: int, block: int, axes: _Axes, options: dict[str, Any]):
+    def __init__(self, query, key, rows: int, length: int, block: int, axes: Axes, options: dict[str, Any]):
         ones = np.ones_like(query.read)
         seen = visible(query.replace(segment=ones), key.replace(segment=ones))
         tail = length - len(ones)
@@ -135,9 +102,9 @@ class _Static:
         made = kernels.make_splash_mha(mask, head_shards=1, q_seq_shards=axes.contexts, **options)
         self.kwargs = made.kwargs
         made = (made.fwd_mask_info, made.dq_mask_info, made.dkv_mask_info)
-        infos = [info and info._replace(is_dynamic_mask=None) for info in made]
-        segment = jnp.pad(jnp.broadcast_to(query.segment, (rows, length - tail)), ((0, 0), (0, tail)))
-        self.arrays = (infos, segment, segment)
+        infos = [info and info._replace(is_dynamic_mask=None) for info in made]  # not an array
+        segments = (jnp.broadcast_to(spec.segment, (rows, length - tail)) for spec in (query, key))
+        self.arrays = (infos, *(jnp.pad(segment, ((0, 0), (0, tail))) for segment in segments))
         # Blocks lie with their queries; the distinct partial ones are everywhere.
         by_block = PartitionSpec(None, axes.context)
         spec = MaskInfo(by_block, by_block, by_block, PartitionSpec(), None)
@@ -157,7 +124,7 @@ class _Dynamic:
     loop over the rows of it instead of one kernel.
     """
 
-    def __init__(self, query, key, rows: int, length: int, block: int, axes: _Axes, options: dict[str, Any]):
+    def __init__(self, query, key, rows: int, length: int, block: int, axes: Axes, options: dict[str, Any]):
         seen = visible(query, key)
         tail = length - seen.shape[-1]
         seen = jnp.pad(jnp.broadcast_to(seen, (rows, *seen.shape[-2:])), ((0, 0), (0, tail), (0, tail)))
