@@ -1,0 +1,187 @@
+"""Every attention backend computes what the dense one does; kernels are interpreted, or another stands in for them."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from src.models.attention import Sizes, platform, prepare_attention
+from src.models.backends.splash import _padded
+from src.models.conditioning import Condition
+from src.models.transformer import Transformer
+from src.sequence.layout import Layout, Segment
+
+MIXED = Layout(
+    (
+        Segment("prompt", "text", 40),
+        Segment("image.time", "time", 1),
+        Segment("image", "image", 69, "bidirectional"),
+        Segment("caption", "text", 50),
+        Segment("blocks", "image", 31, "block:8"),
+    )
+)
+
+
+def rows_of_all_kinds(by_row):
+    """Four rows of the mixed layout: padding inside, packed, padded at the end, full; with a relation when by row."""
+    segment = np.ones((4, MIXED.length), np.int32)
+    segment[0, 20:40], segment[0, 150:160] = 0, 0
+    segment[1, 75:150], segment[1, 150:] = 2, 3
+    segment[2, -45:] = 0
+    spec = MIXED.spec(jnp.ones(segment.shape, bool)).replace(segment=jnp.asarray(segment))
+    if by_row:
+        relation = jax.random.bernoulli(jax.random.key(3), 0.8, (4, 191, 191)) | np.eye(191, dtype=bool)
+        orders = {k: jnp.broadcast_to(getattr(spec, k), segment.shape) for k in ("read", "write", "group")}
+        orders["group"] = orders["group"].at[3].set(0)  # one row is another layout
+        spec = spec.replace(relation=relation, **orders)
+    return spec
+
+
+def out_and_gradients(name, spec, sizes, q, k, v, weight):
+    """Output on the tokens that are no padding, and gradients of q, k and v."""
+
+    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+    def loss(q, k, v, segment):
+        rows = spec.replace(segment=segment)
+        out = prepare_attention(name, rows, rows, sizes)(q, k, v)
+        return (out * weight).sum(), out
+
+    (_, out), gradients = jax.jit(loss)(q, k, v, spec.segment)
+    assert jnp.isfinite(out).all()  # padding too
+    return jnp.where((spec.segment > 0)[..., None, None], out, 0), *gradients
+
+
+CASES = {
+    "splash_static": ("splash", False, {}),
+    "splash_by_row": ("splash", True, {}),
+    "splash_static_mesh": ("splash", False, {"data": 2, "context": 4}),
+    "splash_by_row_mesh": ("splash", True, {"data": 2, "tensor": 2, "context": 2}),
+    "cudnn_static": ("cudnn", False, {}),
+    "cudnn_by_row_mesh": ("cudnn", True, {"data": 2, "tensor": 2, "context": 2}),
+}
+
+
+@pytest.mark.parametrize(("name", "by_row", "axes"), CASES.values(), ids=CASES)
+def test_backends_equal_dense(name, by_row, axes, monkeypatch):
+    """Every mask mode in one row, grouped heads, padding, packing, an odd length; forward and backward."""
+    spec = rows_of_all_kinds(by_row)
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, weight = (jax.random.normal(key, (4, 191, n, 64)) for key, n in zip(keys, (4, 2, 2, 4), strict=True))
+    weight = weight * (spec.segment > 0)[..., None, None]
+    sizes = Sizes(4, 191, 191, 4, 2, 64, jnp.float32, "cpu")
+    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes)) if axes else None
+    expected = out_and_gradients("dense", spec, sizes, q, k, v, weight)
+    if name == "cudnn":  # everything but the kernel
+        real = jax.nn.dot_product_attention
+        stand_in = lambda *a, implementation, mask: real(*a, mask=mask)
+        monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+        sizes = sizes._replace(platform="gpu", dtype=jnp.bfloat16)
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        found = out_and_gradients(name, spec, sizes, q, k, v, weight)
+    for what, a, b in zip(("out", "dq", "dk", "dv"), expected, found, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=0, err_msg=what)
+
+
+def test_dense_equals_the_library():
+    """Grouped and not; a query that sees nothing gets the mean of v."""
+    spec = rows_of_all_kinds(True)
+    for kv_heads in (2, 4):
+        keys = jax.random.split(jax.random.key(kv_heads), 3)
+        q, k, v = (jax.random.normal(key, (4, 191, n, 8)) for key, n in zip(keys, (4, kv_heads, kv_heads), strict=True))
+        dense = prepare_attention("dense", spec, spec, Sizes(4, 191, 191, 4, kv_heads, 8, jnp.float32, "cpu"))
+        assert not dense.mask[0, 0, 25].any()
+        found = jax.jit(dense)(q, k, v)
+        expected = jax.jit(functools.partial(jax.nn.dot_product_attention, mask=dense.mask))(q, k, v)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_allclose(found[0, 25], np.repeat(v[0].mean(axis=0), 4 // kv_heads, axis=0), atol=1e-6)
+
+
+def test_trunk_with_splash():
+    """In the scan over layers, recomputed: hidden states and gradients of the parameters are those of dense."""
+    layout = Layout((Segment("prompt", "text", 60), Segment("image", "image", 68, "bidirectional")))
+    valid = np.ones((2, 128), bool)
+    valid[0, 50:60] = False
+    x = jax.random.normal(jax.random.key(1), (2, 128, 32))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(name):
+        graph, params = nnx.split(Transformer(32, 2, 2, 1, 32, attention=name, remat="full", rngs=nnx.Rngs(0)))
+
+        def loss(params):
+            none = Condition(jnp.zeros((2, 1, 32)), np.full(128, -1, np.int32))
+            hidden, _ = nnx.merge(graph, params)(x, layout.spec(jnp.asarray(valid)), none)
+            return (jnp.where(valid[..., None], hidden, 0) * x).sum()
+
+        return jax.value_and_grad(loss)(params)
+
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4), run("splash"), run("dense"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "cached", "chosen"),
+    [
+        ("auto", {"platform": "tpu"}, False, "Splash"),
+        ("auto", {"platform": "tpu"}, True, "Dense"),  # a cache
+        ("auto", {"platform": "tpu", "queries": 26, "keys": 26}, False, "Dense"),  # short
+        ("auto", {"platform": "tpu", "dtype": jnp.float16}, False, "Dense"),
+        ("auto", {"platform": "gpu"}, False, "Cudnn"),
+        ("auto", {"platform": "cuda"}, False, "Cudnn"),
+        ("auto", {"platform": "gpu", "dtype": jnp.float32}, False, "Dense"),
+        ("auto", {"platform": "gpu", "head_dim": 72 + 4}, False, "Dense"),
+        ("auto", {}, False, "Dense"),
+        ("splash", {}, False, "Splash"),
+        ("cudnn", {}, True, "Dense"),  # decoding is dense whatever the name
+    ],
+)
+def test_choice(name, changes, cached, chosen):
+    sizes = Sizes(2, 130, 130, 2, 1, 64, jnp.bfloat16, "cpu")._replace(**changes)
+    spec = Layout((Segment("a", "text", sizes.keys),)).spec(jnp.ones((2, sizes.keys), bool))
+    assert type(prepare_attention(name, spec, spec, sizes, cached)).__name__ == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "message"),
+    [
+        ("cudnn", "cpu", "model.trunk.attention='cudnn' runs on NVIDIA GPUs, not on cpu; use auto or dense"),
+        ("splash", "gpu", "model.trunk.attention='splash' runs on TPU, not on gpu; use auto or dense"),
+        ("flash", "cpu", "no src/models/backends/flash.py.*cudnn, dense, splash"),
+    ],
+)
+def test_refusals(name, platform, message):
+    spec = MIXED.spec(jnp.ones((1, MIXED.length), bool))
+    with pytest.raises(ValueError, match=message):
+        prepare_attention(name, spec, spec, Sizes(1, 191, 191, 2, 2, 64, jnp.bfloat16, platform))
+    if name == "flash":
+        with pytest.raises(ValueError, match=message):
+            Transformer(32, 1, 2, attention=name, rngs=nnx.Rngs(0))
+
+
+def test_platform_is_the_mesh_s():
+    """Not that of the machine that compiles."""
+    assert platform() == "cpu"
+    absent = AbstractMesh((8,), ("data",), abstract_device=AbstractDevice("TPU v5 lite", 1, "tpu"))
+    with jax.sharding.use_abstract_mesh(absent):
+        assert platform() == "tpu"
+
+
+@pytest.mark.parametrize(
+    ("length", "parts", "expected"),
+    [
+        (291, 1, (384, 384)),
+        (512, 1, (512, 512)),
+        (640, 1, (768, 384)),
+        (130, 1, (256, 256)),
+        (1408, 1, (1536, 512)),
+        (512, 2, (512, 256)),
+        (191, 4, (512, 128)),
+        (2048, 4, (2048, 512)),
+    ],
+)
+def test_blocks(length, parts, expected):
+    """Large blocks, whole for every part, and little padding."""
+    assert _padded(length, parts) == expected
