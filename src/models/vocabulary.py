@@ -1,5 +1,8 @@
-"""Next-token loss over a large vocabulary, in pieces: no f32 array of tokens x vocabulary is ever made.
+"""The two places that meet a whole vocabulary, whose V entries may be split over the mesh axis `tensor`.
 
+Embedding: every device looks up the ids that it has, and the results are added.
+
+Next-token loss, in pieces of the vocabulary: no f32 array of tokens x vocabulary is ever made.
 With z = h W and W `[D, V]`: nats = log Σ_v exp z_v - z_id, and ∂nats/∂z = softmax(z) - onehot(id). Forward and backward
 walk over the columns of W, a piece at a time. The forward pass keeps a running maximum and sum of exponentials
 (Milakov & Gimelshein 2018, arXiv 1805.02867) and saves log Σ exp alone; the backward pass computes each piece's logits
@@ -10,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +47,28 @@ def cut_vocabulary(vocab: int, chunk: int, axes: dict[str, int], dtype=jnp.float
     own = vocab // (tensor * fsdp)
     size = math.ceil(own / math.ceil(own / max(chunk // fsdp, 1)))
     return Cut(tensor, fsdp, own, math.ceil(own / size), size, jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rows_of(table: Float[Array, "V D"], ids: Int[Array, "*N"], dtype: Any = jnp.float32) -> Float[Array, "*N D"]:
+    """table[ids] in `dtype`. A table split over `fsdp` is fetched in `dtype`, one split over V and `tensor` is not.
+
+    The gradients of an id's many occurrences are added in f32.
+    """
+    return jnp.take(_spread(table.astype(dtype), "tensor", None), ids, axis=0)
+
+
+def _rows_forward(table: Array, ids: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
+    return rows_of(table, ids, dtype), (table, ids)
+
+
+def _rows_backward(dtype: Any, saved: tuple[Array, Array], grad: Array) -> tuple[Array, None]:
+    table, ids = saved
+    zeros = _spread(jnp.zeros(table.shape, jnp.float32), "tensor", None)
+    return _spread(zeros.at[ids].add(grad.astype(jnp.float32)), "tensor", None).astype(table.dtype), None
+
+
+rows_of.defvjp(_rows_forward, _rows_backward)
 
 
 def nats_of_logits(logits: Float[Array, "B N V"], ids: Int[Array, "B N"]) -> Float[Array, "B N"]:
@@ -139,9 +164,11 @@ def _logits(hidden: Array, shards: Array, ids: Array, index: Array, cut: Cut) ->
 
 
 def _spread(x: Array, *axes) -> Array:
-    """Pins `x` to the mesh of the context, if there is one."""
-    names = jax.sharding.get_abstract_mesh().axis_names
-    if not names:
+    """Pins `x` to the mesh of the context, if there is one; `tensor` only where it divides the axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.axis_names:
         return x
-    axes = (a if a != "tensor" or a in names else None for a in axes)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+    ways = mesh.shape.get("tensor", 0)
+    fits = [a != "tensor" or (ways and n % ways == 0) for a, n in zip(axes, x.shape, strict=True)]
+    spec = PartitionSpec(*(a if fit else None for a, fit in zip(axes, fits, strict=True)))
+    return jax.lax.with_sharding_constraint(x, spec)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from src.common.sharding import make_mesh
 from src.models.heads import TextHead
-from src.models.vocabulary import cut_vocabulary, nats_in_pieces, nats_of_logits
+from src.models.vocabulary import cut_vocabulary, nats_in_pieces, nats_of_logits, rows_of
 
 ROWS, LENGTH, WIDTH = 8, 6, 16
 
@@ -60,6 +60,12 @@ def test_equal_to_the_uncutloss(vocab, chunk):
     close(with_gradients(lambda h, w, i: nats_of_logits(h @ w, i))(*inputs), expected, 1e-5)
 
 
+def fetched(compiled):
+    """The number of elements of every all-gather."""
+    shapes = re.findall(r"\[([\d,]+)\]\S* all-gather\(", compiled.as_text())
+    return [math.prod(map(int, shape.split(","))) for shape in shapes]
+
+
 @pytest.mark.parametrize("axes, placed", [
     ({"data": 2, "tensor": 4}, P(None, "tensor")),
     ({"data": 2, "fsdp": 2, "tensor": 2}, P("fsdp", "tensor")),
@@ -81,10 +87,37 @@ def test_on_a_mesh_every_device_keeps_its_columns(axes, placed):
         compiled = function.lower(*inputs).compile()
         outputs = compiled(*(jax.device_put(x, s) for x, s in zip(inputs, (rows, kernel, rows, rows), strict=True)))
     close(outputs, with_gradients(direct)(*inputs), 1e-5)
-    shapes = re.findall(r"\[([\d,]+)\]\S* all-gather\(", compiled.as_text())
-    gathered = [math.prod(map(int, shape.split(","))) for shape in shapes]
+    gathered = fetched(compiled)
     own = WIDTH * vocab // axes["tensor"]
     assert max(gathered, default=0) < own, f"a device fetched {max(gathered)} of {own} weights at once"
+
+
+@pytest.mark.parametrize(
+    "axes, placed",
+    [({"data": 2, "tensor": 4}, P("tensor")), ({"data": 2, "fsdp": 2, "tensor": 2}, P("tensor", "fsdp"))],
+)
+def test_embedding_on_a_mesh(axes, placed):
+    """Equal numbers; only `fsdp` shares of the own rows are fetched, and no device sees another's tokens."""
+    _, kernel, ids, _ = case(232)
+    ids[:, 2:] = 3  # the gradients of many tokens meet in one row
+    weight = np.random.default_rng(1).normal(size=(ROWS, LENGTH, WIDTH)).astype(np.float32)
+    mesh = make_mesh(axes)
+    rows, table = NamedSharding(mesh, P(tuple(a for a in ("data", "fsdp") if a in axes))), NamedSharding(mesh, placed)
+
+    def run(table, ids, weight):
+        vectors, pull = jax.vjp(lambda t: rows_of(t, ids, jnp.float32), table)
+        return vectors, pull(weight)[0]
+
+    function = jax.jit(run, in_shardings=(table, rows, rows), out_shardings=(rows, table))
+    with jax.set_mesh(mesh):
+        compiled = function.lower(kernel.T, ids, weight).compile()
+        placements = zip((kernel.T, ids, weight), (table, rows, rows), strict=True)
+        vectors, grads = compiled(*(jax.device_put(x, s) for x, s in placements))
+    np.testing.assert_array_equal(vectors, kernel.T[ids])
+    expected = np.zeros((232, WIDTH))
+    np.add.at(expected, ids, weight)
+    np.testing.assert_allclose(grads, expected, atol=1e-5)
+    assert fetched(compiled) == ([232 // 2 * WIDTH] if "fsdp" in axes else [])
 
 
 def arrays(jaxpr):
