@@ -3,6 +3,17 @@
 Kingma & Ba 2015 (Adam), Loshchilov & Hutter 2019 (decoupled weight decay). With g the clipped gradient, k = step + 1:
 m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g²,  u = (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps),
 w = w - lr(step) · multiplier(path) · (u + decay(path) w).
+
+`moments` says what is kept between steps for a matrix of n x k weights (a stack of layers: for each of its matrices):
+
+  full       m and v in f32: 8 bytes a weight
+  bfloat16   m in bfloat16, v in f32: 6 bytes a weight
+  factored   m in bfloat16 and, in place of v, its n row means and k column means in f32: 2 bytes a weight
+
+The last is Adafactor (Shazeer & Stern 2018, arXiv 1804.04235) with momentum, as in Zhai et al. 2022 (arXiv 2106.04560):
+V = rows ⊗ columns / mean(rows) with decay min(b2, 1 - k^-0.8), u = g / sqrt(V), scaled down to a root mean square of 1
+in each parameter, then m = b1 m + (1 - b1) u takes the place of u. Only parameters with two axes of at least 128 are
+factored, the others keep v whole; b1 = 0 keeps no m; `eps` is not used. The learning rate stays absolute.
 """
 
 from __future__ import annotations
@@ -32,6 +43,7 @@ class OptimConfig:
     steps          the end of the schedule (not of the run); cosine and linear need it
     weight_decay   a number for every parameter, or rules (regex, number); the first match wins
     multipliers    rules (regex, number) on the learning rate; 0 freezes: no update, no moments, no part in the norm
+    moments        full | bfloat16 | factored: what is kept of the gradients of the past (see above)
     max_norm       gradients are scaled down to this global norm; None leaves them alone
     """
 
@@ -46,6 +58,21 @@ class OptimConfig:
     weight_decay: float | Rules = 0.0
     multipliers: Rules = ((".*", 1.0),)
     max_norm: float | None = None
+    moments: str = "full"
+
+
+def _factored(config: OptimConfig) -> optax.GradientTransformation:
+    decay = lambda step, power: jnp.minimum(config.b2, 1 - (jnp.asarray(step, jnp.float32) + 1) ** -power)
+    steps = [optax.scale_by_factored_rms(decay_rate_fn=decay), optax.clip_by_block_rms(1.0)]
+    momentum = [optax.ema(config.b1, debias=False, accumulator_dtype=jnp.bfloat16)] if config.b1 else []
+    return optax.chain(*steps, *momentum)
+
+
+MOMENTS: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
+    "full": lambda c: optax.scale_by_adam(c.b1, c.b2, c.eps, mu_dtype=jnp.float32),
+    "bfloat16": lambda c: optax.scale_by_adam(c.b1, c.b2, c.eps, mu_dtype=jnp.bfloat16),
+    "factored": _factored,
+}
 
 
 # The fraction of the peak by the share of the decay that is done, from 0 to 1.
@@ -81,8 +108,9 @@ def build_optimizer(
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer of a tree of parameters (only its paths are read) and the schedule, for logging.
 
-    Updates and moments are f32 whatever the gradients are. Raises ValueError for an unknown key, a rule that decides
-    nothing, a parameter that no rule covers, or when every parameter is frozen.
+    Updates are f32 whatever the gradients are, and so are moments unless `moments` says otherwise.
+    Raises ValueError for an unknown key or name, a rule that decides nothing, a parameter that no rule covers, or when
+    every parameter is frozen.
     """
     config = _parse(config)
     paths = list(tree.flatten(shapes))
@@ -95,11 +123,13 @@ def build_optimizer(
             raise ValueError(f"optim.{name} has a negative value; values are 0 or more")
     if paths and not any(multipliers.values()):
         raise ValueError("optim.multipliers freezes every parameter: leave at least one with a value above 0")
+    if config.moments not in MOMENTS:
+        raise ValueError(f"optim.moments {config.moments!r} is unknown; there are: {', '.join(MOMENTS)}")
     schedule = build_schedule(config)
     steps = [_by_path(lambda update, _, __: update.astype(jnp.float32), dict.fromkeys(paths))]
     if config.max_norm is not None:
         steps.append(optax.clip_by_global_norm(config.max_norm))
-    steps.append(optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.float32))
+    steps.append(MOMENTS[config.moments](config))
     if any(decays.values()):
         steps.append(_by_path(lambda u, w, rate: u + rate * w.astype(jnp.float32) if rate else u, decays))
     if set(multipliers.values()) - {1.0}:

@@ -7,8 +7,13 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from configs import digits, imagenet256
+from src.build import build_system
 from src.common import tree
-from src.train.optim import OptimConfig, build_optimizer, build_schedule, ema_update
+from src.common.sharding import infer_param_sharding, make_mesh
+from src.train.compatible import check_config
+from src.train.loop import ELASTIC
+from src.train.optim import MOMENTS, OptimConfig, build_optimizer, build_schedule, ema_update
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -92,6 +97,7 @@ def test_schedules():
         ({"multipliers": ((".*", -1.0),)}, "negative"),
         ({"schedule": "cosine", "warmup": 10, "steps": 10}, "set optim.steps"),
         ({"schedule": "cosin"}, "'cosin' is unknown; there are: constant, cosine, linear"),
+        ({"moments": "half"}, "'half' is unknown; there are: full, bfloat16, factored"),
         ({"warmups": 1}, r"config's optim has no argument 'warmups' \(did you mean warmup\?\)"),
     ],
 )
@@ -106,3 +112,86 @@ def test_moving_average():
     update = jax.jit(lambda step: ema_update(ema, params, 0.9999, step, warmup=True)["a"])
     assert [float(update(step)) for step in (0, 90, 10**7)] == pytest.approx([1.9, 1.09, 1.0001], rel=1e-6)
     assert update(0).dtype == jnp.float32
+
+
+def state_bytes(shapes, **changes):
+    optimizer, _ = build_optimizer(OptimConfig(**changes), shapes)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(optimizer.init, shapes)))
+
+
+def test_bytes_of_state_and_where_they_lie():
+    """Of the digits' model (no axis of 128: only m shrinks, v stays whole) and of the published size."""
+    small, large = (
+        jax.eval_shape(build_system(c).init, jax.random.key(0)) for c in (digits.get_config(), imagenet256.get_config())
+    )
+    for shapes, most in ((small, 6.001), (large, 2.01)):
+        count = tree.count_parameters(shapes)
+        kinds = {kind: state_bytes(shapes, moments=kind) / count for kind in MOMENTS}
+        assert kinds["full"] == pytest.approx(8, abs=0.01) and kinds["bfloat16"] == pytest.approx(6, abs=0.01)
+        assert 2 < kinds["factored"] < most
+    state = jax.eval_shape(build_optimizer(OptimConfig(moments="factored"), large)[0].init, large)
+    mesh = make_mesh({"data": 2, "fsdp": 4})
+    placed = tree.flatten(infer_param_sharding(state, mesh))
+    for path, leaf in tree.flatten(state).items():
+        own = placed[path].shard_shape(leaf.shape)  # raises where an axis does not divide
+        assert "layers" not in path or not leaf.ndim or own[0] == leaf.shape[0], path
+    split = [p for p, leaf in tree.flatten(state).items() if "v_" in p and not placed[p].is_fully_replicated]
+    assert any("v_col/trunk/layers/mlp" in p for p in split), "no factor is large enough to be split"
+
+
+@pytest.mark.parametrize("kind, dtypes", [("full", "float32"), ("bfloat16", "bfloat16"), ("factored", "bfloat16")])
+def test_every_kind_of_moments_learns_clips_and_freezes(kind, dtypes):
+    rng = np.random.default_rng(0)
+    x, target = rng.normal(size=(64, 128)), rng.normal(size=(64, 130))
+    params = {"w": jnp.zeros((128, 130)), "b": jnp.zeros(130), "still": jnp.ones((128, 130))}
+    config = {"lr": 3e-3, "moments": kind, "max_norm": 1.0, "multipliers": (("still", 0.0), (".*", 1.0))}
+    optimizer, _ = build_optimizer(config, params)
+
+    def loss(p):
+        return jnp.mean((x @ (p["w"] * p["still"]) + p["b"] - target) ** 2)
+
+    @jax.jit
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(jax.tree.map(lambda g: 1e6 * g, jax.grad(loss)(params)), state, params)
+        return (optax.apply_updates(params, updates), state), loss(params)
+
+    (after, state), losses = jax.lax.scan(step, (params, optimizer.init(params)), length=30)
+    assert losses[-1] < 0.5 * losses[0] and np.isfinite(losses).all()
+    np.testing.assert_array_equal(after["still"], params["still"])
+    flat = tree.flatten(state)
+    assert not [path for path in flat if "still" in path]
+    (momentum,) = [x for path, x in flat.items() if path.endswith("mu/w") or path.endswith("ema/w")]
+    assert momentum.dtype == dtypes
+    others = {x.dtype for path, x in flat.items() if "mu/" not in path and "ema/" not in path}
+    assert others == {jnp.dtype("float32"), jnp.dtype("int32")}
+    if kind == "factored":
+        shapes = {path.split("/")[-2]: x.shape for path, x in flat.items() if path.endswith("/w")}
+        assert shapes == {"v_row": (128,), "v_col": (130,), "v": (1,), "ema": (128, 130)}
+
+
+def test_factored_step_equals_the_formulas():
+    """Two steps of Adafactor with momentum, in float64."""
+    rng = np.random.default_rng(0)
+    w, grads = np.zeros((128, 129)), rng.normal(size=(2, 128, 129)) * np.exp(rng.normal(size=(128, 1)))
+    config = OptimConfig(lr=0.1, b1=0.5, b2=0.4, moments="factored")
+    params = {"w": jnp.zeros((128, 129))}
+    steps = list(run(build_optimizer(config, params)[0], params, [{"w": jnp.asarray(g, jnp.float32)} for g in grads]))
+    row, column, m, rounded = 0.0, 0.0, 0.0, 0.0
+    for step, (g, (after, _, _)) in enumerate(zip(grads, steps, strict=True)):
+        decay = min(0.4, 1 - (step + 1) ** -0.8)
+        row = decay * row + (1 - decay) * (g**2).mean(1)
+        column = decay * column + (1 - decay) * (g**2).mean(0)
+        u = g / np.sqrt(np.outer(row, column) / row.mean())
+        m = 0.5 * m + 0.5 * u / max(1.0, np.sqrt((u**2).mean()))
+        w = w - 0.1 * m
+        # The second step reads the first one's momentum, which was rounded to 8 bits.
+        np.testing.assert_allclose(after["w"], w, rtol=0, atol=(2e-7, 2**-8 * 0.1 * 0.5 * rounded)[step])
+        rounded = abs(m).max()
+
+
+def test_a_checkpoint_with_other_moments_is_refused_in_words():
+    old, new = digits.get_config("debug"), digits.get_config("debug")
+    new.optim.moments = "factored"
+    with pytest.raises(ValueError, match=r"optim\.moments: 'full' -> 'factored'\): set these fields back"):
+        check_config(old.to_dict(), new.to_dict(), ELASTIC)
