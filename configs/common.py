@@ -66,7 +66,7 @@ def model() -> dict:
             "rope": True,
             "rope_theta": 10_000.0,
             "attention": "auto",  # auto | dense | splash (TPU) | cudnn (GPU)
-            "remat": "none",  # none | dots | full
+            "remat": "none",  # none | dots | names | full: ever less is kept for the backward pass
             "init": "normal:0.02",  # or a name of flax.nnx.initializers: lecun_normal, xavier_uniform, zeros, …
         },
         # conditioning:TimeToken | AdaLNBeforeTrunk | AdditivePerLayer | AdaLNPerLayer | Conditioning (head only)

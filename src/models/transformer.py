@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from src.common.activations import constrain
@@ -23,6 +24,7 @@ REMAT = {
     # Gathered weights are never kept: all layers together would be the whole model on every device.
     "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "names": jax.checkpoint_policies.save_only_these_names("attention", "attention_branch", "mlp_branch"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -55,8 +57,9 @@ class Block(nnx.Module):
         x = x if m.add is None else x + m.add
         y = modulate(self.attention_norm(x), m.shift_attention, m.scale_attention)
         y, cache = self.attention(y, attend, angles, cache, start)
+        y = checkpoint_name(y, "attention_branch")
         x = x + (y if m.gate_attention is None else m.gate_attention * y)
-        y = self.mlp(modulate(self.mlp_norm(x), m.shift_mlp, m.scale_mlp))
+        y = checkpoint_name(self.mlp(modulate(self.mlp_norm(x), m.shift_mlp, m.scale_mlp)), "mlp_branch")
         return x + (y if m.gate_mlp is None else m.gate_mlp * y), cache
 
 
@@ -65,7 +68,8 @@ class Transformer(nnx.Module):
 
     layer:      the module that conditions a block (`models/conditioning.py`), or None
     attention:  a file of `models/backends`, or auto: the one for the platform, the length and the sizes
-    remat:      what the backward pass recomputes: none | dots (keeps matrix products) | full
+    remat:      what the backward pass recomputes: none | dots (all but products with weights) | names (all but what
+                attention gives, before and after its projection, and the mlp's output where a gate needs it) | full
     init:       deviation of the kernels, or the name of an initializer
 
     Raises ValueError when heads, kv_heads and width do not divide, or a name is unknown.

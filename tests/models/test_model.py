@@ -110,7 +110,7 @@ def test_tasks_of_one_length_share_a_pass_without_meeting():
         np.testing.assert_allclose(joint[name].sequence, alone[name].sequence, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"remat": "full"}, {"remat": "dots"}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize("change", [{"remat": "full"}, {"remat": "names"}, {"remat": "dots"}, {"dtype": "bfloat16"}])
 def test_remat_and_bfloat16_change_memory_not_meaning(change):
     layout, view = row("bidirectional", "TimeToken")
 
