@@ -20,42 +20,39 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-FREE = PartitionSpec.UNCONSTRAINED
+from src.common.activations import automatic_axes
 
 
 class Cut(NamedTuple):
-    """How the V columns are walked: V = tensor · fsdp · own, and `count` pieces of `size` cover the `own` columns.
+    """How the V columns are walked: V = tensor · own, and `count` pieces of `size` cover the `own` columns of a device.
 
-    Every piece has `size` columns of every shard, so that all devices work on it and none fetches another's columns
-    along `tensor`. The last piece ends with the last column; what the piece before it already had is masked.
+    Every piece has `size` columns of every device, so that all work on it and none fetches another's columns. The last
+    piece ends with the last column; what the piece before it already had is masked.
     """
 
     tensor: int
-    fsdp: int
     own: int
     count: int
     size: int
     dtype: jnp.dtype
 
 
-def cut_vocabulary(vocab: int, chunk: int, axes: dict[str, int], dtype=jnp.float32) -> Cut:
-    """The cut of V columns into as few pieces as give a device at most `chunk` of them at a time (at least one of each
-    shard), on a mesh with these axis sizes. An axis that does not divide the columns is left out.
-    """
-    tensor = axes.get("tensor", 1) if vocab % axes.get("tensor", 1) == 0 else 1
-    fsdp = axes.get("fsdp", 1) if vocab // tensor % axes.get("fsdp", 1) == 0 else 1
-    own = vocab // (tensor * fsdp)
-    size = math.ceil(own / math.ceil(own / max(chunk // fsdp, 1)))
-    return Cut(tensor, fsdp, own, math.ceil(own / size), size, jnp.dtype(dtype))
+def cut_vocabulary(vocab: int, chunk: int, tensor: int = 1, dtype: Any = jnp.float32) -> Cut:
+    """The cut of V columns, split over `tensor` devices where that divides them, into as few pieces as hold at most
+    `chunk` columns of each device."""
+    tensor = tensor if vocab % tensor == 0 else 1
+    own = vocab // tensor
+    size = math.ceil(own / math.ceil(own / chunk))
+    return Cut(tensor, own, math.ceil(own / size), size, jnp.dtype(dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rows_of(table: Float[Array, "V D"], ids: Int[Array, "*N"], dtype: Any = jnp.float32) -> Float[Array, "*N D"]:
-    """table[ids] in `dtype`. A table split over `fsdp` is fetched in `dtype`, one split over V and `tensor` is not.
+    """table[ids] in `dtype`.
 
     The gradients of an id's many occurrences are added in f32.
     """
-    return jnp.take(_spread(table.astype(dtype), "tensor", None), ids, axis=0)
+    return jnp.take(_spread(table.astype(dtype), 0), ids, axis=0)
 
 
 def _rows_forward(table: Array, ids: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -64,8 +61,8 @@ def _rows_forward(table: Array, ids: Array, dtype: Any) -> tuple[Array, tuple[Ar
 
 def _rows_backward(dtype: Any, saved: tuple[Array, Array], grad: Array) -> tuple[Array, None]:
     table, ids = saved
-    zeros = _spread(jnp.zeros(table.shape, jnp.float32), "tensor", None)
-    return _spread(zeros.at[ids].add(grad.astype(jnp.float32)), "tensor", None).astype(table.dtype), None
+    zeros = _spread(jnp.zeros(table.shape, jnp.float32), 0)
+    return _spread(zeros.at[ids].add(grad.astype(jnp.float32)), 0).astype(table.dtype), None
 
 
 rows_of.defvjp(_rows_forward, _rows_backward)
@@ -82,10 +79,10 @@ def nats_in_pieces(
 ) -> Float[Array, "B N"]:
     """-log softmax(hidden · kernel)[ids] in f32, at most `chunk` columns of the kernel at a time on a device.
 
-    Matrix products take `dtype` and add up in f32; everything else is f32. Reads the mesh axes `tensor` and `fsdp`
-    of the context (`jax.set_mesh`); a kernel split over V is expected in the order (tensor, fsdp).
+    Matrix products take `dtype` and add up in f32; everything else is f32. On a mesh (`jax.set_mesh`) the pieces are
+    split over `tensor` as the kernel is.
     """
-    cut = cut_vocabulary(kernel.shape[1], chunk, dict(jax.sharding.get_abstract_mesh().shape), dtype)
+    cut = cut_vocabulary(kernel.shape[1], chunk, automatic_axes().get("tensor", 1), dtype)
     return _nats(hidden, kernel, ids, cut)
 
 
@@ -98,17 +95,17 @@ def _forward(hidden: Array, kernel: Array, ids: Array, cut: Cut) -> tuple[Array,
     shards = _shards(kernel, cut)
 
     def body(carry, index):
-        top, total, target = carry  # [B, N, T, F], each shard for itself: the loop has no collective but the fetch
+        top, total, target = carry  # [B, N, T], each device for itself: there is no collective in the loop
         logits, hit, _ = _logits(hidden, shards, ids, index, cut)
         higher = jnp.maximum(top, logits.max(-1))
         total = total * jnp.exp(top - higher) + jnp.exp(logits - higher[..., None]).sum(-1)
         return (higher, total, target + jnp.where(hit, logits, 0).sum(-1)), None
 
-    zeros = jnp.zeros((*ids.shape, cut.tensor, cut.fsdp), jnp.float32)
+    zeros = jnp.zeros((*ids.shape, cut.tensor), jnp.float32)
     (top, total, target), _ = jax.lax.scan(body, (zeros - jnp.inf, zeros, zeros), jnp.arange(cut.count))
-    highest = top.max((-2, -1), keepdims=True)
-    log_sum = jnp.log((total * jnp.exp(top - highest)).sum((-2, -1))) + highest[..., 0, 0]
-    return log_sum - target.sum((-2, -1)), (hidden, kernel, ids, log_sum)
+    highest = top.max(-1, keepdims=True)
+    log_sum = jnp.log((total * jnp.exp(top - highest)).sum(-1)) + highest[..., 0]
+    return log_sum - target.sum(-1), (hidden, kernel, ids, log_sum)
 
 
 def _backward(cut: Cut, saved: tuple[Array, ...], grad: Float[Array, "B N"]) -> tuple[Array, Array, None]:
@@ -118,29 +115,28 @@ def _backward(cut: Cut, saved: tuple[Array, ...], grad: Float[Array, "B N"]) -> 
     def body(carry, index):
         to_hidden, to_shards = carry
         logits, hit, weight = _logits(hidden, shards, ids, index, cut)
-        error = jnp.exp(logits - log_sum[..., None, None, None]) - hit
-        error = (error * grad[..., None, None, None]).astype(cut.dtype)
-        to_hidden += jnp.einsum("bntfc,dtfc->tbnd", error, weight, preferred_element_type=jnp.float32)
-        to_weight = jnp.einsum("bnd,bntfc->dtfc", h, error, preferred_element_type=jnp.float32)
+        error = (jnp.exp(logits - log_sum[..., None, None]) - hit) * grad[..., None, None]
+        error = error.astype(cut.dtype)
+        to_hidden += jnp.einsum("bntc,dtc->tbnd", error, weight, preferred_element_type=jnp.float32)
+        to_weight = jnp.einsum("bnd,bntc->dtc", h, error, preferred_element_type=jnp.float32)
         start = _start(index, cut)
-        seen = jax.lax.dynamic_slice_in_dim(to_shards, start, cut.size, axis=3)
+        seen = jax.lax.dynamic_slice_in_dim(to_shards, start, cut.size, axis=2)
         # Columns that the last piece shares with the one before have no error in it.
-        to_shards = jax.lax.dynamic_update_slice_in_dim(to_shards, seen + to_weight, start, axis=3)
+        to_shards = jax.lax.dynamic_update_slice_in_dim(to_shards, seen + to_weight, start, axis=2)
         return (to_hidden, to_shards), None
 
     # One sum over `tensor` after the loop, not one in every turn.
-    zeros = _spread(jnp.zeros((cut.tensor, *hidden.shape), jnp.float32), "tensor", FREE, FREE, FREE)
-    start = _spread(jnp.zeros(shards.shape, jnp.float32), FREE, "tensor", FREE, FREE)
-    (to_hidden, to_shards), _ = jax.lax.scan(body, (zeros, start), jnp.arange(cut.count))
+    to_hidden = _spread(jnp.zeros((cut.tensor, *hidden.shape), jnp.float32), 0)
+    to_shards = _spread(jnp.zeros(shards.shape, jnp.float32), 1)
+    (to_hidden, to_shards), _ = jax.lax.scan(body, (to_hidden, to_shards), jnp.arange(cut.count))
     return to_hidden.sum(0).astype(hidden.dtype), to_shards.reshape(kernel.shape).astype(kernel.dtype), None
 
 
 _nats.defvjp(_forward, _backward)
 
 
-def _shards(kernel: Array, cut: Cut) -> Float[Array, "D T F own"]:
-    shards = kernel.reshape(kernel.shape[0], cut.tensor, cut.fsdp, cut.own)
-    return _spread(shards, FREE, "tensor", FREE, FREE)
+def _shards(kernel: Array, cut: Cut) -> Float[Array, "D T own"]:
+    return _spread(kernel.reshape(kernel.shape[0], cut.tensor, cut.own), 1)
 
 
 def _start(index: Array, cut: Cut) -> Array:
@@ -148,27 +144,22 @@ def _start(index: Array, cut: Cut) -> Array:
 
 
 def _logits(hidden: Array, shards: Array, ids: Array, index: Array, cut: Cut) -> tuple[Array, Array, Array]:
-    """f32 logits `[B, N, T, F, c]` of a piece, which of them are the targets', and its columns `[D, T, F, c]`."""
+    """f32 logits `[B, N, T, c]` of a piece, which of them are the targets', and its columns `[D, T, c]`."""
     start = _start(index, cut)
-    weight = jax.lax.dynamic_slice_in_dim(shards, start, cut.size, axis=3).astype(cut.dtype)
-    # Twice: cut out where it lies, then fetched over `fsdp`. With the second alone, XLA fetches all and then cuts.
-    weight = _spread(_spread(weight, FREE, "tensor", FREE, FREE), None, "tensor", None, None)
-    logits = jnp.einsum("bnd,dtfc->bntfc", hidden.astype(cut.dtype), weight, preferred_element_type=jnp.float32)
+    weight = jax.lax.dynamic_slice_in_dim(shards, start, cut.size, axis=2).astype(cut.dtype)
+    weight = _spread(weight, 1)
+    logits = jnp.einsum("bnd,dtc->bntc", hidden.astype(cut.dtype), weight, preferred_element_type=jnp.float32)
     place = start + jnp.arange(cut.size)
-    column = place + cut.own * jnp.arange(cut.tensor * cut.fsdp).reshape(cut.tensor, cut.fsdp, 1)
-    hit = column == ids[..., None, None, None]
+    hit = place + cut.own * jnp.arange(cut.tensor)[:, None] == ids[..., None, None]
     if cut.count * cut.size != cut.own:
         fresh = place >= index * cut.size
         logits, hit = jnp.where(fresh, logits, -jnp.inf), hit & fresh
     return logits, hit, weight
 
 
-def _spread(x: Array, *axes) -> Array:
-    """Pins `x` to the mesh of the context, if there is one; `tensor` only where it divides the axis."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.axis_names:
+def _spread(x: Array, axis: int) -> Array:
+    """Pins one axis of `x` to the mesh axis `tensor`, if the compiler partitions over it and it divides."""
+    if x.shape[axis] % automatic_axes().get("tensor", x.shape[axis] + 1):
         return x
-    ways = mesh.shape.get("tensor", 0)
-    fits = [a != "tensor" or (ways and n % ways == 0) for a, n in zip(axes, x.shape, strict=True)]
-    spec = PartitionSpec(*(a if fit else None for a, fit in zip(axes, fits, strict=True)))
-    return jax.lax.with_sharding_constraint(x, spec)
+    free = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*free[:axis], "tensor", *free[axis + 1 :]))

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import digits, imagenet256
 from src.build import build_system
 from src.common import tree
-from src.common.sharding import infer_param_sharding, make_mesh
+from src.common.sharding import ShardingRules, make_mesh
 from src.train.compatible import check_config
 from src.train.loop import ELASTIC
 from src.train.optim import MOMENTS, OptimConfig, build_optimizer, build_schedule, ema_update
@@ -130,8 +130,8 @@ def test_bytes_of_state_and_where_they_lie():
         assert kinds["full"] == pytest.approx(8, abs=0.01) and kinds["bfloat16"] == pytest.approx(6, abs=0.01)
         assert 2 < kinds["factored"] < most
     state = jax.eval_shape(build_optimizer(OptimConfig(moments="factored"), large)[0].init, large)
-    mesh = make_mesh({"data": 2, "fsdp": 4})
-    placed = tree.flatten(infer_param_sharding(state, mesh))
+    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+    placed = tree.flatten(ShardingRules(**imagenet256.get_config().sharding).shardings(state, mesh))
     for path, leaf in tree.flatten(state).items():
         own = placed[path].shard_shape(leaf.shape)  # raises where an axis does not divide
         assert "layers" not in path or not leaf.ndim or own[0] == leaf.shape[0], path
