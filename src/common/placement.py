@@ -47,7 +47,7 @@ class Placement:
             if "fsdp" in entries:
                 leaf = leaf.astype(self.dtype) if narrow else leaf
                 if kinds["fsdp"] == AxisType.Manual:
-                    leaf = jax.lax.all_gather(leaf, "fsdp", axis=entries.index("fsdp"), tiled=True)
+                    leaf = _gather(leaf, entries.index("fsdp"), whole if "tensor" in entries else None)
             if "tensor" in entries or ("fsdp" in entries and kinds["fsdp"] == AxisType.Auto):
                 leaf = jax.lax.with_sharding_constraint(leaf, whole)
             # Back to f32 in name, so that an embedding's gradients are added in f32; the compiler drops it elsewhere.
@@ -96,3 +96,15 @@ class Placement:
             check_vma=False,  # sums over devices are written out above
         )
         return split(params, rows)
+
+
+def _gather(leaf: Any, axis: int, split: PartitionSpec | None) -> Any:
+    """The pieces of all fsdp devices behind each other; `split` says how `tensor` splits the result."""
+
+    def gather(piece: Any) -> Any:
+        return jax.lax.all_gather(piece, "fsdp", axis=axis, tiled=True)
+
+    if split is None:
+        return gather(leaf)
+    # The compiler would first gather over `tensor`: it does not partition collectives that are written by hand.
+    return jax.shard_map(gather, in_specs=split, out_specs=split, axis_names={"tensor"}, check_vma=False)(leaf)
