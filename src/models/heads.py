@@ -12,6 +12,12 @@ from src.models.layers import LayerNorm, initializer, linear
 from src.models.vocabulary import nats_in_pieces, nats_of_logits
 
 
+def _last(d_in: int, d_out: int, *, init, bias: bool, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer whose products are in `dtype` and whose result is f32, never rounded on the way."""
+    args = {"use_bias": bias, "kernel_init": initializer(init), "dtype": dtype, "rngs": rngs}
+    return nnx.Linear(d_in, d_out, preferred_element_type=jnp.float32, **args)
+
+
 class TextHead(nnx.Module):
     """Logits over the vocabulary; a matrix of its own (not tied to the embedding), no bias. Both results are f32.
 
@@ -32,9 +38,7 @@ class TextHead(nnx.Module):
         if chunk < 1:
             raise ValueError(f"model.text_head.chunk={chunk} must be at least 1")
         self.chunk, self.dtype = chunk, dtype
-        args = {"kernel_init": initializer(init), "dtype": dtype, "rngs": rngs}
-        # Logits are never rounded to bfloat16.
-        self.linear = nnx.Linear(width, vocab, use_bias=False, preferred_element_type=jnp.float32, **args)
+        self.linear = _last(width, vocab, init=init, bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
         return self.linear(hidden)
@@ -78,11 +82,11 @@ class ImageHead(nnx.Module):
         self.norm = LayerNorm(width, dtype=dtype)
         self.adaln = linear(width, 2 * width, init=adaln_init, bias=True, dtype=dtype, rngs=rngs)
         size = features * (1 if variance == "none" else 2)
-        self.linear = linear(width, size, init=init, bias=True, dtype=dtype, rngs=rngs)
+        self.linear = _last(width, size, init=init, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, hidden: Float[Array, "B N D"], vector: Float[Array, "B T D"]) -> Prediction:
         shift, scale = jnp.split(self.adaln(jax.nn.silu(vector)), 2, axis=-1)
-        out = self.linear(self.norm(hidden) * (1 + scale) + shift).astype(jnp.float32)
+        out = self.linear(self.norm(hidden) * (1 + scale) + shift)
         if self.order == "rsc":
             pixels = out.shape[-1] // self.channels
             out = out.reshape(*out.shape[:-1], pixels, self.channels).swapaxes(-1, -2).reshape(out.shape)
