@@ -1,8 +1,5 @@
-"""The two places that meet a whole vocabulary, whose V entries may be split over the mesh axis `tensor`.
+"""Next-token loss over a large vocabulary, in pieces: no f32 array of tokens x vocabulary is ever made.
 
-Embedding: every device looks up the ids that it has, and the results are added.
-
-Next-token loss, in pieces of the vocabulary: no f32 array of tokens x vocabulary is ever made.
 With z = h W and W `[D, V]`: nats = log Σ_v exp z_v - z_id, and ∂nats/∂z = softmax(z) - onehot(id). Forward and backward
 walk over the columns of W, a piece at a time. The forward pass keeps a running maximum and sum of exponentials
 (Milakov & Gimelshein 2018, arXiv 1805.02867) and saves log Σ exp alone; the backward pass computes each piece's logits
@@ -44,28 +41,6 @@ def cut_vocabulary(vocab: int, chunk: int, tensor: int = 1, dtype: Any = jnp.flo
     own = vocab // tensor
     size = math.ceil(own / math.ceil(own / chunk))
     return Cut(tensor, own, math.ceil(own / size), size, jnp.dtype(dtype))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rows_of(table: Float[Array, "V D"], ids: Int[Array, "*N"], dtype: Any = jnp.float32) -> Float[Array, "*N D"]:
-    """table[ids] in `dtype`.
-
-    The gradients of an id's many occurrences are added in f32.
-    """
-    return jnp.take(_spread(table.astype(dtype), 0), ids, axis=0)
-
-
-def _rows_forward(table: Array, ids: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
-    return rows_of(table, ids, dtype), (table, ids)
-
-
-def _rows_backward(dtype: Any, saved: tuple[Array, Array], grad: Array) -> tuple[Array, None]:
-    table, ids = saved
-    zeros = _spread(jnp.zeros(table.shape, jnp.float32), 0)
-    return _spread(zeros.at[ids].add(grad.astype(jnp.float32)), 0).astype(table.dtype), None
-
-
-rows_of.defvjp(_rows_forward, _rows_backward)
 
 
 def nats_of_logits(logits: Float[Array, "B N V"], ids: Int[Array, "B N"]) -> Float[Array, "B N"]:

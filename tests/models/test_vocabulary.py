@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from src.common.placement import Placement
 from src.common.sharding import make_mesh
+from src.models.embedders import look_up
 from src.models.heads import TextHead
-from src.models.vocabulary import cut_vocabulary, nats_in_pieces, nats_of_logits, rows_of
+from src.models.vocabulary import cut_vocabulary, nats_in_pieces, nats_of_logits
 
 ROWS, LENGTH, WIDTH = 8, 6, 16
 
@@ -79,7 +80,7 @@ def test_on_a_mesh_every_device_keeps_its_columns(axes):
 
         def loss(params):
             whole = placement.fetch(params)
-            nats = pieces(hidden + rows_of(whole["table"], ids), whole["kernel"], ids, chunk=40)
+            nats = pieces(hidden + look_up(whole["table"], ids, jnp.float32), whole["kernel"], ids, chunk=40)
             return (nats * weight).sum()
 
         total, grads = jax.value_and_grad(loss)(params)
