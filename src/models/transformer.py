@@ -20,9 +20,17 @@ from src.models.conditioning import Condition, Modulation, modulate
 
 NORMS = {"rms": layers.RMSNorm, "layer": layers.LayerNorm}
 MLPS = {"swiglu": layers.SwiGLU, "gelu": layers.GELU}
+
+
+def _all_but_weights(primitive, *inputs, **options) -> bool:
+    """Whether "none" keeps a result: all but gathered weights, and weights cast to the dtype of the computation. All
+    layers of them together would be the whole model, on every device."""
+    cast = primitive.name == "convert_element_type" and inputs[0].ndim <= 2  # activations have rows, places, features
+    return not cast and options.get("name") != GATHERED
+
+
 REMAT = {
-    # Gathered weights are never kept: all layers together would be the whole model on every device.
-    "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
+    "none": _all_but_weights,
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
     "names": jax.checkpoint_policies.save_only_these_names("attention", "attention_branch", "mlp_branch"),
     "full": jax.checkpoint_policies.nothing_saveable,
