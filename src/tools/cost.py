@@ -1,13 +1,14 @@
-"""Arithmetic of a compiled program, read from its text and counted with the loops around it."""
+"""Arithmetic and memory traffic of a compiled program, read from its text and counted with the loops around it."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
-from src.tools.hlo import Computation, Instruction, executions, parse
+from src.tools.hlo import Computation, Instruction, Shape, executions, parse
 
 
 def matmul_flops(text: str) -> int:
@@ -61,3 +62,83 @@ def _meetings(size: int, window: int, out: int, place: int, attributes: str) -> 
     )
     at = np.arange(out)[:, None] * stride + np.arange(window) * wide - low
     return int(((at >= 0) & (at % base == 0) & (at // base < size)).sum())
+
+
+FREE = {  # no traffic of their own, or counted where they start or inside what they call
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "conditional", "call"),
+    *("opt-barrier", "partition-id", "replica-id", "async-start", "async-update", "async-done"),
+}
+
+
+def hbm_bytes(text: str) -> int:
+    """Bytes that one device's program reads from and writes to its main memory, loops included.
+
+    Every instruction reads its operands and writes its results, a fusion as a whole; arrays that the compiler keeps in
+    fast memory count nothing. Of an array that is only sliced, or updated in place, the slice counts.
+    """
+    computations = parse(text)
+    times = executions(computations)
+    inside = {n for c in computations.values() for i in c.instructions.values() if i.opcode != "call"
+              and not i.opcode.startswith("async") for n in i.called("calls", "to_apply")}  # fmt: skip
+    total = 0
+    for computation in computations.values():
+        if computation.name in inside or not times[computation.name]:
+            continue
+        moved = sum(_moved(computations, computation, i) for i in computation.instructions.values())
+        total += times[computation.name] * moved
+    return total
+
+
+def _moved(computations: dict[str, Computation], computation: Computation, instruction: Instruction) -> int:
+    """Bytes that one execution of an instruction moves."""
+    opcode, operands = instruction.opcode, computation.operand_shapes(instruction)
+    if opcode in FREE or opcode.endswith("-done"):
+        return 0
+    results = instruction.shapes[:1] if opcode in ("copy-start", "slice-start") else instruction.shapes
+    if opcode.endswith("-start") and len(results) > 1:  # (operands, results, context)
+        results = instruction.shapes[len(operands) : 2 * len(operands)]
+    if opcode in ("dynamic-slice", "slice", "gather", "slice-start"):
+        return _slow(results) * (1 if opcode == "slice-start" else 2)
+    if opcode == "dynamic-update-slice":
+        return 2 * _slow(operands[1:2])
+    if opcode == "fusion":
+        return _fused(computations[instruction.called("calls")[0]], operands, results)
+    return _slow(operands) + _slow(results)
+
+
+def _fused(inner: Computation, operands: list[Shape], results: tuple[Shape, ...]) -> int:
+    """Traffic of a fusion: operands that are only sliced, and results that update an operand, count their slices."""
+    users: dict[str, list[Instruction]] = {}
+    for instruction in inner.instructions.values():
+        for operand in instruction.operands:
+            users.setdefault(operand, []).append(instruction)
+    total = 0
+    for parameter in (i for i in inner.instructions.values() if i.opcode == "parameter"):
+        shape = operands[int(parameter.literal)]
+        if shape.fast:
+            continue
+        reads = [_read(inner, users, parameter.name, user) for user in users.get(parameter.name, [])]
+        total += min(shape.bytes, sum(shape.bytes if r is None else r for r in reads))
+    root = inner.root
+    ends = [inner.instructions[o] for o in root.operands] if root.opcode == "tuple" else [root]
+    for end, shape in zip(ends, results, strict=False):
+        if not shape.fast:
+            update = end.operands[1] if end.opcode == "dynamic-update-slice" else None
+            total += sum(s.bytes for s in inner.instructions[update].shapes) if update else shape.bytes
+    return total
+
+
+def _read(inner: Computation, users: dict, name: str, user: Instruction) -> int | None:
+    """Bytes that one user reads of an array; None for all of it."""
+    if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+        return sum(s.bytes for s in user.shapes)
+    if user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+        return 0
+    if user.opcode == "bitcast" and (further := users.get(user.name)):
+        reads = [_read(inner, users, user.name, u) for u in further]
+        return None if None in reads else sum(reads)
+    return None
+
+
+def _slow(shapes: Sequence[Shape]) -> int:
+    return sum(s.bytes for s in shapes if not s.fast)

@@ -7,6 +7,7 @@ XLA's own `cost_analysis()` counts the body of a loop once and says nothing of t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -120,6 +121,7 @@ def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
     return found
 
 
+@functools.lru_cache(maxsize=1)
 def parse(text: str) -> dict[str, Computation]:
     """The computations of a program by name, callees before callers."""
     computations: dict[str, Computation] = {}

@@ -53,15 +53,19 @@ class Trainer:
         with jax.set_mesh(self.mesh):
             return make()
 
-    def compile(self) -> Any:
-        """The train step, ahead of its first batch: (state, batch) -> (state, measurements)."""
+    def lower(self) -> jax.stages.Lowered:
+        """The train step, traced on shapes alone: (state, batch) -> (state, measurements)."""
         rows = batch_sharding(self.mesh)
         batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), self.system.spec())
         step = make_train_step(self.system, self.optimizer, self.system.config, self.placement)
         out = (jax.tree.map(lambda leaf: leaf.sharding, self.abstract), replicated(self.mesh))
         step = jax.jit(step, donate_argnums=0, out_shardings=out)
         with jax.set_mesh(self.mesh):
-            return step.lower(self.abstract, batch).compile()
+            return step.lower(self.abstract, batch)
+
+    def compile(self) -> Any:
+        """The train step, ahead of its first batch."""
+        return self.lower().compile()
 
 
 def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Trainer:
