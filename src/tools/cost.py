@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from src.tools.hlo import Computation, Instruction, Shape, executions, parse
+from src.tools.hlo import KINDS, Computation, Instruction, Shape, communications, executions, parse
 
 
 def matmul_flops(text: str) -> int:
@@ -78,66 +78,86 @@ def hbm_bytes(text: str) -> int:
     """
     computations = parse(text)
     times = executions(computations)
+    traffic = _Traffic(computations)
     inside = {n for c in computations.values() for i in c.instructions.values() if i.opcode != "call"
               and not i.opcode.startswith("async") for n in i.called("calls", "to_apply")}  # fmt: skip
     total = 0
     for computation in computations.values():
-        if computation.name in inside or not times[computation.name]:
-            continue
-        moved = sum(_moved(computations, computation, i) for i in computation.instructions.values())
-        total += times[computation.name] * moved
+        if computation.name not in inside and times[computation.name]:
+            moved = sum(traffic.moved(computation, i) for i in computation.instructions.values())
+            total += times[computation.name] * moved
+    for computation, c in communications(computations):  # those inside fusions; the others are counted above
+        if computation.name in inside and "chain_id" in c.attributes:
+            total += times[computation.name] * _slow((*computation.operand_shapes(c), *c.shapes))
     return total
 
 
-def _moved(computations: dict[str, Computation], computation: Computation, instruction: Instruction) -> int:
-    """Bytes that one execution of an instruction moves."""
-    opcode, operands = instruction.opcode, computation.operand_shapes(instruction)
-    if opcode in FREE or opcode.endswith("-done"):
-        return 0
-    results = instruction.shapes[:1] if opcode in ("copy-start", "slice-start") else instruction.shapes
-    if opcode.endswith("-start") and len(results) > 1:  # (operands, results, context)
-        results = instruction.shapes[len(operands) : 2 * len(operands)]
-    if opcode in ("dynamic-slice", "slice", "gather", "slice-start"):
-        return _slow(results) * (1 if opcode == "slice-start" else 2)
-    if opcode == "dynamic-update-slice":
-        return 2 * _slow(operands[1:2])
-    if opcode == "fusion":
-        return _fused(computations[instruction.called("calls")[0]], operands, results)
-    return _slow(operands) + _slow(results)
+class _Traffic:
+    """Bytes moved by single instructions of a program."""
 
+    def __init__(self, computations: Mapping[str, Computation]):
+        self.computations = computations
+        self.users: dict[str, dict[str, list[Instruction]]] = {}
 
-def _fused(inner: Computation, operands: list[Shape], results: tuple[Shape, ...]) -> int:
-    """Traffic of a fusion: operands that are only sliced, and results that update an operand, count their slices."""
-    users: dict[str, list[Instruction]] = {}
-    for instruction in inner.instructions.values():
-        for operand in instruction.operands:
-            users.setdefault(operand, []).append(instruction)
-    total = 0
-    for parameter in (i for i in inner.instructions.values() if i.opcode == "parameter"):
-        shape = operands[int(parameter.literal)]
-        if shape.fast:
-            continue
-        reads = [_read(inner, users, parameter.name, user) for user in users.get(parameter.name, [])]
-        total += min(shape.bytes, sum(shape.bytes if r is None else r for r in reads))
-    root = inner.root
-    ends = [inner.instructions[o] for o in root.operands] if root.opcode == "tuple" else [root]
-    for end, shape in zip(ends, results, strict=False):
-        if not shape.fast:
-            update = end.operands[1] if end.opcode == "dynamic-update-slice" else None
-            total += sum(s.bytes for s in inner.instructions[update].shapes) if update else shape.bytes
-    return total
+    def moved(self, computation: Computation, instruction: Instruction) -> int:
+        """Bytes that one execution of an instruction moves."""
+        opcode, operands = instruction.opcode, computation.operand_shapes(instruction)
+        if opcode in FREE or opcode.endswith("-done"):
+            return 0
+        results = instruction.shapes[:1] if opcode == "copy-start" else instruction.shapes
+        if opcode.endswith("-start") and len(results) > 1:  # (operands, results, context)
+            results = instruction.shapes[len(operands) : 2 * len(operands)]
+        if opcode == "slice-start":
+            return sum(s.bytes for s in results) + _slow(results)
+        if opcode in ("dynamic-slice", "slice", "gather"):
+            return 2 * _slow(results)
+        if opcode == "dynamic-update-slice":
+            return 2 * _slow(operands[1:2])
+        if opcode == "fusion":
+            return self._fused(self.computations[instruction.called("calls")[0]], operands, results)
+        return _slow(operands) + _slow(results)
 
+    def _fused(self, inner: Computation, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
+        """Traffic of a fusion: operands that are only sliced, and results that update an operand, count slices."""
+        total = 0
+        for parameter in (i for i in inner.instructions.values() if i.opcode == "parameter"):
+            shape = operands[int(parameter.literal)]
+            total += 0 if shape.fast else min(shape.bytes, self._read(inner, parameter))
+        root = inner.root
+        if root.opcode == "custom-call":
+            return total  # a collective that begins or ends here
+        ends = [inner.instructions[o] for o in root.operands] if root.opcode == "tuple" else [root]
+        for end, shape in zip(ends, results, strict=False):
+            if shape.fast or end.opcode in ("parameter", "get-tuple-element"):  # handed on
+                continue
+            update = end.operands[1] if end.opcode == "dynamic-update-slice" else end.name
+            total += min(shape.bytes, sum(s.bytes for s in inner.instructions[update].shapes))
+        return total
 
-def _read(inner: Computation, users: dict, name: str, user: Instruction) -> int | None:
-    """Bytes that one user reads of an array; None for all of it."""
-    if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
-        return sum(s.bytes for s in user.shapes)
-    if user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-        return 0
-    if user.opcode == "bitcast" and (further := users.get(user.name)):
-        reads = [_read(inner, users, user.name, u) for u in further]
-        return None if None in reads else sum(reads)
-    return None
+    def _read(self, computation: Computation, array: Instruction) -> int:
+        """Bytes that the users of an array inside a fusion read of it."""
+        if computation.name not in self.users:
+            found = self.users[computation.name] = {}
+            for instruction in computation.instructions.values():
+                for operand in set(instruction.operands):
+                    found.setdefault(operand, []).append(instruction)
+        total = 0
+        for user in self.users[computation.name].get(array.name, []):
+            first = user.operands[0] == array.name
+            if user.opcode in ("dynamic-slice", "slice", "gather") and first:
+                total += sum(s.bytes for s in user.shapes)
+            elif user.opcode == "bitcast":
+                total += self._read(computation, user)
+            elif user.opcode == "fusion":
+                inner = self.computations[user.called("calls")[0]]
+                places = {str(n) for n, name in enumerate(user.operands) if name == array.name}
+                total += sum(self._read(inner, i) for i in inner.instructions.values()
+                             if i.opcode == "parameter" and i.literal in places)  # fmt: skip
+            elif user.opcode in ("tuple", "custom-call", *KINDS) or (user.opcode == "dynamic-update-slice" and first):
+                continue  # handed on, updated in place, or a collective in a fusion that computes meanwhile
+            else:
+                total += sum(s.bytes for s in array.shapes)
+        return total
 
 
 def _slow(shapes: Sequence[Shape]) -> int:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from absl import logging
@@ -104,21 +104,35 @@ def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
     computations = parse(text)
     times = executions(computations)
     found = []
+    for computation, instruction in communications(computations):
+        groups = _groups(instruction, math.prod(mesh_shape.values()))
+        if not times[computation.name] or (n := groups.shape[1]) == 1:
+            continue
+        kind = instruction.opcode.removesuffix("-start")
+        local = sum(s.bytes for s in computation.operand_shapes(instruction))
+        if kind == "all-reduce" and _scattered(computation, instruction, n):
+            kind = "reduce-scatter"
+        size = _received(kind, local, n)
+        found.append(Collective(kind, _axes(groups, mesh_shape), size, times[computation.name]))
+    return found
+
+
+def communications(computations: Mapping[str, Computation]) -> Iterator[tuple[Computation, Instruction]]:
+    """Every collective once, with where it stands.
+
+    The TPU compiler spreads one over a chain of fusions that compute meanwhile, and repeats it in each.
+    """
+    seen = set()
     for computation in computations.values():
         for instruction in computation.instructions.values():
-            kind = instruction.opcode.removesuffix("-start")
-            if kind not in KINDS or not times[computation.name]:
+            if instruction.opcode.removesuffix("-start") not in KINDS:
                 continue
-            groups = _groups(instruction, math.prod(mesh_shape.values()))
-            if (n := groups.shape[1]) == 1:
-                continue
-            local = sum(s.bytes for s in computation.operand_shapes(instruction))
-            if kind == "all-reduce" and _scattered(computation, instruction, n):
-                kind = "reduce-scatter"
-            found.append(
-                Collective(kind, _axes(groups, mesh_shape), _received(kind, local, n), times[computation.name])
-            )
-    return found
+            chain = re.search(r'chain_id="?(\w+)', instruction.attributes)
+            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+            name = (chain[1], channel and channel[1]) if chain else (computation.name, instruction.name)
+            if name not in seen:
+                seen.add(name)
+                yield computation, instruction
 
 
 @functools.lru_cache(maxsize=1)

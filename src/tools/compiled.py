@@ -1,0 +1,210 @@
+"""Compiles a train step or a sampler for devices that are not there, and reads off what it will need."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from src.build import build_system
+from src.common.tree import count_parameters
+from src.sampling import predictor
+from src.tools import analytic
+from src.tools.chips import GIB
+from src.tools.cost import hbm_bytes, matmul_flops
+from src.tools.hlo import collectives
+from src.tools.roofline import ASSUMPTIONS, roofline
+from src.tools.topology import Topology
+from src.train import loop
+
+DAY = 86_400
+USED = re.compile(r"[Uu]sed ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+UNIT = {"K": 2**10, "M": 2**20, "G": GIB}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program, or what the compiler said of its memory."""
+
+    text: str
+    stats: Any
+    used: float  # bytes of a device, when it did not fit
+    limit: float
+    seconds: float
+
+
+def compile_program(lowered: Any) -> Program:
+    """Compiles; a program that is too large is an answer, not an error."""
+    began = time.monotonic()
+    try:
+        done = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        match = USED.search(str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or match is None:
+            raise
+        used, limit = (float(match[i]) * UNIT[match[i + 1]] for i in (1, 3))
+        return Program("", None, used, limit, time.monotonic() - began)
+    return Program(done.as_text(), done.memory_analysis(), 0.0, 0.0, time.monotonic() - began)
+
+
+def train_report(config: Any, topology: Topology, hbm: float) -> dict[str, Any]:
+    """Everything about the train step of a config on a topology; see `docs` of `src/tools/aot.py`.
+
+    Raises ValueError for a config that means nothing on so many devices.
+    """
+    system = build_system(config)
+    trainer = loop.make_trainer(system, devices=topology.devices)
+    program = compile_program(trainer.lower())
+    state = trainer.abstract
+    known = {"parameters": state.params, "ema": state.ema, "optimizer": state.opt_state}
+    known = {name: local_bytes(tree) for name, tree in known.items()}
+    rows = math.prod(trainer.mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
+    known["batch"] = sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(system.spec())) // rows
+    report = head(topology, trainer.mesh, count_parameters(state.params))
+    report |= {"memory": memory(known, program, topology, hbm), "compile_seconds": round(program.seconds, 1)}
+    needed = analytic.model_flops(system)
+    report["flops"] = {"model_per_step": needed}
+    if not program.text:
+        return report
+    cost(report, program, topology, trainer.mesh, needed / len(topology.devices))
+    times, steps = analytic.counts(system), config.steps
+    seconds = report["roofline"]
+    peak = topology.chip.flops * topology.chips
+    report["predicted"] = {
+        case: {
+            "mfu": needed / peak / seconds[case],
+            "tokens_per_second": times["tokens"] / seconds[case],
+            "images_per_second": times["images"] / seconds[case],
+            "days": steps * seconds[case] / DAY,
+        }
+        for case in ("best", "worst")
+    }
+    return report | {"steps": steps}
+
+
+def sample_reports(config: Any, topology: Topology, hbm: float, only: str | None = None) -> dict[str, dict[str, Any]]:
+    """By task, everything about one call of its sampler: `sample.rows` images or texts.
+
+    Raises ValueError when there is no task of the name `only`.
+    """
+    system = build_system(config)
+    trainer = loop.make_trainer(system, devices=topology.devices)
+    params = trainer.abstract.params
+    reports = {}
+    for task in [only] if only else system.predictor.tasks:
+        lowered, kind, count = lower_sampler(system.predictor, task, params, trainer.mesh)
+        program = compile_program(lowered)
+        report = head(topology, trainer.mesh, count_parameters(params))
+        known = {"parameters": local_bytes(params)}
+        report |= {"memory": memory(known, program, topology, hbm), "compile_seconds": round(program.seconds, 1)}
+        if program.text:
+            cost(report, program, topology, trainer.mesh, 0)
+            seconds = report["roofline"]
+            unit = "token" if kind == "text" else "image"
+            report["predicted"] = {
+                case: {f"seconds_per_{unit}": seconds[case] / count, f"{unit}s_per_second": count / seconds[case]}
+                for case in ("best", "worst")
+            }
+        reports[task] = report
+    return reports
+
+
+def lower_sampler(predict: predictor.Predictor, task: str, params: Any, mesh: Any) -> tuple[Any, str, int]:
+    """The sampler of a task on abstract parameters, what it makes, and how many of them in one call."""
+    data, layout, name = predict.task(task)
+    kind, caught = layout.segment(name).kind, {}
+
+    class Caught(Exception):
+        """Stops the sampler before it runs."""
+
+    class Recorder(predictor.Predictor):
+        """Notes what the sampler would run on."""
+
+        def _run(self, layout, name, given, null, seed):
+            caught.update(static=self._static(layout, name), arrays=(given, null), length=layout.segment(name).length)
+            raise Caught
+
+    recorder = Recorder(**{f.name: getattr(predict, f.name) for f in dataclasses.fields(predict)})
+    rows = predict.rows
+    try:
+        if kind == "image":
+            labels = None if data.classes is None else [0] * rows
+            recorder.draw(task, words=[""] * rows if labels is None else None, labels=labels)
+        elif layout.named("image"):
+            recorder.write(task, images=np.zeros((rows, *data.image_shape), np.float32))
+        else:
+            recorder.write(task, words=[""] * rows)
+    except Caught:
+        pass
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), caught["arrays"])
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.set_mesh(mesh):
+        lowered = predictor._generate.lower(caught["static"], params, *shapes, key)
+    return lowered, kind, rows * (predict.longest if kind == "text" else 1)
+
+
+def local_bytes(tree: Any) -> int:
+    """Bytes of abstract arrays on one device."""
+    return sum(math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize for s in jax.tree.leaves(tree))
+
+
+def head(topology: Topology, mesh: Any, parameters: int) -> dict[str, Any]:
+    """What every report starts with."""
+    chip = dataclasses.asdict(topology.chip) | {"options": dict(topology.chip.options)}
+    return {
+        "topology": topology.name,
+        "slices": topology.slices,
+        "chips": topology.chips,
+        "devices": len(topology.devices),
+        "chip": chip,
+        "mesh": dict(mesh.shape),
+        "parameters": parameters,
+    }
+
+
+def memory(known: Mapping[str, int], program: Program, topology: Topology, hbm: float) -> dict[str, Any]:
+    """Bytes of one device by kind, their total, what the device has, and whether it fits."""
+    out: dict[str, Any] = dict(known)
+    have = hbm * topology.share
+    if program.stats is None:
+        total, have = program.used, min(have, program.limit)
+        out["temporaries"] = round(total - sum(known.values()))
+    else:
+        s = program.stats
+        out["padding and other arguments"] = s.argument_size_in_bytes - sum(known.values())
+        out["outputs"] = s.output_size_in_bytes - s.alias_size_in_bytes
+        out["program"] = s.generated_code_size_in_bytes
+        out["temporaries"] = s.temp_size_in_bytes
+        total = sum(out.values())
+    return out | {"total": round(total), "hbm": round(have), "fits": total <= have,
+                  "shortfall": max(0, round(total - have))}  # fmt: skip
+
+
+def cost(report: dict[str, Any], program: Program, topology: Topology, mesh: Any, least: float) -> None:
+    """Adds FLOPs, traffic, collectives and roofline of one device's program; `least` is what the model needs."""
+    found, flops, traffic = (
+        collectives(program.text, dict(mesh.shape)),
+        matmul_flops(program.text),
+        hbm_bytes(program.text),
+    )
+    report.setdefault("flops", {})["program_per_device"] = flops
+    report["hbm_bytes"] = traffic
+    sums: dict = defaultdict(lambda: [0, 0])
+    for c in found:
+        sums[c.kind, c.axes][0] += c.bytes * c.times
+        sums[c.kind, c.axes][1] += c.times
+    largest = sorted(sums.items(), key=lambda item: -item[1][0])
+    report["collectives"] = [
+        {"kind": kind, "axes": list(axes), "bytes": size, "executions": times}
+        for (kind, axes), (size, times) in largest
+    ]
+    times = roofline(max(flops, least), traffic, found, topology, mesh)
+    report["roofline"] = dataclasses.asdict(times) | {"best": times.best, "worst": times.worst}
+    report["assumptions"] = list(ASSUMPTIONS)
