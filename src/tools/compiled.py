@@ -25,8 +25,12 @@ from src.tools.topology import Topology
 from src.train import loop
 
 DAY = 86_400
-USED = re.compile(r"[Uu]sed ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
-UNIT = {"K": 2**10, "M": 2**20, "G": GIB}
+NUMBER = r"([\d.]+)([KMGT])"
+TOO_LARGE = (  # two ways in which the TPU compiler says (all of it, of what there is)
+    re.compile(rf"\({NUMBER}\) exceeds available HBM \({NUMBER}\)"),
+    re.compile(rf"Used {NUMBER} of {NUMBER} hbm"),
+)
+UNIT = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,7 @@ def compile_program(lowered: Any) -> Program:
     try:
         done = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        match = USED.search(str(error))
+        match = next((m for pattern in TOO_LARGE if (m := pattern.search(str(error)))), None)
         if "RESOURCE_EXHAUSTED" not in str(error) or match is None:
             raise
         used, limit = (float(match[i]) * UNIT[match[i + 1]] for i in (1, 3))

@@ -102,7 +102,7 @@ class _Traffic:
     def moved(self, computation: Computation, instruction: Instruction) -> int:
         """Bytes that one execution of an instruction moves."""
         opcode, operands = instruction.opcode, computation.operand_shapes(instruction)
-        if opcode in FREE or opcode.endswith("-done"):
+        if opcode in FREE or opcode.endswith("-done") or (opcode == "custom-call" and not operands):
             return 0
         results = instruction.shapes[:1] if opcode == "copy-start" else instruction.shapes
         if opcode.endswith("-start") and len(results) > 1:  # (operands, results, context)
