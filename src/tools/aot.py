@@ -17,7 +17,7 @@ import os
 import sys
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from src.tools import topology as topologies
@@ -50,11 +50,16 @@ def main(argv: list[str]) -> int:
     """The exit code; errors that a person can mend are one sentence on standard error."""
     values = define()
     try:
+        for argument in argv:
+            path = argument.partition("=")[2].partition(":")[0]
+            if argument.lstrip("-").startswith("config=") and not os.path.isfile(path):
+                raise ValueError(f"there is no config file {path!r}; give one such as configs/imagenet256.py")
         try:
             rest = values(argv)
             config = values.config
-        except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-            raise ValueError(f"a flag or the config is wrong: {str(error).strip().splitlines()[-1]}") from error
+        except (flags.Error, AttributeError, KeyError, TypeError, ImportError, OSError) as error:
+            lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
+            raise ValueError(f"a flag or the config is wrong: {lines[-1]}") from error
         if config is None or rest[1:]:
             raise ValueError(f"what is {rest[1]!r}?" if rest[1:] else "give --config=configs/imagenet256.py or another")
         return run(values, config)
@@ -68,7 +73,6 @@ def main(argv: list[str]) -> int:
 def run(values: flags.FlagValues, config: Any) -> int:
     """Compiles and prints what was asked for."""
     topologies.prepare(values.platform, values.topology)
-    logging.set_verbosity(logging.ERROR)
     topology = topologies.open_topology(values.platform, values.topology, values.slices, values.chip)
     hbm = topology.chip.hbm if values.hbm is None else values.hbm * GIB
     from src.tools import compiled, search, text  # after the environment: they import JAX

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from src.tools.hlo import KINDS, Computation, Instruction, Shape, communications, executions, parse
+from src.tools.hlo import Computation, Instruction, Shape, communications, executions, parse
 
 
 def matmul_flops(text: str) -> int:
@@ -153,8 +153,10 @@ class _Traffic:
                 places = {str(n) for n, name in enumerate(user.operands) if name == array.name}
                 total += sum(self._read(inner, i) for i in inner.instructions.values()
                              if i.opcode == "parameter" and i.literal in places)  # fmt: skip
-            elif user.opcode in ("tuple", "custom-call", *KINDS) or (user.opcode == "dynamic-update-slice" and first):
-                continue  # handed on, updated in place, or a collective in a fusion that computes meanwhile
+            elif user.opcode in ("tuple", "custom-call") or (user.opcode == "dynamic-update-slice" and first):
+                continue  # handed on, or updated in place
+            elif "chain_id" in user.attributes:
+                continue  # a collective that goes on meanwhile
             else:
                 total += sum(s.bytes for s in array.shapes)
         return total

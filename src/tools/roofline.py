@@ -12,10 +12,10 @@ from src.tools.hlo import Collective
 from src.tools.topology import Topology
 
 ASSUMPTIONS = (
-    "compute: the larger of the program's matrix products and the model's FLOPs, at peak bf16",
+    "compute: the larger of the program's matrix products and the model's FLOPs, at peak bf16; nothing else",
     "hbm: what the program's instructions read and write in main memory, at the published rate",
-    "network: ring algorithms, no latency; every link that a mesh axis can use at its full rate in one direction,"
-    " two links a dimension where it is a ring and one where it is a line; slices exchange what one slice reduced",
+    "network: ring algorithms without latency; every link of a mesh axis at its full rate in one direction,",
+    "  two links in a dimension that is a ring, one where it is a line; slices exchange what one slice has reduced",
     "best case: the three overlap and the longest counts; worst case: they follow each other",
 )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from src.tools.cost import matmul_flops
+from src.tools.cost import hbm_bytes, matmul_flops
 from src.tools.hlo import Collective, collectives, executions, parse
 
 MESH = {"data": 2, "fsdp": 4}
@@ -102,12 +102,34 @@ TPU = """HloModule jit_step, is_scheduled=true
   ROOT %all-gather.1 = bf16[64,32]{1,0} all-gather(%p), channel_id=1, replica_groups=[2,4]<=[8], dimensions={1}
 }
 
-ENTRY %main (a: bf16[64,32]) -> bf16[64,32] {
+%begin (p.1: bf16[64,8]) -> (bf16[64,8], bf16[64,32]) {
+  %p.1 = bf16[64,8]{1,0} parameter(0)
+  %all-gather.2 = bf16[64,32]{1,0} all-gather(%p.1), channel_id=7, replica_groups=[2,4]<=[8], x={chain_id="0"}
+  ROOT %custom-call.1 = (bf16[64,8]{1,0}, bf16[64,32]{1,0}) custom-call(%all-gather.2)
+}
+
+%meanwhile (p.2: bf16[64,8], w: bf16[9,64,8], l: s32[]) -> (bf16[64,8], bf16[64,8]) {
+  %p.2 = bf16[64,8]{1,0} parameter(0)
+  %w = bf16[9,64,8]{2,1,0} parameter(1)
+  %l = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %all-gather.3 = bf16[64,32]{1,0} all-gather(%p.2), channel_id=7, replica_groups=[2,4]<=[8], x={chain_id="0"}
+  %layer = bf16[1,64,8]{2,1,0} dynamic-slice(%w, %l, %zero, %zero)
+  %flat = bf16[64,8]{1,0} bitcast(%layer)
+  ROOT %both = (bf16[64,8]{1,0}, bf16[64,8]{1,0}) tuple(%p.2, %flat)
+}
+
+ENTRY %main (a: bf16[64,32], weights: bf16[9,64,8], place: s32[]) -> bf16[64,32] {
   %a = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %weights = bf16[9,64,8]{2,1,0} parameter(1)
+  %at = s32[]{:T(128)S(6)} parameter(2)
   %scattered = bf16[64,8]{1,0:T(8,128)(2,1)S(1)} fusion(%a), kind=kCustom, calls=%all-reduce-scatter
   %start = ((bf16[64,8]{1,0}), bf16[64,32]{1,0}, u32[]{:S(2)}) async-start(%scattered), calls=%wrapped
   %update = ((bf16[64,8]{1,0}), bf16[64,32]{1,0}, u32[]{:S(2)}) async-update(%start), calls=%wrapped
   %done = bf16[64,32]{1,0} async-done(%update), calls=%wrapped
+  %first = (bf16[64,8]{1,0}, bf16[64,32]{1,0}) fusion(%scattered), kind=kLoop, calls=%begin
+  %kept = bf16[64,8]{1,0} get-tuple-element(%first), index=0
+  %second = (bf16[64,8]{1,0}, bf16[64,8]{1,0}) fusion(%kept, %weights, %at), kind=kLoop, calls=%meanwhile
   %b = bf16[4,16,8]{2,1,0} bitcast(%done)
   %out = bf16[4,16,16]{2,1,0} convolution(%b, %b), window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0oi->0bf
   ROOT %sent = bf16[64,32]{1,0} all-reduce-done(%done)
@@ -119,6 +141,19 @@ def test_what_the_tpu_compiler_writes():
     assert collectives(TPU, MESH) == [
         Collective("reduce-scatter", ("fsdp",), 3072, 1),
         Collective("all-gather", ("fsdp",), 3072, 1),
+        Collective("all-gather", ("fsdp",), 3072, 1),  # a chain over two fusions
     ]
     assert executions(parse(TPU))["wrapped"] == 1
     assert matmul_flops(TPU) == 2 * 4 * 16 * 16 * 8  # four products [16, 8] x [8, 16]
+
+
+def test_memory_traffic_of_what_the_tpu_compiler_writes():
+    small, large, out = 64 * 8 * 2, 64 * 32 * 2, 4 * 16 * 16 * 2
+    parts = [
+        large,  # the scatter reads %a; its result stays in fast memory
+        small + large,  # the asynchronous gather, inside its own computation
+        small + large,  # the chained gather, once
+        2 * small,  # the fusion meanwhile reads one layer of nine and writes it; what it hands on is free
+        2 * (4 * 16 * 8 * 2) + out,  # the product reads %b twice
+    ]
+    assert hbm_bytes(TPU) == sum(parts)
