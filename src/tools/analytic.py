@@ -52,22 +52,23 @@ def model_flops(system: System) -> int:
     return products + 12 * trunk.depth * trunk.width * squares
 
 
-def estimate_bytes(system: System, mesh: Mapping[str, int], remat: str, accumulate: int) -> int:
+def estimate_bytes(system: System, mesh: Mapping[str, int], remat: str, batches: float) -> int:
     """Rough memory of one chip in a train step, good to order candidates.
 
     State and gradients over `fsdp` (and `tensor`), what the policy `remat` keeps of every layer, and the widest layer.
+    `batches`: rows of a microbatch, in batches of the config.
     """
     parameters = count_parameters(jax.eval_shape(system.init, jax.random.key(0)))
     split = mesh.get("fsdp", 1) * mesh.get("tensor", 1)
     devices, c = math.prod(mesh.values()), system.config.model
     size, trunk = (2 if c.dtype == "bfloat16" else 4), c.trunk
     shared = trunk.width * 2 * trunk.kv_heads // trunk.heads
-    wide = (3 if trunk.mlp == "swiglu" else 2) * trunk.mlp_width
+    wide = (2 if trunk.mlp == "swiglu" else 1) * trunk.mlp_width
     length = max(plan.layout.length for plan in system.tasks.values())
     scores = trunk.heads * length * (4 + size)
     matrices = size * (3 * trunk.width + shared + wide)
-    kept = {"full": 0, "none": matrices + scores + 8 * trunk.width}.get(remat, matrices)
-    tokens = counts(system)["tokens"] / devices / accumulate
+    kept = {"full": 0, "none": matrices + scores + size * (4 * trunk.width + trunk.mlp_width)}.get(remat, matrices)
+    tokens = counts(system)["tokens"] * batches / devices
     activations = tokens * (trunk.depth * (kept + size * trunk.width) + 2 * (matrices + scores))
     whole_layers = 2 * size * parameters / trunk.depth if split > 1 else size * parameters
     return round((STATE + 4) * parameters / split + whole_layers + activations)

@@ -57,13 +57,16 @@ def candidates(config: Any, topology: Topology, hbm: float, batches: Sequence[in
         if batch % (free * parts):
             continue
         mesh = {"data": free // fsdp, "fsdp": fsdp} | fixed
-        size = analytic.estimate_bytes(system, mesh, remat, parts) if batch == config.batch else 0
-        size = size or round(analytic.estimate_bytes(system, mesh, remat, parts) * batch / config.batch)
+        size = analytic.estimate_bytes(system, mesh, remat, batch / config.batch / parts)
         found.append(Candidate(fsdp, remat, batch, parts, size))
     limit = hbm * topology.share
     order = list(REMAT)
-    return sorted(found, key=lambda c: (c.estimate > limit, c.accumulate, order.index(c.remat), c.fsdp)
-                  if c.estimate <= limit else (True, c.estimate))  # fmt: skip
+
+    def rank(c: Candidate) -> tuple:
+        fits = c.estimate <= limit
+        return (not fits, *((c.accumulate, order.index(c.remat), c.fsdp) if fits else (c.estimate,)))
+
+    return sorted(found, key=rank)
 
 
 def suggestion(config: Any, topology: Topology, hbm: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import os
 import sys
@@ -78,13 +79,7 @@ def open_topology(platform: str, topology: str, slices: int = 1, chip: str | Non
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except Exception as error:  # the plug-in raises several kinds
-        if "libtpu" in str(error).lower() and _without_libtpu():
+        if importlib.util.find_spec("libtpu") is None:
             raise ImportError(NO_LIBTPU) from error
         raise ValueError(f"the TPU compiler knows no slice {topology}: {str(error).splitlines()[0]}") from error
     return Topology(topology, CHIPS[kind], sizes, slices, tuple(devices))
-
-
-def _without_libtpu() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("libtpu") is None
