@@ -182,7 +182,9 @@ def memory(known: Mapping[str, int], program: Program, topology: Topology, hbm: 
         out["temporaries"] = round(total - sum(known.values()))
     else:
         s = program.stats
-        out["padding and other arguments"] = s.argument_size_in_bytes - sum(known.values())
+        rest = s.argument_size_in_bytes - sum(known.values())
+        out["batch" if "batch" in out else "parameters"] += min(0, rest)  # what is not used is not passed
+        out["padding and other arguments"] = max(0, rest)
         out["outputs"] = s.output_size_in_bytes - s.alias_size_in_bytes
         out["program"] = s.generated_code_size_in_bytes
         out["temporaries"] = s.temp_size_in_bytes
