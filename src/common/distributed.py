@@ -189,7 +189,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def gather_texts(text: str) -> list[str]:
-    """The texts of all processes, by process; every process must call it."""
+    """The texts of all processes, by process; every process must call it, with no computation of its own in flight."""
     if jax.process_count() == 1:
         return [text]
     from jax.experimental import multihost_utils

@@ -32,8 +32,14 @@ def fingerprint(x: Shaped[Array, "*shape"]) -> UInt32[Array, ""]:
 
 
 def fingerprints(flat: Mapping[str, Array]) -> dict[str, int]:
-    """`fingerprint` of every leaf, fetched together."""
-    return {path: int(value) for path, value in jax.device_get({k: fingerprint(x) for k, x in flat.items()}).items()}
+    """`fingerprint` of every leaf, the same on every process."""
+    # One program: several in flight at once may run in another order on another process and wait for ever.
+    return {path: int(value) for path, value in jax.device_get(_fingerprints(dict(flat))).items()}
+
+
+@jax.jit
+def _fingerprints(flat: dict[str, Array]) -> dict[str, Array]:
+    return {path: fingerprint(x) for path, x in flat.items()}
 
 
 def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:

@@ -51,6 +51,7 @@ class Checkpointer:
         self._opened: Any = None
         self._pending: int | None = None
         self._failure: str | None = None
+        self._error = ""
 
     def due(self, step: int) -> bool:
         """Whether `step` is a multiple of `every` (never when that is 0)."""
@@ -69,6 +70,7 @@ class Checkpointer:
         """
         import orbax.checkpoint as ocp
 
+        jax.block_until_ready(state)
         self._settle()
         self._sweep()
         if step in self._steps():
@@ -124,8 +126,13 @@ class Checkpointer:
         return None
 
     def finish(self) -> None:
-        """Until nothing is being written; a failure is logged, and raised by `wait`."""
-        self._settle()
+        """Until this process is writing nothing, whatever the others do; `wait` raises if it failed."""
+        if self._opened is None or self._pending is None:
+            return
+        try:
+            self._opened.wait_until_finished()
+        except Exception as error:
+            self._error = brief(error)
 
     def wait(self) -> None:
         """Until nothing is being written. Raises OSError when the last checkpoint could not be written."""
@@ -166,14 +173,9 @@ class Checkpointer:
 
     def _settle(self) -> None:
         """Waits for the write in flight and keeps its error for `wait`."""
-        if self._opened is None or self._pending is None:
-            return
-        reason = ""
-        try:
-            self._opened.wait_until_finished()
-        except Exception as error:
-            reason = brief(error)
-        if self._succeeded(reason):
+        self.finish()
+        reason, self._error = self._error, ""
+        if self._pending is not None and self._succeeded(reason):
             self._pending = self._failure = None
 
     def _succeeded(self, reason: str) -> bool:
