@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from src.common import tree
@@ -48,14 +49,16 @@ def start() -> None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     atexit.register(_leave)  # runs before JAX's own farewell, which waits long for processes that will not come
+    # Told beforehand: where nobody answers, JAX aborts the process.
+    who = "process {process_id} of {num_processes} at {coordinator_address}" if "process_id" in given else "a process"
+    who = who.format(**given)
+    logging.info("%s waits up to %d s for the others", who, given["initialization_timeout"])
     try:
         jax.distributed.initialize(**given)
     except Exception as error:
-        who = f"process {given['process_id']} of {given['num_processes']}" if "process_id" in given else "this process"
-        where = f" at {given['coordinator_address']}" if "coordinator_address" in given else ""
         raise RuntimeError(
-            f"{who} could not join the others{where} ({' '.join(str(error).split())[:200]}): start all of them, and"
-            " check that they can reach that address"
+            f"{who} could not join the others ({' '.join(str(error).split())[:200]}): start all of them, and check that"
+            " they can reach the address of process 0"
         ) from error
 
 

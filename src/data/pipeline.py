@@ -49,8 +49,8 @@ class Stream:
     """Endless shuffled batches of one source's training split; its state is the number of rows consumed.
 
     `batch` counts the rows of all processes, `shard` is (this process, number of processes). `order` cuts a batch into
-    equal blocks and lists them as the shards own them, those of shard 0 first; by default a shard's rows are consecutive.
-    Grain is imported at the first batch. Prefetched batches are not counted in the state, so saving between any two
+    equal blocks and lists them as the shards own them, those of shard 0 first; by default a shard's rows are
+    consecutive. Grain is imported at the first batch. Prefetched batches are not counted in the state, so saving between any two
     batches is exact.
 
     Raises ValueError if the processes cannot share the batch evenly.
@@ -133,7 +133,8 @@ class Mixture:
     """Batches of several tasks at once: yields {task: {segment: field}}, with a fixed number of rows per task.
 
     `rows` counts the rows of all processes; `shard` and `order` are those of `Stream`. Every task is shuffled on its
-    own, by `seed` and its name, so adding a task changes no other. `workers` processes are started per task when it is > 0 (each start takes seconds).
+    own, by `seed` and its name, so adding a task changes no other. `workers` processes are started per task when it is
+    > 0 (each start takes seconds).
 
     Raises ValueError if the names of `tasks` and `rows` differ or the processes cannot share the rows evenly.
     """
