@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from src.models.attention import Sizes, platform, prepare_attention
-from src.models.backends.splash import _padded
+from src.models.backends import splash
 from src.models.conditioning import Condition
 from src.models.transformer import Transformer
 from src.sequence.layout import Layout, Segment
@@ -81,6 +81,8 @@ def test_backends_equal_dense(name, by_row, axes, monkeypatch):
         stand_in = lambda *a, implementation, mask: real(*a, mask=mask)
         monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
         sizes = sizes._replace(platform="gpu", dtype=jnp.bfloat16)
+    if by_row:
+        monkeypatch.setattr(splash, "BLOCKS", (128,))  # several, in both directions
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         found = out_and_gradients(name, spec, sizes, q, k, v, weight)
     for what, a, b in zip(("out", "dq", "dk", "dv"), expected, found, strict=True):
@@ -102,7 +104,7 @@ def test_dense_equals_the_library():
 
 
 def test_trunk_with_splash():
-    """In the scan over layers, recomputed: hidden states and gradients of the parameters are those of dense."""
+    """In the scan over layers, recomputed, orders as arrays: hidden states and all gradients are those of dense."""
     layout = Layout((Segment("prompt", "text", 60), Segment("image", "image", 68, "bidirectional")))
     valid = np.ones((2, 128), bool)
     valid[0, 50:60] = False
@@ -114,7 +116,9 @@ def test_trunk_with_splash():
 
         def loss(params):
             none = Condition(jnp.zeros((2, 1, 32)), np.full(128, -1, np.int32))
-            hidden, _ = nnx.merge(graph, params)(x, layout.spec(jnp.asarray(valid)), none)
+            spec = layout.spec(jnp.asarray(valid))
+            spec = spec.replace(read=jnp.asarray(spec.read))  # no longer static, as when tasks share a pass
+            hidden, _ = nnx.merge(graph, params)(x, spec, none)
             return (jnp.where(valid[..., None], hidden, 0) * x).sum()
 
         return jax.value_and_grad(loss)(params)
@@ -141,7 +145,10 @@ def test_trunk_with_splash():
 def test_choice(name, changes, cached, chosen):
     sizes = Sizes(2, 130, 130, 2, 1, 64, jnp.bfloat16, "cpu")._replace(**changes)
     spec = Layout((Segment("a", "text", sizes.keys),)).spec(jnp.ones((2, sizes.keys), bool))
-    assert type(prepare_attention(name, spec, spec, sizes, cached)).__name__ == chosen
+    attend = prepare_attention(name, spec, spec, sizes, cached)
+    assert type(attend).__name__ == chosen
+    if chosen == "Splash":
+        assert isinstance(attend.mask, splash._Static)
 
 
 @pytest.mark.parametrize(
@@ -184,4 +191,4 @@ def test_platform_is_the_mesh_s():
 )
 def test_blocks(length, parts, expected):
     """Large blocks, whole for every part, and little padding."""
-    assert _padded(length, parts) == expected
+    assert splash._padded(length, parts) == expected
