@@ -1,0 +1,123 @@
+"""Measures how fast a config trains, draws and writes on this machine.
+
+python -m src.tools.bench --config=configs/digits.py
+python -m src.tools.bench --config=configs/digits.py --json=bench.json --only=step,data
+python -m src.tools.bench --config=configs/digits.py --peer=transformers
+
+Times are medians of calls that are waited for. `mfu` is the model's operations (`bench_flops.py`) over time and over
+the fastest matrix product that this run measured. `--peer` also times a PyTorch model of the same sizes that does the
+same work, alternately with ours (requirements-peers.txt).
+"""
+
+import time
+
+STARTED = time.monotonic()
+
+import json  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Mapping, Sequence  # noqa: E402
+from typing import Any  # noqa: E402
+
+from absl import flags  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+PARTS = ("step", "data", "sample", "decode", "peer")
+FLAGS = flags.FlagValues()
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", flag_values=FLAGS)
+ONLY = flags.DEFINE_list("only", None, f"Parts to measure, of {', '.join(PARTS)}; all by default.", flag_values=FLAGS)
+SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each part is measured.", flag_values=FLAGS)
+STEPS = flags.DEFINE_integer("steps", 0, "Calls of each part, instead of --seconds.", flag_values=FLAGS)
+JSON = flags.DEFINE_string("json", None, "File that gets the figures.", flag_values=FLAGS)
+PEER = flags.DEFINE_string("peer", None, "A file of src/tools/peers: transformers.", flag_values=FLAGS)
+
+
+def bench(
+    config: Any,
+    parts: tuple[str, ...] = PARTS,
+    *,
+    peer: str | None = None,
+    seconds: float = 5.0,
+    steps: int = 0,
+    started: float | None = None,
+    devices: Sequence[Any] | None = None,
+    peak_size: int | None = None,
+) -> dict[str, Any]:
+    """All figures by part; each part carries machine, versions and date.
+
+    Raises ValueError for an unknown part or peer, and when the peer does not compute what we compute.
+    """
+    from src.tools import bench_clock, bench_parts
+
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise ValueError(f"--only={unknown[0]} is no part of the bench; there are {', '.join(PARTS)}")
+    started = time.monotonic() if started is None else started
+    run = bench_parts.start(config, started, seconds, steps, _say, devices)
+    figures: dict[str, Any] = {"first_step": run.first}
+    if "step" in parts:
+        _say("matrix products")
+        figures["peak"] = bench_clock.peaks(min(seconds, 2.0), steps, peak_size)
+        figures["step"] = bench_parts.measure_step(run, figures["peak"])
+    if "data" in parts:
+        median = figures["step"]["seconds"]["median"] if "step" in figures else None
+        figures["data"] = bench_parts.measure_data(run, median)
+    if "sample" in parts:
+        figures["sample"] = bench_parts.measure_sample(run)
+    if "decode" in parts:
+        figures["decode"] = bench_parts.measure_decode(run)
+    here = bench_clock.where()
+    return {name: group | {"where": here} for name, group in figures.items()}
+
+
+def table(figures: Mapping[str, Any], indent: str = "") -> str:
+    """The figures as lines of name and value, groups below their names."""
+    lines = []
+    for name, value in figures.items():
+        if name == "where":
+            continue
+        if isinstance(value, Mapping) and set(value) == {"median", "p10", "p90", "count"}:
+            value = f"{_number(value['median'])} ({_number(value['p10'])} to {_number(value['p90'])}, {value['count']})"
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{name}", table(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name:<{38 - len(indent)}}{_number(value)}")
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) < 10**9 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _say(what: str) -> None:
+    print(f"[{time.monotonic() - STARTED:6.1f} s] {what} …", file=sys.stderr, flush=True)
+
+
+def main(argv: list[str]) -> int:
+    """Exit code; errors that a person can mend are one sentence on standard error."""
+    try:
+        FLAGS(argv)
+        if CONFIG.value is None:
+            raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
+        parts = tuple(ONLY.value or [part for part in PARTS if part != "peer" or PEER.value])
+        options = {"peer": PEER.value, "seconds": SECONDS.value, "steps": STEPS.value, "started": STARTED}
+        figures = bench(CONFIG.value, parts, **options)
+    except (flags.Error, ValueError, OSError, RuntimeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(next(iter(figures.values()))["where"])
+    print(table(figures))
+    if JSON.value:
+        os.makedirs(os.path.dirname(JSON.value) or ".", exist_ok=True)
+        with open(JSON.value, "w") as file:
+            json.dump(figures, file, indent=2)
+        print(f"written to {JSON.value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,104 @@
+"""How many floating-point operations a train step needs, counted from the model and not from the compiled program.
+
+1. A matrix of N weights that acts on T vectors costs 2 N T operations forward and 4 N T backward: 6 N T (Kaplan et al.
+   2020, section 2.1). Biases, norms, look-ups, softmax and the optimizer are left out, as is usual.
+2. What a matrix acts on follows from its place: the trunk on every token of every row, the text head on the tokens of
+   the fields that a next-token objective owns, the image head on the patches that a denoising objective owns (its adaLN
+   on their rows), the time embedding once per image.
+3. Attention: a query that sees a key costs 2 h operations for the score and 2 h for the value, per head of size h.
+   With A visible pairs a row that is 4 A H h forward and 12 A H h in all, per layer. A follows from the layout without
+   padding, so what a dense kernel computes under the mask does not count.
+
+Recomputation (`remat`) does not count either: these are the operations of the model, not of the program.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from src.common.tree import flatten
+from src.interfaces import SequenceSpec
+from src.sequence.layout import Layout
+from src.sequence.mask import visible
+from src.train.system import System
+
+# What the matrices below a path act on; the first match wins.
+RULES = (
+    (r"^trunk/.*modulation/", "vectors"),
+    (r"^trunk/", "tokens"),
+    (r"^time/", "vectors"),
+    (r"^conditioning/", "vectors"),
+    (r"^image/", "patches"),
+    (r"^image_head/adaln/", "denoised_images"),
+    (r"^image_head/", "denoised_patches"),
+    (r"^text_head/", "predicted"),
+    (r"/table/", "nothing"),
+)
+
+
+def acting_counts(system: System) -> dict[str, int]:
+    """Vectors that the parts of the model act on in one step.
+
+    tokens            of all rows, padding included
+    vectors, patches  images, and their patches
+    denoised_images, denoised_patches    those that a denoising objective reads
+    predicted         tokens of the text fields that a next-token objective reads
+    """
+    counts = dict.fromkeys(("tokens", "vectors", "patches", "denoised_images", "denoised_patches", "predicted"), 0)
+    for plan in system.tasks.values():
+        owned = [name for objective, _ in plan.objectives.values() for name in objective.fields]
+        counts["tokens"] += plan.rows * plan.layout.length
+        for segment in plan.layout.segments:
+            size = plan.rows * segment.length
+            if segment.kind == "image":
+                counts["vectors"] += plan.rows
+                counts["patches"] += size
+                counts["denoised_images"] += plan.rows * owned.count(segment.name)
+                counts["denoised_patches"] += size * owned.count(segment.name)
+            elif segment.kind == "text":
+                counts["predicted"] += size * owned.count(segment.name)
+    return counts | {"nothing": 0}
+
+
+def visible_pairs(layout: Layout) -> int:
+    """(query, key) pairs of one row without padding that the visibility rule allows."""
+    read, write, group = layout.static_orders()
+    ones = np.ones(layout.length, np.int32)
+    spec = SequenceSpec(read, write, group, ones, np.arange(layout.length)[:, None])
+    return int(np.asarray(visible(spec, spec)).sum())
+
+
+def step_flops(system: System, params: Any) -> dict[str, int]:
+    """Operations of one train step: `matrices` (6 N T by part), `attention`, and their sum `total`.
+
+    params  the parameters, or their abstract arrays. Raises ValueError for a matrix whose place is not known.
+    """
+    counts = acting_counts(system)
+    matrices: dict[str, int] = {}
+    for path, leaf in flatten(params).items():
+        if leaf.ndim < 2 or not path.endswith(("kernel", "embedding")):
+            continue
+        what = next((what for pattern, what in RULES if re.search(pattern, path)), None)
+        if what is None:
+            raise ValueError(f"the bench does not know what {path} acts on; add a rule to tools/bench_flops.py")
+        part = path.split("/")[0]
+        matrices[part] = matrices.get(part, 0) + 6 * int(np.prod(leaf.shape)) * counts[what]
+    trunk = system.config.model.trunk
+    pairs = sum(plan.rows * visible_pairs(plan.layout) for plan in system.tasks.values())
+    attention = 12 * pairs * trunk.width * trunk.depth
+    matrices = {part: value for part, value in matrices.items() if value}
+    return matrices | {"attention": attention, "total": sum(matrices.values()) + attention}
+
+
+def compiled_flops(compiled: Any) -> float | None:
+    """What XLA counts for the compiled step; it counts the body of a loop once, so scanned layers are one layer."""
+    try:
+        analysis = compiled.cost_analysis()
+    except (NotImplementedError, jax.errors.JaxRuntimeError):
+        return None
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    return float(analysis["flops"]) if analysis and "flops" in analysis else None

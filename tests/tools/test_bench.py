@@ -1,0 +1,83 @@
+"""The bench runs on a tiny system, its figures agree with each other, and operations are those counted by hand."""
+
+import json
+
+import jax
+import pytest
+
+from configs import digits
+from src.build import build_system
+from src.tools import bench as tool
+from src.tools import bench_clock, bench_flops
+
+
+@pytest.fixture(scope="module")
+def figures():
+    config = digits.get_config("debug")
+    with config.unlocked():
+        config.eval.evaluators = {}
+        config.sample.rows, config.sample.longest = 4, 3
+    parts = ("step", "data", "sample", "decode")
+    return json.loads(json.dumps(tool.bench(config, parts, steps=3, devices=jax.devices()[:1], peak_size=64)))
+
+
+def test_every_part_has_its_figures_and_says_where_they_are_from(figures):
+    assert set(figures) == {"first_step", "peak", "step", "data", "sample", "decode"}
+    for group in figures.values():
+        assert set(group["where"]) == {"machine", "jax", "python", "date"}
+        assert group["where"]["jax"] == jax.__version__
+    marks = list(figures["first_step"]["seconds"].values())
+    assert marks == sorted(marks) and marks[0] > 0
+    assert figures["step"]["memory_bytes"]["process_peak"] > 2**26
+    assert "tokens_per_second" in tool.table(figures)
+
+
+def test_figures_agree_with_each_other(figures):
+    step, median = figures["step"], figures["step"]["seconds"]["median"]
+    assert (step["tokens"], step["images"]) == (32 * 26 + 24 * 26 + 32 * 10, 32 + 24)
+    assert step["seconds"]["count"] == 3
+    assert step["tokens_per_second"] == pytest.approx(step["tokens"] / median)
+    assert step["images_per_second"] == pytest.approx(step["images"] / median)
+    assert step["peak_flops_per_second"] == figures["peak"]["float32"]["flops_per_second"]
+    assert step["mfu"] == pytest.approx(step["model_flops"]["total"] / median / step["peak_flops_per_second"])
+    peak = figures["peak"]["bfloat16"]
+    assert peak["flops_per_second"] == pytest.approx(2 * 64**3 / peak["seconds"])
+    data = figures["data"]
+    assert data["rows_per_second"] == pytest.approx(88 / data["seconds_per_batch"])
+    assert data["times_what_the_step_takes"] == pytest.approx(median / data["seconds_per_batch"])
+    for drawn in (figures["sample"]["plain"], figures["sample"]["guided"]):
+        assert drawn["images_per_second"] == pytest.approx(4 / drawn["seconds"]["median"])
+    decode = figures["decode"]
+    assert decode["tokens"] == 4 * 3
+    assert decode["tokens_per_second"] == pytest.approx(12 / decode["seconds"]["median"])
+
+
+def test_operations_are_those_counted_by_hand():
+    """Width 32, 2 layers, 2 heads over 1, feed-forward 64; patches of 4 features."""
+    system = build_system(digits.get_config("debug"))
+    flops = bench_flops.step_flops(system, jax.eval_shape(system.init, jax.random.key(0)))
+    lengths = [[s.length for s in plan.layout.segments] for plan in system.tasks.values()]
+    assert lengths == [[7, 1, 16, 2], [2, 1, 16, 7], [10]]  # prompt, time, image, tail; head, time, image, caption
+    layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64  # q and out, k and v, the feed-forward network
+    assert flops["trunk"] == 6 * 2 * layer * 1776
+    assert flops["image"] == 6 * (4 * 32) * 16 * (32 + 24)
+    assert flops["time"] == 6 * (256 * 32 + 32 * 32) * (32 + 24)
+    assert flops["conditioning"] == 6 * (2 * 32 * 32) * (32 + 24)
+    assert flops["image_head"] == 6 * 32 * (4 * 32 * 16 + 64 * 32)  # only what is denoised
+    assert flops["text_head"] == 6 * 32 * system.codec.vocab_size * (24 * 7 + 32 * 10)
+    past = lambda n: n * (n + 1) // 2
+    ahead = past(15)  # patches also see the later patches of their image
+    pairs = (32 + 24) * (past(26) + ahead) + 32 * past(10)
+    assert flops["attention"] == 2 * 3 * 4 * 32 * pairs
+    assert flops["total"] == sum(value for name, value in flops.items() if name != "total")
+
+
+def test_spread():
+    assert bench_clock.spread([5.0, 1.0, 2.0, 3.0, 4.0]) == {"median": 3.0, "p10": 1.0, "p90": 5.0, "count": 5}
+
+
+def test_refusals(capsys):
+    assert tool.main(["bench"]) == 1
+    assert "no config is given" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--only=speed is no part of the bench; there are step, data"):
+        tool.bench(digits.get_config("debug"), ("speed",))
