@@ -66,6 +66,10 @@ def bench(
         figures["sample"] = bench_parts.measure_sample(run)
     if "decode" in parts:
         figures["decode"] = bench_parts.measure_decode(run)
+    if "peer" in parts:
+        from src.tools.bench_peer import measure_peer
+
+        figures["peer"] = measure_peer(run, peer or "transformers")
     here = bench_clock.where()
     return {name: group | {"where": here} for name, group in figures.items()}
 
