@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from src.build import build_system
-from src.common.sharding import put_batch
+from src.common.distributed import put_batch
 from src.common.tree import count_parameters
 from src.tools import bench_clock, bench_flops
 from src.train import loop
@@ -72,7 +72,7 @@ def start(
         state = trainer.init()
     compiled = compiling.result()
     marks["compiled"] = time.monotonic() - started
-    data = loop.open_data(system)
+    data = loop.open_data(trainer)
     batches = [next(data)]
     bench = Bench(system, trainer, compiled, state, batches, {}, seconds, steps, say)
     jax.block_until_ready(bench.step(put_batch(batches[0], trainer.mesh)))
@@ -128,7 +128,7 @@ def measure_step(bench: Bench, peaks: dict[str, Any]) -> dict[str, Any]:
 def measure_loop(bench: Bench) -> float:
     """Mean seconds of a step in the train loop: data pipeline, transfer and step overlap, nothing is waited for."""
     bench.say("train loop with its data")
-    data = loop.open_data(bench.system)
+    data = loop.open_data(bench.trainer)
     for _ in range(WARM):
         measured = bench.step(put_batch(next(data), bench.trainer.mesh))
     jax.block_until_ready(measured)
@@ -146,7 +146,7 @@ def measure_loop(bench: Bench) -> float:
 def measure_data(bench: Bench, step_seconds: float | None) -> dict[str, Any]:
     """The pipeline alone, after its buffers are used up: rows a second, and how many times what the step consumes."""
     bench.say("data pipeline")
-    data = loop.open_data(bench.system)
+    data = loop.open_data(bench.trainer)
     for _ in range(WARM_BATCHES):
         next(data)
     count = max(bench.steps, LEAST_BATCHES)

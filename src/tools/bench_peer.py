@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from src.common.distributed import put_batch
 from src.common.lookup import lookup
 from src.common.rng import step_key, stream
-from src.common.sharding import put_batch
 from src.common.tree import flatten
 from src.interfaces import TokenField
 from src.objectives.denoise import Denoise
