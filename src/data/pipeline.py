@@ -50,8 +50,8 @@ class Stream:
 
     `batch` counts the rows of all processes, `shard` is (this process, number of processes). `order` cuts a batch into
     equal blocks and lists them as the shards own them, those of shard 0 first; by default a shard's rows are
-    consecutive. Grain is imported at the first batch. Prefetched batches are not counted in the state, so saving between any two
-    batches is exact.
+    consecutive. Grain is imported at the first batch. Prefetched batches are not counted in the state, so saving
+    between any two batches is exact.
 
     Raises ValueError if the processes cannot share the batch evenly.
     """

@@ -15,7 +15,8 @@ import numpy as np
 from src.build import build_system
 from src.common.distributed import put_batch
 from src.common.tree import count_parameters
-from src.tools import bench_clock, bench_flops
+from src.tools import bench_clock
+from src.tools import flops as operations
 from src.train import loop
 from src.train.state import TrainState
 from src.train.system import System
@@ -110,14 +111,14 @@ def measure_step(bench: Bench, peaks: dict[str, Any]) -> dict[str, Any]:
     for _ in range(WARM):
         jax.block_until_ready(bench.step(next(batches)))
     taken = bench_clock.spread(bench_clock.repeat(lambda: bench.step(next(batches)), bench.seconds, bench.steps))
-    flops = bench_flops.step_flops(bench.system, bench.trainer.abstract.params)
+    flops = operations.step_flops(bench.system)
     devices = 1 if jax.default_backend() == "cpu" else bench.trainer.mesh.size  # emulated devices share the cores
     peak = peaks[bench.system.config.model.dtype]["flops_per_second"] * devices
     return {
         "seconds": taken,
         **speed(bench.system, taken["median"], flops["total"], peak),
         "model_flops": flops,
-        "xla_flops_with_loop_bodies_once": bench_flops.compiled_flops(bench.compiled),
+        "xla_flops_with_loop_bodies_once": operations.compiled_flops(bench.compiled),
         "peak_flops_per_second": peak,
         "parameters": count_parameters(bench.trainer.abstract.params),
         "loop_seconds": measure_loop(bench),

@@ -16,9 +16,9 @@ import numpy as np
 from src.build import build_system
 from src.common.tree import count_parameters
 from src.sampling import predictor
-from src.tools import analytic
 from src.tools.chips import GIB
 from src.tools.cost import hbm_bytes, matmul_flops
+from src.tools.flops import acting_counts, step_flops
 from src.tools.hlo import collectives
 from src.tools.roofline import ASSUMPTIONS, roofline
 from src.tools.topology import Topology
@@ -73,19 +73,19 @@ def train_report(config: Any, topology: Topology, hbm: float) -> dict[str, Any]:
     known["batch"] = sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(system.spec())) // rows
     report = head(topology, trainer.mesh, count_parameters(state.params))
     report |= {"memory": memory(known, program, topology, hbm), "compile_seconds": round(program.seconds, 1)}
-    needed = analytic.model_flops(system)
+    needed = step_flops(system)["total"]
     report["flops"] = {"model_per_step": needed}
     if not program.text:
         return report
     cost(report, program, topology, trainer.mesh, needed / len(topology.devices))
-    times, steps = analytic.counts(system), config.steps
+    times, steps = acting_counts(system), config.steps
     seconds = report["roofline"]
     peak = topology.chip.flops * topology.chips
     report["predicted"] = {
         case: {
             "mfu": needed / peak / seconds[case],
             "tokens_per_second": times["tokens"] / seconds[case],
-            "images_per_second": times["images"] / seconds[case],
+            "images_per_second": times["vectors"] / seconds[case],
             "days": steps * seconds[case] / DAY,
         }
         for case in ("best", "worst")

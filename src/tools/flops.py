@@ -44,7 +44,7 @@ def acting_counts(system: System) -> dict[str, int]:
     """Vectors that the parts of the model act on in one step.
 
     tokens            of all rows, padding included
-    vectors, patches  images, and their patches
+    vectors, patches  images (which have one vector each), and their patches
     denoised_images, denoised_patches    those that a denoising objective reads
     predicted         tokens of the text fields that a next-token objective reads
     """
@@ -72,26 +72,33 @@ def visible_pairs(layout: Layout) -> int:
     return int(np.asarray(visible(spec, spec)).sum())
 
 
-def step_flops(system: System, params: Any) -> dict[str, int]:
-    """Operations of one train step: `matrices` (6 N T by part), `attention`, and their sum `total`.
+def step_flops(system: System) -> dict[str, int]:
+    """Operations of one train step on all devices: 6 N T by part of the model, `attention`, and their sum `total`.
 
-    params  the parameters, or their abstract arrays. Raises ValueError for a matrix whose place is not known.
+    Raises ValueError for a matrix whose place is not known.
     """
     counts = acting_counts(system)
     matrices: dict[str, int] = {}
-    for path, leaf in flatten(params).items():
+    for path, leaf in flatten(jax.eval_shape(system.init, jax.random.key(0))).items():
         if leaf.ndim < 2 or not path.endswith(("kernel", "embedding")):
             continue
         what = next((what for pattern, what in RULES if re.search(pattern, path)), None)
         if what is None:
-            raise ValueError(f"the bench does not know what {path} acts on; add a rule to tools/bench_flops.py")
+            raise ValueError(f"nothing says what {path} acts on; add a rule to src/tools/flops.py")
         part = path.split("/")[0]
         matrices[part] = matrices.get(part, 0) + 6 * int(np.prod(leaf.shape)) * counts[what]
-    trunk = system.config.model.trunk
-    pairs = sum(plan.rows * visible_pairs(plan.layout) for plan in system.tasks.values())
-    attention = 12 * pairs * trunk.width * trunk.depth
+    attention = attention_flops(system)
     matrices = {part: value for part, value in matrices.items() if value}
     return matrices | {"attention": attention, "total": sum(matrices.values()) + attention}
+
+
+def attention_flops(system: System, masked: bool = True) -> int:
+    """Operations of attention in one train step; not `masked` is what a dense kernel computes."""
+    trunk = system.config.model.trunk
+    pairs = sum(
+        plan.rows * (visible_pairs(plan.layout) if masked else plan.layout.length**2) for plan in system.tasks.values()
+    )
+    return 12 * pairs * trunk.width * trunk.depth
 
 
 def compiled_flops(compiled: Any) -> float | None:
