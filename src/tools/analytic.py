@@ -29,7 +29,9 @@ def estimate_bytes(system: System, mesh: Mapping[str, int], remat: str, batches:
     length = max(plan.layout.length for plan in system.tasks.values())
     scores = trunk.heads * length * (4 + size)
     matrices = size * (3 * trunk.width + shared + wide)
-    kept = {"full": 0, "none": matrices + scores + size * (4 * trunk.width + trunk.mlp_width)}.get(remat, matrices)
+    # Without recomputation dense attention and everything elementwise keep their float32 intermediates too.
+    everything = matrices + (8 + size) * trunk.heads * length + 16 * trunk.width + 8 * trunk.mlp_width
+    kept = {"full": 0, "none": everything}.get(remat, matrices)
     tokens = acting_counts(system)["tokens"] * batches / devices
     activations = tokens * (trunk.depth * (kept + size * trunk.width) + 2 * (matrices + scores))
     whole_layers = 2 * size * parameters / trunk.depth if split > 1 else size * parameters
