@@ -141,7 +141,7 @@ def parse(text: str) -> dict[str, Computation]:
     computations: dict[str, Computation] = {}
     name, entry, body = "", False, {}
     for line in text.splitlines():
-        if name and line.startswith("}"):
+        if name and re.match(r"\}(?!\})", line):  # the text of a kernel may begin a line with two
             computations[name] = Computation(name, body, entry)
             name = ""
         elif name:
