@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from src.common.activations import constrain
@@ -79,7 +78,6 @@ class Attention(nnx.Module):
         q = constrain(q, "rows", "places", "features", None)
         k, v = (constrain(a, "rows", None, "features", None) for a in (k, v))  # every place reads all of them
         out = attend(q, k, v)
-        out = checkpoint_name(out, "attention")
         return self.out(out.reshape(rows, length, -1)), cache
 
 

@@ -31,7 +31,10 @@ def _all_but_weights(primitive, *inputs, **options) -> bool:
 
 REMAT = {
     "none": _all_but_weights,
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+        jax.checkpoint_policies.save_only_these_names("attention"),
+    ),
     "names": jax.checkpoint_policies.save_only_these_names("attention", "attention_branch", "mlp_branch"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from src.interfaces import SequenceSpec
@@ -38,4 +39,5 @@ class Dense:
             q, mask, g = q.reshape(*shape[:2], -1, groups, shape[3]), mask[:, None], "g"
         scores = jnp.einsum(f"bqk{g}h,bskh->bk{g}qs", q, k, preferred_element_type=jnp.float32) * shape[-1] ** -0.5
         weights = jax.nn.softmax(jnp.where(mask, scores, HIDDEN), axis=-1).astype(q.dtype)
-        return jnp.einsum(f"bk{g}qs,bskh->bqk{g}h", weights, v).reshape(shape)
+        out = jnp.einsum(f"bk{g}qs,bskh->bqk{g}h", weights, v).reshape(shape)
+        return checkpoint_name(out, "attention")  # splash names more: its normalizer too
