@@ -42,7 +42,8 @@ FAREWELL = 10  # seconds that a failed process waits for the others to fail too
 def start() -> None:
     """Joins the processes that the environment names; call it before anything asks JAX for its devices.
 
-    Raises ValueError when the environment contradicts itself, RuntimeError when the others are not found in time.
+    Raises ValueError when the environment contradicts itself, RuntimeError when JAX cannot start. Where the others do
+    not come in time, JAX aborts the process.
     """
     given = _from_environment(os.environ)
     if given is None:
