@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -27,15 +28,24 @@ def get_config():
     config = digits.get_config("debug").unlock()
     del config.tasks["number_sentences"]
     config.batch, config.steps, config.optim.steps = 56, 2, 8
-    config.log.every, config.checkpoint.every, config.checkpoint.keep = 1, 1, 4
+    config.log.every, config.checkpoint.every = 1, 0
     config.sharding.min_size = 1024
     config.sample.rows, config.sample.longest = 4, 2
     config.eval.evaluators = {"digits": {"name": "digits", "draw": None, "complete": None, "captions": 4}}
     return config.lock()
 """
-# The second process cannot read step 4.
-BLIND = """
+MAIN = """
 import runpy
+runpy.run_module("src.main", run_name="__main__", alter_sys=True)
+"""
+# Devices as a torus orders them: neither process holds consecutive rows.
+TORUS = """
+from src.common import sharding
+arrange = sharding._arrange
+sharding._arrange = lambda sizes, devices: arrange(sizes, [devices[i] for i in (4, 5, 0, 1, 2, 3, 6, 7)])
+"""
+# A process that cannot read step 4.
+BLIND = """
 import orbax.checkpoint as ocp
 read = ocp.PyTreeCheckpointHandler.restore
 def restore(self, directory, *arguments, **options):
@@ -43,31 +53,44 @@ def restore(self, directory, *arguments, **options):
         raise OSError("a broken disk")
     return read(self, directory, *arguments, **options)
 ocp.PyTreeCheckpointHandler.restore = restore
-runpy.run_module("src.main", run_name="__main__", alter_sys=True)
 """
 
 
-def start(folder, *arguments, second=("-m", "src.main")):
-    """Two processes with one workdir, as a launcher starts them; their output goes to files beside it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [f"--config={folder}/config.py", f"--workdir={folder}/run", *arguments]
+@pytest.fixture
+def folder(tmp_path):
+    """Where everything is."""
+    (tmp_path / "config.py").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture
+def start(folder):
+    """Starts two processes with one workdir, as a launcher does; their output goes to files beside it."""
     started = []
-    for index, program in enumerate((("-m", "src.main"), second)):
+
+    def two(*arguments, before=("", "")):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
         env = os.environ | {
             "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
             "XDG_CACHE_HOME": str(folder / "cache"),  # new: both make the tokenizer
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
             "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(index),
-            "JAX_HEARTBEAT_TIMEOUT": "10",
+            "JAX_HEARTBEAT_TIMEOUT": "8",
         }
-        with open(folder / f"out.{index}", "w") as out:
-            started.append(subprocess.Popen([sys.executable, *program, *command], cwd=ROOT, env=env, stdout=out,
-                                            stderr=subprocess.STDOUT))  # fmt: skip
-    return started
+        flags = [f"--config={folder}/config.py", f"--workdir={folder}/run", *arguments]
+        for index in range(2):
+            command, who = [sys.executable, "-c", before[index] + MAIN, *flags], {"JAX_PROCESS_ID": str(index)}
+            with open(folder / f"out.{index}", "w") as out:
+                started.append(subprocess.Popen(command, cwd=ROOT, env=env | who, stdout=out, stderr=subprocess.STDOUT))
+        return started[-2:]
+
+    yield two
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def said(folder, index):
@@ -99,14 +122,6 @@ class Losses:
         self.seen.append((step, scalars["loss"]))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    (folder / "config.py").write_text(CONFIG)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def alone(folder):
     """Losses of five steps on one device, and the state after four."""
     trainer = loop.make_trainer(system(folder, mesh={"data": 1, "fsdp": 1}), jax.devices()[:1])
@@ -120,16 +135,16 @@ def alone(folder):
     return losses, kept
 
 
-def test_processes_share_one_run(folder, alone):
+def test_processes_share_one_run(folder, start):
     """Steps 1 and 2 in two processes, 3 and 4 in this one, 4 and 5 in two processes again, one of which then dies."""
-    losses, state = alone
-    pair = start(folder, "--config.mesh.data=4", "--config.mesh.fsdp=2")
+    pair = start("--config.mesh.data=4", "--config.mesh.fsdp=2", before=(TORUS, TORUS))
+    losses, state = alone(folder)
     assert [process.wait(240) for process in pair] == [0, 0], said(folder, 0) + said(folder, 1)
     np.testing.assert_allclose(logged(folder), losses[:2], rtol=2e-4)
     assert json.loads((folder / "run" / "metrics.json").read_text())["steps"] == 2
     assert "step 2/2" in said(folder, 0) and "caption_accuracy" in said(folder, 0)
-    told = [line for line in said(folder, 1).splitlines() if "[Gloo]" not in line]
-    assert len(told) == 1 and "waits up to 300 s for the others" in told[0]
+    told = re.findall(r"^[IWEF]\d{4} .*", said(folder, 1), re.MULTILINE)
+    assert len(told) == 1 and "waits up to 300 s for the others" in told[0] and "caption_acc" not in said(folder, 1)
     assert len(list((folder / "run" / "tensorboard").iterdir())) == 1
 
     trainer = loop.make_trainer(system(folder, mesh={"data": 2, "fsdp": 4}, steps=4))
@@ -142,9 +157,7 @@ def test_processes_share_one_run(folder, alone):
         np.testing.assert_allclose(np.asarray(ours), theirs, rtol=2e-4, atol=2e-6)
 
     # The axis `tensor` spans both processes: they read the same rows.
-    pair = start(
-        folder, "--config.mesh.data=1", "--config.mesh.tensor=8", "--config.steps=1000000", second=("-c", BLIND)
-    )
+    pair = start("--config.mesh.data=1", "--config.mesh.tensor=8", "--config.steps=1000000", before=("", BLIND))
     waited = time.monotonic()
     while len(logged(folder)) < 4 and time.monotonic() - waited < 240 and not any(p.poll() for p in pair):
         time.sleep(0.1)

@@ -2,13 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from src.common import distributed, sharding
-from src.interfaces import LabelField
+from src.common import sharding
 
 
 def test_mesh_sizes():
@@ -75,18 +73,3 @@ def test_tensor_goes_by_rule_and_fsdp_takes_what_is_left():
         "odd/table": P(None, "fsdp"),
         "mu/layers/down/kernel": P(None, "fsdp"),
     }
-
-
-def test_batch_is_split_over_all_devices():
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
-    batch = {"label": LabelField(np.arange(16)), "image": np.arange(48.0, dtype=np.float32).reshape(16, 3)}
-    placed = distributed.put_batch(batch, mesh)
-    assert np.array_equal(placed["label"].ids, np.arange(16)) and np.array_equal(placed["image"], batch["image"])
-    shards = placed["image"].addressable_shards
-    assert len({s.device for s in shards}) == 8 and all(s.data.shape == (2, 3) for s in shards)
-
-
-def test_batch_that_does_not_divide_is_refused():
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
-    with pytest.raises(ValueError, match=r"'label/ids' of shape \(12,\) has 12 rows .* 8 devices .* multiple of 8"):
-        distributed.put_batch({"label": LabelField(np.arange(12))}, mesh)
