@@ -4,7 +4,7 @@ python -m src.tools.bench --config=configs/digits.py
 python -m src.tools.bench --config=configs/digits.py --json=bench.json --only=step,data
 python -m src.tools.bench --config=configs/digits.py --peer=transformers
 
-Times are medians of calls that are waited for. `mfu` is the model's operations (`bench_flops.py`) over time and over
+Times are medians of calls that are waited for. `mfu` is the model's operations (`flops.py`) over time and over
 the fastest matrix product that this run measured. `--peer` also times a PyTorch model of the same sizes that does the
 same work, alternately with ours (requirements-peers.txt).
 """
@@ -107,12 +107,19 @@ def main(argv: list[str]) -> int:
         FLAGS(argv)
         if CONFIG.value is None:
             raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
+        from src.common import distributed
+
+        distributed.start()
         parts = tuple(ONLY.value or [part for part in PARTS if part != "peer" or PEER.value])
         options = {"peer": PEER.value, "seconds": SECONDS.value, "steps": STEPS.value, "started": STARTED}
         figures = bench(CONFIG.value, parts, **options)
     except (flags.Error, ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    first = distributed.is_first()
+    distributed.stop()
+    if not first:
+        return 0
     print(next(iter(figures.values()))["where"])
     print(table(figures))
     if JSON.value:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from src.build import build_system
-from src.common.distributed import put_batch
+from src.common.distributed import data_shard, put_batch
 from src.common.tree import count_parameters
 from src.tools import bench_clock
 from src.tools import flops as operations
@@ -156,7 +156,7 @@ def measure_data(bench: Bench, step_seconds: float | None) -> dict[str, Any]:
         next(data)
     seconds = (time.perf_counter() - began) / count
     data.close()
-    rows = sum(p.rows for p in bench.system.tasks.values()) // jax.process_count()
+    rows = sum(p.rows for p in bench.system.tasks.values()) // data_shard(bench.trainer.mesh)[0][1]
     found = {"seconds_per_batch": seconds, "batches": count, "rows_per_second": rows / seconds}
     return found | ({"times_what_the_step_takes": step_seconds / seconds} if step_seconds else {})
 
