@@ -33,7 +33,8 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
     devices, or `data` is no multiple of the slices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    asked = ", ".join(f"{name}={size}" for name, size in axes.items())
+    order = [name for name in AXES if name in axes] + [name for name in axes if name not in AXES]
+    asked = ", ".join(f"{name}={axes[name]}" for name in order if name in BATCH_AXES or axes[name] != 1)
     have = f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)} of {jax.process_count()} process(es)"
     unknown = [name for name in axes if name not in AXES]
     if unknown:
