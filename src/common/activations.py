@@ -1,4 +1,4 @@
-"""The named points at which the sharding of activations is pinned."""
+"""The named points at which the sharding of activations is pinned, and what the mesh in use says of itself."""
 
 from __future__ import annotations
 
@@ -37,3 +37,9 @@ def constrain(x: Array, *names: str | None) -> Array:
 
     entries = [entry(length, name) for length, name in zip(x.shape, names, strict=True)]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+
+
+def platform() -> str:
+    """Of the mesh in use, which may be of devices that are not here, or else of the default device: cpu, tpu, gpu."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (device and device.platform) or jax.default_backend()

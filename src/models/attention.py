@@ -104,9 +104,3 @@ def find_backend(name: str, platform: str = "") -> type:
         return lookup(BACKENDS, KERNELS.get(platform, "dense") if name == "auto" else name)
     except ValueError as error:
         raise ValueError(f"model.trunk.attention={name!r} is neither auto nor a backend: {error}") from error
-
-
-def platform() -> str:
-    """Of the mesh in use, which may be of devices that are not here, or else of the default device: cpu, tpu, gpu."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return (device and device.platform) or jax.default_backend()

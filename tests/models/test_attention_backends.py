@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from src.models.attention import Sizes, platform, prepare_attention
+from src.common.activations import platform
+from src.models.attention import Sizes, prepare_attention
 from src.models.backends import splash
 from src.models.conditioning import Condition
 from src.models.transformer import Transformer
