@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import numpy as np
 from flax import nnx
 from flax.nnx import initializers
 from jaxtyping import Array, Float, Int
+
+from src.common.activations import automatic_axes, platform
 
 Initializer = Callable[..., Array]
 
@@ -31,7 +34,20 @@ def initializer(spec: str | float) -> Initializer:
 
 def linear(d_in: int, d_out: int, *, init: str | float, bias: bool, dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """`nnx.Linear` with f32 parameters, computing in `dtype`; the bias starts at zero."""
-    return nnx.Linear(d_in, d_out, use_bias=bias, kernel_init=initializer(init), dtype=dtype, rngs=rngs)
+    args = {"kernel_init": initializer(init), "dot_general": product, "dtype": dtype, "rngs": rngs}
+    return nnx.Linear(d_in, d_out, use_bias=bias, **args)
+
+
+def product(x: Float[Array, "*lead I"], kernel: Float[Array, "I O"], dimensions: Any, **options: Any) -> Array:
+    """`jax.lax.dot_general` of the last axis of x with the first of the kernel.
+
+    On CPU the leading axes are made one first: with several, XLA writes the gradient of the result to memory again,
+    transposed, for the gradient of the kernel. Elsewhere, and where the compiler partitions x, they stay as they are.
+    """
+    if x.ndim < 3 or platform() != "cpu" or automatic_axes():
+        return jax.lax.dot_general(x, kernel, dimensions, **options)
+    rows = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
+    return rows.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 class LayerNorm(nnx.Module):
