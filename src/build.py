@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from src.codecs.patch import Patch
+from src.common.files import cache_folder
 from src.common.lookup import build, lookup
 from src.data.pipeline import split_batch
 from src.interfaces import Objective, Process, Task
@@ -99,12 +100,6 @@ def build_codec(config: Any) -> Any:
         raise OSError(
             f"the tokenizer cannot be kept in {folder} ({error}); set XDG_CACHE_HOME to a writable folder"
         ) from error
-
-
-def cache_folder() -> str:
-    """Where things are kept that can be made again: $XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "monoformer-jax")
 
 
 def build_task(name: str, data: Any, codec: Any, config: Any) -> Task:

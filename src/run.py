@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -16,8 +17,9 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from src.build import build_system, cache_folder
+from src.build import build_system
 from src.common.distributed import check_same, is_first
+from src.common.files import cache_folder
 from src.common.writers import JsonLines, Many, TensorBoard
 from src.train import loop
 from src.train.checkpoint import Checkpointer
@@ -35,15 +37,14 @@ def train(flags: Any, started: float) -> None:
     trainer = loop.make_trainer(system)
     checkpoints = Checkpointer(flags.workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
     _overview(trainer)
-    writer = _writer(workdir)
-    state, facts = loop.train(trainer, checkpoints, writer, started)
-    logging.info("training is done after %.0f s; evaluating", time.monotonic() - started)
-    scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), config.steps)
+    with contextlib.closing(_writer(workdir)) as writer:  # a run that fails keeps its last lines
+        state, facts = loop.train(trainer, checkpoints, writer, started)
+        logging.info("training is done after %.0f s; evaluating", time.monotonic() - started)
+        scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), config.steps)
     if "seconds_to_first_step" in facts:  # a finished run that is only evaluated again keeps the time that it took
         facts["seconds_total"] = time.monotonic() - started
     _report(workdir, scalars | facts)
     checkpoints.close()
-    writer.close()
 
 
 def evaluate(flags: Any, started: float) -> None:
@@ -98,7 +99,7 @@ def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with epath.Path(path).open("rb") as file, Image.open(file) as image:
             image = image.convert("L" if shape[2] == 1 else "RGB").resize((shape[1], shape[0]), Image.Resampling.BOX)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no image file {path}; give the path of a PNG or JPEG") from None

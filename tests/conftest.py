@@ -11,7 +11,78 @@ FOLDERS = ("codecs", "corruption", "sequence", "models", "sampling", "objectives
 jaxtyping.install_import_hook([f"src.{folder}" for folder in FOLDERS], "beartype.beartype")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_threefry_partitionable", True)
 jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running here
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """`gs://` in memory, as a store is: no appending, no renaming in place, no folder without a file in it."""
+    import fsspec
+    from etils.epath import backend, gpath
+    from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+
+    class Draft(MemoryFile):  # is there once it is closed
+        done = False
+
+        def close(self):
+            if not self.done:
+                self.done = True
+                self.commit()
+
+        def __exit__(self, *error):
+            self.close()
+
+    class Store(MemoryFileSystem):
+        cachable = False
+        down = False  # whether the network is away
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return os.fspath(path).removeprefix("gs://").removeprefix("gcs://").strip("/")
+
+        def mkdir(self, path, **options):
+            pass
+
+        def makedirs(self, path, **options):
+            pass
+
+        def rmdir(self, path):
+            pass
+
+        def cp_file(self, path1, path2, **options):
+            if self.isfile(path1):
+                super().cp_file(path1, path2)
+
+        def info(self, path, **options):
+            self.check()
+            path = self._strip_protocol(path)
+            found = super().info(path)
+            return found | ({"mtime": self.store[path].modified} if path in self.store else {})
+
+        def _open(self, path, mode="rb", **options):
+            self.check()
+            if mode not in ("rb", "wb"):
+                raise ValueError(f"a store cannot open with mode {mode!r}")
+            if mode == "rb":
+                return super()._open(path, mode)
+            draft = Draft(self, path, options.get("data"))
+            if options.get("data"):
+                draft.close()
+            return draft
+
+        def check(self):
+            if self.down:
+                raise RuntimeError("the store does not answer")
+
+    store = Store(global_store=False)
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
+    monkeypatch.setattr(
+        backend._FileSystemSpecBackend,
+        "_get_filesystem",
+        lambda self, name: store if name == "gcs" else fsspec.filesystem(name),
+    )
+    return store

@@ -11,11 +11,12 @@ import functools
 import hashlib
 import io
 import os
-import uuid
 from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
+
+from src.common.files import write_whole
 
 SPECIALS = ("<PAD>", "<image>", "<|im_start|>", "<|im_end|>")
 
@@ -142,7 +143,7 @@ class Bytes:
 def train_sentencepiece(
     texts: Iterable[str], vocab_size: int, path: str | os.PathLike, byte_fallback: bool = False
 ) -> None:
-    """Trains a BPE model on `texts` and writes it to `path` by rename, so that no reader sees half a file.
+    """Trains a BPE model on `texts` and writes it to `path` whole, so that no reader sees half a file.
 
     Equal texts and settings give equal bytes. `vocab_size` is an upper bound: a small language has fewer merges.
     Nothing is normalized except white space. With `byte_fallback` unknown characters become UTF-8 byte pieces.
@@ -172,12 +173,7 @@ def train_sentencepiece(
             f"no tokenizer of {vocab_size} pieces can be trained on these texts, give a larger vocab_size "
             f"(sentencepiece: {str(error).strip().splitlines()[-1]})"
         ) from error
-    target = epath.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The name is unique, because several processes may build the same model at the same time.
-    draft = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
-    draft.write_bytes(model.getvalue())
-    draft.replace(target)
+    write_whole(path, model.getvalue())
 
 
 def _digest(*parts: bytes) -> str:

@@ -1,4 +1,8 @@
-"""Where numbers, pictures and texts of a run go. Only process 0 writes, and a writer that fails never stops a run."""
+"""Where numbers, pictures and texts of a run go. Only process 0 writes, and a writer that fails never stops a run.
+
+In a store (`gs://`), which cannot append, files are written locally and sent whole: at the first flush, then about once
+a minute, and at close. What a killed process had not sent is lost.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from absl import logging
+
+from src.common.files import Mirror, is_remote
 
 
 class MetricWriter(Protocol):
@@ -36,6 +42,15 @@ class _Guarded:
         self._active = jax.process_index() == 0
         self._warned = False
         self._handle: Any = None
+        self._mirror: Mirror | None = None
+
+    def _folder(self, folder: str) -> str:
+        """The local folder to write in."""
+        if is_remote(folder):
+            self._mirror = self._mirror or Mirror(folder)
+            return str(self._mirror.folder)
+        os.makedirs(folder or ".", exist_ok=True)
+        return folder
 
     def _open(self) -> Any:
         raise NotImplementedError
@@ -55,13 +70,15 @@ class _Guarded:
             self._warned = True
 
     def flush(self) -> None:
-        """Hands what was written to the operating system."""
+        """Hands what was written to the operating system, or to a store when it is time to."""
         self._guard(lambda handle: handle.flush(), opening=False)
+        self._guard(lambda _: self._mirror and self._mirror.send(), opening=False)
 
     def close(self) -> None:
         """Flushes and releases the file; a later write opens it again."""
         self._guard(lambda handle: handle.close(), opening=False)
-        self._handle = None
+        self._guard(lambda _: self._mirror and self._mirror.close(), opening=False)
+        self._handle = self._mirror = None
 
 
 class JsonLines(_Guarded):
@@ -72,8 +89,11 @@ class JsonLines(_Guarded):
     """
 
     def _open(self) -> Any:
-        os.makedirs(os.path.dirname(self.target) or ".", exist_ok=True)
-        handle = open(self.target, "a+b")  # noqa: SIM115 - it stays open for the run
+        folder, name = os.path.split(self.target)
+        path = os.path.join(self._folder(folder), name)
+        if self._mirror:
+            self._mirror.fetch(name)  # a resumed run goes on in the same file
+        handle = open(path, "a+b")  # noqa: SIM115 - it stays open for the run
         if handle.tell() > 0:
             handle.seek(-1, os.SEEK_END)
             if handle.read(1) != b"\n":  # a killed run left half a line
@@ -110,8 +130,7 @@ class TensorBoard(_Guarded):
     def _open(self) -> Any:
         from tensorboardX.event_file_writer import EventsWriter  # lazily: 0.4 s
 
-        os.makedirs(self.target, exist_ok=True)
-        return EventsWriter(os.path.join(self.target, "events"), f".{os.getpid()}")
+        return EventsWriter(os.path.join(self._folder(self.target), "events"), f".{os.getpid()}")
 
     def _write(self, step: int, values: Mapping[str, Any], summarize: Callable[[str, Any], Any]) -> None:
         def action(handle: Any) -> None:
@@ -122,6 +141,8 @@ class TensorBoard(_Guarded):
 
         if values:
             self._guard(action)
+        if self._mirror:
+            self.flush()
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """One curve for each name."""

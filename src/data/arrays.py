@@ -1,7 +1,8 @@
 """Images or latents from a folder of numpy files, prompted by the names of their classes or by the class itself.
 
 The folder holds `images.npy` [n, h, w, C] float (memory-mapped, any float type), `labels.npy` [n] and `names.json`, a
-list with the name of each class. The last `held_out` rows are the split "test"; the others are "train".
+list with the name of each class. The last `held_out` rows are the split "test"; the others are "train". The files of a
+remote folder (`gs://`) are copied to this machine's cache first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from src.common.files import local_copy
 from src.data.rows import (
     RowTask,
     TextTable,
@@ -33,7 +36,7 @@ class _Folder(RowTask):
     """The rows of a folder. The folder is opened at the first row, so that spec and `fake` work without it."""
 
     def __init__(self, folder: str | os.PathLike, height: int, width: int, channels: int, held_out: int):
-        self.folder = pathlib.Path(folder)
+        self.folder = epath.Path(folder)
         self.image_shape = (height, width, channels)
         self.held_out = held_out
 
@@ -79,19 +82,22 @@ class _Folder(RowTask):
 
     def _file(self, name: str) -> pathlib.Path:
         path = self.folder / name
-        if not path.exists():
+        try:
+            return local_copy(path)
+        except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"task {self.name}: {str(path)!r} does not exist: "
                 "the folder needs images.npy, labels.npy and names.json"
-            )
-        return path
+            ) from error
 
     def _load(self, name: str, **options: Any) -> np.ndarray:
         path = self._file(name)
         try:
             return np.load(path, **options)
         except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"{str(path)!r} cannot be read as a numpy array, write it anew ({error})") from error
+            raise ValueError(
+                f"{str(self.folder / name)!r} cannot be read as a numpy array, write it anew ({error})"
+            ) from error
 
     def rows(self, split: str) -> int:
         """Rows of the split.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from src.common.files import write_whole
 
 FONT_SIZE, LINE, GAP = 14, 17, 8
 WIDTH = 112  # a cell is at least so wide, to hold words of a caption
@@ -60,23 +60,16 @@ def caption_grid(
 
 
 def save_png(path: str | os.PathLike[str], picture: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Writes the picture by rename, so that nobody reads half a file; makes the folder if needed.
+    """Writes the picture whole, so that nobody reads half a file; makes the folder if needed.
 
     Raises OSError, in one sentence, if it cannot be written.
     """
-    target = epath.Path(path)
     data = io.BytesIO()
     Image.fromarray(picture).save(data, "png")
-    draft = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            draft.write_bytes(data.getvalue())
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+        write_whole(path, data.getvalue())
+    except Exception as error:  # a store's client has its own kinds
+        reason = getattr(error, "strerror", None) or type(error).__name__
         raise OSError(f"picture {str(path)!r} cannot be written ({reason}): free room or change the folder") from error
 
 

@@ -24,6 +24,7 @@ from jaxtyping import Array
 
 from src.common import tree
 from src.common.distributed import agree, gather_texts
+from src.common.files import is_remote, move_folder
 from src.common.fingerprint import fingerprints
 from src.train.compatible import plain
 from src.train.workdir import brief, check_writable
@@ -167,7 +168,8 @@ class Checkpointer:
 
     def _steps(self) -> list[int]:
         # Nothing to ask Orbax (a slow import) in a folder that does not exist yet; processes must ask together.
-        if not (self._opened or jax.process_count() > 1 or self.directory.exists()):
+        asked = self._opened or jax.process_count() > 1 or is_remote(self.directory)
+        if not (asked or self.directory.exists()):  # of a store that does not answer, `exists` says no
             return []
         return json.loads(gather_texts(json.dumps(list(self._manager().all_steps())))[0])
 
@@ -197,7 +199,7 @@ class Checkpointer:
         for rest in self.directory.glob("*.orbax-checkpoint-tmp*"):
             try:
                 rest.rmtree()
-            except OSError as error:
+            except Exception as error:  # a store's client has its own kinds
                 logging.warning("Could not remove %s: %s", rest, brief(error))
 
     def _read(
@@ -236,7 +238,7 @@ class Checkpointer:
         if jax.process_index() == 0:
             try:
                 self._move(steps)
-            except OSError as error:
+            except Exception as error:  # not only OSError: the others wait for the reason
                 reason = brief(error)
         reason = agree(reason)  # the others wait here until the folders are gone
         if reason:
@@ -245,10 +247,9 @@ class Checkpointer:
 
     def _move(self, steps: list[int]) -> None:
         folder = self.workdir / "damaged"
-        folder.mkdir(parents=True, exist_ok=True)
         for step in steps:
             place = next(p for i in itertools.count() if not (p := folder / f"{step}-{i}").exists())
-            (self.directory / str(step)).rename(place)
+            move_folder(self.directory / str(step), place)
             logging.warning("Moved the damaged checkpoint of step %d to %s.", step, place)
 
 

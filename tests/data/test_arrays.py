@@ -1,7 +1,9 @@
 """Folders of arrays: nothing is read before the first row, and bad folders are refused in one sentence."""
 
+import io
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -104,3 +106,42 @@ def test_labels_outside_the_classes_are_refused(folder):
             task.rows("train")
     with pytest.raises(ValueError, match="is empty"):
         arrays.ClassToImage(folder, 4, 4, 2, classes=3).rows("test")
+
+
+def test_a_remote_folder_is_copied_once_and_mapped(folder, bucket, tmp_path_factory, monkeypatch, caplog):
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    caplog.set_level("INFO")
+    for path in folder.iterdir():
+        bucket.pipe(f"gs://b/data/{path.name}", path.read_bytes())
+    opened, real = [], bucket._open
+    monkeypatch.setattr(bucket, "_open", lambda path, mode="rb", **o: opened.append(path) or real(path, mode, **o))
+
+    def first():
+        return next(prompted("gs://b/data").iterator("train", 4, seed=0))
+
+    expected = next(prompted(folder).iterator("train", 4, seed=0))
+    np.testing.assert_array_equal(first()["image"].values, expected["image"].values)
+    task = prompted("gs://b/data")
+    assert isinstance(task._images, np.memmap) and task._images.shape == (10, 4, 4, 2)
+    first()
+    assert sorted(path.rsplit("/")[-1] for path in opened) == ["images.npy", "labels.npy", "names.json"]
+    assert "gs://b/data/images.npy" in caplog.text and not list(cache.rglob("*.tmp"))
+
+    # Threads stand for processes: the lock is one of open files. The new images are as long as the old ones.
+    images = np.load(folder / "images.npy")
+    np.save(folder / "images.npy", images + 1)
+    bucket.pipe("gs://b/data/images.npy", (folder / "images.npy").read_bytes())
+    opened.clear()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: np.asarray(prompted("gs://b/data")._images), range(8)))
+    assert len(opened) == 1 and all((f == images + 1).all() for f in found)
+
+    bucket.pipe("gs://b/data/names.json", json.dumps([*NAMES, "more"]).encode())
+    monkeypatch.setattr(bucket, "_open", lambda path, mode="rb", **o: io.BytesIO(b"half"))
+    with pytest.raises(OSError, match=r"gs://b/data/names.json cannot be copied .* 4 of \d+ bytes") as error:
+        _ = prompted("gs://b/data").names
+    assert "\n" not in str(error.value) and not list(cache.rglob("*.tmp"))
+    bucket.rm("gs://b/data/labels.npy")
+    with pytest.raises(FileNotFoundError, match=r"gs://b/data/labels\.npy"):
+        prompted("gs://b/data").rows("train")

@@ -210,3 +210,21 @@ def test_config_changes():
         check_config(CONFIG, new)
     new.model.width = 8
     assert check_config(CONFIG, new, free=("steps", "stepsize")) == {"steps": (4, 8), "stepsize": ("absent", 1.0)}
+
+
+def test_damaged_checkpoints_move_inside_a_bucket(bucket):
+    checkpoints = Checkpointer("gs://b/run")  # Orbax itself cannot write to a store in memory
+    for step in (4, 6):
+        bucket.pipe(f"gs://b/run/checkpoints/{step}/state/d/0", b"%d" % step)
+        bucket.pipe(f"gs://b/run/checkpoints/{step}/meta/metadata", b"{}")
+    checkpoints._move([4])
+    bucket.pipe("gs://b/run/checkpoints/4/meta/metadata", b"again")
+    checkpoints._move([4])
+    files = {path: file.getvalue() for path, file in bucket.store.items() if path.count("/") > 3}
+    assert files == {
+        "b/run/damaged/4-0/state/d/0": b"4",
+        "b/run/damaged/4-0/meta/metadata": b"{}",
+        "b/run/damaged/4-1/meta/metadata": b"again",
+        "b/run/checkpoints/6/state/d/0": b"6",
+        "b/run/checkpoints/6/meta/metadata": b"{}",
+    }
