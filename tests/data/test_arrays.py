@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -132,6 +133,7 @@ def test_a_remote_folder_is_copied_once_and_mapped(folder, bucket, tmp_path_fact
     images = np.load(folder / "images.npy")
     np.save(folder / "images.npy", images + 1)
     bucket.pipe("gs://b/data/images.npy", (folder / "images.npy").read_bytes())
+    bucket.store["b/data/images.npy"].modified += timedelta(seconds=1)
     opened.clear()
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: np.asarray(prompted("gs://b/data")._images), range(8)))
