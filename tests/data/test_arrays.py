@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -116,7 +117,13 @@ def test_a_remote_folder_is_copied_once_and_mapped(folder, bucket, tmp_path_fact
     for path in folder.iterdir():
         bucket.pipe(f"gs://b/data/{path.name}", path.read_bytes())
     opened, real = [], bucket._open
-    monkeypatch.setattr(bucket, "_open", lambda path, mode="rb", **o: opened.append(path) or real(path, mode, **o))
+
+    def slow(path, mode="rb", **options):
+        opened.append(path)
+        time.sleep(0.05)
+        return real(path, mode, **options)
+
+    monkeypatch.setattr(bucket, "_open", slow)
 
     def first():
         return next(prompted("gs://b/data").iterator("train", 4, seed=0))
