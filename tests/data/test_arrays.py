@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from src.codecs.text import Bytes
+from src.common.files import local_copy
 from src.data import arrays
 from src.data.pipeline import Mixture
 
@@ -143,8 +144,9 @@ def test_a_remote_folder_is_copied_once_and_mapped(folder, bucket, tmp_path_fact
     bucket.store["b/data/images.npy"].modified += timedelta(seconds=1)
     opened.clear()
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: np.asarray(prompted("gs://b/data")._images), range(8)))
+        found = list(pool.map(lambda _: np.load(local_copy("gs://b/data/images.npy")), range(8)))
     assert len(opened) == 1 and all((f == images + 1).all() for f in found)
+    assert (prompted("gs://b/data")._images == images + 1).all()
 
     bucket.pipe("gs://b/data/names.json", json.dumps([*NAMES, "more"]).encode())
     monkeypatch.setattr(bucket, "_open", lambda path, mode="rb", **o: io.BytesIO(b"half"))
