@@ -15,6 +15,8 @@ end with an error; a process that leaves because of an error is noticed at once 
 from __future__ import annotations
 
 import atexit
+import glob
+import importlib.util
 import json
 import os
 import sys
@@ -45,6 +47,8 @@ def start() -> None:
     Raises ValueError when the environment contradicts itself, RuntimeError when JAX cannot start. Where the others do
     not come in time, JAX aborts the process.
     """
+    if _compiles_only():
+        jax.config.update("jax_platforms", "cpu")
     given = _from_environment(os.environ)
     if given is None:
         return
@@ -61,6 +65,12 @@ def start() -> None:
             f"{who} could not join the others ({' '.join(str(error).split())[:200]}): start all of them, and check that"
             " they can reach the address of process 0"
         ) from error
+
+
+def _compiles_only() -> bool:
+    """Whether libtpu is installed on a machine without accelerators, where JAX would look for a TPU long and loudly."""
+    chips = any(glob.glob(pattern) for pattern in ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*"))
+    return importlib.util.find_spec("libtpu") is not None and not chips and not jax.config.jax_platforms
 
 
 def is_first() -> bool:
