@@ -37,7 +37,7 @@ def get_config(name: str | None = None):
     }
     config.process = common.ddpm()
     config.model.image_head.update({"variance": "learned", "init": "normal:0.02", "adaln_init": "normal:0.02"})
-    config.mesh.update({"data": 1, "fsdp": -1})
+    config.mesh.update({"data": -1, "fsdp": 16})
     config.optim.max_norm = 2.0
     config.sample.image.update({"sampler": {"name": "gaussian:Ancestral"}, "steps": 250})
     config.sample.image.guidance.scale = 1.5

@@ -33,7 +33,7 @@ def get_config(name: str | None = None):
             "objectives": {"diffusion": common.denoise(times="times:Uniform")},
         }
     }
-    config.mesh.update({"data": 1, "fsdp": -1})
+    config.mesh.update({"data": -1, "fsdp": 16})
     config.sample.image.update({"sampler": {"name": "gaussian:EulerMaruyama", "last_size": 0.04}, "steps": 250})
     config.sample.image.guidance.scale = 1.5
     config.optim.max_norm = common.NO_CLIP

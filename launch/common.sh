@@ -25,13 +25,16 @@ parse_arguments() {
       *) if [[ -z $ACTION ]]; then ACTION=$argument; else FLAGS+=("$argument"); fi ;;
     esac
   done
+  is_true_or_false DRY_RUN
 }
 
-# do_action create setup …: runs the function that the action names.
+# do_action create setup …: runs the function that the action names. Those that stop, delete or create take no flags.
 do_action() {
   local known
   for known in "$@"; do
     if [[ $ACTION == "$known" ]]; then
+      [[ ${#FLAGS[@]} == 0 || $ACTION =~ ^(setup|run|start)$ ]] ||
+        die "'$ACTION' takes no ${FLAGS[0]}: settings are variables of the environment or of launch/cluster.env"
       "do_$ACTION"
       return
     fi

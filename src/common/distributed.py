@@ -53,6 +53,7 @@ def start() -> None:
     if given is None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it swallows SIGTERM, which nobody here asks it about
     atexit.register(_leave)  # runs before JAX's own farewell, which waits long for processes that will not come
     # Told beforehand: where nobody answers, JAX aborts the process.
     who = "process {process_id} of {num_processes} at {coordinator_address}" if "process_id" in given else "a process"

@@ -113,14 +113,33 @@ class ShardingRules:
         if tensor > 1:
             axis = next((axis for pattern, axis in self.tensor if re.search(pattern, path)), None)
             # Factored optimizer states lack some axes of their parameter.
-            if axis is not None and first <= axis % len(shape or (1,)) < len(shape) and shape[axis] % tensor == 0:
-                entries[axis % len(shape)] = "tensor"
+            place = None if axis is None or not -len(shape) <= axis < len(shape) else axis % len(shape)
+            if place is not None and place >= first and shape[place] % tensor == 0:
+                entries[place] = "tensor"
         free = [a for a in range(first, len(shape)) if entries[a] is None and shape[a] % fsdp == 0]
         if fsdp > 1 and math.prod(shape) >= self.min_size and free:
             entries[max(free, key=lambda a: shape[a])] = "fsdp"
         while entries and entries[-1] is None:
             entries.pop()
         return PartitionSpec(*entries)
+
+    def check(self, shapes: Any, mesh: Mesh) -> None:
+        """Raises ValueError when a rule cannot be read or names an axis that its parameters lack, or when
+        `mesh.tensor` splits nothing; `shapes` are the parameters."""
+        leaves = tree.flatten(shapes)
+        for pattern, axis in self.tensor:
+            try:
+                found = [path for path in leaves if re.search(pattern, path)]
+            except re.error as error:
+                raise ValueError(f"sharding.tensor has the rule {pattern!r}, which is no regex ({error})") from error
+            short = next((p for p in found if not -leaves[p].ndim <= axis < leaves[p].ndim), None)
+            if short:
+                raise ValueError(
+                    f"sharding.tensor splits axis {axis} by {pattern!r}, but {short} is {leaves[short].shape}"
+                )
+        ways = mesh.shape.get("tensor", 1)
+        if ways > 1 and not any("tensor" in self.spec(path, leaf.shape, mesh) for path, leaf in leaves.items()):
+            raise ValueError(f"mesh.tensor={ways} splits no parameter: set it to 1, or see sharding.tensor")
 
     def shardings(self, shapes: Any, mesh: Mesh) -> Any:
         """A tree of shardings for a tree of arrays or abstract arrays (parameters, or a state that holds them)."""

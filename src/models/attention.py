@@ -14,7 +14,8 @@ from src.common.lookup import lookup
 from src.interfaces import SequenceSpec
 from src.models.layers import RMSNorm, linear, rotate
 
-KeyValue = tuple[Array, Array]  # k, v: [B, S, K, h]
+# Keys and values of all layers, `[L, B, K, S, h]`, and the layer: written in place, and read without transposing.
+Stored = tuple[Array, Array, Array]
 Attend = Callable[[Array, Array, Array], Array]  # q [B, Q, H, h], k and v [B, S, K, h] -> [B, Q, H, h]
 
 BACKENDS = "models/backends"
@@ -59,9 +60,9 @@ class Attention(nnx.Module):
         x: Float[Array, "B Q D"],
         attend: Attend,
         angles: Float[Array, "*B Q half"],
-        cache: KeyValue | None = None,
+        cache: Stored | None = None,
         start: int | Int[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B Q D"], KeyValue | None]:
+    ) -> tuple[Float[Array, "B Q D"], Stored | None]:
         """Attends from x to itself, or to the cache into which x is written at slot `start`."""
         rows, length, _ = x.shape
         q = self.q(x).reshape(rows, length, self.heads, self.head_dim)
@@ -72,13 +73,19 @@ class Attention(nnx.Module):
         if self.rope:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
-            write = jax.vmap(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=0))
-            k, v = write(cache[0], k.astype(cache[0].dtype)), write(cache[1], v.astype(cache[1].dtype))
-            cache = (k, v)
+            keys, values, layer = cache
+            keys, values = _write(keys, k, layer, start), _write(values, v, layer, start)
+            k, v = (jax.lax.dynamic_index_in_dim(a, layer, keepdims=False).swapaxes(1, 2) for a in (keys, values))
+            cache = (keys, values, layer)
         q = constrain(q, "rows", "places", "features", None)
         k, v = (constrain(a, "rows", None, "features", None) for a in (k, v))  # every place reads all of them
         out = attend(q, k, v)
         return self.out(out.reshape(rows, length, -1)), cache
+
+
+def _write(stored: Array, new: Float[Array, "B Q K h"], layer: Array, start: int | Array) -> Array:
+    place = (layer, 0, 0, start, 0)
+    return jax.lax.dynamic_update_slice(stored, new.swapaxes(1, 2)[None].astype(stored.dtype), place)
 
 
 def prepare_attention(name: str, query: SequenceSpec, key: SequenceSpec, sizes: Sizes, cached: bool = False) -> Attend:

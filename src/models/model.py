@@ -174,9 +174,9 @@ def _pad(e: Embedded, places: int) -> Embedded:
         return (np if isinstance(a, np.ndarray) else jnp).pad(a, amount, constant_values=value)
 
     spec = e.spec
-    spec = SequenceSpec(
-        *(widen(a, a.ndim - 1) for a in (spec.read, spec.write, spec.group, spec.segment)), widen(spec.position, 1)
-    )
+    last = {k: widen(a, a.ndim - 1) for k in ("read", "write", "group", "segment") for a in [getattr(spec, k)]}
+    relation = None if spec.relation is None else widen(widen(spec.relation, 1), 2)
+    spec = SequenceSpec(**last, position=widen(spec.position, 1), relation=relation)
     owner = e.condition.owner
     return Embedded(widen(e.x, 1), spec, e.condition._replace(owner=widen(owner, owner.ndim - 1, -1)))
 

@@ -24,10 +24,11 @@ UNROLLED = 8  # layers in a row instead of a loop on CPU, where a loop spends a 
 
 
 def _all_but_weights(primitive, *inputs, **options) -> bool:
-    """Whether "none" keeps a result: all but gathered weights, and weights cast to the dtype of the computation. All
-    layers of them together would be the whole model, on every device."""
-    cast = primitive.name == "convert_element_type" and inputs[0].ndim <= 2  # activations have rows, places, features
-    return not cast and options.get("name") != GATHERED
+    """Whether "none" keeps a result: all but weights that were cast or gathered. All layers of them together would be
+    the whole model, on every device."""
+    made = primitive.name in ("convert_element_type", "all_gather", "sharding_constraint")
+    weight = made and inputs[0].ndim <= 2  # activations have rows, places, features
+    return not weight and options.get("name") != GATHERED
 
 
 REMAT = {
@@ -46,10 +47,10 @@ def _as_they_are(params: PyTree) -> PyTree:
 
 
 class Cache(NamedTuple):
-    """Keys and values `[L, B, S, K, h]` of a whole row, and its SequenceSpec; slots not yet written have segment 0."""
+    """Keys and values `[L, B, K, S, h]` of a whole row, and its SequenceSpec; slots not yet written have segment 0."""
 
-    k: Float[Array, "L B S K h"]
-    v: Float[Array, "L B S K h"]
+    k: Float[Array, "L B K S h"]
+    v: Float[Array, "L B K S h"]
     spec: SequenceSpec
 
 
@@ -152,22 +153,25 @@ class Transformer(nnx.Module):
         angles = layers.rotary_angles(spec.position, self.width // self.heads, self.rope_theta)
         graph, stacked = nnx.split(self.layers)
 
-        def body(h, per_layer):
-            params, key_value = per_layer
+        def body(carry, per_layer):
+            (h, stored), (params, layer) = carry, per_layer
             block = nnx.merge(graph, nnx.State(self.fetch(nnx.to_pure_dict(params))))
-            h, key_value = block(h, attend, angles, condition, key_value, start)
-            return constrain(h, "rows", "places", None), key_value
+            h, stored = block(h, attend, angles, condition, stored and (*stored, layer), start)
+            return (constrain(h, "rows", "places", None), stored and stored[:2]), None
 
-        body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
-        key_values = None if cache is None else (cache.k, cache.v)
-        shallow = platform() == "cpu" and cache is None and self.depth <= UNROLLED
-        x, key_values = jax.lax.scan(body, x, (stacked, key_values), unroll=self.depth if shallow else 1)
+        if cache is None:  # nothing is trained through a cache
+            body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
+        stored = None if cache is None else (cache.k, cache.v)
+        # Unrolled, the compiler sees that recomputing is the same as keeping.
+        shallow = platform() == "cpu" and cache is None and self.depth <= UNROLLED and self.remat == "none"
+        numbers = jnp.arange(self.depth)
+        (x, stored), _ = jax.lax.scan(body, (x, stored), (stacked, numbers), unroll=self.depth if shallow else 1)
         x = x if self.final_norm is None else self.final_norm(x)
-        return x, None if cache is None else cache._replace(k=key_values[0], v=key_values[1])
+        return x, None if cache is None else cache._replace(k=stored[0], v=stored[1])
 
     def _attend(self, spec: SequenceSpec, cache: Cache | None, rows: int, length: int) -> Attend:
         """Attention as the rows allow it, prepared once for all layers."""
-        keys = length if cache is None else cache.k.shape[2]
+        keys = length if cache is None else cache.k.shape[3]
         heads = (self.heads, self.kv_heads, self.width // self.heads)
         sizes = Sizes(rows, length, keys, *heads, self.dtype, platform())
         seen = spec if cache is None else cache.spec
@@ -176,6 +180,6 @@ class Transformer(nnx.Module):
     def empty_cache(self, spec: SequenceSpec, rows: int, dtype=None) -> Cache:
         """A cache for rows of the layout behind `spec`, with nothing written yet."""
         length = spec.write.shape[-1]
-        shape = (self.depth, rows, length, self.kv_heads, self.width // self.heads)
+        shape = (self.depth, rows, self.kv_heads, length, self.width // self.heads)
         zeros = jnp.zeros(shape, dtype or self.dtype)
         return Cache(zeros, zeros, spec.replace(segment=jnp.zeros((rows, length), jnp.int32)))

@@ -13,6 +13,7 @@ import time
 
 STARTED = time.monotonic()
 
+import importlib.util  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
@@ -27,7 +28,7 @@ FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", flag_values=FLAGS)
 ONLY = flags.DEFINE_list("only", None, f"Parts to measure, of {', '.join(PARTS)}; all by default.", flag_values=FLAGS)
 SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each part is measured.", flag_values=FLAGS)
-STEPS = flags.DEFINE_integer("steps", 0, "Calls of each part, instead of --seconds.", flag_values=FLAGS)
+STEPS = flags.DEFINE_integer("steps", 0, "Calls of each part, instead of --seconds.", 0, flag_values=FLAGS)
 JSON = flags.DEFINE_string("json", None, "File that gets the figures.", flag_values=FLAGS)
 PEER = flags.DEFINE_string("peer", None, "A file of src/tools/peers: transformers.", flag_values=FLAGS)
 
@@ -49,6 +50,12 @@ def bench(
     """
     from src.tools import bench_clock, bench_parts
 
+    if "peer" in parts:  # before anything is measured
+        missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ImportError(f"{' and '.join(missing)} is missing: pip install -r requirements-peers.txt")
+        if importlib.util.find_spec(f"src.tools.peers.{peer or 'transformers'}") is None:
+            raise ValueError(f"--peer={peer} is no file of src/tools/peers; there is transformers")
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise ValueError(f"--only={unknown[0]} is no part of the bench; there are {', '.join(PARTS)}")
@@ -113,14 +120,16 @@ def main(argv: list[str]) -> int:
         parts = tuple(ONLY.value or [part for part in PARTS if part != "peer" or PEER.value])
         options = {"peer": PEER.value, "seconds": SECONDS.value, "steps": STEPS.value, "started": STARTED}
         figures = bench(CONFIG.value, parts, **options)
-    except (flags.Error, ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (flags.Error, ValueError, OSError, RuntimeError, ImportError, AttributeError, KeyError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     first = distributed.is_first()
     distributed.stop()
     if not first:
         return 0
-    print(next(iter(figures.values()))["where"])
+    where = next(iter(figures.values()))["where"]
+    print(", ".join(f"{name} {value}" for name, value in where.items()))
+    print("times in seconds, as median (10th to 90th percentile, calls); memory in bytes; mfu as a share of the peak\n")
     print(table(figures))
     if JSON.value:
         os.makedirs(os.path.dirname(JSON.value) or ".", exist_ok=True)

@@ -59,6 +59,8 @@ def open_topology(platform: str, topology: str, slices: int = 1, chip: str | Non
     Raises ValueError, in one sentence, for names that mean nothing, and ImportError when libtpu is missing.
     """
     kind, _, shape = topology.partition(":")
+    if platform == "tpu" and chip not in (None, kind):
+        raise ValueError(f"--chip={chip} does not go with --topology={topology}: it is for --platform=cpu")
     kind = chip or (kind if platform == "tpu" else "v5e")
     if kind not in CHIPS:
         raise ValueError(f"there is no chip {kind!r}; use one of {', '.join(CHIPS)}")

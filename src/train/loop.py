@@ -86,7 +86,15 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
     settings["steps"] = settings["steps"] or config.steps
     optimizer, schedule = build_optimizer(settings, shapes)
     state = jax.eval_shape(lambda: init_state(system.init, optimizer, config.seed))
-    shardings = ShardingRules(**config.sharding).shardings(state, mesh)
+    rules = ShardingRules(**config.sharding)
+    rules.check(shapes, mesh)
+    trunk, tensor = config.model.trunk, mesh.shape.get("tensor", 1)
+    if trunk.heads % tensor or trunk.kv_heads % tensor:
+        logging.warning(
+            "mesh.tensor=%d does not divide heads=%d and kv_heads=%d: a device of that axis holds more heads than its"
+            " share", tensor, trunk.heads, trunk.kv_heads,
+        )  # fmt: skip
+    shardings = rules.shardings(state, mesh)
     abstract = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), state, shardings)
     specs = {path: leaf.sharding.spec for path, leaf in flatten(abstract.params).items()}
     return Trainer(system, mesh, optimizer, schedule, abstract, Placement(specs, jnp.dtype(config.model.dtype)))

@@ -24,11 +24,15 @@ def check_writable(workdir: str) -> epath.Path:
         probe.write_text("probe")
     except Exception as error:
         reason = getattr(error, "strerror", None) or brief(error)
-    if reason := agree(reason):
-        raise OSError(f"the workdir {workdir} cannot be written ({reason}): choose another --workdir")
-    first = gather_texts(probe.name)[0]
-    reason = agree("" if (folder / first).exists() else "what process 0 wrote there is not to be seen")
-    probe.unlink(missing_ok=True)
+    wrote = not reason
+    try:
+        if reason := agree(reason):
+            raise OSError(f"the workdir {workdir} cannot be written ({reason}): choose another --workdir")
+        first = gather_texts(probe.name)[0]
+        reason = agree("" if (folder / first).exists() else "what process 0 wrote there is not to be seen")
+    finally:
+        if wrote:
+            probe.unlink(missing_ok=True)
     if reason:
         raise OSError(
             f"the workdir {workdir} is not one folder for all processes ({reason}): choose one that they share"

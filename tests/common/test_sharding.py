@@ -73,3 +73,18 @@ def test_tensor_goes_by_rule_and_fsdp_takes_what_is_left():
         "odd/table": P(None, "fsdp"),
         "mu/layers/down/kernel": P(None, "fsdp"),
     }
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ((("up/(", -1),), "is no regex"),
+        ((("up/", 7),), r"splits axis 7 by 'up/', but up/kernel is \(8, 64\)"),
+        ((("nothing", -1),), "mesh.tensor=2 splits no parameter"),
+    ],
+)
+def test_rules_that_mean_nothing_are_refused(rules, message):
+    mesh = sharding.make_mesh({"data": 4, "tensor": 2})
+    shapes = {"up": {"kernel": jax.ShapeDtypeStruct((8, 64), jnp.float32)}}
+    with pytest.raises(ValueError, match=message):
+        sharding.ShardingRules(rules).check(shapes, mesh)

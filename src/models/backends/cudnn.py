@@ -20,6 +20,8 @@ class Cudnn:
     here. It runs under `shard_map`, since its own rule of partitioning refuses queries that are split, or otherwise
     than the keys.
 
+    Its statistics have no name, so every `remat` but `none` runs it again in the backward pass.
+
     Not run yet: no GPU was at hand. What is around the kernel is tested, with another one in its place.
     """
 
