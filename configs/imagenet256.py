@@ -5,8 +5,11 @@
 1,121,673,248 parameters: TinyLlama 1.1B with four more tokens, and 21.6M for images. The folder holds images.npy
 [n, 32, 32, 4] (SD-VAE latents x 0.18215), labels.npy and names.json; the tokenizer is TinyLlama's tokenizer.model.
 
-Arithmetic: a row has 32 prompt + 1 time + 256 image + 2 tail = 291 tokens, a step of 1024 rows 298k tokens, and
-6 · 1.1e9 · 298k = 2.0e15 FLOPs a step before attention.
+Arithmetic: a row has 32 prompt + 1 time + 256 image + 2 tail = 291 tokens, and a step of 1024 rows 297,984. A step is
+1.77e15 FLOPs (the text head is not used). Weights, average and moments are 18 GB in float32, over fsdp=16 chips 1.1 GiB
+each; with 16 rows a chip the step takes 6.4 GiB. Predicted by `src.tools.aot` for 500,000 steps on 64 chips, from
+perfect overlap to none: v5e 0.8 to 1.6 days, v5p 0.35 to 0.6, v6e 0.2 to 0.6 (docs/performance.md). Fewer than 16 chips:
+--config.mesh.fsdp=8.
 Variants: `official` (the released code), `paper` (adaLN before the trunk, batch 1024), `debug`.
 """
 
