@@ -59,7 +59,7 @@ if [[ $DRY_RUN == true ]]; then
   exit 0
 fi
 
-trap 'end_all; exit 130' INT TERM
+trap 'echo "ending the processes; the same command goes on from the last checkpoint" >&2; end_all; exit 130' INT TERM
 running=("${pids[@]}")
 while ((${#running[@]} > 0)); do
   still=()

@@ -78,6 +78,8 @@ def run(values: flags.FlagValues, config: Any) -> int:
     from src.tools import compiled, search, text  # after the environment: they import JAX
 
     title = _title(values)
+    if values.platform == "cpu":
+        title += f", compiled for emulated CPU devices and counted as {topology.chip.name}"
     if values.search:
         reports = []
         for report in search.search(config, topology, hbm, values.limit, [int(b) for b in values.batches]):
