@@ -8,8 +8,8 @@
 Arithmetic: a row has 32 prompt + 1 time + 256 image + 2 tail = 291 tokens, and a step of 1024 rows 297,984. A step is
 1.77e15 FLOPs (the text head is not used). Weights, average and moments are 18 GB in float32, over fsdp=16 chips 1.1 GiB
 each; with 16 rows a chip the step takes 6.4 GiB. Predicted by `src.tools.aot` for 500,000 steps on 64 chips, from
-perfect overlap to none: v5e 0.8 to 1.6 days, v5p 0.35 to 0.6, v6e 0.2 to 0.6 (docs/performance.md). Fewer than 16 chips:
---config.mesh.fsdp=8.
+perfect overlap to none: v5e 0.8 to 1.6 days, v5p 0.35 to 0.6, v6e 0.2 to 0.6 (docs/performance.md). With fewer than
+16 chips: --config.mesh.fsdp=8.
 Variants: `official` (the released code), `paper` (adaLN before the trunk, batch 1024), `debug`.
 """
 
