@@ -17,6 +17,10 @@ jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_threefry_partitionable", True)
 jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running here
 
+from src.models import transformer  # noqa: E402
+
+transformer.UNROLLED = 1  # for the same reason; programs that the tests start unroll
+
 
 @pytest.fixture
 def bucket(monkeypatch):
