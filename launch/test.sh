@@ -11,5 +11,7 @@ parse_arguments test "$@" # no action to give: all that remains are flags
 setup_env requirements-test.txt
 execute "$PYTHON" -m ruff check .
 execute "$PYTHON" -m ruff format --check .
-[[ $DRY_RUN == true ]] || exec "$PYTHON" -m pytest ${FLAGS[@]+"${FLAGS[@]}"}
-quoted "$PYTHON" -m pytest ${FLAGS[@]+"${FLAGS[@]}"}
+# Two processes, each with eight emulated devices; the tests of one file stay together.
+set -- "$PYTHON" -m pytest -n 2 --dist loadfile ${FLAGS[@]+"${FLAGS[@]}"}
+[[ $DRY_RUN == true ]] || exec "$@"
+quoted "$@"

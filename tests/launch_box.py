@@ -4,7 +4,6 @@ import os
 import pathlib
 import shlex
 import shutil
-import signal
 import subprocess
 import time
 
@@ -44,10 +43,9 @@ class Sandbox:
 
     def start(self, *words, **environment):
         return subprocess.Popen(
-            ["bash", *words], cwd=self.folder / "code", env=self.environment | environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
             # A suite that runs in the background ignores Ctrl-C, and so would what it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            ["env", "--default-signal=INT", "bash", *words], cwd=self.folder / "code", env=self.environment | environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 
     def run(self, *words, **environment):

@@ -164,7 +164,7 @@ def test_dry_runs_on_this_machine(box):
         "--workdir=runs/digits",
         "--config.steps=5",
     ]
-    assert box.dry("test.sh", "-k", "x y")[-1] == [python, "-m", "pytest", "-k", "x y"]
+    assert box.dry("test.sh", "-k", "x y")[-1] == [python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-k", "x y"]
     lines = box.dry("local_processes.sh", "2", "--config=c", "--workdir=w", PORT="7777", DEVICES_PER_PROCESS="3")
     for number, line in enumerate(lines[-3:-1]):
         assert {f"JAX_PROCESS_ID={number}", "JAX_NUM_PROCESSES=2", "JAX_COORDINATOR_ADDRESS=127.0.0.1:7777"} < {*line}
