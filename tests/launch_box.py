@@ -44,7 +44,8 @@ class Sandbox:
     def start(self, *words, **environment):
         return subprocess.Popen(
             # A suite that runs in the background ignores Ctrl-C, and so would what it starts.
-            ["env", "--default-signal=INT", "bash", *words], cwd=self.folder / "code", env=self.environment | environment, text=True,
+            ["env", "--default-signal=INT", "bash", *words],
+            cwd=self.folder / "code", env=self.environment | environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 
