@@ -59,7 +59,7 @@ def compile_program(lowered: Any) -> Program:
 
 
 def train_report(config: Any, topology: Topology, hbm: float) -> dict[str, Any]:
-    """Everything about the train step of a config on a topology; see `docs` of `src/tools/aot.py`.
+    """Everything about the train step of a config on a topology (`src/tools/aot.py` prints it).
 
     Raises ValueError for a config that means nothing on so many devices.
     """
