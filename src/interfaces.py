@@ -160,13 +160,17 @@ class StepSampler(Protocol):
 
 @struct.dataclass
 class LossTerm:
-    """A sum and the number of things summed; the step divides, after adding over accumulation and devices."""
+    """A sum and the number of things summed; the step divides, after adding over accumulation and devices.
+
+    What is not `trained` is logged like a loss and adds nothing to it.
+    """
 
     total: Float[Array, ""]
     count: Float[Array, ""]
+    trained: bool = struct.field(pytree_node=False, default=True)
 
     def __add__(self, other: LossTerm) -> LossTerm:
-        return LossTerm(self.total + other.total, self.count + other.count)
+        return LossTerm(self.total + other.total, self.count + other.count, self.trained)
 
 
 @struct.dataclass

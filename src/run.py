@@ -24,6 +24,7 @@ from src.common.writers import JsonLines, Many, TensorBoard
 from src.train import loop
 from src.train.checkpoint import Checkpointer
 from src.train.compatible import check_config, fields, plain
+from src.train.trainer import Trainer, make_trainer
 
 FLAGS = ("mode", "workdir", "prompt", "label", "image", "task", "count")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -34,7 +35,7 @@ def train(flags: Any, started: float) -> None:
     _use_compilation_cache()
     config, workdir = flags.config, epath.Path(flags.workdir)
     system = _build(flags)
-    trainer = loop.make_trainer(system)
+    trainer = make_trainer(system)
     checkpoints = Checkpointer(flags.workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
     _overview(trainer)
     with contextlib.closing(_writer(workdir)) as writer:  # a run that fails keeps its last lines
@@ -141,7 +142,7 @@ def _restored(flags: Any) -> tuple[Any, Any, epath.Path]:
     fixed = ("model", "patch", "text_codec", "process")
     identity = system.identity()
     free = tuple(k for k in identity if k not in (*fixed, "tokenizer"))
-    found = checkpoints.restore(loop.make_trainer(system).abstract, lambda saved: check_config(saved, identity, free))
+    found = checkpoints.restore(make_trainer(system).abstract, lambda saved: check_config(saved, identity, free))
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")
     state = found[0]
@@ -172,7 +173,7 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def _overview(trainer: loop.Trainer) -> None:
+def _overview(trainer: Trainer) -> None:
     from clu import parameter_overview
 
     devices = trainer.mesh.devices.flatten()

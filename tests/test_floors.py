@@ -12,7 +12,7 @@ FLOORS = [
     {"models", "data"},
     {"objectives", "sampling"},
     {"train", "evals"},
-    {"build"},
+    {"build", "doctor"},
     {"run", "tools"},
     {"main"},
 ]

@@ -19,6 +19,7 @@ from src.build import build_system
 from src.common.distributed import put_batch
 from src.train import loop
 from src.train.checkpoint import Checkpointer
+from src.train.trainer import make_trainer, open_data
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = """
@@ -124,11 +125,11 @@ class Losses:
 
 def alone(folder):
     """Losses of five steps on one device, and the state after four."""
-    trainer = loop.make_trainer(system(folder, mesh={"data": 1, "fsdp": 1}), jax.devices()[:1])
-    state, update, data, losses = trainer.init(), trainer.compile(), loop.open_data(trainer), []
+    trainer = make_trainer(system(folder, mesh={"data": 1, "fsdp": 1}), jax.devices()[:1])
+    state, update, data, losses = trainer.init(), trainer.compile(), open_data(trainer), []
     for step in range(1, 6):
         state, measured = update(state, put_batch(next(data), trainer.mesh))
-        losses.append((step, float(measured["total"].total)))
+        losses.append((step, float(measured.terms["total"].total)))
         if step == 4:
             kept = jax.device_get(state)
     data.close()
@@ -147,7 +148,7 @@ def test_processes_share_one_run(folder, start):
     assert len(told) == 1 and "waits up to 300 s for the others" in told[0] and "caption_acc" not in said(folder, 1)
     assert len(list((folder / "run" / "tensorboard").iterdir())) == 1
 
-    trainer = loop.make_trainer(system(folder, mesh={"data": 2, "fsdp": 4}, steps=4))
+    trainer = make_trainer(system(folder, mesh={"data": 2, "fsdp": 4}, steps=4))
     checkpoints, writer = Checkpointer(folder / "run", keep=4, every=1), Losses()
     reached, _ = loop.train(trainer, checkpoints, writer, time.monotonic())
     checkpoints.close()

@@ -18,8 +18,10 @@ from src.interfaces import Hidden, Prediction, PyTree, SequenceSpec, View
 from src.models.conditioning import Condition, Conditioning, TimestepEmbedder
 from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder
 from src.models.heads import ImageHead, TextHead
-from src.models.transformer import Cache, Transformer
+from src.models.transformer import Cache, Tap, Transformer
 from src.sequence.layout import Layout, positions, time_name
+
+STACKED = "trunk/layers/"  # where parameters have a first axis of layers
 
 
 class Embedded(NamedTuple):
@@ -188,17 +190,20 @@ def _place(layout: Layout, valid: Bool[Array, "B N"], start, cache: Cache) -> Se
     return SequenceSpec(*orders, valid.astype(jnp.int32), positions(valid) + count)
 
 
-def bind(graph: nnx.GraphDef, params: PyTree, placement: Placement | None = None) -> Model:
+def bind(graph: nnx.GraphDef, params: PyTree, placement: Placement | None = None, tap: Tap | None = None) -> Model:
     """The model with these parameters, a nested dict of arrays.
 
     With a placement, parameters are fetched from where they lie: those of the blocks layer by layer, when the trunk
-    gets to them, the others here.
+    gets to them, the others here. With a tap, each pass of the trunk leaves what the tap says of every block's output.
     """
     if placement is None:
-        return nnx.merge(graph, nnx.State(params))
+        model = nnx.merge(graph, nnx.State(params))
+        model.trunk.tap = tap
+        return model
     blocks = params["trunk"]["layers"]
     rest = params | {"trunk": {k: v for k, v in params["trunk"].items() if k != "layers"}}
     rest = placement.fetch(rest)
     model = nnx.merge(graph, nnx.State(rest | {"trunk": rest["trunk"] | {"layers": blocks}}))
-    model.trunk.fetch = lambda layer: placement.fetch(layer, "trunk/layers/", stacked=True)
+    model.trunk.fetch = lambda layer: placement.fetch(layer, STACKED, stacked=True)
+    model.trunk.tap = tap
     return model

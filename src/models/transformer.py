@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -44,6 +46,17 @@ REMAT = {
 
 def _as_they_are(params: PyTree) -> PyTree:
     return params
+
+
+@dataclasses.dataclass(frozen=True)
+class Tap:
+    """Something to be known of every block's output, for whoever watches: `left` grows by one tree a pass.
+
+    measure    h [B, S, D] -> a tree of small arrays; `left` has them with a first axis of layers, traced as the pass is
+    """
+
+    measure: Callable[[Array], PyTree]
+    left: list[PyTree] = dataclasses.field(default_factory=list)
 
 
 class Cache(NamedTuple):
@@ -120,6 +133,7 @@ class Transformer(nnx.Module):
         self.layers = nnx.vmap(lambda keys: Block(self, rngs=keys))(rngs.fork(split=depth))
         self.final_norm = NORMS[norm](width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs) if final_norm else None
         self.fetch = _as_they_are  # what makes one layer's parameters usable; see `models.model.bind`
+        self.tap: Tap | None = None
 
     def _check(self):
         for option, value, known in (("norm", self.norm, NORMS), ("mlp", self.mlp, MLPS), ("remat", self.remat, REMAT)):
@@ -157,7 +171,8 @@ class Transformer(nnx.Module):
             (h, stored), (params, layer) = carry, per_layer
             block = nnx.merge(graph, nnx.State(self.fetch(nnx.to_pure_dict(params))))
             h, stored = block(h, attend, angles, condition, stored and (*stored, layer), start)
-            return (constrain(h, "rows", "places", None), stored and stored[:2]), None
+            seen = None if self.tap is None else self.tap.measure(h)
+            return (constrain(h, "rows", "places", None), stored and stored[:2]), seen
 
         if cache is None:  # nothing is trained through a cache
             body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
@@ -165,7 +180,10 @@ class Transformer(nnx.Module):
         # Unrolled, the compiler sees that recomputing is the same as keeping.
         shallow = platform() == "cpu" and cache is None and self.depth <= UNROLLED and self.remat == "none"
         numbers = jnp.arange(self.depth)
-        (x, stored), _ = jax.lax.scan(body, (x, stored), (stacked, numbers), unroll=self.depth if shallow else 1)
+        carry, seen = jax.lax.scan(body, (x, stored), (stacked, numbers), unroll=self.depth if shallow else 1)
+        x, stored = carry
+        if self.tap is not None:
+            self.tap.left.append(seen)
         x = x if self.final_norm is None else self.final_norm(x)
         return x, None if cache is None else cache._replace(k=stored[0], v=stored[1])
 

@@ -17,9 +17,9 @@ from src.common.distributed import data_shard, put_batch
 from src.common.tree import count_parameters
 from src.tools import bench_clock
 from src.tools import flops as operations
-from src.train import loop
 from src.train.state import TrainState
 from src.train.system import System
+from src.train.trainer import Trainer, make_trainer, open_data
 
 KEPT = 8  # different batches on the device, used in turn
 WARM = 3
@@ -36,7 +36,7 @@ class Bench:
     """
 
     system: System
-    trainer: loop.Trainer
+    trainer: Trainer
     compiled: Any
     state: TrainState
     batches: list[Any]
@@ -66,14 +66,14 @@ def start(
     marks = {"imported": time.monotonic() - started}
     say("building the system, compiling the step")
     system = build_system(config)
-    trainer = loop.make_trainer(system, devices)
+    trainer = make_trainer(system, devices)
     marks["built"] = time.monotonic() - started
     with ThreadPoolExecutor(1) as pool:
         compiling = pool.submit(trainer.compile)
         state = trainer.init()
     compiled = compiling.result()
     marks["compiled"] = time.monotonic() - started
-    data = loop.open_data(trainer)
+    data = open_data(trainer)
     batches = [next(data)]
     bench = Bench(system, trainer, compiled, state, batches, {}, seconds, steps, say)
     jax.block_until_ready(bench.step(put_batch(batches[0], trainer.mesh)))
@@ -129,7 +129,7 @@ def measure_step(bench: Bench, peaks: dict[str, Any]) -> dict[str, Any]:
 def measure_loop(bench: Bench) -> float:
     """Mean seconds of a step in the train loop: data pipeline, transfer and step overlap, nothing is waited for."""
     bench.say("train loop with its data")
-    data = loop.open_data(bench.trainer)
+    data = open_data(bench.trainer)
     for _ in range(WARM):
         measured = bench.step(put_batch(next(data), bench.trainer.mesh))
     jax.block_until_ready(measured)
@@ -147,7 +147,7 @@ def measure_loop(bench: Bench) -> float:
 def measure_data(bench: Bench, step_seconds: float | None) -> dict[str, Any]:
     """The pipeline alone, after its buffers are used up: rows a second, and how many times what the step consumes."""
     bench.say("data pipeline")
-    data = loop.open_data(bench.trainer)
+    data = open_data(bench.trainer)
     for _ in range(WARM_BATCHES):
         next(data)
     count = max(bench.steps, LEAST_BATCHES)

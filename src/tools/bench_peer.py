@@ -135,7 +135,7 @@ def compare_steps(bench: bench_parts.Bench, peer: Any, flat: Any) -> dict[str, A
     measured = []
     for i in range(CHECKED_STEPS):
         noise = drawn_noise(bench, bench.batches[i], i)
-        terms = jax.device_get(bench.step(put_batch(bench.batches[i], bench.trainer.mesh)))
+        terms = jax.device_get(bench.step(put_batch(bench.batches[i], bench.trainer.mesh)).terms)
         measured.append((noise, {k: float(terms[k].total) for k in ("total", "grad_norm")}))
     for side, train in peer.steps.items():
         bench.say(f"comparing steps, {side}")

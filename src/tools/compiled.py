@@ -22,7 +22,7 @@ from src.tools.flops import acting_counts, step_flops
 from src.tools.hlo import collectives
 from src.tools.roofline import ASSUMPTIONS, roofline
 from src.tools.topology import Topology
-from src.train import loop
+from src.train.trainer import make_trainer
 
 DAY = 86_400
 NUMBER = r"([\d.]+)([KMGT])"
@@ -64,7 +64,7 @@ def train_report(config: Any, topology: Topology, hbm: float) -> dict[str, Any]:
     Raises ValueError for a config that means nothing on so many devices.
     """
     system = build_system(config)
-    trainer = loop.make_trainer(system, devices=topology.devices)
+    trainer = make_trainer(system, devices=topology.devices)
     program = compile_program(trainer.lower())
     state = trainer.abstract
     known = {"parameters": state.params, "ema": state.ema, "optimizer": state.opt_state}
@@ -99,7 +99,7 @@ def sample_reports(config: Any, topology: Topology, hbm: float, only: str | None
     Raises ValueError when there is no task of the name `only`.
     """
     system = build_system(config)
-    trainer = loop.make_trainer(system, devices=topology.devices)
+    trainer = make_trainer(system, devices=topology.devices)
     params = trainer.abstract.params
     reports = {}
     for task in [only] if only else system.predictor.tasks:

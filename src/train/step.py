@@ -8,29 +8,46 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from jaxtyping import Array
 
+from src.common import tree
 from src.common.placement import Placement
 from src.common.rng import step_key
 from src.interfaces import Batch, LossTerm, PyTree
+from src.models.model import STACKED
 from src.train.optim import ema_update
 from src.train.state import TrainState
 from src.train.system import System, losses, prepare, weighted_sum
 
 Add = Callable[[PyTree], PyTree]
-Step = Callable[[TrainState, Mapping[str, Batch]], tuple[TrainState, dict[str, LossTerm]]]
+
+
+@struct.dataclass
+class Measured:
+    """What one step measured.
+
+    terms    sums and counts by name: every loss term, the weighted `total`, and the norms of gradient and update
+    squares  sums of squares of "grad" (before clipping), "update" and "param" (after the step) by the parameter's path;
+             `[L]`, layer by layer, in the trunk's stack, else `[]`
+    """
+
+    terms: dict[str, LossTerm]
+    squares: dict[str, dict[str, Array]]
+
+
+Step = Callable[[TrainState, Mapping[str, Batch]], tuple[TrainState, Measured]]
 
 
 def make_train_step(system: System, optimizer: optax.GradientTransformation, config: Any, placement: Placement) -> Step:
     """The function (state, batch) -> (state, measurements); jit it with the state donated.
 
-    Measurements are (sum, count) pairs: every loss term, the weighted `total`, and the norms of gradient and update.
     Corruption is drawn for the whole batch before it is split, and counts are summed before dividing, so
     `accumulate` changes memory, not the result.
     """
     accumulate, ema = config.accumulate, config.ema
 
-    def step(state: TrainState, batch: Mapping[str, Batch]) -> tuple[TrainState, dict[str, LossTerm]]:
+    def step(state: TrainState, batch: Mapping[str, Batch]) -> tuple[TrainState, Measured]:
         prepared = prepare(system, batch, step_key(config.seed, state.step), True)
 
         def local(params: PyTree, rows: PyTree, add: Add) -> tuple[PyTree, PyTree]:
@@ -46,11 +63,22 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
             ema=ema_update(state.ema, params, ema.decay, state.step, warmup=ema.warmup),
             opt_state=opt_state,
         )
-        one = jnp.ones(())
-        norms = {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates), "total": total}
-        return new, terms | {name: LossTerm(value, one) for name, value in norms.items()}
+        squares = {"grad": squared(grads), "update": squared(updates), "param": squared(params)}
+        norms = {f"{k}_norm": jnp.sqrt(sum(a.sum() for a in squares[k].values())) for k in ("grad", "update")}
+        terms = terms | {name: LossTerm(value, jnp.ones(())) for name, value in (norms | {"total": total}).items()}
+        return new, Measured(terms, squares)
 
     return step
+
+
+def squared(params: PyTree) -> dict[str, Array]:
+    """Sums of squares by path, f32: `[L]` of the trunk's stacked layers, `[]` of the others."""
+
+    def one(path: str, leaf: Array) -> Array:
+        axes = tuple(range(1 if path.startswith(STACKED) else 0, leaf.ndim))
+        return jnp.square(leaf.astype(jnp.float32)).sum(axes)
+
+    return {path: one(path, leaf) for path, leaf in tree.flatten(params).items()}
 
 
 def gradients(
@@ -89,10 +117,10 @@ def gradients(
     return sums
 
 
-def split_rows(tree: PyTree, parts: int) -> PyTree:
+def split_rows(batch: PyTree, parts: int) -> PyTree:
     """[B, …] -> [parts, B / parts, …]; row i goes to part i mod parts, so that every device keeps its share of each."""
 
     def split(leaf: Array) -> Array:
         return jnp.moveaxis(leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]), 1, 0)
 
-    return jax.tree.map(split, tree)
+    return jax.tree.map(split, batch)

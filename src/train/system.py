@@ -14,6 +14,7 @@ from src.common.placement import Placement
 from src.common.rng import stream
 from src.interfaces import Batch, LossTerm, Objective, PyTree, Task, View
 from src.models.model import bind
+from src.models.transformer import Tap
 from src.sequence.layout import Layout
 from src.sequence.view import clean_view
 
@@ -78,11 +79,16 @@ def prepare(system: System, batch: Mapping[str, Batch], key: Array, train: bool)
 
 
 def losses(
-    system: System, params: PyTree, batch: Mapping[str, Batch], prepared: Prepared, placement: Placement | None = None
+    system: System,
+    params: PyTree,
+    batch: Mapping[str, Batch],
+    prepared: Prepared,
+    placement: Placement | None = None,
+    tap: Tap | None = None,
 ) -> dict[str, LossTerm]:
     """One shared forward pass, then the terms of every objective, by "task/objective/term"."""
     views, aux = prepared
-    net = bind(system.graph, params, placement)
+    net = bind(system.graph, params, placement, tap)
     hidden = net.hidden({name: (system.tasks[name].layout, view) for name, view in views.items()})
     terms = {}
     for name, plan in system.tasks.items():
@@ -99,4 +105,5 @@ def weighted_sum(system: System, terms: Mapping[str, LossTerm], counts: Mapping[
         weights[name.rsplit("/", 1)[0]]
         * jax.numpy.where(counts[name] > 0, term.total / jax.numpy.maximum(counts[name], 1), 0)
         for name, term in terms.items()
+        if term.trained
     )

@@ -11,7 +11,7 @@ from src.build import build_system
 from src.common.tree import flatten
 from src.models import transformer
 from src.tools.hlo import collectives
-from src.train import loop
+from src.train.trainer import make_trainer
 
 
 def compiled(remat="none", accumulate=1, **mesh):
@@ -23,7 +23,7 @@ def compiled(remat="none", accumulate=1, **mesh):
         config.batch, config.sharding.min_size, config.accumulate = 56 * accumulate, 512, accumulate
         config.model.trunk.update({"width": 64, "mlp_width": 256, "depth": 3, "kv_heads": 2, "remat": remat})
         config.mesh.update({"data": 1} | mesh)
-    trainer = loop.make_trainer(build_system(config), jax.devices())
+    trainer = make_trainer(build_system(config), jax.devices())
     moved = Counter()
     for c in collectives(trainer.compile().as_text(), dict(trainer.mesh.shape)):
         moved[c.kind, c.axes] += c.bytes * c.times

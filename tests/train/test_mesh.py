@@ -8,7 +8,7 @@ import pytest
 
 from src.build import build_system
 from src.common.distributed import put_batch
-from src.train import loop
+from src.train.trainer import make_trainer, open_data
 from tests.train.test_step import close, config_of
 
 EVERY = [m for m in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(m) == 8]
@@ -26,13 +26,14 @@ def train(mesh, **changes):
         config.batch = 112
         del config.tasks["number_sentences"]  # one row length compiles twice as fast
     system = build_system(config)
-    trainer = loop.make_trainer(system, jax.devices()[: math.prod(mesh)])
-    state, step, data = trainer.init(), trainer.compile(), loop.open_data(trainer)
+    trainer = make_trainer(system, jax.devices()[: math.prod(mesh)])
+    state, step, data = trainer.init(), trainer.compile(), open_data(trainer)
     measured = []
     with jax.set_mesh(trainer.mesh):
         for _ in range(STEPS):
-            state, terms = step(state, put_batch(next(data), trainer.mesh))
-            measured.append({k: v.total for k, v in terms.items() if k != "update_norm"})  # Adam magnifies roundings
+            state, found = step(state, put_batch(next(data), trainer.mesh))
+            found = {k: v.total for k, v in found.terms.items() if k != "update_norm"}  # Adam magnifies roundings
+            measured.append(found)
     data.close()
     return jax.device_get(measured), jax.device_get((state.params, state.ema)), trainer
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from configs import digits
 from src.build import build_system
 from src.common.tree import flatten
-from src.train import loop
 from src.train.step import make_train_step
+from src.train.trainer import make_trainer
 
 # Of squares, sums and logarithms; exp is looked at where its input is as large as attention's logits.
 DELICATE = ("rsqrt", "sqrt", "log", "log1p", "reduce_max", "argmax", "cumsum", "cumlogsumexp")
@@ -26,7 +26,7 @@ def test_states_norms_softmax_and_losses_stay_f32():
     config = digits.get_config("debug")
     with config.unlocked():
         config.eval.evaluators, config.model.dtype, config.mesh.data = {}, "bfloat16", 1
-    trainer = loop.make_trainer(build_system(config), jax.devices()[:1])
+    trainer = make_trainer(build_system(config), jax.devices()[:1])
     step = make_train_step(trainer.system, trainer.optimizer, config, trainer.placement)
     closed, (state, measured) = jax.make_jaxpr(step, return_shape=True)(trainer.abstract, trainer.system.spec())
     kept = {leaf.dtype.name for leaf in jax.tree.leaves((state, trainer.abstract, measured))}

@@ -7,10 +7,12 @@ import pytest
 
 from configs import digits, sit_digits
 from src.build import build_system
+from src.common.sharding import batch_sharding
 from src.common.tree import flatten
 from src.common.writers import Many
 from src.train import loop
 from src.train.checkpoint import Checkpointer
+from src.train.trainer import make_trainer
 
 
 def config_of(module=digits, variant="debug", **changes):
@@ -38,7 +40,7 @@ def run(folder, devices=1, **kwargs):
     system = build_system(config_of(**kwargs))
     recorder = Recorder()
     checkpoints = Checkpointer(str(folder), every=system.config.checkpoint.every)
-    trainer = loop.make_trainer(system, jax.devices()[:devices])
+    trainer = make_trainer(system, jax.devices()[:devices])
     state, _ = loop.train(trainer, checkpoints, Many([recorder]), 0.0)
     checkpoints.close()
     return jax.device_get(state), recorder.losses
@@ -72,14 +74,14 @@ def test_accumulation_changes_memory_not_the_result(straight, tmp_path):
 def moved(config, steps=3):
     """Largest change of every tensor after some steps of Adam."""
     system = build_system(config)
-    trainer = loop.make_trainer(system, jax.devices()[:1])
+    trainer = make_trainer(system, jax.devices()[:1])
     state = trainer.init()
     before = jax.device_get(flatten(state.params))
     step = trainer.compile()
     batch = {n: p.task.fake(p.rows, 0) for n, p in system.tasks.items()}
     with jax.set_mesh(trainer.mesh):
         for _ in range(steps):
-            state, _ = step(state, jax.device_put(batch, loop.batch_sharding(trainer.mesh)))
+            state, _ = step(state, jax.device_put(batch, batch_sharding(trainer.mesh)))
     return {path: float(jnp.abs(leaf - before[path]).max()) for path, leaf in flatten(state.params).items()}
 
 
@@ -109,13 +111,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
     with pytest.raises(FloatingPointError, match="became NaN or infinite between steps"):
         run(tmp_path, steps=8, **{"optim.lr": 1e15, "optim.warmup": 0, "checkpoint.every": 1})
     newest = Checkpointer(str(tmp_path))
-    state, _, _ = newest.restore(loop.make_trainer(build_system(config_of()), jax.devices()[:1]).abstract)
+    state, _, _ = newest.restore(make_trainer(build_system(config_of()), jax.devices()[:1]).abstract)
     newest.close()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
 def test_refusals():
     with pytest.raises(ValueError, match="do not divide over 8 = devices x accumulate"):
-        loop.make_trainer(build_system(config_of(**{"mesh.data": 8, "batch": 16})))
+        make_trainer(build_system(config_of(**{"mesh.data": 8, "batch": 16})))
     with pytest.raises(ValueError, match=r"mesh \(data=3, fsdp=1\) does not fit 8 cpu devices"):
-        loop.make_trainer(build_system(config_of(**{"mesh.data": 3})))
+        make_trainer(build_system(config_of(**{"mesh.data": 3})))

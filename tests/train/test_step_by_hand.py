@@ -62,7 +62,7 @@ def state_at(number, lr):
 def test_one_step_by_hand(step):
     """ema' = d · ema + (1 - d) · w', of the parameters after the update."""
     new, measured = step(LR)(state_at(4, LR), {"t": {}})
-    noise = float(measured["t/o/product"].total) / 3.0  # which is the gradient, too
+    noise = float(measured.terms["t/o/product"].total) / 3.0  # which is the gradient, too
     updated = 3.0 - LR * noise
     assert abs(noise) > 0.1
     np.testing.assert_allclose(new.params["w"], updated, rtol=1e-5)

@@ -1,0 +1,100 @@
+"""A system on its devices: optimizer, shardings, the compiled step, and its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import logging
+
+from src.common.distributed import check_same, data_shard
+from src.common.placement import Placement
+from src.common.sharding import ShardingRules, batch_sharding, make_mesh, replicated
+from src.common.tree import flatten
+from src.data.pipeline import Mixture
+from src.train.optim import Schedule, build_optimizer
+from src.train.state import TrainState, init_state
+from src.train.step import make_train_step
+from src.train.system import System
+
+
+@dataclasses.dataclass
+class Trainer:
+    """A system on its devices: optimizer, shardings and the compiled step."""
+
+    system: System
+    mesh: jax.sharding.Mesh
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    abstract: TrainState
+    placement: Placement
+
+    def init(self) -> TrainState:
+        """A fresh state, made where it will live."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        make = jax.jit(
+            lambda: init_state(self.system.init, self.optimizer, self.system.config.seed), out_shardings=shardings
+        )
+        with jax.set_mesh(self.mesh):
+            return make()
+
+    def lower(self) -> jax.stages.Lowered:
+        """The train step, traced on shapes alone: (state, batch) -> (state, measurements)."""
+        rows = batch_sharding(self.mesh)
+        batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), self.system.spec())
+        step = make_train_step(self.system, self.optimizer, self.system.config, self.placement)
+        out = (jax.tree.map(lambda leaf: leaf.sharding, self.abstract), replicated(self.mesh))
+        step = jax.jit(step, donate_argnums=0, out_shardings=out)
+        with jax.set_mesh(self.mesh):
+            return step.lower(self.abstract, batch)
+
+    def compile(self) -> Any:
+        """The train step, ahead of its first batch."""
+        return self.lower().compile()
+
+
+def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Trainer:
+    """Places a system on the mesh of its config.
+
+    Raises ValueError when the mesh does not match the devices, or a task's rows do not divide over them.
+    """
+    config = system.config
+    mesh = make_mesh(config.mesh, devices)
+    ways = math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp")) * config.accumulate
+    uneven = {n: p.rows for n, p in system.tasks.items() if p.rows % ways}
+    if uneven:
+        raise ValueError(
+            f"tasks {uneven} (rows of a batch) do not divide over {ways} = devices x accumulate; change batch or shares"
+        )
+    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    settings = config.optim.to_dict()
+    settings["steps"] = settings["steps"] or config.steps
+    optimizer, schedule = build_optimizer(settings, shapes)
+    state = jax.eval_shape(lambda: init_state(system.init, optimizer, config.seed))
+    rules = ShardingRules(**config.sharding)
+    rules.check(shapes, mesh)
+    trunk, tensor = config.model.trunk, mesh.shape.get("tensor", 1)
+    if trunk.heads % tensor or trunk.kv_heads % tensor:
+        logging.warning(
+            "mesh.tensor=%d does not divide heads=%d and kv_heads=%d: a device of that axis holds more heads than its"
+            " share", tensor, trunk.heads, trunk.kv_heads,
+        )  # fmt: skip
+    shardings = rules.shardings(state, mesh)
+    abstract = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), state, shardings)
+    specs = {path: leaf.sharding.spec for path, leaf in flatten(abstract.params).items()}
+    return Trainer(system, mesh, optimizer, schedule, abstract, Placement(specs, jnp.dtype(config.model.dtype)))
+
+
+def open_data(trainer: Trainer) -> Mixture:
+    """This process's share of the batches of every task."""
+    plans = trainer.system.tasks
+    tasks = {name: plan.task for name, plan in plans.items()}
+    check_same({f"the number of rows of {name}": task.rows("train") for name, task in tasks.items()})
+    shard, order = data_shard(trainer.mesh)
+    config, rows = trainer.system.config, {name: plan.rows for name, plan in plans.items()}
+    return Mixture(tasks, rows, config.seed, shard, order=order, workers=config.data.workers)
