@@ -43,7 +43,7 @@ class Net:
 @pytest.fixture
 def step(monkeypatch):
     """(lr, seed) -> the jitted step of that system."""
-    monkeypatch.setattr(systems, "bind", lambda graph, params, placement: Net(params))
+    monkeypatch.setattr(systems, "bind", lambda graph, params, placement, tap: Net(params))
     tasks = {"t": TaskPlan(None, Layout(()), 1, {"o": (Pull(), 1.0)})}
 
     def make(lr, seed=0):
@@ -73,8 +73,8 @@ def test_one_step_by_hand(step):
 def test_noise_is_a_function_of_the_seed_and_the_step(step):
     """New noise in every step, which a resumed run draws again: with lr 0, the loss tells the noise apart."""
     still, other = step(0.0), step(0.0, seed=1)
-    loss = lambda step, number: float(step(state_at(number, 0.0), {"t": {}})[1]["total"].total)
+    loss = lambda step, number: float(step(state_at(number, 0.0), {"t": {}})[1].terms["total"].total)
     losses = [loss(still, 0), loss(still, 1), loss(still, 2), loss(other, 0)]
     assert len(set(losses)) == 4
     after, _ = still(state_at(0, 0.0), {"t": {}})
-    assert [float(still(after, {"t": {}})[1]["total"].total), loss(still, 2)] == losses[1:3]
+    assert [float(still(after, {"t": {}})[1].terms["total"].total), loss(still, 2)] == losses[1:3]
