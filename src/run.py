@@ -20,6 +20,8 @@ from etils import epath
 from src.build import build_system
 from src.common.distributed import check_same, is_first
 from src.common.files import cache_folder
+from src.common.images import read_image as read_pixels
+from src.common.strict_json import read_json
 from src.common.writers import JsonLines, Many, TensorBoard
 from src.train import loop
 from src.train.checkpoint import Checkpointer
@@ -95,17 +97,13 @@ def sample(flags: Any, started: float) -> None:
 def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
     """An image file as `[h, w, C]` in [-1, 1], scaled to the model's size.
 
-    Raises OSError when it is missing or no image.
+    Raises FileNotFoundError, OSError, and ValueError when it is no image, damaged or too large (`common/images.py`).
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with epath.Path(path).open("rb") as file, Image.open(file) as image:
-            image = image.convert("L" if shape[2] == 1 else "RGB").resize((shape[1], shape[0]), Image.Resampling.BOX)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no image file {path}; give the path of a PNG or JPEG") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise OSError(f"{path} is not an image that can be read; give a PNG or JPEG file") from error
+    pixels = read_pixels(path, channels=shape[2])
+    image = Image.fromarray(pixels[..., 0] if shape[2] == 1 else pixels)
+    image = image.resize((shape[1], shape[0]), Image.Resampling.BOX)
     return np.asarray(image, np.float32).reshape(shape) / 127.5 - 1
 
 
@@ -224,7 +222,7 @@ def _report(workdir: epath.Path, metrics: dict[str, float]) -> None:
     if not is_first():
         return
     path = workdir / "metrics.json"
-    metrics = (json.loads(path.read_text()) if path.exists() else {}) | metrics
+    metrics = (read_json(path, finite=False) if path.exists() else {}) | metrics
     rounded = {k: round(float(v), 5) if isinstance(v, float) else int(v) for k, v in metrics.items()}
     path.write_text(json.dumps(rounded, indent=2) + "\n")
     width = max(map(len, rounded))

@@ -17,7 +17,9 @@ from typing import Any
 from etils import epath
 
 from src.common.files import write_whole
+from src.common.inside import read_bounded
 
+MODEL_BYTES = 64 << 20  # Llama's has 0.5 MB, the largest published ones about 5
 SPECIALS = ("<PAD>", "<image>", "<|im_start|>", "<|im_end|>")
 
 
@@ -42,10 +44,9 @@ class SentencePiece:
     def _read(self, path: str | os.PathLike) -> None:
         import sentencepiece
 
-        file = epath.Path(path)
-        if not file.exists():
+        if not epath.Path(path).exists():
             raise FileNotFoundError(f"tokenizer {str(path)!r} does not exist: give the path of a sentencepiece model")
-        self._proto = file.read_bytes()
+        self._proto = read_bounded(path, MODEL_BYTES, "tokenizer")
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             loaded = self._model.LoadFromSerializedProto(self._proto)

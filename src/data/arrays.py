@@ -8,7 +8,6 @@ remote folder (`gs://`) are copied to this machine's cache first.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import pathlib
 from typing import Any
@@ -17,6 +16,8 @@ import numpy as np
 from etils import epath
 
 from src.common.files import local_copy
+from src.common.npy import read_npy
+from src.common.strict_json import read_json
 from src.data.rows import (
     RowTask,
     TextTable,
@@ -46,7 +47,7 @@ class _Folder(RowTask):
 
     @functools.cached_property
     def _images(self) -> np.ndarray:
-        images = self._load("images.npy", mmap_mode="r")
+        images = read_npy(self._file("images.npy"), mapped=True)
         if images.shape[1:] != self.image_shape or not np.issubdtype(images.dtype, np.floating):
             raise ValueError(
                 f"{self.folder / 'images.npy'} holds {images.dtype} {tuple(images.shape[1:])} but the task expects "
@@ -56,7 +57,7 @@ class _Folder(RowTask):
 
     @functools.cached_property
     def _labels(self) -> np.ndarray:
-        labels = self._load("labels.npy").astype(np.int64)
+        labels = read_npy(self._file("labels.npy")).astype(np.int64)
         classes = labels.max(initial=-1) + 1 if self.classes is None else self.classes
         if labels.shape != self._images.shape[:1] or labels.min(initial=0) < 0 or labels.max(initial=-1) >= classes:
             raise ValueError(
@@ -72,7 +73,9 @@ class _Folder(RowTask):
 
         Raises FileNotFoundError or ValueError if the file is missing or does not name every class.
         """
-        names = json.loads(self._file("names.json").read_text(encoding="utf-8"))
+        names = read_json(self._file("names.json"))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{self.folder / 'names.json'} is no list of texts: write the name of each class in order")
         if self._labels.max(initial=-1) >= len(names):
             raise ValueError(
                 f"{self.folder / 'names.json'} names {len(names)} classes but labels.npy has class "
@@ -88,15 +91,6 @@ class _Folder(RowTask):
             raise FileNotFoundError(
                 f"task {self.name}: {str(path)!r} does not exist: "
                 "the folder needs images.npy, labels.npy and names.json"
-            ) from error
-
-    def _load(self, name: str, **options: Any) -> np.ndarray:
-        path = self._file(name)
-        try:
-            return np.load(path, **options)
-        except (ValueError, OSError, EOFError) as error:
-            raise ValueError(
-                f"{str(self.folder / name)!r} cannot be read as a numpy array, write it anew ({error})"
             ) from error
 
     def rows(self, split: str) -> int:

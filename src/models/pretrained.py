@@ -5,13 +5,16 @@ Linear layers are stored `[out, in]` there and `[in, out]` here; the trunk's blo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from src.common.safe_tensors import SafeTensors
 from src.common.tree import flatten, listed, unflatten
 
 BLOCK = {
@@ -38,6 +41,7 @@ SINGLE = {
     "final_layer.adaLN_modulation.1": "image_head/adaln",
     "final_layer.linear": "image_head/linear",
 }
+FLOATS = ("float64", "float32", "float16", "bfloat16")
 IGNORED = ("rotary_emb.inv_freq",)  # a buffer that older Llama files carry
 
 
@@ -45,7 +49,8 @@ def place_of(name: str) -> tuple[str, int | None] | None:
     """Our path of a published tensor, and its block (None outside the blocks); None when the name is unknown."""
     if name.startswith("model.layers."):
         index, _, rest = name.removeprefix("model.layers.").partition(".")
-        return (f"trunk/layers/{BLOCK[rest]}", int(index)) if rest in BLOCK else None
+        number = re.fullmatch("0|[1-9][0-9]{0,3}", index)  # what `int` takes is more: "01", "+1", other scripts
+        return (f"trunk/layers/{BLOCK[rest]}", int(index)) if rest in BLOCK and number else None
     if name in SINGLE:
         return SINGLE[name], None
     stem, _, leaf = name.rpartition(".")
@@ -53,7 +58,10 @@ def place_of(name: str) -> tuple[str, int | None] | None:
 
 
 def from_published(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Published tensors by name -> our leaves by path, blocks stacked. Raises ValueError listing unknown names."""
+    """Published tensors by name -> our leaves by path, blocks stacked.
+
+    Raises ValueError listing unknown names, or leaves whose blocks are not 0, 1, 2, … of one shape.
+    """
     out: dict[str, Any] = {}
     unknown = []
     for name, tensor in tensors.items():
@@ -71,21 +79,26 @@ def from_published(tensors: Mapping[str, Array]) -> dict[str, Array]:
             out.setdefault(path, {})[block] = tensor
     if unknown:
         raise ValueError(f"the checkpoint has tensors that no Llama or MonoFormer has: {listed(sorted(unknown))}")
-    return {k: jnp.stack([v[i] for i in sorted(v)]) if isinstance(v, dict) else v for k, v in out.items()}
+    stacks = {path: blocks for path, blocks in out.items() if isinstance(blocks, dict)}
+    uneven = [p for p, b in stacks.items() if max(b) >= len(b) or len({x.shape for x in b.values()}) > 1]
+    if uneven:
+        raise ValueError(f"the checkpoint lacks blocks, or has blocks of several shapes, of {listed(uneven)}")
+    return {k: jnp.stack([v[i] for i in range(len(v))]) if isinstance(v, dict) else v for k, v in out.items()}
 
 
 def read_checkpoint(path: str | Path, like: Any) -> Any:
-    """Parameters of one safetensors file in the tree `like` (arrays or abstract arrays), in its dtypes.
+    """Parameters of a safetensors checkpoint in the tree `like` (arrays or abstract arrays), in its dtypes.
 
-    Raises FileNotFoundError, and ValueError listing every missing, extra or misshaped tensor.
+    `path` is a file, an index of several, or the folder with one (see `SafeTensors`). Names, shapes and dtypes are
+    compared before any data is read. Raises FileNotFoundError, and ValueError listing every missing, extra or misshaped
+    tensor, or why a file is not sound.
     """
-    from safetensors import safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint file {path}; give the path of a .safetensors file")
-    with safe_open(str(path), framework="flax") as file:
-        found = from_published({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    tensors = SafeTensors(path)
+    integers = [f"{name} is {entry.dtype}" for name, entry in tensors.entries.items() if entry.dtype.name not in FLOATS]
+    if integers:
+        raise ValueError(f"{path} does not hold weights as floats of 16 bits or more: {listed(sorted(integers))}")
+    shapes = {name: jax.ShapeDtypeStruct(entry.shape, entry.dtype) for name, entry in tensors.entries.items()}
+    found = jax.eval_shape(from_published, shapes)
     wanted = flatten(like)
     wrong = [f"{p} is missing" for p in wanted if p not in found]
     wrong += [f"{p} is not in this model" for p in found if p not in wanted]
@@ -96,4 +109,5 @@ def read_checkpoint(path: str | Path, like: Any) -> Any:
     ]
     if wrong:
         raise ValueError(f"{path} does not fit the model: {listed(wrong)}")
-    return unflatten({p: found[p].astype(leaf.dtype) for p, leaf in wanted.items()})
+    found = from_published(tensors)
+    return unflatten({p: jnp.asarray(found[p], leaf.dtype) for p, leaf in wanted.items()})

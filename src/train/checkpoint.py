@@ -20,12 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 from jaxtyping import Array
 
 from src.common import tree
 from src.common.distributed import agree, gather_texts
 from src.common.files import is_remote, move_folder
 from src.common.fingerprint import fingerprints
+from src.common.strict_json import read_json
 from src.train.compatible import plain
 from src.train.workdir import brief, check_writable
 
@@ -208,13 +210,13 @@ class Checkpointer:
         import orbax.checkpoint as ocp
 
         # The items' own readers: those of the manager wait for the other processes, which may have met damage.
-        folder, json_reader = self.directory / str(step), ocp.JsonCheckpointHandler()
-        meta = _together("meta", lambda: _check_seal(json_reader.restore(folder / "meta")))
+        folder = self.directory / str(step)
+        meta = _together("meta", lambda: _check_seal(_read_item(folder / "meta")))
         if meta["format"] != FORMAT:
             raise ValueError(
                 f"the checkpoint has format {meta['format']} and this version reads {FORMAT}: use the other version"
             )
-        data = _together("data", lambda: _check_data(json_reader.restore(folder / "data"), meta))
+        data = _together("data", lambda: _check_data(_read_item(folder / "data"), meta))
         if accept is not None:
             accept(meta["config"])
         wanted = {path: _target(leaf) for path, leaf in tree.flatten(abstract_state).items()}
@@ -287,6 +289,11 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
     # Without a sharding Orbax would ask for the devices that saved, which may not exist here.
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+
+
+def _read_item(folder: epath.Path) -> Any:
+    """A JSON item, bounded; `finite=False` because a config may hold infinity."""
+    return read_json(folder / "metadata", finite=False)
 
 
 def _check_seal(meta: Any) -> dict[str, Any]:
