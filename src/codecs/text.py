@@ -50,7 +50,7 @@ class SentencePiece:
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             loaded = self._model.LoadFromSerializedProto(self._proto)
-        except RuntimeError:
+        except (RuntimeError, ValueError):  # ValueError: its own message has bytes that are no text
             loaded = False
         if not loaded or self._model.bos_id() < 0 or self._model.eos_id() < 0:
             raise ValueError(

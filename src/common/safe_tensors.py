@@ -114,7 +114,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Entry]:
             header = parse_json(file.read(length), "its header", depth=4)
         return _entries(header, 8 + length, status.st_size)
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no checkpoint file {os.fspath(path)}; give a .safetensors file") from None
+        raise FileNotFoundError(f"there is no checkpoint file {os.fspath(path)}; give the path of one") from None
     except ValueError as error:
         raise ValueError(f"{where} is not a sound safetensors file ({error}): fetch it anew") from error
 
@@ -164,13 +164,8 @@ def _entry(name: str, value: Any, start: int) -> Entry:
     kind, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(kind, str) or kind not in DTYPES:
         raise ValueError(f"{shown(name)} has dtype {shown(kind)}; read are {', '.join(DTYPES)}")
-    if (
-        not _naturals(shape)
-        or len(shape) > 8
-        or math.prod(n or 1 for n in shape) > LARGEST
-        or not _naturals(offsets)
-        or len(offsets) != 2
-    ):
+    shaped = _naturals(shape) and len(shape) <= 8 and math.prod(n or 1 for n in shape) <= LARGEST
+    if not shaped or not _naturals(offsets) or len(offsets) != 2:
         raise ValueError(f"{shown(name)} has shape {shown(shape)} and data_offsets {shown(offsets)}")
     dtype = np.dtype(DTYPES[kind])
     if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
@@ -188,6 +183,8 @@ def _files(path: epath.Path) -> dict[os.PathLike[str], set[str] | None]:
     if path.name.endswith(".json"):
         return _indexed(path)
     if not path.is_dir():
+        if not path.exists():
+            raise FileNotFoundError(f"there is no checkpoint file {path}; give the path of a .safetensors file")
         return {path: None}
     for name in ("model.safetensors", "model.safetensors.index.json"):
         if (path / name).exists():

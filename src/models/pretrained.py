@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from src.common.safe_tensors import SafeTensors
@@ -57,7 +58,7 @@ def place_of(name: str) -> tuple[str, int | None] | None:
     return (f"{SINGLE[stem]}/{'kernel' if leaf == 'weight' else 'bias'}", None) if stem in SINGLE else None
 
 
-def from_published(tensors: Mapping[str, Array]) -> dict[str, Array]:
+def from_published(tensors: Mapping[str, Array | np.ndarray]) -> dict[str, Array]:
     """Published tensors by name -> our leaves by path, blocks stacked.
 
     Raises ValueError listing unknown names, or leaves whose blocks are not 0, 1, 2, … of one shape.
@@ -83,7 +84,9 @@ def from_published(tensors: Mapping[str, Array]) -> dict[str, Array]:
     uneven = [p for p, b in stacks.items() if max(b) >= len(b) or len({x.shape for x in b.values()}) > 1]
     if uneven:
         raise ValueError(f"the checkpoint lacks blocks, or has blocks of several shapes, of {listed(uneven)}")
-    return {k: jnp.stack([v[i] for i in range(len(v))]) if isinstance(v, dict) else v for k, v in out.items()}
+    for path, leaf in out.items():  # copied, because on a CPU `asarray` would keep a mapped file in use
+        out[path] = jnp.stack([leaf[i] for i in range(len(leaf))]) if path in stacks else jnp.array(leaf)
+    return out
 
 
 def read_checkpoint(path: str | Path, like: Any) -> Any:

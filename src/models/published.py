@@ -17,7 +17,7 @@ ARCHITECTURES = ("LlamaForCausalLM", "MonoFormerForCausalLM")
 BYTES = 1 << 20
 PARAMETERS = 2**42  # of the trunk and both tables, about 4.4e12
 # Lowest and highest value; whole numbers where the bounds are.
-RANGES: dict[str, tuple[float, float]] = {
+RANGES: dict[str, tuple[int | float, int | float]] = {
     "hidden_size": (1, 2**17),
     "intermediate_size": (1, 2**19),
     "num_hidden_layers": (1, 2**10),
@@ -113,7 +113,7 @@ def _defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": 10_000.0, "num_key_value_heads": fields.get("num_attention_heads"), **FIXED} | given
 
 
-def _range(name: str, value: Any, low: float, high: float) -> str:
+def _range(name: str, value: Any, low: int | float, high: int | float) -> str:
     """What is wrong with a number, or nothing."""
     if type(value) not in ((int,) if name in WHOLE else (int, float)) or not low <= value <= high:
         kind = "a whole number" if name in WHOLE else "a number"
