@@ -1,6 +1,5 @@
 """Our functions against the published systems' numbers: Llama (transformers) and MonoFormer (the official code)."""
 
-import json
 import pathlib
 
 import jax
@@ -20,6 +19,7 @@ from src.interfaces import TokenField, View
 from src.models.build import Fields, build_model
 from src.models.model import bind
 from src.models.pretrained import from_published, place_of, read_checkpoint
+from src.models.published import read_config
 from src.objectives.denoise import Denoise
 from src.objectives.next_token import NextToken
 from src.sampling import gaussian
@@ -38,13 +38,13 @@ PROCESS = Gaussian(LinearBetas(), "eps", "learned_range")
 
 def load(name, conditioning, fields, image=None):
     """(graph, parameters, expected arrays) of a golden checkpoint."""
-    read = json.loads((GOLDEN / name / "config.json").read_text())
+    read = read_config(GOLDEN / name)
     trunk = {
-        "width": read["hidden_size"],
-        "depth": read["num_hidden_layers"],
-        "heads": read["num_attention_heads"],
-        "kv_heads": read["num_key_value_heads"],
-        "mlp_width": read["intermediate_size"],
+        "width": read.hidden_size,
+        "depth": read.num_hidden_layers,
+        "heads": read.num_attention_heads,
+        "kv_heads": read.num_key_value_heads,
+        "mlp_width": read.intermediate_size,
     }
     config = {"dtype": "float32", "trunk": trunk, "conditioning": conditioning, "time": {}, "image": {}}
     config |= {"text": {}, "text_head": {}, "image_head": image}

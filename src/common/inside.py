@@ -82,7 +82,8 @@ def read_bounded(path: str | os.PathLike[str], limit: int, what: str = "file") -
     return data
 
 
-def shown(text: object, limit: int = 120) -> str:
-    """Any text for a message: quoted, in one line, and cut."""
-    quoted = repr(str(text)[: limit + 1])
-    return quoted if len(quoted) <= limit else f"{quoted[:limit]}…'"
+def shown(value: object, limit: int = 120) -> str:
+    """Any value for a message: in one line, text and paths quoted, and cut."""
+    text = str(value) if isinstance(value, str | os.PathLike | BaseException) else value
+    quoted = repr(text[: limit + 1] if isinstance(text, str) else text)
+    return quoted if len(quoted) <= limit + 2 else f"{quoted[:limit]}…"

@@ -38,9 +38,8 @@ def read_npy(path: str | os.PathLike[str], *, mapped: bool = False) -> np.ndarra
                     f"it has {status.st_size - start:,} bytes of numbers where {dtype} {shown(list(shape))} takes "
                     f"{count * dtype.itemsize:,}"
                 )
-            if mapped and count:  # nothing cannot be mapped
-                return np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")
-            flat = np.fromfile(file, dtype, count)
+            # Nothing cannot be mapped.
+            flat = np.memmap(file, dtype, "r", start, count) if mapped and count else np.fromfile(file, dtype, count)
             return flat.reshape(shape, order="F" if fortran else "C")
     except FileNotFoundError:
         raise FileNotFoundError(f"{where} does not exist: correct the path") from None

@@ -69,16 +69,13 @@ def _finite(text: str) -> float:
 def _check(value: Any, depth: int) -> None:
     """Raises ValueError for too many levels and for text that cannot be written as UTF-8; does not recurse itself."""
     level = [value]
-    for _ in range(depth + 1):
+    for above in range(depth + 1):
         inner: list[Any] = []
         for item in level:
-            if isinstance(item, dict):
-                inner += [*item, *item.values()]
-            elif isinstance(item, list):
-                inner += item
-            elif isinstance(item, str) and not item.isascii():
+            if isinstance(item, str) and not item.isascii():
                 item.encode()
-        if not inner:
-            return
+            elif isinstance(item, dict | list):
+                if above == depth:
+                    raise ValueError(f"it is nested more than {depth} levels deep")
+                inner += [*item, *item.values()] if isinstance(item, dict) else item
         level = inner
-    raise ValueError(f"it is nested more than {depth} levels deep")

@@ -30,9 +30,9 @@ ROOM = 256 << 20  # bytes of address space that a reader may take; the seeds are
 NUMBERS = (0, 1, 2, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**64 - 1)
 TOKENS = (
     b'"', b"{", b"}", b"[", b"]", b",", b":", b"-1", b"1e999", b"NaN", b"null", b"true", b"1.5", b"../", b"\0",
-    b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"\\ud800", b"\xff\xfe", b"18446744073709551615", b"9223372036854775807", 
-    b"\xff\xda", b"\xff\xd9", b"IDAT", b"IEND", b"VP8X", b"acTL", b"\xff" * 8, b"\0" * 8, b"'descr'", b"|O", b"(" * 300,
-    b"-" * 3000, b'"shape"', b'"dtype"', b'"F64"', b'"hidden_size"', b"O" * 70000,
+    b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"\\ud800", b"\xff\xfe", b"18446744073709551615",
+    b"9223372036854775807", b"\xff\xda", b"\xff\xd9", b"IDAT", b"IEND", b"VP8X", b"acTL", b"\xff" * 8, b"\0" * 8,
+    b"'descr'", b"|O", b"(" * 300, b"-" * 3000, b'"shape"', b'"dtype"', b'"F64"', b'"hidden_size"', b"O" * 70000,
 )  # fmt: skip
 
 

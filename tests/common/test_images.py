@@ -1,0 +1,143 @@
+"""Image files from strangers: every common kind gives its pixels, bombs and damage one sentence."""
+
+import io
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from src.common.images import ImageError, Limits, read_image
+
+COLOUR = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+GREY = COLOUR[..., 0]
+
+
+def encoded(pixels, kind="PNG", **options):
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+def test_lossless_kinds_give_their_pixels(tmp_path):
+    (tmp_path / "a.txt").write_bytes(encoded(COLOUR))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.txt"), COLOUR)  # by content, whatever the name
+    for data in (encoded(COLOUR, "WEBP", lossless=True), encoded(COLOUR, "BMP"), encoded(COLOUR, "GIF")):
+        np.testing.assert_array_equal(read_image(data), COLOUR)
+    np.testing.assert_array_equal(read_image(encoded(GREY), channels=1)[..., 0], GREY)
+    np.testing.assert_array_equal(read_image(encoded(GREY))[..., 2], GREY)
+    deep = encoded(GREY.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_image(deep, channels=1)[..., 0], GREY)
+    bits = Image.fromarray(GREY > 127)
+    np.testing.assert_array_equal(read_image(encoded(bits), channels=1)[..., 0], (GREY > 127) * np.uint8(255))
+
+
+def test_transparent_pixels_lie_on_white():
+    clear = np.dstack([COLOUR, np.full(GREY.shape, 255, np.uint8)])
+    clear[0, 0, 3], clear[0, 1] = 0, (0, 0, 0, 128)
+    read = read_image(encoded(clear))
+    assert read[0, 0].tolist() == [255] * 3 and abs(int(read[0, 1, 0]) - 127) <= 1
+    np.testing.assert_array_equal(read[1:], COLOUR[1:])
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 0, 9, 8, 7])
+    palette.putdata([0, 1])
+    assert read_image(encoded(palette, transparency=0))[0].tolist() == [[255] * 3, [9, 8, 7]]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_orientation_frames_and_cmyk():
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        want = {
+            1: COLOUR, 2: COLOUR[:, ::-1], 3: COLOUR[::-1, ::-1], 4: COLOUR[::-1], 5: COLOUR.swapaxes(0, 1),
+            6: COLOUR.swapaxes(0, 1)[:, ::-1], 7: COLOUR.swapaxes(0, 1)[::-1, ::-1], 8: COLOUR.swapaxes(0, 1)[::-1],
+        }[orientation]  # fmt: skip
+        np.testing.assert_array_equal(read_image(encoded(COLOUR, exif=exif)), want)
+    spoilt = encoded(COLOUR, "JPEG", exif=b"Exif\0\0MM\0*" + b"\xff" * 30)
+    assert read_image(spoilt).shape == COLOUR.shape
+    frames = [Image.fromarray(np.full((4, 4, 3), value, np.uint8)) for value in (10, 200)]
+    for kind, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {})):
+        moving = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        assert Image.open(io.BytesIO(moving)).n_frames == 2 and (read_image(moving) == 10).all()
+    red = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")
+    assert abs(read_image(red).astype(int) - [255, 0, 0]).max() < 12
+
+
+def png(width, height, rows=b"", text=b""):
+    """A PNG that claims a size, with sound checksums."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))]
+    chunks += [(b"zTXt", b"a\0\0" + zlib.compress(text))] if text else []
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def webp_canvas(width, height):
+    body = b"VP8X" + struct.pack("<II", 10, 2) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    anim = b"ANIM" + struct.pack("<IIH", 6, 0, 0)
+    return b"RIFF" + struct.pack("<I", 4 + len(body + anim)) + b"WEBP" + body + anim
+
+
+def scans():
+    data = encoded(np.zeros((2048, 2048), np.uint8), "JPEG", progressive=True)
+    last = data[data.rfind(b"\xff\xda") : -2]
+    return data[:-2] + last * 100_000 + data[-2:]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: png(60_000, 60_000), "3600000000 pixels"),
+        (lambda: png(2**31 - 1, 2**31 - 1), "pixels|ValueError|OSError|SyntaxError"),
+        (lambda: png(10_000, 6711), "10000 x 6711 pixels and 67,108,864"),
+        (lambda: png(4, 4, text=bytes(2 << 20)), "Decompressed data too large"),
+        (lambda: webp_canvas(16_383, 16_383), "16383 x 16383 pixels"),
+        (scans, "more than 100 scans"),
+        (lambda: b"GIF89a" + b"\xff" * 500, ""),
+        (lambda: encoded(COLOUR)[:-60], "truncated|broken|unrecognized|OSError|SyntaxError"),
+        (lambda: encoded(COLOUR, "JPEG")[:-60], "truncated"),
+        (lambda: encoded(COLOUR, "WEBP")[:-9], "OSError|does not begin"),
+        (lambda: encoded(COLOUR, "GIF")[:-60], "truncated|OSError"),
+        (lambda: encoded(COLOUR, "BMP")[:-9], "truncated|OSError"),
+        (lambda: encoded(COLOUR, "TIFF"), "does not begin as a sound PNG"),
+        (lambda: b"%!PS-Adobe-3.0 EPSF\n%%BoundingBox: 0 0 9 9\n", "does not begin as a sound PNG"),
+        (lambda: b"<svg/>", "does not begin"),
+        (lambda: b"", "the file is empty"),
+    ],
+)
+def test_bombs_and_damage_are_refused(make, reason):
+    data, began = make(), time.monotonic()
+    with pytest.raises(ImageError, match=f"^the image is not an image that can be read .*({reason})") as error:
+        read_image(data)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert time.monotonic() - began < 5
+
+
+def test_every_flipped_bit_of_a_png_is_noticed():
+    data = bytearray(encoded(COLOUR))
+    for at in range(len(data) - 12):  # but in the mark of its end
+        data[at] ^= 16
+        with pytest.raises(ImageError):
+            read_image(bytes(data))
+        data[at] ^= 16
+
+
+def test_limits_and_files(tmp_path):
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    data = encoded(COLOUR)
+    assert read_image(data, Limits(pixels=54)).shape == (6, 9, 3)
+    for limits, words in ((Limits(pixels=53), "9 x 6 pixels and 53"), (Limits(bytes=9), "more than 9 bytes")):
+        with pytest.raises(ImageError, match=words):
+            read_image(data, limits)
+    with pytest.raises(ImageError, match="as a sound JPEG"):
+        read_image(data, Limits(formats=("JPEG",)))
+    (tmp_path / "a.png").write_bytes(data)
+    for path, words in ((tmp_path / "a.png", "more than 9 bytes"), (tmp_path, "plain file"), ("/dev/zero", "plain")):
+        with pytest.raises(ImageError, match=words):
+            read_image(path, Limits(bytes=9))
+    with pytest.raises(FileNotFoundError, match=r"the image .*none.png' does not exist"):
+        read_image(tmp_path / "none.png")

@@ -1,0 +1,82 @@
+"""`config.json` of strangers: what is there is typed and within ranges, and all that is wrong is one sentence."""
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+import pytest
+
+from src.models.pretrained import from_published, place_of
+from src.models.published import read_config
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
+def fields(name):
+    return json.loads((GOLDEN / name / "config.json").read_text())
+
+
+def test_published_configs_are_read(tmp_path):
+    llama, mono = (read_config(GOLDEN / name) for name in ("llama", "monoformer"))
+    assert (llama.hidden_size, llama.num_key_value_heads, llama.rms_norm_eps, llama.image) == (48, 2, 1e-5, None)
+    assert (mono.architecture, mono.vocab_size, mono.image.image_size) == ("MonoFormerForCausalLM", 96, 64)
+    assert mono.image.learn_sigma and mono.image.decoder_t_embed == "add_before_image_tokens"
+    newer = {k: v for k, v in fields("llama").items() if k not in ("rope_theta", "rope_scaling", "num_key_value_heads")}
+    newer |= {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "head_dim": 8}
+    (tmp_path / "config.json").write_text(json.dumps(newer))
+    read = read_config(tmp_path)
+    assert (read.rope_theta, read.num_key_value_heads) == (5e5, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("llama", {"architectures": ["GPT2LMHeadModel"]}, "known are LlamaForCausalLM and MonoFormerForCausalLM"),
+        ("llama", {"architectures": "LlamaForCausalLM"}, "known are"),
+        ("llama", {"architectures": None}, "known are"),
+        ("llama", {"model_type": "mistral"}, "model_type 'mistral'"),
+        ("llama", {"hidden_size": 0, "vocab_size": -3}, "hidden_size=0 is not a whole.*vocab_size=-3"),
+        ("llama", {"hidden_size": 48.0}, "hidden_size=48.0 is not a whole number"),
+        ("llama", {"hidden_size": True}, "hidden_size=True"),
+        ("llama", {"hidden_size": "48"}, "hidden_size='48' is not a whole number"),
+        ("llama", {"num_hidden_layers": 10**30}, "num_hidden_layers="),
+        ("llama", {"rms_norm_eps": 0}, "rms_norm_eps=0 is not a number from 1e-12 to 0.1"),
+        ("llama", {"hidden_size": 50}, "is no even multiple of num_attention_heads=6"),
+        ("llama", {"num_key_value_heads": 4}, "is no multiple of num_key_value_heads=4"),
+        ("llama", {"head_dim": 16}, "head_dim=16"),
+        (
+            "llama",
+            {"attention_bias": True, "hidden_act": "gelu"},
+            "hidden_act='gelu', here 'silu' only, attention_bias",
+        ),
+        ("llama", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters"),
+        ("llama", {"hidden_size": 98304, "num_hidden_layers": 1000, "intermediate_size": 2**19}, "parameters, more"),
+        ("monoformer", {"decoder_t_embed": "add_at_each_layer"}, "decoder_t_embed='add_at_each_layer' is none of"),
+        (
+            "monoformer",
+            {"learn_sigma": 1, "image_size": None},
+            "image_size=None .*learn_sigma=1 is not true",
+        ),
+        ("monoformer", {"add_pos_embed_each_layer": True}, "add_pos_embed_each_layer"),
+    ],
+)
+def test_wrong_configs_are_refused_in_one_sentence(name, change, words, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(fields(name) | change))
+    with pytest.raises(ValueError, match=f"^the config '{tmp_path / 'config.json'}' .*{words}") as error:
+        read_config(tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 800
+
+
+def test_blocks_have_plain_numbers_without_gaps():
+    for index in ("-1", "01", "+1", "1_0", "٣", "9" * 5000, "", "x"):
+        assert place_of(f"model.layers.{index}.input_layernorm.weight") is None
+    assert place_of("model.layers.10.input_layernorm.weight") == ("trunk/layers/attention_norm/scale", 10)
+    name = "model.layers.{}.input_layernorm.weight"
+    assert (
+        from_published({name.format(i): jnp.full(2, i) for i in (1, 0)})["trunk/layers/attention_norm/scale"][1, 0] == 1
+    )
+    for blocks in ({0: 2, 2: 2}, {0: 2, 1: 3}):
+        with pytest.raises(ValueError, match="lacks blocks, or has blocks of several shapes, of trunk/layers"):
+            from_published({name.format(i): jnp.zeros(n) for i, n in blocks.items()})
