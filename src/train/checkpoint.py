@@ -27,11 +27,13 @@ from src.common import tree
 from src.common.distributed import agree, gather_texts
 from src.common.files import is_remote, move_folder
 from src.common.fingerprint import fingerprints
+from src.common.inside import shown
 from src.common.strict_json import read_json
 from src.train.compatible import plain
 from src.train.workdir import brief, check_writable
 
 FORMAT = 1
+META = {"format": int, "step": int, "config": dict, "data": int, "leaves": dict}
 
 
 class DamageError(Exception):
@@ -299,11 +301,21 @@ def _read_item(folder: epath.Path) -> Any:
 def _check_seal(meta: Any) -> dict[str, Any]:
     if not isinstance(meta, dict) or meta.get("seal") != _crc({k: v for k, v in meta.items() if k != "seal"}):
         raise DamageError("not what was saved")
+    # A seal is a checksum and no signature: a stranger's may be right around anything.
+    kinds = META if meta.get("format") == FORMAT else {"format": int}
+    wrong = [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind)]
+    wrong += [path for path, leaf in ({} if wrong else meta.get("leaves", {})).items() if not _is_leaf(leaf)]
+    if wrong:
+        raise DamageError(f"{tree.listed(list(map(shown, wrong)))} is not what this version writes")
     return meta
 
 
+def _is_leaf(leaf: Any) -> bool:
+    return isinstance(leaf, dict) and {"print", "dtype", "shape"} <= leaf.keys()
+
+
 def _check_data(data: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(data, dict) or meta["data"] != _crc(data):
+    if not isinstance(data, dict) or "value" not in data or meta["data"] != _crc(data):
         raise DamageError("not what was saved")
     return data
 

@@ -3,6 +3,7 @@
 `cases` counts the files given to each reader: a few in the suite, thousands under the mark `faults`.
 """
 
+import contextlib
 import io
 import json
 import resource
@@ -156,7 +157,9 @@ def read_meta(path):
         meta = checkpoint._check_seal(checkpoint._read_item(path.parent))
     except checkpoint.DamageError as error:  # `_together` turns every error into this one
         raise ValueError(str(error)) from error
-    assert isinstance(meta, dict) and meta["seal"] == checkpoint._crc({k: v for k, v in meta.items() if k != "seal"})
+    assert isinstance(meta["step"], int) and isinstance(meta["config"], dict)
+    with contextlib.suppress(ValueError):  # another architecture
+        checkpoint._check_leaves(meta["leaves"], {}, "it")
 
 
 def mend_safetensors(data):
