@@ -7,7 +7,6 @@ import hashlib
 import json
 import pathlib
 import platform
-import re
 import time
 from importlib.metadata import version
 from typing import Any
@@ -21,6 +20,7 @@ from src.build import build_system
 from src.common.distributed import check_same, is_first
 from src.common.files import cache_folder
 from src.common.images import read_image as read_pixels
+from src.common.inside import stem
 from src.common.strict_json import read_json
 from src.common.writers import JsonLines, Many, TensorBoard
 from src.train import loop
@@ -87,8 +87,7 @@ def sample(flags: Any, started: float) -> None:
     what = {"words": [flags.prompt] * flags.count} if flags.label is None else {"labels": [flags.label] * flags.count}
     images = predict.draw(task, **what, seed=system.config.seed)
     title = flags.prompt if flags.label is None else f"class {flags.label}"
-    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "sample"
-    path = flags.output or str(workdir / "samples" / f"{slug}.png")
+    path = flags.output or str(workdir / "samples" / f"{stem(title)}.png")
     if is_first():
         save_png(path, caption_grid(images, [title] * len(images), columns=min(flags.count, 8)))
     _say(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import unicodedata
 
@@ -80,6 +81,11 @@ def read_bounded(path: str | os.PathLike[str], limit: int, what: str = "file") -
     if len(data) > limit:
         raise ValueError(f"{where} has more than {limit:,} bytes, which no such file needs: is it the right one?")
     return data
+
+
+def stem(text: str, otherwise: str = "sample") -> str:
+    """A file's name, without an ending, made of any text: at most 60 of a-z, 0-9 and `-`; `otherwise` of nothing."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-") or otherwise
 
 
 def shown(value: object, limit: int = 120) -> str:

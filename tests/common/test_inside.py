@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from src.common.inside import inside, member, read_bounded
+from src.common.inside import inside, member, read_bounded, stem
 
 
 @pytest.mark.parametrize("name", ["a.png", "a/b c/d.png", "./a", "folder/", "..a/b..", "12:30.png", "café/犬.png"])
@@ -89,3 +89,10 @@ def test_reading_stops_at_the_bound(tmp_path, bucket):
     bucket.down = True
     with pytest.raises(OSError, match="does not answer"):
         read_bounded("gs://b/f", 9)
+
+
+def test_prompts_name_files_in_their_folder(tmp_path):
+    assert stem("A handwritten three!") == "a-handwritten-three"
+    for prompt in ("../../etc/passwd", "/etc/passwd", "..", "\0", "", "a\\..\\b", "gs://b/x", "x" * 5000, "三", "CON:"):
+        assert (tmp_path / f"{stem(prompt)}.png").resolve().parent == tmp_path.resolve()
+        assert member(stem(prompt)) and len(stem(prompt)) <= 60
