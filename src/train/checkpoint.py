@@ -1,8 +1,8 @@
 """Checkpoints that are verified when they are read, behind one class; Orbax writes them (imported when needed).
 
 One checkpoint is `<workdir>/checkpoints/<step>/` with three items: `state` (the arrays, as nested dictionaries of
-paths), `data` (JSON, where the input was) and `meta` (JSON: format version, config, and for each leaf its fingerprint,
-dtype and shape). Orbax finds truncated files but restores flipped bits without a word, hence the fingerprints.
+paths), `data` (JSON, where the input was) and `meta` (JSON); `contents.py` knows them. Orbax finds truncated files but
+restores flipped bits without a word, hence the fingerprints.
 
 Several processes write one checkpoint together, each its own pieces, and make every decision together: what one of them
 cannot read is damaged for all.
@@ -10,61 +10,104 @@ cannot read is damaged for all.
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import json
-import zlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from etils import epath
-from jaxtyping import Array
 
 from src.common import tree
 from src.common.distributed import agree, gather_texts
-from src.common.files import is_remote, move_folder
-from src.common.fingerprint import fingerprints
-from src.common.inside import shown
-from src.common.strict_json import read_json
-from src.train.compatible import plain
+from src.common.files import is_remote
+from src.train import contents, damage
+from src.train import keep as keeping
+from src.train.damage import DamageError, explain
 from src.train.workdir import brief, check_writable
-
-FORMAT = 1
-META = {"format": int, "step": int, "config": dict, "data": int, "leaves": dict}
-
-
-class DamageError(Exception):
-    """A checkpoint that cannot be trusted, and why."""
 
 
 class Checkpointer:
     """Saves and restores the train state of one run.
 
-    `keep` checkpoints stay on disk; `every` only answers `due`. Raises OSError at once when `workdir` cannot be
-    written, before anything expensive starts.
+    keep        how many of the newest checkpoints stay on disk
+    every       only answers `due`
+    keep_every  checkpoints at multiples of it stay, too; 0 is none
+    best        `{"metric", "mode", "keep"}`: the `keep` best by a score stay, too (see `score`); no metric, none
+    readonly    touches nothing on disk, for looking at a run that may be going on
+
+    Raises ValueError for settings that mean nothing, and OSError at once when `workdir` cannot be written, before
+    anything expensive starts.
     """
 
-    def __init__(self, workdir: str, keep: int = 3, every: int = 1000):
-        if keep < 1:
-            raise ValueError(f"checkpoint.keep must be at least 1, not {keep}")
-        self.workdir = check_writable(workdir)
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        keep: int = 3,
+        every: int = 1000,
+        keep_every: int = 0,
+        best: Mapping[str, Any] | None = None,
+        readonly: bool = False,
+    ):
+        best = {"metric": "", "mode": "max", "keep": 1} | dict(best or {})
+        self.retention = keeping.Retention(keep, keep_every, best["metric"], best["mode"], best["keep"])
+        if readonly:
+            self.workdir = epath.Path(workdir if is_remote(str(workdir)) else os.path.abspath(workdir))
+        else:
+            self.workdir = check_writable(workdir)
         self.directory = self.workdir / "checkpoints"
-        self.keep, self.every = keep, every
+        self.every, self.readonly = every, readonly
+        self._scores = keeping.ScoreBook(self.workdir)
         self._opened: Any = None
         self._pending: int | None = None
         self._failure: str | None = None
         self._error = ""
+        self._sound: set[int] = set()  # written whole or read back by this process
+        self._scored = False
+        if not readonly and (reason := agree(_unwritable(self.directory))):
+            raise OSError(f"{self.directory} cannot be written ({reason}): correct it, or choose another --workdir")
 
     def due(self, step: int) -> bool:
-        """Whether `step` is a multiple of `every` (never when that is 0)."""
-        return self.every > 0 and step > 0 and step % self.every == 0
+        """Whether `step` is a multiple of `every` or `keep_every` (never of 0)."""
+        return step > 0 and any(n > 0 and step % n == 0 for n in (self.every, self.retention.every))
 
     def latest_step(self) -> int | None:
         """The newest checkpoint, not yet verified and perhaps still being written, or None."""
         return max(self._steps(), default=None)
+
+    def choose(self, which: str) -> int | None:
+        """The step that `which` names: a number, `best` by the scores, or None for `latest`.
+
+        Raises ValueError for other words, and when no checkpoint has a score.
+        """
+        if which == "latest":
+            return None
+        if which.isdigit():
+            return int(which)
+        if which != "best":
+            raise ValueError(f"--step={which} is no checkpoint; give a number, latest or best")
+        ranked = self.retention.ranked(self._steps(), self._known_scores())
+        if not ranked:
+            metric = self.retention.metric
+            why = f"no checkpoint has a score {metric!r}" if metric else "checkpoint.best.metric is not set"
+            raise ValueError(f"--step=best is not known in {self.workdir}: {why}; give a number or latest instead")
+        return ranked[0]
+
+    def score(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Notes what the evaluators found at a step, which decides what the best checkpoints are.
+
+        A score that is absent, NaN or infinite never counts as best.
+        """
+        steps = self._steps()
+        if jax.process_index() == 0:
+            self._scores.write(step, scalars, steps)
+        self._scored = True
+        metric = self.retention.metric
+        if metric and step not in self.retention.ranked([step], {step: scalars}):
+            value = f"is {scalars[metric]}" if metric in scalars else f"is none of {tree.listed(sorted(scalars))}"
+            logging.warning("checkpoint.best.metric=%s %s: step %d does not count.", metric, value, step)
 
     def save(self, step: int, state: Any, data_state: Any, config: Any) -> bool:
         """Starts to write a checkpoint and returns; `state` may be donated to the next step right after.
@@ -77,14 +120,14 @@ class Checkpointer:
 
         jax.block_until_ready(state)
         self._settle()
-        self._sweep()
+        if self._failure:
+            self._sweep()
         if step in self._steps():
             return False
-        flat = _arrays(state)
-        data = {"value": plain(data_state)}
-        meta = {"format": FORMAT, "step": int(step), "config": plain(config)}
-        meta |= {"data": _crc(data), "leaves": _leaves(flat)}
-        meta["seal"] = _crc(meta)
+        if jax.process_index() == 0:
+            self._scores.forget(step)
+        flat = contents.arrays(state)
+        meta, data = contents.describe(step, flat, data_state, config)
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(tree.unflatten(flat)), data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta)
         )
@@ -93,37 +136,63 @@ class Checkpointer:
             if not self._manager().save(step, args=items, force=True):
                 reason = "Orbax declined to save"
         except Exception as error:
-            reason = brief(error)
+            reason = explain(error)
         return self._succeeded(reason)
 
+    def complete(self, step: int, state: Any, data_state: Any, config: Any) -> None:
+        """Until nothing is being written; if the last checkpoint failed it is tried once more, now with this state.
+
+        Raises OSError as `wait` does.
+        """
+        self._settle()
+        if self._failure:
+            self.save(step, state, data_state, config)
+        self.wait()
+
     def restore(
-        self, abstract_state: Any, accept: Callable[[Any], Any] | None = None
-    ) -> tuple[Any, Any, dict[str, Any]] | None:
+        self, abstract_state: Any, accept: Callable[[Any], Any] | None = None, step: int | None = None
+    ) -> contents.Found | None:
         """The newest sound checkpoint as (state, data_state, meta), or None when there is none at all.
 
         `abstract_state` is the state's tree with arrays or `ShapeDtypeStruct`s; their shardings are the result's (a
         leaf without one goes to the first local device), so the mesh may differ from the one that saved. A damaged
         checkpoint is named in a warning and the next older one is read; once that succeeded, the damaged ones are moved
-        to `<workdir>/damaged`. `accept` gets the saved config first, and raises to refuse it (see `check_config`).
+        to `<workdir>/damaged`. `accept` gets the saved config first, and raises to refuse it (see `check_config`). With
+        `step` that checkpoint is read and no other.
 
-        Raises ValueError when the saved leaves are not those of `abstract_state`, and RuntimeError when every
-        checkpoint is damaged. Nothing on disk is changed in either case.
+        Raises ValueError when the saved leaves are not those of `abstract_state` or the format is not known,
+        RuntimeError when every checkpoint is damaged, and FileNotFoundError when there is no `step`. Nothing on disk is
+        changed in any of these cases.
         """
         self._settle()
+        steps = sorted(self._steps(), reverse=True)
+        if step is not None and step not in steps:
+            there = tree.listed(steps) or "none"
+            raise FileNotFoundError(f"there is no checkpoint of step {step} in {self.directory}; there are {there}")
         damaged: dict[int, str] = {}
-        for step in sorted(self._steps(), reverse=True):
+        for each in steps if step is None else [step]:
+            folder = self.directory / str(each)
             try:
-                found = self._read(step, abstract_state, accept)
+                found = contents.read(folder, abstract_state, accept)
             except DamageError as error:
-                damaged[step] = str(error)
+                damaged[each] = damage.blame(folder, error)
+                last = each == steps[-1] or step is not None
                 logging.warning(
-                    "Checkpoint %s is damaged (%s); trying the one before.", self.directory / str(step), error
+                    "Checkpoint %s is damaged (%s)%s.", folder, damaged[each], "" if last else "; trying the one before"
                 )
                 continue
-            self._set_aside(list(damaged))
+            if jax.process_index() == 0 and (files := damage.changed_files(folder)):
+                logging.warning("Checkpoint %s is sound, but %s.", folder, tree.listed(files))
+            self._sound.add(each)
+            if not self.readonly:
+                self._set_aside(list(damaged))
             return found
         if damaged:
             listed = "; ".join(f"{self.directory / str(step)}: {why}" for step, why in damaged.items())
+            if step is not None:
+                raise RuntimeError(
+                    f"the checkpoint is damaged ({listed}): choose another --step of {tree.listed(steps)}"
+                )
             raise RuntimeError(
                 f"all {len(damaged)} checkpoints are damaged and the run will not silently start again from step 0"
                 f" ({listed}): restore a copy, or choose another --workdir to start anew"
@@ -137,7 +206,7 @@ class Checkpointer:
         try:
             self._opened.wait_until_finished()
         except Exception as error:
-            self._error = brief(error)
+            self._error = explain(error)
 
     def wait(self) -> None:
         """Until nothing is being written. Raises OSError when the last checkpoint could not be written."""
@@ -160,10 +229,13 @@ class Checkpointer:
         if self._opened is None:
             import orbax.checkpoint as ocp
 
+            if not self.readonly:
+                self._sweep()
+            # Orbax keeps everything: what is removed is decided in `keep.py`.
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=self.keep,
-                create=True,
-                cleanup_tmp_directories=True,
+                create=not self.readonly,
+                read_only=self.readonly,
+                cleanup_tmp_directories=not self.readonly,
                 # Created in a thread, a directory that cannot be made leaves a process that never exits.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             )
@@ -177,12 +249,23 @@ class Checkpointer:
             return []
         return json.loads(gather_texts(json.dumps(list(self._manager().all_steps())))[0])
 
+    def _known_scores(self) -> dict[int, dict[str, float]]:
+        """Those that process 0 sees."""
+        book = self._scores.read() if jax.process_index() == 0 else {}
+        return {int(step): each for step, each in json.loads(gather_texts(json.dumps(book))[0]).items()}
+
     def _settle(self) -> None:
-        """Waits for the write in flight and keeps its error for `wait`."""
+        """Waits for the write in flight, keeps its error for `wait`, and removes what need not stay."""
         self.finish()
         reason, self._error = self._error, ""
         if self._pending is not None and self._succeeded(reason):
-            self._pending = self._failure = None
+            step, self._pending, self._failure = self._pending, None, None
+            self._sound.add(step)
+            if jax.process_index() == 0:
+                damage.note_files(self.directory / str(step))
+            self._prune()
+        elif self._scored:
+            self._prune()
 
     def _succeeded(self, reason: str) -> bool:
         """Whether no process has a reason why the pending step is not written; one that has fails it for all."""
@@ -193,48 +276,49 @@ class Checkpointer:
         self._failure = f"step {step}: {reason}"
         logging.error("Checkpoint %s; training goes on and the next save is tried.", self._failure)
         if self._opened is not None:
+            self._sweep()
             self._opened.reload()  # Orbax counts the step as saved
+            if damage.FULL in reason:
+                self._make_room()
         return False
 
     def _sweep(self) -> None:
-        """Removes what a failed write left, to free the disk; only while nothing is being written."""
-        if not self._failure or jax.process_index():
+        if jax.process_index() == 0:
+            keeping.sweep(self.directory)
+
+    def _prune(self) -> None:
+        """Removes the checkpoints that need not stay; never the last one that is known to be sound."""
+        self._scored = False
+        steps, scores = self._steps(), self._known_scores()
+        kept = self.retention.kept(steps, scores)
+        gone = sorted(set(steps) - kept)
+        if self.readonly or not gone or not kept & self._sound:
             return
-        for rest in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            try:
-                rest.rmtree()
-            except Exception as error:  # a store's client has its own kinds
-                logging.warning("Could not remove %s: %s", rest, brief(error))
+        if jax.process_index() == 0:
+            for step in gone:
+                try:
+                    keeping.remove(self.directory / str(step))
+                except Exception as error:  # a store's client has its own kinds
+                    logging.warning("Could not remove checkpoint %s: %s", self.directory / str(step), brief(error))
+        agree("")  # the others wait here until the folders are gone
+        self._manager().reload()
 
-    def _read(
-        self, step: int, abstract_state: Any, accept: Callable[[Any], Any] | None
-    ) -> tuple[Any, Any, dict[str, Any]]:
-        import orbax.checkpoint as ocp
+    def _make_room(self) -> None:
+        """After a full disk: the oldest goes, and so many fewer stay, if a newer one is known to be sound."""
+        steps = sorted(self._steps())
+        free = [s for s in steps if s not in self.retention.chosen(steps, self._known_scores())]
+        if not free or not any(step > free[0] for step in self._sound & set(steps)):
+            logging.warning("No checkpoint in %s can be spared to make room: free space there.", self.directory)
+            return
+        left = sum(step > free[0] for step in steps)
+        self.retention = dataclasses.replace(self.retention, last=left)
+        logging.warning(
+            "Removing checkpoint %s to make room; only the newest %d stay from now on.",
+            self.directory / str(free[0]), left,
+        )  # fmt: skip
+        self._prune()
 
-        # The items' own readers: those of the manager wait for the other processes, which may have met damage.
-        folder = self.directory / str(step)
-        meta = _together("meta", lambda: _check_seal(_read_item(folder / "meta")))
-        if meta["format"] != FORMAT:
-            raise ValueError(
-                f"the checkpoint has format {meta['format']} and this version reads {FORMAT}: use the other version"
-            )
-        data = _together("data", lambda: _check_data(_read_item(folder / "data"), meta))
-        if accept is not None:
-            accept(meta["config"])
-        wanted = {path: _target(leaf) for path, leaf in tree.flatten(abstract_state).items()}
-        _check_leaves(meta["leaves"], wanted, str(folder))
-        targets = tree.unflatten(wanted)
-        restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), targets)
-        args, reader = ocp.args.PyTreeRestore(targets, restore_args=restore_args), ocp.PyTreeCheckpointHandler()
-        flat = _together("state", lambda: tree.flatten(reader.restore(folder / "state", args=args)))
-        if set(flat) != set(wanted):
-            raise DamageError("state: leaves are missing")
-        for path, value in fingerprints(flat).items():
-            if value != meta["leaves"][path]["print"]:
-                raise DamageError(f"state: the leaf {path} is not what was saved")
-        return tree.rebuild(flat, abstract_state), data["value"], meta
-
-    def _set_aside(self, steps: list[int]) -> None:
+    def _set_aside(self, steps: Sequence[int]) -> None:
         """Moves damaged checkpoints out of the way, so that the run can save those steps again."""
         if not steps:
             return
@@ -249,90 +333,12 @@ class Checkpointer:
             raise OSError(f"the damaged checkpoints in {self.directory} cannot be moved ({reason}): move them yourself")
         self._manager().reload()
 
-    def _move(self, steps: list[int]) -> None:
-        folder = self.workdir / "damaged"
-        for step in steps:
-            place = next(p for i in itertools.count() if not (p := folder / f"{step}-{i}").exists())
-            move_folder(self.directory / str(step), place)
-            logging.warning("Moved the damaged checkpoint of step %d to %s.", step, place)
+    def _move(self, steps: Sequence[int]) -> None:
+        damage.move_damaged(self.workdir, steps)
 
 
-# --------------------------------------------------------------------------- helpers
-
-
-def _together(item: str, action: Callable[[], Any]) -> Any:
-    """The result of `action`. Raises DamageError, on every process, when it fails on any of them."""
-    result, reason = None, ""
-    try:
-        result = action()
-    except Exception as error:
-        reason = str(error) if isinstance(error, DamageError) else brief(error)
-    if reason := agree(reason):
-        raise DamageError(f"{item}: {reason}")
-    return result
-
-
-def _leaves(flat: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
-    prints = fingerprints(flat)
-    return {k: {"print": prints[k], "dtype": str(x.dtype), "shape": list(x.shape)} for k, x in flat.items()}
-
-
-def _arrays(state: Any) -> dict[str, Array]:
-    flat = {path: jnp.asarray(leaf) for path, leaf in tree.flatten(state).items()}
-    keys = [path for path, leaf in flat.items() if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
-    if keys:
-        raise TypeError(
-            f"the state holds random keys ({tree.listed(keys)}): derive them from the seed and step instead"
-        )
-    return flat
-
-
-def _target(leaf: Any) -> jax.ShapeDtypeStruct:
-    # Without a sharding Orbax would ask for the devices that saved, which may not exist here.
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
-
-
-def _read_item(folder: epath.Path) -> Any:
-    """A JSON item, bounded; `finite=False` because a config may hold infinity."""
-    return read_json(folder / "metadata", finite=False)
-
-
-def _check_seal(meta: Any) -> dict[str, Any]:
-    if not isinstance(meta, dict) or meta.get("seal") != _crc({k: v for k, v in meta.items() if k != "seal"}):
-        raise DamageError("not what was saved")
-    # A seal is a checksum and no signature: a stranger's may be right around anything.
-    kinds = META if meta.get("format") == FORMAT else {"format": int}
-    wrong = [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind)]
-    wrong += [path for path, leaf in ({} if wrong else meta.get("leaves", {})).items() if not _is_leaf(leaf)]
-    if wrong:
-        raise DamageError(f"{tree.listed(list(map(shown, wrong)))} is not what this version writes")
-    return meta
-
-
-def _is_leaf(leaf: Any) -> bool:
-    return isinstance(leaf, dict) and {"print", "dtype", "shape"} <= leaf.keys()
-
-
-def _check_data(data: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(data, dict) or "value" not in data or meta["data"] != _crc(data):
-        raise DamageError("not what was saved")
-    return data
-
-
-def _check_leaves(saved: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct], where: str) -> None:
-    rows = []
-    for path in sorted(saved.keys() | wanted.keys()):
-        was = f"{saved[path]['dtype']}{saved[path]['shape']}" if path in saved else "absent"
-        now = f"{wanted[path].dtype}{list(wanted[path].shape)}" if path in wanted else "absent"
-        if was != now:
-            rows.append(f"{path}: {was} -> {now}")
-    if rows:
-        raise ValueError(
-            f"{where} holds another architecture or optimizer, {len(rows)} leaves differ (checkpoint -> this run):"
-            f" {tree.listed(rows)}; use the config that made it, or another --workdir"
-        )
-
-
-def _crc(value: Any) -> int:
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+def _unwritable(folder: epath.Path) -> str:
+    """Why nothing can be written into a folder of this machine, or "" where it can or is still to be made."""
+    if is_remote(folder) or not folder.exists():
+        return ""
+    return "" if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) else "it is no folder that can be written"
