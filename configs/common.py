@@ -28,7 +28,14 @@ def base() -> ConfigDict:
             "eval": {"every": 0, "ema": True, "evaluators": {}},  # every 0: at the end only
             "data": {"workers": 0},  # processes per task that read ahead; 0 uses threads
             "log": {"every": 50},
-            "checkpoint": {"every": 1000, "keep": 2},
+            # keep: the newest that stay; keep_every: those at multiples of it stay too (0: none); best: and so many of
+            # the best by a scalar of an evaluator, known where eval.every is (no metric: none; mode: max | min)
+            "checkpoint": {
+                "every": 1000,
+                "keep": 2,
+                "keep_every": 0,
+                "best": {"metric": "", "mode": "max", "keep": 1},
+            },
         },
         convert_dict=True,
     )

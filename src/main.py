@@ -26,6 +26,7 @@ LABEL = flags.DEFINE_integer("label", None, "--mode=sample: the class to draw.")
 IMAGE = flags.DEFINE_string("image", None, "--mode=sample: an image file to describe.")
 TASK = flags.DEFINE_string("task", None, "--mode=sample: the task to sample from, when it is not the obvious one.")
 COUNT = flags.DEFINE_integer("count", 8, "--mode=sample: how many images to draw.")
+STEP = flags.DEFINE_string("step", "latest", "--mode=eval and sample: the checkpoint: a step, latest or best.")
 OUTPUT = flags.DEFINE_string("output", None, "--mode=sample: the PNG to write.")
 TRACEBACK = flags.DEFINE_boolean("traceback", False, "Show the whole traceback of an error.")
 
@@ -72,6 +73,10 @@ def _parse(argv: list[str]) -> None:
         raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
     if workdir is None:
         raise ValueError("no workdir is given: add --workdir=runs/<name>, where checkpoints and logs will go")
+    if STEP.value not in ("latest", "best") and not STEP.value.isdigit():
+        raise ValueError(f"--step={STEP.value} is no checkpoint; give a step, latest or best")
+    if MODE.value == "train" and STEP.present:
+        raise ValueError(f"--step={STEP.value} is for --mode=eval and sample; training goes on from the newest")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     # Libraries tell of every file that they rename; what they warn of is kept.

@@ -28,7 +28,7 @@ from src.train.checkpoint import Checkpointer
 from src.train.compatible import check_config, fields, plain
 from src.train.trainer import Trainer, make_trainer
 
-FLAGS = ("mode", "workdir", "prompt", "label", "image", "task", "count")
+FLAGS = ("mode", "workdir", "prompt", "label", "image", "task", "count", "step")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -38,12 +38,13 @@ def train(flags: Any, started: float) -> None:
     config, workdir = flags.config, epath.Path(flags.workdir)
     system = _build(flags)
     trainer = make_trainer(system)
-    checkpoints = Checkpointer(flags.workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
+    checkpoints = Checkpointer(flags.workdir, **config.checkpoint)
     _overview(trainer)
     with contextlib.closing(_writer(workdir)) as writer:  # a run that fails keeps its last lines
         state, facts = loop.train(trainer, checkpoints, writer, started)
         logging.info("training is done after %.0f s; evaluating", time.monotonic() - started)
         scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), config.steps)
+        checkpoints.score(int(state.step), scalars)
     if "seconds_to_first_step" in facts:  # a finished run that is only evaluated again keeps the time that it took
         facts["seconds_total"] = time.monotonic() - started
     _report(workdir, scalars | facts)
@@ -51,7 +52,7 @@ def train(flags: Any, started: float) -> None:
 
 
 def evaluate(flags: Any, started: float) -> None:
-    """Evaluates the newest checkpoint of the workdir."""
+    """Evaluates the newest checkpoint of the workdir, or that of --step."""
     _use_compilation_cache()
     system, state, workdir = _restored(flags)
     step = int(state.step)
@@ -130,16 +131,17 @@ def _choose_task(system: Any, flags: Any) -> str:
 
 
 def _restored(flags: Any) -> tuple[Any, Any, epath.Path]:
-    """System and state of the newest checkpoint; only what shapes the network must agree with the config."""
+    """System and state of a checkpoint, see --step; only what shapes the network must agree with the config."""
     workdir = epath.Path(flags.workdir)
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")
-    checkpoints = Checkpointer(flags.workdir, keep=flags.config.checkpoint.keep)
+    checkpoints = Checkpointer(flags.workdir, **flags.config.checkpoint, readonly=True)
     system = _build(flags)
+    step = checkpoints.choose(flags.step)
     fixed = ("model", "patch", "text_codec", "process")
     identity = system.identity()
     free = tuple(k for k in identity if k not in (*fixed, "tokenizer"))
-    found = checkpoints.restore(make_trainer(system).abstract, lambda saved: check_config(saved, identity, free))
+    found = checkpoints.restore(make_trainer(system).abstract, lambda saved: check_config(saved, identity, free), step)
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")
     state = found[0]

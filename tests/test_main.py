@@ -30,7 +30,7 @@ def call(capsys, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", argv)  # config flags look for their overrides there
     for name in [n for n in main.FLAGS if n.startswith("config.")]:
         delattr(main.FLAGS, name)
-    for name in ("config", "workdir", "mode", "prompt", "image", "label", "task", "output"):
+    for name in ("config", "workdir", "mode", "prompt", "image", "label", "task", "output", "step"):
         main.FLAGS[name].unparse()
     main.FLAGS.unparse_flags()
     code = main.main(argv)

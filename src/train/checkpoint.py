@@ -69,9 +69,10 @@ class Checkpointer:
         if not readonly and (reason := agree(_unwritable(self.directory))):
             raise OSError(f"{self.directory} cannot be written ({reason}): correct it, or choose another --workdir")
 
-    def due(self, step: int) -> bool:
-        """Whether `step` is a multiple of `every` or `keep_every` (never of 0)."""
-        return step > 0 and any(n > 0 and step % n == 0 for n in (self.every, self.retention.every))
+    def due(self, step: int, evaluated: bool = False) -> bool:
+        """Whether `step` is a multiple of `every` or `keep_every` (never of 0), or is `evaluated` to find the best."""
+        regular = any(n > 0 and step % n == 0 for n in (self.every, self.retention.every))
+        return step > 0 and (regular or (evaluated and bool(self.retention.metric)))
 
     def latest_step(self) -> int | None:
         """The newest checkpoint, not yet verified and perhaps still being written, or None."""
@@ -139,14 +140,14 @@ class Checkpointer:
             reason = explain(error)
         return self._succeeded(reason)
 
-    def complete(self, step: int, state: Any, data_state: Any, config: Any) -> None:
-        """Until nothing is being written; if the last checkpoint failed it is tried once more, now with this state.
+    def complete(self, again: Callable[[], Any]) -> None:
+        """Until nothing is being written; if the last checkpoint failed, `again` is called to save it once more.
 
         Raises OSError as `wait` does.
         """
         self._settle()
         if self._failure:
-            self.save(step, state, data_state, config)
+            again()
         self.wait()
 
     def restore(

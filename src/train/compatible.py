@@ -8,28 +8,74 @@ from typing import Any
 import jax
 import numpy as np
 
-FREE = ("steps", "log", "eval", "checkpoint", "sample")
+FREE = ("steps", "log", "eval", "checkpoint", "sample", "guard", "doctor")
+WHERE = ("text_codec.path", "text_codec.folder")  # may change while the tokenizer's fingerprint stays
+# What a config means that does not have the field, because it was made before there was one, or after it was dropped.
+ASSUMED: dict[str, Any] = {
+    "model.trunk.attention": "auto",
+    "model.text_head.chunk": 8192,
+    "optim.moments": "full",
+}
+RENAMED: dict[str, str] = {}  # a field, or all below it, of older configs: its name now
+ABSENT = "absent"
 
 
 def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, tuple[Any, Any]]:
     """The fields that differ between a checkpoint's config and this run's, `{"steps": (old, new)}`, to be logged.
 
-    Fields that equal a name in `free`, or lie below one, may differ. Raises ValueError with the list of the others.
+    Fields that equal a name in `free`, or lie below one, may differ. One that only one of the configs has is taken for
+    its value in ASSUMED, and RENAMED fields of the old one are compared under their new name. Raises ValueError with
+    the list of the others, and what to do about each.
     """
-    before, after = fields(plain(old)), fields(plain(new))
+    before = {_renamed(field): value for field, value in fields(plain(old)).items()}
+    after = fields(plain(new))
+    if before.get("tokenizer") is not None and before.get("tokenizer") == after.get("tokenizer"):
+        free = (*free, *WHERE)
     changed = {
-        field: (before.get(field, "absent"), after.get(field, "absent"))
+        field: (before.get(field, ABSENT), after.get(field, ABSENT))
         for field in sorted(before.keys() | after.keys())
         if field not in before or field not in after or not _same(before[field], after[field])
     }
-    locked = {f: v for f, v in changed.items() if not any(f == name or f.startswith(f"{name}.") for name in free)}
+    locked = {
+        field: values
+        for field, values in changed.items()
+        if not any(field == name or field.startswith(f"{name}.") for name in free) and not _as_before(field, *values)
+    }
     if locked:
         rows = "; ".join(f"{field}: {was!r} -> {now!r}" for field, (was, now) in locked.items())
+        advice = ", ".join(_advice(field, was, now, after) for field, (was, now) in locked.items())
         raise ValueError(
-            f"the run in this workdir was made with another config ({rows}): set these fields back to go on with it,"
+            f"the run in this workdir was made with another config ({rows}): to go on with it, {advice};"
             " or choose another --workdir for the new config"
         )
     return changed
+
+
+def _renamed(field: str) -> str:
+    for old, new in RENAMED.items():
+        if field == old or field.startswith(f"{old}."):
+            return new + field.removeprefix(old)
+    return field
+
+
+def _as_before(field: str, was: Any, now: Any) -> bool:
+    """Whether a field that one of the configs does not have says in the other one what was always done."""
+    return ABSENT in (was, now) and field in ASSUMED and _same(plain(ASSUMED[field]), now if was == ABSENT else was)
+
+
+def _advice(field: str, was: Any, now: Any, config: dict[str, Any]) -> str:
+    """What a person does about one field."""
+    if field == "tokenizer":
+        where = config.get("text_codec.path") or config.get("text_codec.folder")
+        place = f"at {where}" if where else "trained on the tasks' own texts"
+        return f"bring back the tokenizer with the fingerprint {was} (the one {place} has {now})"
+    if was == ABSENT:
+        return f"take {field} out of the config file"
+    if now == ABSENT:
+        return f"put {field} = {was!r} into the config file"
+    if isinstance(was, str | int | float):  # what a flag can say
+        return f"add --config.{field}={was}"
+    return f"set {field} back to {was!r} in the config file"
 
 
 def plain(value: Any) -> Any:

@@ -26,7 +26,9 @@ from src.train.step import Measured, Step
 from src.train.system import System
 from src.train.trainer import Trainer, open_data
 
-ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data")  # may change between two runs in one workdir
+# May change between two runs in one workdir: where and how it is computed, not what.
+ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attention", "model.trunk.remat",
+           "model.text_head.chunk")  # fmt: skip
 
 
 class Observer(Protocol):
@@ -91,14 +93,15 @@ def train(
             if "seconds_to_first_step" not in facts:
                 jax.block_until_ready(run.measured)
                 facts["seconds_to_first_step"] = time.monotonic() - started
-            due = checkpoints.due(run.step) or run.step == config.steps
+            evaluated = config.eval.every and run.step % config.eval.every == 0 and run.step < config.steps
+            due = checkpoints.due(run.step, evaluated) or run.step == config.steps
             if run.step % config.log.every == 0 or run.step == 1 or due:  # never save what was not looked at
                 run.tell()
             if due:
                 run.save()
-            if config.eval.every and run.step % config.eval.every == 0 and run.step < config.steps:
-                evaluate(trainer.system, run.state, writer, run.step)
-    checkpoints.wait()
+            if evaluated:
+                checkpoints.score(run.step, evaluate(trainer.system, run.state, writer, run.step))
+        checkpoints.complete(run.save)
     return run.state, facts
 
 
