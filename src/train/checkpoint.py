@@ -191,9 +191,8 @@ class Checkpointer:
         if damaged:
             listed = "; ".join(f"{self.directory / str(step)}: {why}" for step, why in damaged.items())
             if step is not None:
-                raise RuntimeError(
-                    f"the checkpoint is damaged ({listed}): choose another --step of {tree.listed(steps)}"
-                )
+                others = tree.listed([each for each in steps if each != step]) or "none"
+                raise RuntimeError(f"the checkpoint is damaged ({listed}): choose another --step; there are {others}")
             raise RuntimeError(
                 f"all {len(damaged)} checkpoints are damaged and the run will not silently start again from step 0"
                 f" ({listed}): restore a copy, or choose another --workdir to start anew"
@@ -235,7 +234,6 @@ class Checkpointer:
             # Orbax keeps everything: what is removed is decided in `keep.py`.
             options = ocp.CheckpointManagerOptions(
                 create=not self.readonly,
-                read_only=self.readonly,
                 cleanup_tmp_directories=not self.readonly,
                 # Created in a thread, a directory that cannot be made leaves a process that never exits.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),

@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
+import pathlib
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -97,19 +99,19 @@ def changed_files(folder: epath.Path) -> list[str]:
     except FileNotFoundError:
         noted = {}
     except Exception:
-        return [f"{folder / LIST} cannot be read"]
+        return [f"{LIST} cannot be read"]
     try:
         now = _files(folder)
     except Exception:
         return []
-    found = [f"{folder / name} is empty" for name, (size, _) in now.items() if not size and name not in noted]
+    found = [f"{name} is empty" for name, (size, _) in now.items() if not size and name not in noted]
     for name, (size, crc) in noted.items():
         if name not in now:
-            found.append(f"{folder / name} is missing")
+            found.append(f"{name} is missing")
         elif now[name][0] != size:
-            found.append(f"{folder / name} has {now[name][0]} of {size} bytes")
+            found.append(f"{name} has {now[name][0]} of {size} bytes")
         elif now[name][1] != crc:
-            found.append(f"{folder / name} is not what was written")
+            found.append(f"{name} is not what was written")
     return found
 
 
@@ -117,18 +119,19 @@ def blame(folder: epath.Path, error: BaseException) -> str:
     """Why a checkpoint is damaged, with the files that are known to be."""
     files = changed_files(folder)
     if not files:
-        files = sorted(set(re.findall(re.escape(str(folder)) + r"/[^\s\"'\]:,]+", str(error))))
-    return f"{error}; {listed(files)}" if files else str(error)
+        files = sorted(set(re.findall(re.escape(f"{folder}/") + r"([^\s\"'\]:,]+)", str(error))))
+    return f"{error}: {listed(files, 3)}" if files else str(error)
 
 
 def _files(folder: epath.Path) -> dict[str, tuple[int, int | None]]:
-    """Size in bytes and CRC-32 (of small ones) of all files below, by relative path."""
+    """Size in bytes and CRC-32 (of small ones) of all files below, by relative path; nothing of a store."""
     found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != LIST:
-            size = path.stat().length
-            found[str(path.relative_to(folder))] = (size, zlib.crc32(path.read_bytes()) if size <= SMALL else None)
-    return found
+    for place, _, names in os.walk(folder):
+        for path in (pathlib.Path(place, name) for name in names if name != LIST):
+            size = path.stat().st_size
+            crc = zlib.crc32(path.read_bytes()) if size <= SMALL else None
+            found[str(path.relative_to(folder))] = (size, crc)
+    return dict(sorted(found.items()))
 
 
 # --------------------------------------------------------------------------- out of the way

@@ -1,0 +1,189 @@
+"""Whatever happens to the files of a checkpoint, what is read is what was saved: from it, or from the one before."""
+
+import gc
+import os
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from src.common.sharding import ShardingRules, make_mesh
+from src.train import damage
+from src.train.checkpoint import Checkpointer
+
+# Orbax's readers drop their futures when one of them finds damage.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+STEPS = (2, 4, 6)
+CONFIG = {"seed": 0}
+
+
+def state(step):
+    rng = np.random.default_rng(step)
+    bits = rng.integers(2**32, size=(256, 64), dtype=np.uint32)  # bits that no compressor shortens
+    kernel = rng.normal(size=(8, 8)).astype(np.float32)
+    return {"bits": jnp.asarray(bits), "mean": {"kernel": jnp.asarray(kernel)}, "step": jnp.int32(step)}
+
+
+ABSTRACT = jax.eval_shape(lambda: state(0))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Three checkpoints of one run, written from eight devices."""
+    workdir = tmp_path_factory.mktemp("saved")
+    checkpointer = Checkpointer(workdir)
+    for step in STEPS:
+        shardings = ShardingRules(min_size=64).shardings(state(step), make_mesh({"data": 2, "fsdp": 4}))
+        assert checkpointer.save(step, jax.device_put(state(step), shardings), {"next": step}, CONFIG)
+    checkpointer.close()
+    return workdir
+
+
+@pytest.fixture(autouse=True)
+def tidy():
+    """Has Python report what Orbax's readers dropped here, where it is ignored."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def flip(path, place=0.5):
+    data = bytearray(path.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 0x10
+    path.write_bytes(data)
+
+
+KINDS = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "flipped early": lambda path: flip(path, 0.1),
+    "flipped": flip,
+    "flipped late": lambda path: flip(path, 0.9),
+}
+NEEDED = ("meta/metadata", "data/metadata", "state/manifest.ocdbt")
+
+
+def damage_each(workdir, kinds):
+    """Does each of `kinds` to each file of step 6 in turn, reads, and yields (file, kind, step, what was warned)."""
+    newest = workdir / "checkpoints" / "6"
+    whole = shutil.copytree(newest, workdir.parent / "whole")
+    for path in sorted(p for p in newest.rglob("*") if p.is_file() and p.name != damage.LIST):
+        for kind in kinds:
+            yield path, kind
+            shutil.rmtree(newest, ignore_errors=True)
+            shutil.rmtree(workdir / "damaged", ignore_errors=True)
+            shutil.copytree(whole, newest)
+
+
+def check_survival(workdir, caplog, kinds):
+    """The pairs (kind, file) after which the checkpoint before was read; after all others the newest was, exactly."""
+    fell_back, harmless = set(), set()
+    for path, kind in damage_each(workdir, kinds):
+        name = str(path.relative_to(workdir / "checkpoints" / "6"))
+        KINDS[kind](path)
+        caplog.clear()
+        checkpointer = Checkpointer(workdir)
+        found, data, _ = checkpointer.restore(ABSTRACT)
+        checkpointer.close()
+        step = data["next"]
+        assert step in (6, 4), (name, kind)
+        jax.tree.map(np.testing.assert_array_equal, found, state(step))
+        assert re.search(rf"[ (]{name} (is|has|cannot)", caplog.text), (
+            f"{kind} {name}: the warning does not name the file:\n{caplog.text}"
+        )
+        assert ("trying the one before" in caplog.text) == (step == 4)
+        assert sorted(os.listdir(workdir / "checkpoints")) == (["2", "4", "6"] if step == 6 else ["2", "4"])
+        assert not (workdir / "damaged").exists() or os.listdir(workdir / "damaged") == ["6-0"]
+        (fell_back if step == 4 else harmless).add((kind, name))
+    print(len(fell_back), "fell back,", len(harmless), "were read all the same:", sorted(harmless))
+    needed = {*NEEDED, *arrays(workdir)} if kinds else set()
+    assert fell_back >= {(k, n) for k in kinds if k != "flipped early" for n in needed}
+    assert ("missing", "commit_success.txt") in fell_back
+
+
+def arrays(workdir):
+    """The files of step 6 that hold pieces of `bits`."""
+    piece = np.asarray(state(6)["bits"]).reshape(2, 128, 4, 16)[0, :, 0]
+    folder = workdir / "checkpoints" / "6"
+    names = [str(p.relative_to(folder)) for p in folder.rglob("d/*") if piece[3].tobytes() in p.read_bytes()]
+    assert names, "the data are not where this test looks for them"
+    return names
+
+
+def test_damage_in_every_file(workdir, caplog):
+    check_survival(workdir, caplog, ["missing", "flipped"])
+
+
+@pytest.mark.faults
+def test_every_kind_of_damage_in_every_file(workdir, caplog):
+    check_survival(workdir, caplog, KINDS)
+
+
+@pytest.mark.faults
+def test_random_flips_never_give_wrong_numbers(workdir, caplog):
+    """300 random bits of any file, some at once: what is read is always exactly one of the checkpoints."""
+    rng = np.random.default_rng(0)
+    whole = shutil.copytree(workdir, workdir.parent / "whole")
+    read = []
+    for _ in range(300):
+        files = sorted(p for p in (workdir / "checkpoints").rglob("*") if p.is_file() and p.parts[-2] != "2")
+        files = [p for p in files if "/2/" not in str(p.relative_to(workdir))]
+        for _ in range(rng.integers(1, 4)):
+            flip(files[rng.integers(len(files))], rng.random())
+        checkpointer = Checkpointer(workdir)
+        found, data, _ = checkpointer.restore(ABSTRACT)
+        checkpointer.close()
+        jax.tree.map(np.testing.assert_array_equal, found, state(data["next"]))
+        read.append(data["next"])
+        shutil.rmtree(workdir)
+        shutil.copytree(whole, workdir)
+    print({step: read.count(step) for step in STEPS})
+    assert set(read) == set(STEPS)
+
+
+def remove_item(workdir, step):
+    shutil.rmtree(workdir / "checkpoints" / str(step) / "state")
+
+
+def empty_folder(workdir, step):
+    shutil.rmtree(workdir / "checkpoints" / str(step))
+    (workdir / "checkpoints" / str(step)).mkdir()
+
+
+def unmark(workdir, step):
+    (workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").unlink()
+
+
+@pytest.mark.parametrize("damage_it", [remove_item, empty_folder, unmark])
+def test_all_but_the_oldest_and_then_all(workdir, caplog, damage_it):
+    leftover = workdir / "checkpoints" / "8.orbax-checkpoint-tmp" / "state"
+    leftover.mkdir(parents=True)  # of a save that was killed
+    (workdir / "checkpoints" / "8.orbax-checkpoint-tmp" / "meta").write_text("{")
+    for step in (4, 6):
+        damage_it(workdir, step)
+    looking = Checkpointer(workdir, readonly=True)
+    assert looking.restore(ABSTRACT)[1] == {"next": 2}
+    with pytest.raises(RuntimeError, match=r"is damaged .*checkpoints/6: .* is missing.*; there are 4, 2"):
+        looking.restore(ABSTRACT, step=6)
+    looking.close()
+    assert leftover.exists() and not (workdir / "damaged").exists(), "who only looks changes nothing"
+    checkpointer = Checkpointer(workdir)
+    found, _, _ = checkpointer.restore(ABSTRACT)
+    checkpointer.close()
+    jax.tree.map(np.testing.assert_array_equal, found, state(2))
+    assert sorted(os.listdir(workdir / "damaged")) == ["4-0", "6-0"]
+    assert os.listdir(workdir / "checkpoints") == ["2"]
+    damage_it(workdir, 2)
+    before = sorted(workdir.rglob("*"))
+    with pytest.raises(RuntimeError, match="all 1 checkpoints are damaged and the run will not silently start again"):
+        Checkpointer(workdir).restore(ABSTRACT)
+    assert sorted(workdir.rglob("*")) == before
