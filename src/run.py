@@ -18,10 +18,7 @@ from etils import epath
 
 from src.build import build_system
 from src.common.distributed import check_same, is_first
-from src.common.files import cache_folder
-from src.common.images import read_image as read_pixels
-from src.common.inside import stem
-from src.common.strict_json import read_json
+from src.common.program_cache import use_program_cache
 from src.common.writers import JsonLines, Many, TensorBoard
 from src.train import loop
 from src.train.checkpoint import Checkpointer
@@ -34,7 +31,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 def train(flags: Any, started: float) -> None:
     """Trains to the end, evaluates, and leaves metrics.json and pictures in the workdir."""
-    _use_compilation_cache()
+    use_program_cache()
     config, workdir = flags.config, epath.Path(flags.workdir)
     system = _build(flags)
     trainer = make_trainer(system)
@@ -53,7 +50,7 @@ def train(flags: Any, started: float) -> None:
 
 def evaluate(flags: Any, started: float) -> None:
     """Evaluates the newest checkpoint of the workdir, or that of --step."""
-    _use_compilation_cache()
+    use_program_cache()
     system, state, workdir = _restored(flags)
     step = int(state.step)
     writer = _writer(workdir)
@@ -65,7 +62,7 @@ def evaluate(flags: Any, started: float) -> None:
 
 def sample(flags: Any, started: float) -> None:
     """Draws a prompt or label as a PNG, or writes text about an image or after a beginning."""
-    _use_compilation_cache()
+    use_program_cache()
     given = [name for name in ("prompt", "label", "image") if getattr(flags, name) is not None]
     if not given:
         raise ValueError('--mode=sample needs --prompt="…" or --label=… to draw, or --image=file.png to describe')
@@ -164,12 +161,6 @@ def _build(flags: Any) -> Any:
 def _say(text: str) -> None:
     if is_first():
         print(text)
-
-
-def _use_compilation_cache() -> None:
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", f"{cache_folder()}/xla")
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _overview(trainer: Trainer) -> None:

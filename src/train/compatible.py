@@ -69,6 +69,7 @@ def _advice(field: str, was: Any, now: Any, config: dict[str, Any]) -> str:
         where = config.get("text_codec.path") or config.get("text_codec.folder")
         place = f"at {where}" if where else "trained on the tasks' own texts"
         return f"bring back the tokenizer with the fingerprint {was} (the one {place} has {now})"
+    was = ASSUMED.get(field, was) if was == ABSENT else was
     if was == ABSENT:
         return f"take {field} out of the config file"
     if now == ABSENT:

@@ -53,7 +53,7 @@ def test_evaluation(ema, expected):
 def test_sampling(ema, expected, monkeypatch, tmp_path):
     system, drawn = system_of(ema)
     monkeypatch.setattr(run, "_restored", lambda flags: (system, STATE, tmp_path))
-    monkeypatch.setattr(run, "_use_compilation_cache", lambda: None)
+    monkeypatch.setattr(run, "use_program_cache", lambda: None)
     path = tmp_path / "seven.png"
     asked = {"prompt": None, "image": None, "label": 7, "task": None, "count": 2, "output": str(path)}
     run.sample(types.SimpleNamespace(**asked), 0.0)

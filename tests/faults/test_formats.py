@@ -1,0 +1,152 @@
+"""Checkpoints of other versions, configs and tokenizers: read, migrated field by field, or refused in words."""
+
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import digits
+from src.codecs.text import SentencePiece, train_sentencepiece
+from src.train import compatible, contents
+from src.train.checkpoint import Checkpointer
+from src.train.compatible import check_config, plain
+from src.train.loop import ELASTIC
+
+ROOT = pathlib.Path(__file__).parents[2]
+STATE = {"a": jnp.arange(8.0), "step": jnp.int32(6)}
+ABSTRACT = jax.eval_shape(lambda: STATE)
+
+
+@pytest.fixture
+def rewrite(tmp_path):
+    """Saves a checkpoint, and writes its JSON again as `change(meta, data)` says, properly sealed."""
+
+    def again(change):
+        checkpointer = Checkpointer(tmp_path)
+        checkpointer.save(6, STATE, {"next": 60}, {"lr": 1})
+        checkpointer.close()
+        paths = [tmp_path / "checkpoints" / "6" / item / "metadata" for item in ("meta", "data")]
+        meta, data = change(*(json.loads(path.read_text()) for path in paths))
+        meta = {k: v for k, v in meta.items() if k != "seal"} | {"data": contents.checksum(data)}
+        for path, value in zip(paths, (meta | {"seal": contents.checksum(meta)}, data), strict=True):
+            path.write_text(json.dumps(value))
+        return tmp_path
+
+    return again
+
+
+def test_a_newer_format_is_refused_and_says_what_reads_it(rewrite):
+    number = contents.FORMAT + 1
+    workdir = rewrite(lambda meta, data: (meta | {"format": number, "version": "7.8.9"}, data))
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    with pytest.raises(
+        ValueError, match=rf"6 has format {number}, written by version 7\.8\.9 of .* up to {number - 1}: "
+    ) as caught:
+        Checkpointer(workdir).restore(ABSTRACT)
+    assert "\n" not in str(caught.value)
+    before.pop(workdir, None)
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+    title = re.search(r"^## \[(\S+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert title[1] == contents.VERSION
+
+
+def test_older_formats_are_walked_up_to_the_present_one(rewrite, monkeypatch):
+    """As if format -1 kept the rows under another name, and format 0 the config."""
+    oldest = contents.FORMAT - 2
+
+    def old(meta, data):
+        meta = {k: v for k, v in meta.items() if k not in ("version", "config")}
+        return meta | {"format": oldest, "settings": {"learning_rate": 1}}, {"rows": data["value"]["next"]}
+
+    workdir = rewrite(old)
+    for known in ({}, {oldest: lambda meta, data: (meta, data)}):
+        monkeypatch.setattr(contents, "MIGRATIONS", known)
+        missing = oldest + len(known)
+        with pytest.raises(ValueError, match=f"has format {oldest}, .* does not know how to read format {missing}: "):
+            Checkpointer(workdir).restore(ABSTRACT)
+    steps = {
+        oldest: lambda meta, data: (meta, {"value": {"next": data["rows"]}}),
+        oldest + 1: lambda meta, data: (meta | {"config": {"lr": meta["settings"]["learning_rate"]}}, data),
+    }
+    monkeypatch.setattr(contents, "MIGRATIONS", steps)
+    _, data, meta = Checkpointer(workdir).restore(ABSTRACT, lambda saved: check_config(saved, {"lr": 1}))
+    assert data == {"next": 60} and meta["config"] == {"lr": 1} and meta["format"] == contents.FORMAT
+
+
+def identity(**changes):
+    config = digits.get_config("debug").unlock()
+    config.update_from_flattened_dict(changes)
+    return plain(config) | {"tokenizer": "abcd"}
+
+
+def without(config, *names):
+    """The config of a version that did not have some fields yet."""
+    for name in names:
+        *outer, last = name.split(".")
+        node = config
+        for key in outer:
+            node = node[key]
+        del node[last]
+    return config
+
+
+def test_a_run_of_yesterday_goes_on(monkeypatch):
+    """Fault 32: sections that were added since, whose default is what was done before, do not stop it."""
+    old = without(identity(), "checkpoint.best", "checkpoint.keep_every", "optim.moments", "model.text_head.chunk")
+    new = identity() | {"guard": {"skip": 3}, "doctor": {"every": 100}}
+    changed = check_config(old, new, ELASTIC)
+    assert {"guard.skip", "doctor.every", "optim.moments", "model.text_head.chunk", "checkpoint.keep_every"} <= set(
+        changed
+    )
+    assert check_config(new, old, ELASTIC).keys() == changed.keys(), "and back again"
+    with pytest.raises(
+        ValueError, match=r"\(optim\.moments: 'absent' -> 'factored'\): .*add --config.optim.moments=full;"
+    ):
+        check_config(old, identity(**{"optim.moments": "factored"}), ELASTIC)
+    moved = identity()
+    moved["training"] = {"lr": moved["optim"].pop("lr")}
+    with pytest.raises(ValueError, match=r"optim\.lr: 'absent' -> .*; training\.lr: .* -> 'absent'\)"):
+        check_config(moved, identity(), ELASTIC)
+    monkeypatch.setattr(compatible, "RENAMED", {"training": "optim"})
+    assert check_config(moved, identity(), ELASTIC) == {}
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (
+            {"optim.lr": 0.5},
+            r"\(optim\.lr: 0\.004 -> 0\.5\): to go on with it, add --config\.optim\.lr=0\.004; or ",
+        ),
+        (
+            {"optim.multipliers": ((".*", 0.5),)},
+            r"set optim\.multipliers back to \[\['\.\*', 1\.0\]\] in the ",
+        ),
+        ({"model.trunk.width": 64}, r"width: 32 -> 64\): to go on with it, add --config\.model\.trunk\.width=32"),
+        ({"seed": 1, "batch": 8}, r"batch: 88 -> 8; seed: 0 -> 1\): .*--config\.batch=88, add --config\.seed=0;"),
+    ],
+)
+def test_other_changes_are_refused_field_by_field(changes, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        check_config(identity(), identity(**changes), ELASTIC)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_tokenizer_is_named_with_its_file(tmp_path):
+    """Fault 31: the fingerprint decides, not the place of the file."""
+    words = "one two three four five six seven eight nine zero"
+    prints = {}
+    for name, text in (("a", words), ("moved/a", words), ("b", words[::-1] * 2)):
+        train_sentencepiece([text], 40, tmp_path / f"{name}.model")
+        prints[name] = SentencePiece(tmp_path / f"{name}.model").fingerprint()
+    at = {name: {"text_codec": {"path": f"{tmp_path}/{name}.model"}, "tokenizer": prints[name]} for name in prints}
+    assert list(check_config(at["a"], at["moved/a"])) == ["text_codec.path"]
+    with pytest.raises(ValueError, match="tokenizer: ") as caught:
+        check_config(at["a"], at["b"])
+    wanted = (
+        f"bring back the tokenizer with the fingerprint {prints['a']} (the one at {tmp_path}/b.model has {prints['b']})"
+    )
+    assert wanted in str(caught.value)
