@@ -229,6 +229,7 @@ class Checkpointer:
         if self._opened is None:
             import orbax.checkpoint as ocp
 
+            damage.hush_orbax()
             if not self.readonly:
                 self._sweep()
             # Orbax keeps everything: what is removed is decided in `keep.py`.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -17,7 +18,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import logging
+from absl import logging as absl_logging
 from etils import epath
 
 from src.common.distributed import agree
@@ -59,6 +60,18 @@ def explain(error: BaseException) -> str:
     return f"{FULL} ({brief(error)})" if full else brief(error)
 
 
+def hush_orbax() -> None:
+    """Hides the errors that Orbax drops after it raised the first one of a write: hundreds, on a full disk."""
+    logger = logging.getLogger("asyncio")
+    if _told not in logger.filters:
+        logger.addFilter(_told)
+
+
+def _told(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not ("exception was never retrieved" in text and "orbax" in text)
+
+
 # --------------------------------------------------------------------------- the files of a checkpoint
 
 
@@ -87,7 +100,7 @@ def note_files(folder: epath.Path) -> None:
     try:
         write_whole(folder / LIST, json.dumps(_files(folder), indent=0).encode())
     except Exception as error:
-        logging.warning(
+        absl_logging.warning(
             "The files of checkpoint %s were not noted (%s); it is whole all the same.", folder, brief(error)
         )
 
@@ -142,4 +155,4 @@ def move_damaged(workdir: epath.Path, steps: Sequence[int]) -> None:
     for step in steps:
         place = next(p for i in itertools.count() if not (p := workdir / "damaged" / f"{step}-{i}").exists())
         move_folder(workdir / "checkpoints" / str(step), place)
-        logging.warning("Moved the damaged checkpoint of step %d to %s.", step, place)
+        absl_logging.warning("Moved the damaged checkpoint of step %d to %s.", step, place)

@@ -103,7 +103,7 @@ def test_a_run_of_yesterday_goes_on(monkeypatch):
     )
     assert check_config(new, old, ELASTIC).keys() == changed.keys(), "and back again"
     with pytest.raises(
-        ValueError, match=r"\(optim\.moments: 'absent' -> 'factored'\): .*add --config.optim.moments=full;"
+        ValueError, match=r"\(optim\.moments: 'absent' -> 'factored'\): .* --config.optim.moments=full;"
     ):
         check_config(old, identity(**{"optim.moments": "factored"}), ELASTIC)
     moved = identity()
