@@ -61,15 +61,19 @@ def explain(error: BaseException) -> str:
 
 
 def hush_orbax() -> None:
-    """Hides the errors that Orbax drops after it raised the first one of a write: hundreds, on a full disk."""
-    logger = logging.getLogger("asyncio")
-    if _told not in logger.filters:
-        logger.addFilter(_told)
+    """Takes the stack traces from the errors that Orbax logs before it raises them: on a full disk hundreds."""
+    for logger in (logging.getLogger("asyncio"), absl_logging.get_absl_logger()):
+        if _shortened not in logger.filters:
+            logger.addFilter(_shortened)
 
 
-def _told(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return not ("exception was never retrieved" in text and "orbax" in text)
+def _shortened(record: logging.LogRecord) -> bool:
+    if "exception was never retrieved" in record.msg and "orbax" in record.getMessage():
+        return False  # it raised another one of the same write
+    if record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname:
+        record.exc_info = None
+        record.msg, record.args = " ".join(record.getMessage().split())[:200].replace("%", "%%"), ()
+    return True
 
 
 # --------------------------------------------------------------------------- the files of a checkpoint
