@@ -2,6 +2,7 @@
 
 python -m src.tools.bench --config=configs/digits.py
 python -m src.tools.bench --config=configs/digits.py --json=bench.json --only=step,data
+python -m src.tools.bench --config=configs/digits.py --only=save --save_gb=1 --config.mesh.fsdp=-1 --config.mesh.data=1
 python -m src.tools.bench --config=configs/digits.py --peer=transformers
 
 Times are medians of calls that are waited for. `mfu` is the model's operations (`flops.py`) over time and over
@@ -23,13 +24,16 @@ from typing import Any  # noqa: E402
 from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-PARTS = ("step", "data", "sample", "decode", "peer")
+PARTS = ("step", "data", "sample", "decode", "save", "peer")
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", flag_values=FLAGS)
 ONLY = flags.DEFINE_list("only", None, f"Parts to measure, of {', '.join(PARTS)}; all by default.", flag_values=FLAGS)
 SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each part is measured.", flag_values=FLAGS)
 STEPS = flags.DEFINE_integer("steps", 0, "Calls of each part, instead of --seconds.", 0, flag_values=FLAGS)
 JSON = flags.DEFINE_string("json", None, "File that gets the figures.", flag_values=FLAGS)
+SAVE = flags.DEFINE_float(
+    "save_gb", 0.0, "--only=save: random numbers, not the state.", flag_values=FLAGS
+)
 PEER = flags.DEFINE_string("peer", None, "A file of src/tools/peers: transformers.", flag_values=FLAGS)
 
 
@@ -43,6 +47,7 @@ def bench(
     started: float | None = None,
     devices: Sequence[Any] | None = None,
     peak_size: int | None = None,
+    save_gb: float = 0.0,
 ) -> dict[str, Any]:
     """All figures by part; each part carries machine, versions and date.
 
@@ -73,6 +78,12 @@ def bench(
         figures["sample"] = bench_parts.measure_sample(run)
     if "decode" in parts:
         figures["decode"] = bench_parts.measure_decode(run)
+    if "save" in parts:
+        from src.tools import bench_save
+
+        _say("saving")
+        state = bench_save.random_state(save_gb, run.trainer.mesh) if save_gb else run.state
+        figures["save"] = bench_save.measure_saves(state, count=steps or bench_save.COUNT)
     if "peer" in parts:
         from src.tools.bench_peer import measure_peer
 
@@ -119,6 +130,7 @@ def main(argv: list[str]) -> int:
         distributed.start()
         parts = tuple(ONLY.value or [part for part in PARTS if part != "peer" or PEER.value])
         options = {"peer": PEER.value, "seconds": SECONDS.value, "steps": STEPS.value, "started": STARTED}
+        options["save_gb"] = SAVE.value
         figures = bench(CONFIG.value, parts, **options)
     except (flags.Error, ValueError, OSError, RuntimeError, ImportError, AttributeError, KeyError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
