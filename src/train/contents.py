@@ -19,12 +19,15 @@ from jaxtyping import Array
 
 from src.common import tree
 from src.common.fingerprint import fingerprints
+from src.common.inside import shown
+from src.common.strict_json import read_json
 from src.train.compatible import plain
 from src.train.damage import DamageError, check_marker, together
 
 FORMAT = 1
 VERSION = "0.1.0"  # of this framework, as in CHANGELOG.md
 
+META = {"format": int, "step": int, "config": dict, "data": int, "leaves": dict}
 ITEMS = ("state", "data", "meta")
 
 Found = tuple[Any, Any, dict[str, Any]]  # state, data state, meta
@@ -40,11 +43,10 @@ def read(folder: epath.Path, abstract_state: Any, accept: Callable[[Any], Any] |
     import orbax.checkpoint as ocp
 
     # The items' own readers: those of the manager wait for the other processes, which may have met damage.
-    json_reader = ocp.JsonCheckpointHandler()
     together("", lambda: check_marker(folder, ITEMS))
-    meta = together("meta", lambda: checked_meta(json_reader.restore(folder / "meta")))
+    meta = together("meta", lambda: checked_meta(read_item(folder / "meta")))
     check_format(meta, str(folder))
-    data = together("data", lambda: checked_data(json_reader.restore(folder / "data"), meta))
+    data = together("data", lambda: checked_data(read_item(folder / "data"), meta))
     meta, data = migrated(meta, data)
     if accept is not None:
         accept(meta["config"])
@@ -68,16 +70,31 @@ def describe(step: int, flat: Mapping[str, Array], data_state: Any, config: Any)
     return meta | {"seal": checksum(meta)}, data
 
 
+def read_item(folder: epath.Path) -> Any:
+    """A JSON item, bounded in bytes and depth; a config may hold infinity."""
+    return read_json(folder / "metadata", finite=False)
+
+
 def checked_meta(meta: Any) -> dict[str, Any]:
-    """`meta` itself. Raises DamageError unless the seal is right."""
+    """`meta` itself. Raises DamageError unless the seal is right, and around what this version writes."""
     if not isinstance(meta, dict) or meta.get("seal") != checksum({k: v for k, v in meta.items() if k != "seal"}):
         raise DamageError("not what was saved")
+    # A seal is a checksum and no signature: a stranger's may be right around anything.
+    kinds = META if meta.get("format") == FORMAT else {"format": int}
+    wrong = [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind)]
+    wrong += [path for path, leaf in ({} if wrong else meta.get("leaves", {})).items() if not _is_leaf(leaf)]
+    if wrong:
+        raise DamageError(f"{tree.listed(list(map(shown, wrong)))} is not what this version writes")
     return meta
+
+
+def _is_leaf(leaf: Any) -> bool:
+    return isinstance(leaf, dict) and {"print", "dtype", "shape"} <= leaf.keys()
 
 
 def checked_data(data: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
     """`data` itself. Raises DamageError unless it has the checksum that `meta` tells."""
-    if not isinstance(data, dict) or meta["data"] != checksum(data):
+    if not isinstance(data, dict) or "value" not in data or meta["data"] != checksum(data):
         raise DamageError("not what was saved")
     return data
 

@@ -25,7 +25,7 @@ from src.common.images import Limits, read_image
 from src.common.npy import read_npy
 from src.common.safe_tensors import SafeTensors
 from src.models.published import read_config
-from src.train import checkpoint
+from src.train import contents
 
 ROOM = 256 << 20  # bytes of address space that a reader may take; the seeds are below 20 kB
 NUMBERS = (0, 1, 2, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**64 - 1)
@@ -112,7 +112,7 @@ def seeds_of_sentencepiece(folder):
 def seeds_of_meta():
     meta = {"format": 1, "step": 7, "config": {"optim": {"max_norm": float("inf")}}, "data": 5}
     meta |= {"leaves": {"params/a": {"print": [1, 2], "dtype": "float32", "shape": [2]}}}
-    return [json.dumps(meta | {"seal": checkpoint._crc(meta)}).encode()]
+    return [json.dumps(meta | {"seal": contents.checksum(meta)}).encode()]
 
 
 def read_safetensors(path):
@@ -154,12 +154,12 @@ def _encoded(codec, word):
 
 def read_meta(path):
     try:
-        meta = checkpoint._check_seal(checkpoint._read_item(path.parent))
-    except checkpoint.DamageError as error:  # `_together` turns every error into this one
+        meta = contents.checked_meta(contents.read_item(path.parent))
+    except contents.DamageError as error:  # `_together` turns every error into this one
         raise ValueError(str(error)) from error
     assert isinstance(meta["step"], int) and isinstance(meta["config"], dict)
     with contextlib.suppress(ValueError):  # another architecture
-        checkpoint._check_leaves(meta["leaves"], {}, "it")
+        contents.check_leaves(meta["leaves"], {}, "it")
 
 
 def mend_safetensors(data):
@@ -191,7 +191,7 @@ def mend_meta(data):
     """The seal, over whatever is there now."""
     try:
         meta = {key: value for key, value in json.loads(data).items() if key != "seal"}
-        return json.dumps(meta | {"seal": checkpoint._crc(meta)}).encode()
+        return json.dumps(meta | {"seal": contents.checksum(meta)}).encode()
     except (ValueError, AttributeError, RecursionError):
         return data
 
