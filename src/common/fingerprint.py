@@ -34,11 +34,12 @@ def fingerprint(x: Shaped[Array, "*shape"]) -> UInt32[Array, ""]:
 def fingerprints(flat: Mapping[str, Array]) -> dict[str, int]:
     """`fingerprint` of every leaf, the same on every process."""
     # One program: several in flight at once may run in another order on another process and wait for ever.
-    return {path: int(value) for path, value in jax.device_get(_fingerprints(dict(flat))).items()}
+    return {path: int(value) for path, value in jax.device_get(on_device(dict(flat))).items()}
 
 
 @jax.jit
-def _fingerprints(flat: dict[str, Array]) -> dict[str, Array]:
+def on_device(flat: dict[str, Array]) -> dict[str, Array]:
+    """`fingerprint` of every leaf, one program; where copies of a leaf differ, so do the copies of its fingerprint."""
     return {path: fingerprint(x) for path, x in flat.items()}
 
 

@@ -1,0 +1,161 @@
+"""Requests to stop: SIGTERM, Ctrl-C and the platform's notice before it takes the machine away.
+
+A training that is asked finishes its step, saves, and ends with exit code 0; a second Ctrl-C ends it at once (130).
+Where nothing would be lost (before the first step, during the last evaluation, with --mode=eval and sample) the first
+request ends it. Several processes must stop at one step, whoever was asked. JAX's preemption service catches SIGTERM
+for that and agrees on a step; Ctrl-C is passed on to it as SIGTERM.
+
+The signals are read by a thread, so that they count while the main thread compiles or waits for a device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+from absl import logging
+
+NOTE = "STOP_NOTE"  # the variable with which a launcher names a file that tells it "asked" from "finished"
+TOLD = "asked to stop (%s): finishing this step, saving and leaving; Ctrl-C once more leaves at once"
+
+
+class Stopped(Exception):
+    """The run left because it was asked to; everything is saved."""
+
+
+class Watch:
+    """The signals of this process, from `start` to `close`; one at a time, in the main thread.
+
+    `graceful` is whether a request lets the work finish its step. `shared` is whether other processes take part, in
+    which case JAX's service has SIGTERM (see `distributed.start`).
+    """
+
+    def __init__(self, graceful: bool, shared: bool):
+        self.graceful, self.shared = graceful, shared
+        self.requested = self.agreed = False
+        self._interrupts, self._asks = 0, 0
+        self._idle: list[Callable[[], None]] | None = None
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        names = [signal.SIGINT] if shared and graceful else [signal.SIGINT, signal.SIGTERM]
+        # A shell's background job ignores Ctrl-C, which is for the one in front.
+        names = [name for name in names if signal.getsignal(name) is not signal.SIG_IGN]
+        self._before = {name: signal.signal(name, lambda *_: None) for name in names}
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+
+    def asked(self) -> bool:
+        """Whether to stop now. Every process must ask equally often, and all get the same answer."""
+        if self.agreed or not self.shared:
+            self.agreed = self.agreed or self.requested
+            return self.agreed
+        from jax.experimental import multihost_utils
+
+        self._asks += 1
+        self.agreed = self.graceful and multihost_utils.reached_preemption_sync_point(self._asks)
+        if self.agreed and not self.requested:
+            logging.info(TOLD, "SIGTERM, here or at another process")
+        return self.agreed
+
+    @contextlib.contextmanager
+    def idle(self, *before: Callable[[], None]) -> Iterator[None]:
+        """While nothing would be lost: a request ends the process, after the calls of `before`.
+
+        Not with several processes, where one alone may not leave.
+        """
+        self._idle = None if self.shared else list(before)
+        if self.requested and self._idle is not None:
+            raise Stopped
+        try:
+            yield
+        finally:
+            self._idle = None
+        if self.requested and not self.shared:
+            raise Stopped
+
+    def close(self) -> None:
+        """Gives the signals back."""
+        signal.set_wakeup_fd(self._wakeup)
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+        os.close(self._write)  # ends the thread
+
+    def _listen(self) -> None:
+        with open(self._read, "rb", buffering=0) as pipe:
+            while heard := pipe.read(64):
+                for number in heard:
+                    self._hear(signal.Signals(number))
+
+    def _hear(self, number: signal.Signals) -> None:
+        if number not in self._before:
+            return
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1 or not self.graceful:
+            _leave(f"ended by {number.name}; what was saved before is sound", 128 + number)
+        if self._idle is not None:
+            for call in self._idle:
+                call()
+            note("nothing to save")
+            _leave(f"asked to stop ({number.name}); all is saved and the same command goes on", 0)
+        if not self.requested:
+            logging.info(TOLD, number.name)
+        self.requested = True
+        if self.shared and number == signal.SIGINT:
+            os.kill(os.getpid(), signal.SIGTERM)  # to JAX's service, which tells the others
+
+
+_watch: Watch | None = None
+
+
+def start(graceful: bool) -> None:
+    """Watches the signals of this process; after `distributed.start`, in the main thread."""
+    global _watch
+    close()
+    _watch = Watch(graceful, jax.distributed.is_initialized())
+
+
+def close() -> None:
+    """Stops watching."""
+    global _watch
+    watch, _watch = _watch, None
+    if watch is not None:
+        watch.close()
+
+
+def asked() -> bool:
+    """Whether to stop now, the same on every process; every process must ask equally often. False when nobody watches.
+
+    With several processes the answer takes about a second, and comes at the step after the furthest of them.
+    """
+    return _watch is not None and _watch.asked()
+
+
+def check() -> None:
+    """Raises Stopped when `asked`."""
+    if asked():
+        raise Stopped
+
+
+def idle(*before: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+    """The time in which a request may end the process at once; see `Watch.idle`."""
+    return contextlib.nullcontext() if _watch is None else _watch.idle(*before)
+
+
+def note(text: str) -> None:
+    """Tells the launcher that the run is not finished: exit code 0 alone would mean that it is."""
+    if path := os.environ.get(NOTE):
+        with contextlib.suppress(OSError), open(path, "w") as file:
+            file.write(text + "\n")
+
+
+def _leave(text: str, code: int) -> None:
+    print(text, file=sys.stderr)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
