@@ -36,6 +36,9 @@ def base() -> ConfigDict:
                 "keep_every": 0,
                 "best": {"metric": "", "mode": "max", "keep": 1},
             },
+            # A run that hangs is ended: seconds for the batch or the steps of one log line, for everything before the
+            # second step, for one save, for one evaluator; 0: for ever.
+            "watchdog": {"seconds": 1800.0, "start": 7200.0, "save": 3600.0, "evaluate": 0.0},
         },
         convert_dict=True,
     )

@@ -14,6 +14,8 @@ import sys  # noqa: E402
 from absl import flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
+from src.common import errors, stopping  # noqa: E402
+
 FLAGS = flags.FLAGS
 WARNING = 30
 CONFIG = config_flags.DEFINE_config_file(
@@ -37,7 +39,9 @@ def main(argv: list[str]) -> int:
         _parse(argv)
         from src.common import distributed  # after the flags, so that a typo is answered at once
 
-        distributed.start()
+        training = MODE.value == "train"
+        distributed.start(stoppable=training)
+        stopping.start(graceful=training, shared=distributed.is_shared())
         if not distributed.is_first():  # one process tells how it goes
             logging.set_verbosity(logging.WARNING)
         from src import run
@@ -46,15 +50,21 @@ def main(argv: list[str]) -> int:
         modes[MODE.value](FLAGS, STARTED)
         distributed.stop()
         return 0
+    except stopping.Stopped as stopped:
+        distributed.stop()
+        print(f"stopped as asked {stopped}; the same command goes on from there", file=sys.stderr)
+        stopping.note(str(stopped))
+        return 0
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
         return 130
     except (ValueError, KeyError, OSError, RuntimeError, FloatingPointError) as error:
         if TRACEBACK.present and TRACEBACK.value:
             raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {errors.in_words(error)}", file=sys.stderr)
         return 1
+    finally:
+        stopping.close()
 
 
 def _parse(argv: list[str]) -> None:

@@ -17,10 +17,11 @@ from absl import logging
 from etils import epath
 
 from src.build import build_system
+from src.common import stopping, watchdog
 from src.common.distributed import check_same, is_first
 from src.common.program_cache import use_program_cache
 from src.common.writers import JsonLines, Many, TensorBoard
-from src.train import loop
+from src.train import lock, loop
 from src.train.checkpoint import Checkpointer
 from src.train.compatible import check_config, fields, plain
 from src.train.trainer import Trainer, make_trainer
@@ -37,15 +38,20 @@ def train(flags: Any, started: float) -> None:
     trainer = make_trainer(system)
     checkpoints = Checkpointer(flags.workdir, **config.checkpoint)
     _overview(trainer)
-    with contextlib.closing(_writer(workdir)) as writer:  # a run that fails keeps its last lines
+    with contextlib.ExitStack() as stack:
+        release = stack.enter_context(lock.hold(checkpoints.workdir))
+        stopping.before_leaving(release)
+        stack.enter_context(watchdog.watching(**config.watchdog))
+        writer = stack.enter_context(contextlib.closing(_writer(workdir)))  # a run that fails keeps its last lines
         state, facts = loop.train(trainer, checkpoints, writer, started)
         logging.info("training is done after %.0f s; evaluating", time.monotonic() - started)
         scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), config.steps)
         checkpoints.score(int(state.step), scalars)
-    if "seconds_to_first_step" in facts:  # a finished run that is only evaluated again keeps the time that it took
-        facts["seconds_total"] = time.monotonic() - started
-    _report(workdir, scalars | facts)
-    checkpoints.close()
+        stopping.busy()
+        if "seconds_to_first_step" in facts:  # a finished run that is only evaluated again keeps the time that it took
+            facts["seconds_total"] = time.monotonic() - started
+        _report(workdir, scalars | facts)
+        checkpoints.close()
 
 
 def evaluate(flags: Any, started: float) -> None:

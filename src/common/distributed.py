@@ -41,8 +41,10 @@ FAREWELL = 10  # seconds that a failed process waits for the others to fail too
 # --------------------------------------------------------------------------- start and end
 
 
-def start() -> None:
+def start(stoppable: bool = False) -> None:
     """Joins the processes that the environment names; call it before anything asks JAX for its devices.
+
+    With `stoppable`, JAX's preemption service takes SIGTERM, and somebody must ask it (see `common/stopping.py`).
 
     Raises ValueError when the environment contradicts itself, RuntimeError when JAX cannot start. Where the others do
     not come in time, JAX aborts the process.
@@ -53,7 +55,7 @@ def start() -> None:
     if given is None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_preemption_service", False)  # it swallows SIGTERM, which nobody here asks it about
+    jax.config.update("jax_enable_preemption_service", stoppable)  # it swallows SIGTERM
     atexit.register(_leave)  # runs before JAX's own farewell, which waits long for processes that will not come
     # Told beforehand: where nobody answers, JAX aborts the process.
     who = "process {process_id} of {num_processes} at {coordinator_address}" if "process_id" in given else "a process"
@@ -77,6 +79,11 @@ def _compiles_only() -> bool:
 def is_first() -> bool:
     """Whether this is process 0, the one that tells and writes."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def is_shared() -> bool:
+    """Whether other processes may take part in the run."""
+    return jax.distributed.is_initialized()
 
 
 def stop() -> None:

@@ -15,9 +15,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import jax
 from absl import logging
 
 NOTE = "STOP_NOTE"  # the variable with which a launcher names a file that tells it "asked" from "finished"
@@ -32,14 +31,15 @@ class Watch:
     """The signals of this process, from `start` to `close`; one at a time, in the main thread.
 
     `graceful` is whether a request lets the work finish its step. `shared` is whether other processes take part, in
-    which case JAX's service has SIGTERM (see `distributed.start`).
+    which case JAX's service has SIGTERM (see `distributed.start`). While `busy`, a request waits for the next `asked`.
     """
 
     def __init__(self, graceful: bool, shared: bool):
         self.graceful, self.shared = graceful, shared
         self.requested = self.agreed = False
         self._interrupts, self._asks = 0, 0
-        self._idle: list[Callable[[], None]] | None = None
+        self.busy = False
+        self.before: list[Callable[[], None]] = []
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         names = [signal.SIGINT] if shared and graceful else [signal.SIGINT, signal.SIGTERM]
@@ -62,22 +62,6 @@ class Watch:
             logging.info(TOLD, "SIGTERM, here or at another process")
         return self.agreed
 
-    @contextlib.contextmanager
-    def idle(self, *before: Callable[[], None]) -> Iterator[None]:
-        """While nothing would be lost: a request ends the process, after the calls of `before`.
-
-        Not with several processes, where one alone may not leave.
-        """
-        self._idle = None if self.shared else list(before)
-        if self.requested and self._idle is not None:
-            raise Stopped
-        try:
-            yield
-        finally:
-            self._idle = None
-        if self.requested and not self.shared:
-            raise Stopped
-
     def close(self) -> None:
         """Gives the signals back."""
         signal.set_wakeup_fd(self._wakeup)
@@ -97,10 +81,11 @@ class Watch:
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1 or not self.graceful:
             _leave(f"ended by {number.name}; what was saved before is sound", 128 + number)
-        if self._idle is not None:
-            for call in self._idle:
-                call()
-            note("nothing to save")
+        if not self.busy and not self.shared:  # of several processes one alone may not leave
+            for call in self.before:
+                with contextlib.suppress(Exception):
+                    call()
+            note("with nothing to save")
             _leave(f"asked to stop ({number.name}); all is saved and the same command goes on", 0)
         if not self.requested:
             logging.info(TOLD, number.name)
@@ -112,11 +97,11 @@ class Watch:
 _watch: Watch | None = None
 
 
-def start(graceful: bool) -> None:
-    """Watches the signals of this process; after `distributed.start`, in the main thread."""
+def start(graceful: bool, shared: bool) -> None:
+    """Watches the signals of this process (see `Watch`); after `distributed.start`, in the main thread."""
     global _watch
     close()
-    _watch = Watch(graceful, jax.distributed.is_initialized())
+    _watch = Watch(graceful, shared)
 
 
 def close() -> None:
@@ -141,9 +126,16 @@ def check() -> None:
         raise Stopped
 
 
-def idle(*before: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
-    """The time in which a request may end the process at once; see `Watch.idle`."""
-    return contextlib.nullcontext() if _watch is None else _watch.idle(*before)
+def busy(is_busy: bool = True) -> None:
+    """Whether something would be lost if the process ended now. At the start it is not busy."""
+    if _watch is not None:
+        _watch.busy = is_busy
+
+
+def before_leaving(call: Callable[[], None]) -> None:
+    """Makes `call` before a request ends the process while it is not busy."""
+    if _watch is not None:
+        _watch.before.append(call)
 
 
 def note(text: str) -> None:

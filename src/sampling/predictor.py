@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from src.common import stopping
 from src.common.distributed import to_host
 from src.common.rng import stream
 from src.interfaces import ImageField, LabelField, PyTree, Task, TokenField
@@ -119,6 +120,7 @@ class Predictor:
         for start in range(0, count, self.rows):
             pick = np.minimum(np.arange(start, start + self.rows), count - 1)
             chunk = jax.tree.map(lambda a, pick=pick: a[pick], (given, null))
+            stopping.check()
             key = stream(jax.random.key(seed), name, start)
             out.append(to_host(_generate(self._static(layout, name), self.params, *chunk, key)))
         return np.concatenate(out)[:count]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-FREE = ("steps", "log", "eval", "checkpoint", "sample", "guard", "doctor")
+FREE = ("steps", "log", "eval", "checkpoint", "sample", "guard", "doctor", "watchdog")
 WHERE = ("text_codec.path", "text_codec.folder")  # may change while the tokenizer's fingerprint stays
 # What a config means that does not have the field, because it was made before there was one, or after it was dropped.
 ASSUMED: dict[str, Any] = {

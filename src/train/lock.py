@@ -6,9 +6,9 @@
 - another machine (or another container): it is watched. When it is renewed, refused; when it was not renewed for
   `LOST` seconds, by the file store's own clock or by watching, taken over.
 
-Clocks of machines are never compared. What is not promised: in a store (`gs://`), which cannot create a file only where
-there is none, two runs that start within a second or two may both get the lock. The one that lost it finds that out when
-it renews it, after at most `BEAT` seconds, and ends at once without saving.
+Clocks of machines are never compared. What is not promised: in a store (`gs://`), which cannot create a file only
+where there is none, two runs that start within a second or two may both get the lock. The one that lost it finds that
+out when it renews it, after at most `BEAT` seconds, and ends at once without saving.
 """
 
 from __future__ import annotations

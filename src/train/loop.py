@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 from absl import logging
 
+from src.common import stopping, watchdog
 from src.common.distributed import put_batch
 from src.common.progress import Progress
 from src.common.tree import count_parameters
@@ -21,6 +22,7 @@ from src.interfaces import Batch
 from src.train.checkpoint import Checkpointer
 from src.train.compatible import FREE, check_config
 from src.train.meter import Meter
+from src.train.replicas import check_replicas
 from src.train.state import TrainState
 from src.train.step import Measured, Step
 from src.train.system import System
@@ -69,7 +71,7 @@ def train(
 
     started   `time.monotonic()` of the start of the program, for `seconds_to_first_step`
     Returns the last state and the facts of the run. Raises FloatingPointError when a loss is not finite, before
-    anything spoilt is saved.
+    anything spoilt is saved, and Stopped when the run was asked to stop, after everything was saved.
     """
     config = trainer.system.config
     done = (checkpoints.latest_step() or 0) >= config.steps
@@ -87,21 +89,31 @@ def train(
         run = Run(trainer, checkpoints, writer, observer or Nobody(), data, progress, state, step)
         if step < config.steps:
             run.update = compiling.result() if compiling else trainer.compile()
+        check_replicas(state, data.get_state(), step)
         del state  # the first step uses it up
-        while run.step < config.steps:
+        leaving = False
+        stopping.busy()
+        while run.step < config.steps and not leaving:
             run.advance()
             if "seconds_to_first_step" not in facts:
                 jax.block_until_ready(run.measured)
                 facts["seconds_to_first_step"] = time.monotonic() - started
-            evaluated = config.eval.every and run.step % config.eval.every == 0 and run.step < config.steps
-            due = checkpoints.due(run.step, evaluated) or run.step == config.steps
-            if run.step % config.log.every == 0 or run.step == 1 or due:  # never save what was not looked at
+            leaving = stopping.asked()
+            evaluates = config.eval.every and run.step % config.eval.every == 0 and run.step < config.steps
+            evaluates = evaluates and not leaving
+            due = checkpoints.due(run.step, evaluates) or run.step == config.steps or leaving
+            # Never save what was not looked at; an evaluation may end in a save.
+            if run.step % config.log.every == 0 or run.step == 1 or due or evaluates:
                 run.tell()
             if due:
                 run.save()
-            if evaluated:
-                checkpoints.score(run.step, evaluate(trainer.system, run.state, writer, run.step))
-        checkpoints.complete(run.save)
+            if evaluates:
+                leaving = not run.evaluated()
+        with watchdog.during(watchdog.SAVE):
+            checkpoints.complete(run.save)
+    if leaving:
+        raise stopping.Stopped(f"at step {run.step}")
+    stopping.busy(False)
     return run.state, facts
 
 
@@ -126,7 +138,9 @@ class Run:
 
     def advance(self) -> None:
         """One step."""
+        watchdog.at(watchdog.DATA)
         self.batch = put_batch(next(self.data), self.trainer.mesh)
+        watchdog.at(watchdog.START if self.measured is None else watchdog.STEP)
         if self.step == 0:
             self.state = self.observer.begin(self.trainer, self.update, self.state, self.batch)
         self.state, self.measured = self.update(self.state, self.batch)
@@ -141,8 +155,20 @@ class Run:
         self.progress.update(self.step, scalars)
 
     def save(self) -> None:
-        """Starts to write a checkpoint."""
-        self.checkpoints.save(self.step, self.state, self.data.get_state(), self.trainer.system.identity())
+        """Starts to write a checkpoint. Raises RuntimeError when the copies of the state differ."""
+        with watchdog.during(watchdog.SAVE):
+            check_replicas(self.state, self.data.get_state(), self.step)
+            self.checkpoints.save(self.step, self.state, self.data.get_state(), self.trainer.system.identity())
+
+    def evaluated(self) -> bool:
+        """Evaluates. False when the run was asked to stop meanwhile, and then this step is saved."""
+        try:
+            scalars = evaluate(self.trainer.system, self.state, self.writer, self.step)
+        except stopping.Stopped:
+            self.save()
+            return False
+        self.checkpoints.score(self.step, scalars)
+        return True
 
 
 def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, int, Any]:
@@ -162,13 +188,18 @@ def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, in
 
 
 def evaluate(system: System, state: TrainState, writer: MetricWriter, step: int) -> dict[str, float]:
-    """Runs every evaluator on the averaged (or last) parameters and writes what they find."""
+    """Runs every evaluator on the averaged (or last) parameters and writes what they find.
+
+    Raises Stopped when the run is asked to stop.
+    """
     params = state.ema if system.config.eval.ema else state.params
     predict = system.predictor.with_params(params)
     scalars: dict[str, float] = {}
     for name, evaluator in system.evaluators.items():
         began = time.monotonic()
-        result = evaluator(predict, system.config.seed)
+        stopping.check()
+        with watchdog.during(watchdog.EVALUATE):
+            result = evaluator(predict, system.config.seed)
         logging.info("evaluator %s took %.1f s", name, time.monotonic() - began)
         writer.write_scalars(step, {f"eval/{k}": v for k, v in result.scalars.items()})
         writer.write_images(step, {f"eval/{k}": v for k, v in result.images.items()})
