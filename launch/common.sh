@@ -140,13 +140,17 @@ fetch_checkout() {
 }
 
 # retry COMMAND…: again after a failure, at most RETRIES times. The run goes on from its newest checkpoint by itself.
+# A run that was asked to stop saves, writes into the file STOP_NOTE and ends with 0: it is not finished, and is started
+# again without counting as a failure (RETRIES=0: once only, exit code 143). A stop that comes here ends the loop (143).
 retry() {
-  local attempt code child="" stopped=false
+  local attempt=0 code child="" stopped=false note
+  note=$(mktemp)
   # A stop is passed on and ends the loop; bash waits a second time because the trap interrupts the first.
   trap 'stopped=true; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null' TERM INT
-  for ((attempt = 0; ; attempt++)); do
+  while true; do
     code=0
-    "$@" &
+    : >"$note"
+    STOP_NOTE=$note "$@" &
     child=$!
     wait "$child" || code=$?
     while kill -0 "$child" 2>/dev/null; do
@@ -154,16 +158,22 @@ retry() {
       wait "$child" || code=$?
     done
     child=""
-    if [[ $stopped == true || $code == 0 || $attempt -ge $RETRIES ]]; then
+    [[ $code != 0 || ! -s $note ]] || code=143
+    if [[ $stopped == true || $code == 0 || $attempt -ge $RETRIES && ($code != 143 || $RETRIES == 0) ]]; then
       break
+    elif [[ $code == 143 ]]; then
+      echo "asked to stop, not by this launcher: starting again in $RETRY_WAIT s" >&2
+    else
+      ((++attempt))
+      echo "exit code $code: starting again in $RETRY_WAIT s (restart $attempt of at most $RETRIES)" >&2
     fi
-    echo "exit code $code: starting again in $RETRY_WAIT s (restart $((attempt + 1)) of at most $RETRIES)" >&2
     sleep "$RETRY_WAIT" &
     child=$!
     wait "$child" || true
     [[ $stopped == false ]] || break
   done
   trap - TERM INT
+  rm -f "$note"
   [[ $stopped == false ]] || return 143
   return "$code"
 }

@@ -3,7 +3,8 @@
 #
 # Starts N processes that find each other as the workers of a pod do, each with DEVICES_PER_PROCESS (4) emulated CPU
 # devices. Process 0 speaks on the terminal; all write runs/processes/<number>.log (LOGS names another folder). When
-# one fails, or at Ctrl-C, the others are ended too. The exit code is that of the first process to fail.
+# one fails, the others are ended too, and its exit code is the answer. At Ctrl-C all save at one step and end, within
+# STOP_WAIT (60) seconds; a second Ctrl-C ends them at once.
 # Makes the Python environment first when there is none (see setup_env.sh for VENV and PYTHON).
 set -euo pipefail
 # shellcheck source=launch/setup_env.sh
@@ -20,6 +21,8 @@ WORKDIR=runs/processes-debug
 add_main_flags
 setup_env requirements.txt
 logs=${LOGS:-runs/processes}
+wait=${STOP_WAIT:-60}
+[[ $wait =~ ^[0-9]+$ ]] || die "STOP_WAIT is '$wait': set a whole number of seconds such as 60"
 address=127.0.0.1:${PORT:-$((20000 + RANDOM % 20000))}
 pids=()
 
@@ -30,12 +33,13 @@ line() {
     "$PYTHON" -m src.main "${FLAGS[@]}"
 }
 
+# end_all SECONDS: what does not end by itself by then is ended.
 end_all() {
   local pid waited=0
-  trap '' INT TERM
+  trap 'waited=$((10 * $1))' INT TERM
   for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
-  # What does not end by itself within five seconds is ended.
-  while ((waited++ < 50)) && [[ -n $(jobs -rp) ]]; do sleep 0.1; done
+  while ((waited++ < 10 * $1)) && [[ -n $(jobs -rp) ]]; do sleep 0.1 || true; done
+  trap '' INT TERM
   for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
   wait
 }
@@ -59,7 +63,7 @@ if [[ $DRY_RUN == true ]]; then
   exit 0
 fi
 
-trap 'echo "ending the processes; the same command goes on from the last checkpoint" >&2; end_all; exit 130' INT TERM
+trap 'echo "ending the processes; the same command goes on from the last checkpoint" >&2; end_all "$wait"; exit 130' INT TERM
 running=("${pids[@]}")
 while ((${#running[@]} > 0)); do
   still=()
@@ -76,7 +80,7 @@ while ((${#running[@]} > 0)); do
           echo "process $i ended with exit code $code: ending the others; see $logs/$i.log" >&2
         fi
       done
-      end_all
+      end_all 5
       exit "$code"
     fi
   done

@@ -85,3 +85,14 @@ def test_local_processes(box):
     process.communicate(timeout=20)
     assert process.returncode == 130
     assert not any(alive(file.read_text().strip()) for file in box.folder.glob("pid?"))
+
+
+def test_a_run_that_was_asked_to_stop_is_started_again(box):
+    """Exit code 0 with a note is not the end; it counts as no failure, and without restarts it is told by its code."""
+    runs = box.folder / "runs"
+    box.python(f'echo x >>{runs}; (( $(wc -l <{runs}) > 3 )) || {{ echo step 5 >"$STOP_NOTE"; }}')
+    code, _, err = box.run("launch/worker.sh", "run", RETRIES="1", RETRY_WAIT="0")
+    assert code == 0 and runs.read_text() == 4 * "x\n" and err.count("asked to stop, not by this launcher") == 3
+    runs.unlink()
+    assert box.run("launch/worker.sh", "run", RETRIES="0")[0] == 143
+    assert runs.read_text() == "x\n"

@@ -37,7 +37,7 @@ class Watch:
     def __init__(self, graceful: bool, shared: bool):
         self.graceful, self.shared = graceful, shared
         self.requested = self.agreed = False
-        self._interrupts, self._asks = 0, 0
+        self.heard = self._interrupts = self._asks = 0
         self.busy = False
         self.before: list[Callable[[], None]] = []
         self._read, self._write = os.pipe()
@@ -74,6 +74,7 @@ class Watch:
             while heard := pipe.read(64):
                 for number in heard:
                     self._hear(signal.Signals(number))
+                    self.heard += 1
 
     def _hear(self, number: signal.Signals) -> None:
         if number not in self._before:

@@ -25,7 +25,7 @@ def check_replicas(state: Any, data_state: Any, step: int) -> None:
     Every process must call it. Raises RuntimeError, on every process, which names the leaf.
     """
     flat = {k: x for k, x in tree.flatten(state).items() if isinstance(x, jax.Array)}
-    if len(jax.devices()) == 1 or not flat:
+    if jax.process_count() == 1 and all(len(x.sharding.device_set) == 1 for x in flat.values()):
         return
     mine = _prints(flat) | {"the position in the data": [json.dumps(data_state, sort_keys=True, default=str)]}
     digests = gather_texts(str(zlib.crc32(json.dumps(mine).encode())))
