@@ -20,7 +20,7 @@ def in_words(error: BaseException) -> str:
     """
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if _is_out_of_memory(text):
-        sizes = re.search(r"(allocat\w+ [\d.]+ ?[KMGT]?i?B?(?:ytes)?|[Uu]sed [\d.]+\w* of [\d.]+\w*)", text)
+        sizes = re.search(r"(allocat\w+ [\d.]+ ?(?:bytes|[KMGT]?i?B)?|[Uu]sed [\d.]+\w* of [\d.]+\w*)", text)
         size = f" ({sizes.group(1).strip()})" if sizes else ""
         return f"the device has not enough memory{size}: try {ADVICE}"
     if not type(error).__module__.startswith(("jax", "xla")):

@@ -6,6 +6,7 @@ a minute, and at close. What a killed process had not sent is lost.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,7 +18,9 @@ import jax
 import numpy as np
 from absl import logging
 
-from src.common.files import Mirror, is_remote
+from src.common.files import SEND_SHARE, Mirror, is_remote
+
+SLOW = 1.0  # seconds of a failed attempt after which the next one waits
 
 
 class MetricWriter(Protocol):
@@ -35,12 +38,18 @@ class MetricWriter(Protocol):
 
 
 class _Guarded:
-    """Opens late, writes on process 0 only, warns of the first failure only, and tries again at the next write."""
+    """Opens late and writes on process 0 only. What fails never stops a run: it is counted and warned of once.
+
+    After a failure the file is opened anew at the next write, or later where the attempt took long, so that a disk that
+    hangs does not hold up every line. A file that somebody removed or replaced is made again.
+    """
 
     def __init__(self, target: str | os.PathLike[str]):
         self.target = os.fspath(target)
+        self.lost = 0  # writes
         self._active = jax.process_index() == 0
         self._warned = False
+        self._again, self._identity = 0.0, None
         self._handle: Any = None
         self._mirror: Mirror | None = None
 
@@ -55,13 +64,26 @@ class _Guarded:
     def _open(self) -> Any:
         raise NotImplementedError
 
-    def _guard(self, action: Callable[[Any], None], opening: bool = True) -> None:
+    def _guard(self, action: Callable[[Any], None], opening: bool = True, sending: bool = False) -> None:
         if not self._active or (self._handle is None and not opening):
             return
+        began = time.monotonic()
+        if opening and began < self._again:
+            self.lost += 1
+            return
         try:
-            self._handle = self._open() if self._handle is None else self._handle
+            if self._handle is not None and opening and self._is_gone():
+                self._drop()
+            if self._handle is None:
+                self._handle = self._open()
+                self._identity = _identity(self._path(self._handle))
             action(self._handle)
         except Exception as error:
+            if not sending:  # what could not be sent is sent later
+                self.lost += 1
+                took = time.monotonic() - began
+                self._again = time.monotonic() + (took / SEND_SHARE if took > SLOW else 0)
+                self._drop()
             if not self._warned:
                 logging.warning(
                     "%s cannot write to %s (%s: %s); training goes on and this is said once.",
@@ -69,16 +91,33 @@ class _Guarded:
                 )  # fmt: skip
             self._warned = True
 
+    def _is_gone(self) -> bool:
+        """Whether the open file is no longer the one of its name."""
+        return _identity(self._path(self._handle)) != self._identity
+
+    def _path(self, handle: Any) -> str:
+        """Where the file is that `_open` gave."""
+        raise NotImplementedError
+
+    def _drop(self) -> None:
+        handle, self._handle = self._handle, None
+        with contextlib.suppress(Exception):  # it may hold what it could not write
+            if handle is not None:
+                handle.close()
+
     def flush(self) -> None:
         """Hands what was written to the operating system, or to a store when it is time to."""
         self._guard(lambda handle: handle.flush(), opening=False)
-        self._guard(lambda _: self._mirror and self._mirror.send(), opening=False)
+        self._guard(lambda _: self._mirror and self._mirror.send(), opening=False, sending=True)
 
     def close(self) -> None:
         """Flushes and releases the file; a later write opens it again."""
         self._guard(lambda handle: handle.close(), opening=False)
-        self._guard(lambda _: self._mirror and self._mirror.close(), opening=False)
+        self._guard(lambda _: self._mirror and self._mirror.close(), opening=False, sending=True)
         self._handle = self._mirror = None
+        if self.lost:
+            logging.info("%s lost %d writes to %s.", type(self).__name__, self.lost, self.target)
+        self.lost = 0
 
 
 class JsonLines(_Guarded):
@@ -91,7 +130,7 @@ class JsonLines(_Guarded):
     def _open(self) -> Any:
         folder, name = os.path.split(self.target)
         path = os.path.join(self._folder(folder), name)
-        if self._mirror:
+        if self._mirror and not os.path.exists(path):
             self._mirror.fetch(name)  # a resumed run goes on in the same file
         handle = open(path, "a+b")  # noqa: SIM115 - it stays open for the run
         if handle.tell() > 0:
@@ -99,6 +138,9 @@ class JsonLines(_Guarded):
             if handle.read(1) != b"\n":  # a killed run left half a line
                 handle.write(b"\n")
         return handle
+
+    def _path(self, handle: Any) -> str:
+        return handle.name
 
     def _line(self, step: int, values: Mapping[str, Any]) -> None:
         if not values:
@@ -131,6 +173,9 @@ class TensorBoard(_Guarded):
         from tensorboardX.event_file_writer import EventsWriter  # lazily: 0.4 s
 
         return EventsWriter(os.path.join(self._folder(self.target), "events"), f".{os.getpid()}")
+
+    def _path(self, handle: Any) -> str:
+        return handle._file_name
 
     def _write(self, step: int, values: Mapping[str, Any], summarize: Callable[[str, Any], Any]) -> None:
         def action(handle: Any) -> None:
@@ -211,6 +256,15 @@ class Many:
         """Closes every writer."""
         for writer in self.writers:
             writer.close()
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Device and number of a file, or None where there is none."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def _to_uint8(value: Any) -> np.ndarray:

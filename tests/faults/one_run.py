@@ -129,7 +129,7 @@ class Lines:
     close = flush
 
 
-def small_loop(monkeypatch, writer, data=None, update=None, evaluators=None, **config):
+def small_loop(monkeypatch, writer, data=None, update=None, compiles=None, evaluators=None, **config):
     """`loop.train` with a state of one number and a step that counts; gives back what was saved, or raises."""
     settings = {"seed": 0, "steps": 6, "log": {"every": 1}, "eval": {"every": 0, "ema": True}}
     state = TrainState(step=jnp.int32(0), params={"w": jnp.ones(2)}, ema={}, opt_state=(), extra={})
@@ -139,8 +139,9 @@ def small_loop(monkeypatch, writer, data=None, update=None, evaluators=None, **c
         config=ConfigDict(settings | config), tasks={}, evaluators=evaluators or {}, predictor=predictor, identity=dict
     )
     trainer = types.SimpleNamespace(
-        system=system, schedule=lambda step: 0.1, abstract=state, init=lambda: state, mesh=jax.make_mesh((1,), ("data",)),
-        compile=lambda: update or (lambda state, batch: (state, measured)),
+        system=system, schedule=lambda step: 0.1, abstract=state, init=lambda: state,
+        mesh=jax.make_mesh((1,), ("data",)),
+        compile=compiles or (lambda: update or (lambda state, batch: (state, measured))),
     )  # fmt: skip
     monkeypatch.setattr(loop, "open_data", lambda trainer: data or Endless())
     checkpoints = Checkpoints()

@@ -134,8 +134,8 @@ def test_interrupts_while_it_compiles_and_twice_while_it_trains(tmp_path):
         run.signal("SIGCONT")
         assert run.wait(60) == 0
     hang = "from src.train import loop\nimport time\nloop.Run.save = lambda self: time.sleep(100)\n"
-    with Process(tmp_path, "--config.steps=1000000", before=hang, config="configs/digits.py:debug") as run:
-        run.until("step 1/")
+    with Process(tmp_path, "--config.steps=1000000", "--config.checkpoint.every=0", before=hang) as run:
+        run.until("/1000000")
         run.signal("SIGINT")
         run.until("asked to stop")
         run.signal("SIGINT")
