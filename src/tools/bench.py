@@ -31,9 +31,7 @@ ONLY = flags.DEFINE_list("only", None, f"Parts to measure, of {', '.join(PARTS)}
 SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each part is measured.", flag_values=FLAGS)
 STEPS = flags.DEFINE_integer("steps", 0, "Calls of each part, instead of --seconds.", 0, flag_values=FLAGS)
 JSON = flags.DEFINE_string("json", None, "File that gets the figures.", flag_values=FLAGS)
-SAVE = flags.DEFINE_float(
-    "save_gb", 0.0, "--only=save: random numbers, not the state.", flag_values=FLAGS
-)
+SAVE = flags.DEFINE_float("save_gb", 0.0, "--only=save: random numbers, not the state.", flag_values=FLAGS)
 PEER = flags.DEFINE_string("peer", None, "A file of src/tools/peers: transformers.", flag_values=FLAGS)
 
 

@@ -55,7 +55,10 @@ def test_a_broken_disk_is_one_warning_and_then_it_is_tried_again(tmp_path, caplo
     writers = JsonLines(tmp_path / "place" / "metrics.jsonl"), TensorBoard(tmp_path / "place")
     for step in range(3):
         Many(writers).write_scalars(step, {"loss": 1.0})
-    assert [record.args[0] for record in caplog.records if record.levelname == "WARNING"] == ["JsonLines", "TensorBoard"]
+    assert [record.args[0] for record in caplog.records if record.levelname == "WARNING"] == [
+        "JsonLines",
+        "TensorBoard",
+    ]
     (tmp_path / "place").unlink()
     Many(writers).write_scalars(3, {"loss": 1.0})
     Many(writers).close()
