@@ -26,7 +26,11 @@ def base() -> ConfigDict:
             "ema": {"decay": 0.9999, "warmup": False},
             "sample": sample(),
             "eval": {"every": 0, "ema": True, "evaluators": {}},  # every 0: at the end only
-            "data": {"workers": 0},  # processes per task that read ahead; 0 uses threads
+            "data": {
+                "workers": 0,  # processes per task that read ahead; 0 uses threads
+                # A run stops when more than this share of the rows that a task read is bad, and at least so many.
+                "max_bad": {"share": 0.05, "least": 10},
+            },
             "log": {"every": 50},
             # keep: the newest that stay; keep_every: those at multiples of it stay too (0: none); best: and so many of
             # the best by a scalar of an evaluator, known where eval.every is (no metric: none; mode: max | min)

@@ -41,9 +41,13 @@ class TokenField:
 
 @struct.dataclass
 class ImageField:
-    """A continuous field, as the data pipeline delivers it (pixels or latents, channels last)."""
+    """A continuous field, as the data pipeline delivers it (pixels or latents, channels last).
+
+    `valid` is False for rows that no objective may count, whatever their values; None: all rows count.
+    """
 
     values: Float[Array, "*B height width C"]
+    valid: Bool[Array, "*B"] | None = None
 
 
 @struct.dataclass
@@ -264,7 +268,7 @@ class Task(Protocol):
     segments     the spans of a row, in order
     image_shape  (h, w, C) of its images, or None; classes: number of class labels, or None
 
-    How rows are read (`rows`, `read`, `build`) is `data.pipeline.Source`, which every task also is.
+    How rows are read (`rows`, `read`, `build`) is `data.source.Source`, which every task also is.
     """
 
     segments: tuple[Any, ...]

@@ -1,6 +1,6 @@
 """Grain pipelines: rows that depend on (seed, row number) alone, batches that depend on (seed, batch number) alone.
 
-A source (see `Source`) turns a row index and a few uniform numbers into fields. Training rows come from
+A source (see `data/source.py`) turns a row index and a few uniform numbers into fields. Training rows come from
 
     MapDataset.source(indices).seed(seed).shuffle().repeat().random_map(uniforms) -> ElasticIterator
 
@@ -8,41 +8,30 @@ which holds one integer, the number of rows consumed. Row r is the same for any 
 gets rows s·B/n .. (s+1)·B/n - 1 of each global batch of B: joining the processes in their order gives the very
 batch that one process would get, so that the train step sees the same rows in the same places.
 (ElasticIterator alone deals rows out like cards, process s gets rows s, s+n, ...; `_Contiguous` undoes this.)
+
+A row that the source refuses (`BadRow`) stays in its place: zeros, with every `valid` and `loss` False. So no other row
+moves, and no loss counts it. A worker process that dies is replaced, and the stream goes on where it was.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
+from absl import logging
 
-from src.interfaces import Field, TokenField
+from src.data.ledger import Ledger
+from src.data.source import Reader, Source, build_rows, read_row, refused
+from src.data.waits import Waits
+from src.interfaces import Field, ImageField, TokenField
 
 PREFETCH = 2  # batches
-
-
-@runtime_checkable
-class Source(Protocol):
-    """What a task must offer to be read: pure functions of the row index and uniform numbers in [0, 1).
-
-    draws     number of uniform numbers of one row
-    rows      number of rows of a split
-    read      arrays of one row that are slow to fetch (files), by name; {} when all is in memory
-    build     fields of the rows `index` [B], with `uniforms` [B, draws] in training and None in the ordered pass
-    """
-
-    draws: int
-
-    def rows(self, split: str) -> int: ...
-
-    def read(self, split: str, index: int) -> dict[str, np.ndarray]: ...
-
-    def build(
-        self, split: str, index: np.ndarray, uniforms: np.ndarray | None, extra: dict[str, np.ndarray]
-    ) -> dict[str, Field]: ...
+DIED = "terminated unexpectedly"  # in Grain's words
+DEATHS, DEATH_SECONDS = 3, 600.0  # a stream outlives so many deaths of workers within so long
 
 
 class Stream:
@@ -51,9 +40,10 @@ class Stream:
     `batch` counts the rows of all processes, `shard` is (this process, number of processes). `order` cuts a batch into
     equal blocks and lists them as the shards own them, those of shard 0 first; by default a shard's rows are
     consecutive. Grain is imported at the first batch. Prefetched batches are not counted in the state, so saving
-    between any two batches is exact.
+    between any two batches is exact. `name` is what `ledger` and `waits` call it, who are told of bad rows and waiting.
 
-    Raises ValueError if the processes cannot share the batch evenly.
+    Raises ValueError if the processes cannot share the batch evenly; the next batch raises TooManyBadRowsError, and
+    RuntimeError when workers die again and again.
     """
 
     def __init__(
@@ -66,6 +56,9 @@ class Stream:
         order: Sequence[int] = (0,),
         workers: int = 0,
         prefetch: int = PREFETCH,
+        name: str = "data",
+        ledger: Ledger | None = None,
+        waits: Waits | None = None,
     ):
         _check_shard(batch, shard)
         if batch % len(order):
@@ -73,19 +66,54 @@ class Stream:
         source.rows("train")  # missing data is refused here, not at the first batch
         self._source, self._batch, self._seed, self._shard = source, batch, seed, shard
         self._order, self._workers, self._prefetch = tuple(order), workers, prefetch
+        self._name, self._ledger, self._waits = name, ledger or Ledger(), waits or Waits()
         self._consumed = 0
         self._iterator: Any = None
+        self._reader = Reader(source)
+        self._deaths: list[float] = []
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> dict[str, Field]:
-        if self._iterator is None:
-            self._iterator = self._open()
-        element = dict(next(self._iterator))
+        self._waits.begin(self._name, self._awaited)
+        try:
+            element = self._fetch()
+        finally:
+            self._waits.end()
         self._consumed += self._batch
-        row = element.pop("row")
-        return self._source.build("train", row[:, 0].astype(np.int64), row[:, 1:], element)
+        row, flaws = element.pop("row"), element.pop("flaw")
+        index = row[:, 0].astype(np.int64)
+        self._ledger.add(self._name, len(index), refused(index, flaws))
+        self._ledger.check()
+        return build_rows(self._source, "train", index, row[:, 1:], element, ~flaws.any(axis=1))
+
+    def _fetch(self) -> dict[str, np.ndarray]:
+        while True:
+            if self._iterator is None:
+                self._iterator = self._open()
+            try:
+                return dict(next(self._iterator))
+            except RuntimeError as error:
+                if not self._workers or DIED not in str(error):
+                    raise
+                self._bury(error)
+
+    def _bury(self, error: RuntimeError) -> None:
+        now, reason = time.monotonic(), str(error).partition(". ")[0]
+        self._deaths = [then for then in self._deaths if now - then < DEATH_SECONDS] + [now]
+        if len(self._deaths) > DEATHS:
+            raise RuntimeError(
+                f"task {self._name}: {len(self._deaths)} data workers died within {DEATH_SECONDS / 60:.0f} minutes"
+                f" ({reason}): see whether the machine lacks memory, or lower data.workers"
+            ) from error
+        logging.warning("task %s: %s; its workers start again at row %d", self._name, reason, self._consumed)
+        self.close()
+
+    def _awaited(self) -> str:
+        rows = f"rows {self._consumed} to {self._consumed + self._batch - 1} of the run"
+        reading = [*self._reader.reading]
+        return f"{rows} (row {reading[0]} of the source is being read)" if reading else rows
 
     def get_state(self) -> int:
         """Rows consumed so far, counted over all processes."""
@@ -98,6 +126,7 @@ class Stream:
 
     def close(self) -> None:
         """Stops the prefetch threads and worker processes; the next batch would start them again."""
+        self._waits.close()
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -107,7 +136,7 @@ class Stream:
 
         rows = self._source.rows("train")
         dataset = grain.MapDataset.source(np.arange(rows)).seed(self._seed).shuffle().repeat()
-        dataset = dataset.random_map(_Uniforms(self._source))
+        dataset = dataset.random_map(self._reader)
         if self._shard[1] > 1:
             # An endless range: `repeat` makes the real length as large as an index can be.
             places = grain.MapDataset.range(sys.maxsize - self._batch)
@@ -149,12 +178,15 @@ class Mixture:
         order: Sequence[int] = (0,),
         workers: int = 0,
         prefetch: int = PREFETCH,
+        ledger: Ledger | None = None,
     ):
         if set(tasks) != set(rows):
             raise ValueError(f"the mixture has tasks {sorted(tasks)} but rows per batch for {sorted(rows)}")
-        options = {"order": order, "workers": workers, "prefetch": prefetch}
+        self.ledger, self.waits, self._shard = ledger or Ledger(), Waits(), shard
+        options = {"order": order, "workers": workers, "prefetch": prefetch, "ledger": self.ledger, "waits": self.waits}
         self._streams = {
-            name: Stream(task, rows[name], _named_seed(seed, name), shard, **options) for name, task in tasks.items()
+            name: Stream(task, rows[name], _named_seed(seed, name), shard, name=name, **options)
+            for name, task in tasks.items()
         }
 
     def __iter__(self) -> Mixture:
@@ -180,8 +212,13 @@ class Mixture:
         for name, stream in self._streams.items():
             stream.set_state(state[name])
 
+    def settle(self) -> dict[str, float]:
+        """`Ledger.settle` of all tasks; every process calls it at the same steps."""
+        return self.ledger.settle(self._shard[0])
+
     def close(self) -> None:
         """Stops the prefetch threads and worker processes."""
+        self.ledger.save()
         for stream in self._streams.values():
             stream.close()
 
@@ -196,25 +233,36 @@ def iterate(
 def ordered(source: Source, split: str, batch: int, shard: tuple[int, int] = (0, 1)) -> Iterator[dict[str, Field]]:
     """One pass over a split in order, without augmentation; also for "train".
 
-    All batches have one shape: the last one is filled with copies of the last row whose `loss` is False everywhere.
-    Keep the first `source.rows(split)` outputs of the joined batches to leave the copies out of other measures.
+    All batches have one shape: the last one is filled with copies of the last row whose `loss` (of images: `valid`) is
+    False everywhere. Keep the first `source.rows(split)` outputs of the joined batches to leave the copies out of other
+    measures.
 
-    Raises ValueError if the processes cannot share the batch evenly.
+    Raises ValueError if the processes cannot share the batch evenly, TooManyBadRowsError on the way.
     """
     _check_shard(batch, shard)
     return _pass(source, split, batch, shard, source.rows(split))
 
 
 def _pass(source: Source, split: str, batch: int, shard: tuple[int, int], rows: int) -> Iterator[dict[str, Field]]:
-    share = batch // shard[1]
+    share, ledger = batch // shard[1], Ledger()
     for start in range(shard[0] * share, -(-rows // batch) * batch, batch):
         places = np.arange(start, start + share)
-        index = np.minimum(places, rows - 1)
-        reads = [source.read(split, int(i)) for i in index]
+        index, real = np.minimum(places, rows - 1), places < rows
+        reads, flaws = zip(*(read_row(source, split, int(i)) for i in index), strict=True)
         extra = {name: np.stack([r[name] for r in reads]) for name in reads[0]}
-        fields = source.build(split, index, None, extra)
-        real = (places < rows)[:, None]
-        yield {n: f.replace(loss=f.loss & real) if isinstance(f, TokenField) else f for n, f in fields.items()}
+        bad = refused(index, np.stack(flaws))
+        for _, flaw in bad:
+            logging.warning("split %s: %s", split, flaw)
+        ledger.add(split, len(index), bad)
+        ledger.check()
+        fields = build_rows(source, split, index, None, extra, ~np.stack(flaws).any(axis=1))
+        yield {name: _masked(field, real) for name, field in fields.items()}
+
+
+def _masked(field: Field, real: np.ndarray) -> Field:
+    if isinstance(field, TokenField):
+        return field.replace(loss=field.loss & real[:, None])
+    return field.replace(valid=field.valid & real) if isinstance(field, ImageField) else field
 
 
 def split_batch(batch: int, weights: Mapping[str, int | float], multiple: int = 1) -> dict[str, int]:
@@ -241,19 +289,6 @@ def split_batch(batch: int, weights: Mapping[str, int | float], multiple: int = 
         best = max(able, key=lambda name: step * (quotas[name] - shares[name]))
         shares[best] += step
     return {name: share * multiple for name, share in shares.items()}
-
-
-class _Uniforms:
-    """Row transform: {row: [index, uniforms...]} and whatever the source reads; float64 holds an index exactly."""
-
-    def __init__(self, source: Source):
-        self._source = source
-
-    def __call__(self, index: int | np.integer, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        row = np.empty(1 + self._source.draws)
-        row[0] = index
-        rng.random(out=row[1:])
-        return {"row": row, **self._source.read("train", int(index))}
 
 
 class _Contiguous:

@@ -106,7 +106,7 @@ def check_split(name: str, split: str) -> None:
 
 
 class RowTask:
-    """A task whose rows are functions of (index, uniform numbers): see `pipeline.Source` for `rows` and `build`.
+    """A task whose rows are functions of (index, uniform numbers): see `source.Source` for `rows` and `build`.
 
     Subclasses set `codec` (None without text), `segments`, and where they apply `image_shape` (h, w, C), `targets`
     (names of the text segments with a loss) and `classes` (number of classes; adds the field `label`).
@@ -134,6 +134,10 @@ class RowTask:
         """Nothing: these tasks hold their data in memory."""
         return {}
 
+    def blank(self) -> dict[str, np.ndarray]:
+        """What `read` gives, of the same shapes, for a row that it refused."""
+        return {}
+
     def build(
         self, split: str, index: np.ndarray, uniforms: np.ndarray | None, extra: dict[str, np.ndarray]
     ) -> dict[str, Field]:
@@ -148,7 +152,8 @@ class RowTask:
                 ids, flags = ((batch, segment.length), np.int32), ((batch, segment.length), np.bool_)
                 spec[segment.name] = TokenField(*(jax.ShapeDtypeStruct(*leaf) for leaf in (ids, flags, flags)))
             elif segment.kind == "image":
-                spec[segment.name] = ImageField(jax.ShapeDtypeStruct((batch, *self.image_shape), np.float32))
+                values, valid = ((batch, *self.image_shape), np.float32), ((batch,), np.bool_)
+                spec[segment.name] = ImageField(*(jax.ShapeDtypeStruct(*leaf) for leaf in (values, valid)))
         if self.classes is not None:
             spec["label"] = LabelField(jax.ShapeDtypeStruct((batch,), np.int32))
         return spec
@@ -174,7 +179,8 @@ class RowTask:
                 ids = np.where(valid, rng.integers(0, self.codec.vocab_size, shape), self.codec.pad)
                 rows[name] = TokenField(ids.astype(np.int32), valid, valid & (name in self.targets))
             elif isinstance(field, ImageField):
-                rows[name] = ImageField(rng.standard_normal(field.values.shape).astype(np.float32))
+                values = rng.standard_normal(field.values.shape).astype(np.float32)
+                rows[name] = ImageField(values, np.ones(batch, bool))
             else:
                 rows[name] = LabelField(rng.integers(0, self.classes + 1, (batch,)).astype(np.int32))
         return rows

@@ -38,15 +38,17 @@ class Denoise:
         return view, (x0, noised, t)
 
     def loss(self, net: Net, hidden: Hidden, batch: Batch, aux: Corrupted) -> dict[str, LossTerm]:
-        """`mse` (and `vlb`, in bits per dimension, when the variance is learned), one count a row."""
+        """`mse` (and `vlb`, in bits per dimension, when the variance is learned), one count a valid row."""
         x0, noised, t = aux
         prediction = net.image_prediction(hidden.of(self.field), hidden.vectors[self.field])
         target = noised.targets[self.process.parameterization]
         weight = self.weight(self.process.schedule, t, self.process.parameterization)
         per_row = (weight[..., None] * (prediction.value - target) ** 2).mean(axis=(1, 2))
-        rows = jnp.asarray(per_row.shape[0], jnp.float32)
-        terms = {"mse": LossTerm(per_row.sum(), rows)}
+        valid = batch[self.field].valid
+        valid = jnp.ones(per_row.shape, bool) if valid is None else valid
+        rows = valid.sum(dtype=jnp.float32)
+        terms = {"mse": LossTerm(jnp.where(valid, per_row, 0).sum(), rows)}
         if self.process.variance == "learned_range":
             bound = self.process.vlb_term(x0, noised.xt, prediction, t)
-            terms["vlb"] = LossTerm(bound.sum(), rows)
+            terms["vlb"] = LossTerm(jnp.where(valid, bound, 0).sum(), rows)
         return terms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from src.interfaces import Batch, LabelField, TokenField, View
@@ -13,7 +14,9 @@ from src.sequence.layout import Layout
 def clean_view(layout: Layout, batch: Batch, encode: Callable[[Array], Array], generated: tuple[str, ...] = ()) -> View:
     """Text as ids, images as clean patches (`encode` is the device codec's), labels aside.
 
-    Objectives replace what they corrupt; samplers name what they will generate, and what follows it is not needed.
+    An image that does not count (`valid`) becomes zeros, whatever it held, and keeps its places: masks that are known
+    before any data stay so. Objectives replace what they corrupt; samplers name what they will generate, and what
+    follows it is not needed.
     Raises KeyError when the batch lacks a field of the layout.
     """
     names = [s.name for s in layout.segments if s.kind != "time"]
@@ -28,5 +31,6 @@ def clean_view(layout: Layout, batch: Batch, encode: Callable[[Array], Array], g
         elif isinstance(field, TokenField):
             inputs[name], valid[name] = field.ids, field.valid
         else:
-            inputs[name] = encode(field.values)
+            patches = encode(field.values)
+            inputs[name] = patches if field.valid is None else jnp.where(field.valid[:, None, None], patches, 0)
     return View(inputs, valid, {}, labels)

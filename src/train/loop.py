@@ -80,7 +80,7 @@ def train(
         state, step, data_state = restore(trainer, checkpoints)
     facts = {"parameters": count_parameters(trainer.abstract.params), "steps": config.steps}
     with contextlib.ExitStack() as stack:
-        data = stack.enter_context(contextlib.closing(open_data(trainer)))
+        data = stack.enter_context(contextlib.closing(open_data(trainer, checkpoints.workdir)))
         if data_state is not None:
             data.set_state(data_state)
         progress = stack.enter_context(contextlib.closing(Progress(config.steps, step)))
@@ -149,7 +149,7 @@ class Run:
 
     def tell(self) -> None:
         """One line of the log."""
-        scalars = self.meter.flush(self.step)
+        scalars = self.meter.flush(self.step) | self.data.settle()
         scalars |= self.observer.look(self.step, self.state, self.batch, self.measured)
         self.writer.write_scalars(self.step, scalars)
         self.progress.update(self.step, scalars)

@@ -16,6 +16,7 @@ from src.common.distributed import check_same, data_shard
 from src.common.placement import Placement
 from src.common.sharding import ShardingRules, batch_sharding, make_mesh, replicated
 from src.common.tree import flatten
+from src.data.ledger import Ledger
 from src.data.pipeline import Mixture
 from src.train.optim import Schedule, build_optimizer
 from src.train.state import TrainState, init_state
@@ -90,11 +91,12 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
     return Trainer(system, mesh, optimizer, schedule, abstract, Placement(specs, jnp.dtype(config.model.dtype)))
 
 
-def open_data(trainer: Trainer) -> Mixture:
-    """This process's share of the batches of every task."""
+def open_data(trainer: Trainer, workdir: Any = None) -> Mixture:
+    """This process's share of the batches of every task; bad rows are listed in `workdir`."""
     plans = trainer.system.tasks
     tasks = {name: plan.task for name, plan in plans.items()}
     check_same({f"the number of rows of {name}": task.rows("train") for name, task in tasks.items()})
     shard, order = data_shard(trainer.mesh)
     config, rows = trainer.system.config, {name: plan.rows for name, plan in plans.items()}
-    return Mixture(tasks, rows, config.seed, shard, order=order, workers=config.data.workers)
+    ledger = Ledger(workdir, **config.data.max_bad)
+    return Mixture(tasks, rows, config.seed, shard, order=order, workers=config.data.workers, ledger=ledger)

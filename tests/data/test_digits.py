@@ -9,6 +9,7 @@ import pytest
 from src.codecs.text import Bytes, SentencePiece
 from src.data import digits, numbers
 from src.data.labels import LabelToImage
+from src.data.source import build_rows
 from src.interfaces import ImageField, LabelField, TokenField
 
 TASKS = (digits.CaptionToImage, digits.ImageToCaption, digits.NumberSentences)
@@ -163,7 +164,8 @@ def test_labels_are_dropped_to_the_null_class():
 def test_spec_fake_and_true_rows_agree(make, codec):
     task = make() if make is LabelToImage else make(codec)
     spec = task.element_spec(6)
-    for rows in (task.fake(6, seed=1), task.build("train", np.arange(6), uniforms(task, 6), {})):
+    true = build_rows(task, "train", np.arange(6), uniforms(task, 6), {}, np.ones(6, bool))
+    for rows in (task.fake(6, seed=1), true):
         assert set(rows) == set(spec)
         for name, field in rows.items():
             assert type(field) is type(spec[name]) in (TokenField, ImageField, LabelField)
