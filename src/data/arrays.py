@@ -2,7 +2,8 @@
 
 The folder holds `images.npy` [n, h, w, C] float (memory-mapped, any float type), `labels.npy` [n] and `names.json`, a
 list with the name of each class. The last `held_out` rows are the split "test"; the others are "train". The files of a
-remote folder (`gs://`) are copied to this machine's cache first.
+remote folder (`gs://`) are copied to this machine's cache first. A label that is no class makes a bad row; a folder
+with many of them is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from etils import epath
 from src.common.files import local_copy
 from src.common.npy import read_npy
 from src.common.strict_json import read_json
+from src.data.ledger import BadRow
 from src.data.rows import (
     RowTask,
     TextTable,
@@ -31,6 +33,9 @@ from src.interfaces import Field, ImageField, LabelField, TokenField
 from src.sequence.layout import Segment
 
 PHRASES = ("Please generate an image of {c}.", "{c}", "an image of {c}.", "a photo of {c}.")
+
+
+WRONG = 0.05  # share of labels that are no class, from which a folder is refused
 
 
 class _Folder(RowTask):
@@ -59,7 +64,8 @@ class _Folder(RowTask):
     def _labels(self) -> np.ndarray:
         labels = read_npy(self._file("labels.npy")).astype(np.int64)
         classes = labels.max(initial=-1) + 1 if self.classes is None else self.classes
-        if labels.shape != self._images.shape[:1] or labels.min(initial=0) < 0 or labels.max(initial=-1) >= classes:
+        wrong = (labels < 0) | (labels >= classes)
+        if labels.shape != self._images.shape[:1] or wrong.mean() > WRONG:
             raise ValueError(
                 f"{self.folder / 'labels.npy'} has {labels.shape} labels from {labels.min(initial=0)} to "
                 f"{labels.max(initial=0)} for {len(self._images)} images and {classes} classes: "
@@ -76,7 +82,7 @@ class _Folder(RowTask):
         names = read_json(self._file("names.json"))
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{self.folder / 'names.json'} is no list of texts: write the name of each class in order")
-        if self._labels.max(initial=-1) >= len(names):
+        if (self._labels >= len(names)).mean() > WRONG:
             raise ValueError(
                 f"{self.folder / 'names.json'} names {len(names)} classes but labels.npy has class "
                 f"{self._labels.max()}: add the missing names"
@@ -108,8 +114,16 @@ class _Folder(RowTask):
         return rows
 
     def read(self, split: str, index: int) -> dict[str, np.ndarray]:
-        """The row's image as float32."""
-        return {"image": np.asarray(self._images[self._place(split, index)], np.float32)}
+        """The row's image as float32. Raises BadRow for a label that is no class."""
+        place = self._place(split, index)
+        label, classes = self._labels[place], len(self.names) if self.classes is None else self.classes
+        if not 0 <= label < classes:
+            raise BadRow("the label is no class", f"labels.npy row {place}", f"{label} of {classes} classes")
+        return {"image": np.asarray(self._images[place], np.float32)}
+
+    def blank(self) -> dict[str, np.ndarray]:
+        """An image of zeros, for a row that was refused."""
+        return {"image": np.zeros(self.image_shape, np.float32)}
 
     def _place(self, split: str, index: Any) -> Any:
         return index + (self.rows("train") if split == "test" else 0)

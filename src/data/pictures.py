@@ -1,0 +1,318 @@
+"""Image files with captions: draw what a caption says, or say what an image shows.
+
+The folder holds `captions.jsonl` with a line {"image": "a/b.png", "caption": "two red pears"} for each row, and the
+images, by paths below the folder. Broken lines, captions that are empty or no text, images that are missing, lie
+outside the folder or cannot be decoded are bad rows (`BadRow`): named by their line, never replaced.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+
+from src.common.files import local_copy
+from src.common.images import read_image
+from src.common.inside import inside
+from src.common.strict_json import parse_json
+from src.data.ledger import BadRow
+from src.data.rows import RowTask, check_split, image_tokens, prompt_field, text_table
+from src.interfaces import Field, ImageField, TokenField
+from src.sequence.layout import Segment
+
+FILE = "captions.jsonl"
+LINE_BYTES = 4 << 20  # longer lines are not read
+CHARACTERS = 32  # of a caption that are looked at for each token that it may have
+STRETCH = 16  # most times that an image may be as long as it is wide: the longer side is scaled before it is cut
+
+
+class Pair(NamedTuple):
+    """A caption and its image, a path or the bytes of a file; `where` names the row in reports."""
+
+    where: str
+    caption: str
+    image: epath.Path | bytes
+
+
+class Lines:
+    """The rows of a folder by number, one for each line of `captions.jsonl`; the lines are found once and not kept.
+
+    Raises FileNotFoundError if the folder has no such file.
+    """
+
+    def __init__(self, folder: epath.Path):
+        self.folder = folder
+        try:
+            self._path = local_copy(folder / FILE)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{os.fspath(folder / FILE)!r} does not exist: the folder needs a line"
+                ' {"image": "a.png", "caption": "words"} for each image there'
+            ) from error
+        self._ends = line_ends(self._path)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @functools.cached_property
+    def _file(self) -> int:
+        return os.open(self._path, os.O_RDONLY)
+
+    def __getitem__(self, index: int) -> Pair:
+        where = f"{FILE} line {index + 1}"
+        start = int(self._ends[index - 1]) if index else 0
+        if self._ends[index] - start > LINE_BYTES:
+            raise BadRow("the line is too long", where, f"more than {LINE_BYTES:,} bytes")
+        # One call that leaves the file's position alone: threads share it.
+        told = parse_example(os.pread(self._file, int(self._ends[index]) - start, start), where)
+        try:
+            path = inside(self.folder, told.get("image"))
+        except ValueError as error:
+            raise BadRow("the name of the image is not allowed", where, error) from error
+        return Pair(where, caption_of(told, where), path)
+
+
+def line_ends(path: str | os.PathLike[str]) -> np.ndarray:
+    """Where each line of a file ends, its line break included: int64 `[lines]`."""
+    ends, size = [], 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + size + 1)
+            size += len(block)
+    found = np.concatenate([*ends, np.zeros(0, np.int64)])
+    return found if not size or (len(found) and found[-1] == size) else np.append(found, size)
+
+
+def parse_example(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object of a line or record. Raises BadRow."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise BadRow("the text is not UTF-8", where, error) from error
+    try:
+        told = parse_json(data, "it")
+    except ValueError as error:
+        raise BadRow("the line is not JSON", where, error) from error
+    if not isinstance(told, dict):
+        raise BadRow("the line is not a JSON object", where)
+    return told
+
+
+def caption_of(told: dict[str, Any], where: str) -> str:
+    """The caption of an example, not empty. Raises BadRow."""
+    caption = told.get("caption")
+    if not isinstance(caption, str):
+        raise BadRow("there is no caption", where)
+    if not caption.strip():
+        raise BadRow("the caption is empty", where)
+    return caption
+
+
+def crop(pixels: UInt8[np.ndarray, "h w C"], size: int) -> UInt8[np.ndarray, "size size C"]:
+    """The centre of an image: halved by a box filter while its shorter side is at least 2 · size, then scaled by a
+    bicubic filter so that this side is `size`, then cut (ADM, Dhariwal & Nichol 2021; MonoFormer and DiT alike).
+
+    Raises ValueError for an image that is more than `STRETCH` times as long as it is wide.
+    """
+    if max(pixels.shape[:2]) > STRETCH * min(pixels.shape[:2]):
+        raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels are too long for their width")
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    found = np.asarray(image).reshape(image.height, image.width, -1)
+    top, left = ((side - size) // 2 for side in found.shape[:2])
+    return found[top : top + size, left : left + size]
+
+
+class _Pictures(RowTask):
+    """Rows of captions and images; subclasses say how the text segment is put together.
+
+    size       height and width of the images, `channels` 3 (RGB) or 1 (grey)
+    length     tokens of the text segment, with its two special ones
+    too_long   what happens to captions with more: `cut` (their beginning is used) or `skip` (they are bad rows)
+    held_out   how many of the last rows are the split "test"
+
+    The folder is opened at the first row, so that spec and `fake` work without it.
+    """
+
+    draws = 1
+    pairs = Lines
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        codec: Any,
+        size: int,
+        length: int,
+        *,
+        channels: int = 3,
+        patch: int = 2,
+        image_mode: str = "bidirectional",
+        too_long: str = "cut",
+        held_out: int = 0,
+    ):
+        if too_long not in ("cut", "skip"):
+            raise ValueError(f"too_long={too_long!r} is unknown: use cut or skip")
+        if length < 3 or channels not in (1, 3) or held_out < 0:
+            raise ValueError(
+                f"length={length}, channels={channels}, held_out={held_out} is not possible: give a length of at least"
+                " 3 tokens, 1 or 3 channels, and no negative number of rows"
+            )
+        self.folder, self.codec, self.room, self.too_long, self.held_out = folder, codec, length, too_long, held_out
+        self.image_shape = (size, size, channels)
+        self._image = Segment("image", "image", image_tokens(size, size, patch), image_mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process opens the files itself.
+        return {name: value for name, value in self.__dict__.items() if name != "_pairs"}
+
+    @functools.cached_property
+    def _pairs(self) -> Any:
+        return self.pairs(epath.Path(self.folder))
+
+    def rows(self, split: str) -> int:
+        """Rows of the split, bad ones included.
+
+        Raises FileNotFoundError if files are missing, ValueError if they are damaged or the split is empty.
+        """
+        check_split(self.name, split)
+        total = len(self._pairs)
+        rows = self.held_out if split == "test" else total - self.held_out
+        if not 0 < rows <= total:
+            raise ValueError(
+                f"split {split!r} of {os.fspath(self.folder)!r} is empty: it has {total} rows and"
+                f" held_out={self.held_out} of them are for test"
+            )
+        return rows
+
+    def read(self, split: str, index: int) -> dict[str, np.ndarray]:
+        """The row's `image` uint8 [size, size, C], `ids` [length] of its text and how many they are, `used`.
+
+        Raises BadRow.
+        """
+        pair = self._pairs[index + (self.rows("train") if split == "test" else 0)]
+        ids = self._encode(pair)
+        try:
+            pixels = read_image(pair.image, channels=self.image_shape[2])
+        except FileNotFoundError as error:
+            raise BadRow("the image is missing", pair.where, pair.image) from error
+        except (ValueError, OSError) as error:
+            raise BadRow("the image cannot be read", pair.where, error) from error
+        try:
+            image = crop(pixels, self.image_shape[0])
+        except ValueError as error:
+            raise BadRow("the image is too narrow", pair.where, error) from error
+        filled = np.full(self.room, self.codec.pad, np.int32)
+        filled[: len(ids)] = ids
+        return {"image": image, "ids": filled, "used": np.asarray(len(ids))}
+
+    def blank(self) -> dict[str, np.ndarray]:
+        """Arrays of the same shapes for a row that was refused."""
+        none = np.zeros(self.room, np.int32)
+        return {"image": np.zeros(self.image_shape, np.uint8), "ids": none, "used": np.asarray(0)}
+
+    def _encode(self, pair: Pair) -> list[int]:
+        """Ids of the text segment: its first token, the caption, its last token."""
+        room, most = self.room - 2, CHARACTERS * self.room
+        try:  # a text of a megabyte is cut before it costs anything
+            words = self.codec.encode(pair.caption[:most])
+        except ValueError as error:
+            raise BadRow("the caption cannot be encoded", pair.where, error) from error
+        whole = len(words) <= room and len(pair.caption) <= most
+        if not whole and self.too_long == "skip":
+            raise BadRow("the caption is too long", pair.where, f"{len(pair.caption):,} characters")
+        return self.frame(list(words[:room]), whole)
+
+    def frame(self, words: list[int], whole: bool) -> list[int]:
+        """The text segment's ids around those of the caption, which is not `whole` when it was cut."""
+        raise NotImplementedError
+
+    def _images(self, extra: dict[str, np.ndarray]) -> ImageField:
+        return ImageField(extra["image"].astype(np.float32) / 127.5 - 1)
+
+
+class CaptionToImage(_Pictures):
+    """Caption -> image: prompt(text) = <s> words <|im_start|>, image in [-1, 1], tail(text) = <|im_end|> </s>.
+
+    The words are dropped with probability `drop` in training. There is no text loss.
+    """
+
+    name = "picture_caption_to_image"
+
+    def __init__(self, folder, codec, size, length, *, drop: float = 0.1, **options: Any):
+        super().__init__(folder, codec, size, length, **options)
+        self.drop = drop
+        self.segments = (Segment("prompt", "text", length), self._image, Segment("tail", "text", 2))
+        self._tail = text_table([[([codec.image_end, codec.eos], False)]], codec.pad)
+
+    def frame(self, words: list[int], whole: bool) -> list[int]:
+        """<s> words <|im_start|>."""
+        return [self.codec.bos, *words, self.codec.image_start]
+
+    def build(
+        self, split: str, index: np.ndarray, uniforms: np.ndarray | None, extra: dict[str, np.ndarray]
+    ) -> dict[str, Field]:
+        """Fields of the rows: the uniform number is drop."""
+        ids, used = extra["ids"], extra["used"]
+        if uniforms is not None:
+            dropped = uniforms[:, 0] < self.drop
+            ids, used = np.where(dropped[:, None], self.encode_prompt().ids, ids), np.where(dropped, 2, used)
+        valid = np.arange(self.room) < used[:, None]
+        prompt = TokenField(ids, valid, np.zeros_like(valid))
+        return {"prompt": prompt, "image": self._images(extra), "tail": self._tail.take(np.zeros(len(index), np.int64))}
+
+    def encode_prompt(self, words: str = "") -> TokenField:
+        """Field `prompt` [1, N] of any words; without words the empty prompt, for guidance.
+
+        Raises ValueError if the words have unknown characters or do not fit into the segment.
+        """
+        ids = self.frame(self.codec.encode(words) if words else [], True)
+        return prompt_field(words, ids, self.room, self.codec.pad)
+
+
+class ImageToCaption(_Pictures):
+    """Image -> caption: head(text) = <s> <|im_start|>, image in [-1, 1], caption(text) = <|im_end|> caption </s>.
+
+    The loss is on the words and </s>, which a caption that was cut does not have.
+    """
+
+    name = "picture_image_to_caption"
+    draws = 0
+    targets = frozenset({"caption"})
+
+    def __init__(self, folder, codec, size, length, **options: Any):
+        super().__init__(folder, codec, size, length, **options)
+        self.segments = (Segment("head", "text", 2), self._image, Segment("caption", "text", length))
+        self._head = text_table([[([codec.bos, codec.image_start], False)]], codec.pad)
+
+    def frame(self, words: list[int], whole: bool) -> list[int]:
+        """<|im_end|> words </s>."""
+        return [self.codec.image_end, *words, *([self.codec.eos] if whole else [])]
+
+    def build(
+        self, split: str, index: np.ndarray, uniforms: np.ndarray | None, extra: dict[str, np.ndarray]
+    ) -> dict[str, Field]:
+        """Fields of the rows; nothing is random."""
+        valid = np.arange(self.room) < extra["used"][:, None]
+        caption = TokenField(extra["ids"], valid, valid & (np.arange(self.room) > 0))
+        head = self._head.take(np.zeros(len(index), np.int64))
+        return {"head": head, "image": self._images(extra), "caption": caption}
+
+    def fixed_texts(self) -> dict[str, TokenField]:
+        """Fields [1, N] that are the same in every row and come before the image."""
+        return {"head": self._head.take(np.zeros(1, np.int64))}
+
+    def encode_prompt(self, words: str = "") -> TokenField:
+        """Field `caption` [1, N] as far as it is given: <|im_end|> and the first words, to be continued.
+
+        Raises ValueError if the words have unknown characters or do not fit into the segment.
+        """
+        ids = self.frame(self.codec.encode(words) if words else [], False)
+        return prompt_field(words, ids, self.room, self.codec.pad)
