@@ -65,7 +65,7 @@ class _Folder(RowTask):
         labels = read_npy(self._file("labels.npy")).astype(np.int64)
         classes = labels.max(initial=-1) + 1 if self.classes is None else self.classes
         wrong = (labels < 0) | (labels >= classes)
-        if labels.shape != self._images.shape[:1] or wrong.mean() > WRONG:
+        if labels.shape != self._images.shape[:1] or wrong.sum() > WRONG * len(labels):
             raise ValueError(
                 f"{self.folder / 'labels.npy'} has {labels.shape} labels from {labels.min(initial=0)} to "
                 f"{labels.max(initial=0)} for {len(self._images)} images and {classes} classes: "
@@ -82,7 +82,7 @@ class _Folder(RowTask):
         names = read_json(self._file("names.json"))
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{self.folder / 'names.json'} is no list of texts: write the name of each class in order")
-        if (self._labels >= len(names)).mean() > WRONG:
+        if (self._labels >= len(names)).sum() > WRONG * len(self._labels):
             raise ValueError(
                 f"{self.folder / 'names.json'} names {len(names)} classes but labels.npy has class "
                 f"{self._labels.max()}: add the missing names"

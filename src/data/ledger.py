@@ -147,7 +147,7 @@ class Ledger:
         if self._lines is None:
             self._lines, text = {}, ""
             if self.path.exists():
-                text = self.path.read_text(encoding="utf-8", errors="replace")
+                text = self.path.read_bytes().decode(errors="replace")
             for line in text.splitlines():
                 try:
                     told = json.loads(line)
