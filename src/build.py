@@ -67,7 +67,15 @@ def build_system(config: Any) -> System:
 
 
 AT_LEAST_ONE = ("steps", "batch", "accumulate", "log.every", "sample.rows", "sample.longest", "sample.image.steps")
-AT_LEAST_ZERO = ("seed", "eval.every", "checkpoint.every", "data.workers", "sample.image.guidance.channels")
+AT_LEAST_ZERO = (
+    "seed",
+    "eval.every",
+    "checkpoint.every",
+    "data.workers",
+    "data.max_bad.share",
+    "data.max_bad.least",
+    "sample.image.guidance.channels",
+)
 
 
 def check_numbers(config: Any) -> None:

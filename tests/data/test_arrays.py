@@ -13,6 +13,7 @@ import pytest
 from src.codecs.text import Bytes
 from src.common.files import local_copy
 from src.data import arrays
+from src.data.ledger import BadRow
 from src.data.pipeline import Mixture
 
 NAMES = ["crane", "golden retriever"]
@@ -99,6 +100,20 @@ def test_bad_folders_are_refused_before_the_first_row(folder, spoil, words):
     with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
         prompted(folder).iterator("train", 2, 0)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make, classes", [(labelled, 2), (prompted, 2)])
+def test_one_wrong_label_is_a_bad_row(folder, make, classes):
+    np.save(folder / "images.npy", np.ones((40, 4, 4, 2), np.float16))
+    np.save(folder / "labels.npy", np.where(np.arange(40) == 7, classes, np.where(np.arange(40) == 9, -1, 0)))
+    mixture = Mixture({"a": make(folder)}, {"a": 40}, 0)
+    batch = next(mixture)["a"]
+    mixture.close()
+    assert batch["image"].valid.sum() == 38 == (batch["image"].values != 0).all(axis=(1, 2, 3)).sum()
+    first = mixture.ledger.settle()
+    assert first == {"data/skipped/a": 2.0}
+    with pytest.raises(BadRow, match=r"labels.npy row 7: the label is no class \(2 of 2 classes\)"):
+        make(folder).read("train", 7)
 
 
 def test_labels_outside_the_classes_are_refused(folder):
