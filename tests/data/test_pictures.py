@@ -97,14 +97,14 @@ def test_every_broken_row_is_named_by_its_line_and_reason(folder):
     data = task(where)
     assert data.rows("train") == len(reasons) == 32
     for row, reason in enumerate(reasons):
-        began = time.monotonic()
+        began = time.thread_time()
         if reason is None:
             assert data.read("train", row)["image"].any()
         else:
             with pytest.raises(BadRow) as error:
                 data.read("train", row)
             assert (error.value.reason, error.value.where) == (reason, f"captions.jsonl line {row + 1}")
-        assert time.monotonic() - began < 2
+        assert time.thread_time() - began < 1  # nothing endless is read
     copy = pickle.loads(pickle.dumps(data))  # what a worker process gets
     assert "_pairs" not in vars(copy) and copy.read("train", 31)["used"] == 10
 
