@@ -19,12 +19,14 @@ from etils import epath
 from src.build import build_system
 from src.common import stopping, watchdog
 from src.common.distributed import check_same, is_first
+from src.common.files import write_whole
 from src.common.program_cache import use_program_cache
 from src.common.writers import JsonLines, Many, TensorBoard
 from src.train import lock, loop
 from src.train.checkpoint import Checkpointer
 from src.train.compatible import check_config, fields, plain
 from src.train.trainer import Trainer, make_trainer
+from src.train.workdir import sweep
 
 FLAGS = ("mode", "workdir", "prompt", "label", "image", "task", "count", "step")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -222,7 +224,7 @@ def _report(workdir: epath.Path, metrics: dict[str, float]) -> None:
     path = workdir / "metrics.json"
     metrics = (read_json(path, finite=False) if path.exists() else {}) | metrics
     rounded = {k: round(float(v), 5) if isinstance(v, float) else int(v) for k, v in metrics.items()}
-    path.write_text(json.dumps(rounded, indent=2) + "\n")
+    write_whole(path, (json.dumps(rounded, indent=2) + "\n").encode())
     width = max(map(len, rounded))
     print("\n".join(f"{k:<{width}}  {v:,}" for k, v in rounded.items()))
     print(f"written to {path}; pictures are in {workdir / 'samples'}")

@@ -1,7 +1,9 @@
 """Where numbers, pictures and texts of a run go. Only process 0 writes, and a writer that fails never stops a run.
 
+A run that goes on from a checkpoint takes back what a killed one had told of later steps (`History`).
+
 In a store (`gs://`), which cannot append, files are written locally and sent whole: at the first flush, then about once
-a minute, and at close. What a killed process had not sent is lost.
+a minute, and at close; `JsonLines` before every checkpoint, too. What a killed process had not sent is lost.
 """
 
 from __future__ import annotations
@@ -12,13 +14,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from absl import logging
 
-from src.common.files import SEND_SHARE, Mirror, is_remote
+from src.common.files import SEND_SHARE, Mirror, is_remote, write_whole
 
 SLOW = 1.0  # seconds of a failed attempt after which the next one waits
 
@@ -35,6 +37,22 @@ class MetricWriter(Protocol):
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class History(Protocol):
+    """A writer that keeps what it was told, so that a resumed run leaves what an uninterrupted one would have left."""
+
+    def rewind(self, step: int, again: str = "") -> None:
+        """Takes back what was told of the steps after `step`.
+
+        Names of `step` itself that begin with `again`, unless that is empty, are about to be told again.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Returns when what was told so far would outlive a kill of this process."""
+        ...
 
 
 class _Guarded:
@@ -123,8 +141,7 @@ class _Guarded:
 class JsonLines(_Guarded):
     """Appends `{"step": 3, "time": …, "loss": 0.5}` lines to a file; images are left out.
 
-    A value that is not finite is written as text ("nan"), so that every line is valid JSON. After a resume the steps
-    since the last checkpoint come a second time: the later line counts.
+    A value that is not finite is written as text ("nan"), so that every line is valid JSON.
     """
 
     def _open(self) -> Any:
@@ -153,6 +170,26 @@ class JsonLines(_Guarded):
         """One line with all scalars of the step."""
         numbers = {name: float(value) for name, value in scalars.items()}
         self._line(step, {name: x if math.isfinite(x) else str(x) for name, x in numbers.items()})
+
+    def rewind(self, step: int, again: str = "") -> None:
+        """Takes lines back (see `History`), and the half line that a killed run left."""
+
+        def action(handle: Any) -> None:
+            handle.seek(0)
+            lines = handle.readlines()
+            kept = [line for line in lines if _stays(line, step, again)]
+            if kept == lines:
+                return
+            write_whole(handle.name, b"".join(kept))
+            handle.close()
+            self._handle = open(handle.name, "a+b")  # noqa: SIM115 - it stays open for the run
+
+        self._guard(action)
+
+    def settle(self) -> None:
+        """Sends the file, where it is one of a store."""
+        self._guard(lambda handle: handle.flush(), opening=False)
+        self._guard(lambda _: self._mirror and self._mirror.send(now=True), opening=False)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         """Nothing: a text file has no place for pictures."""
@@ -188,6 +225,23 @@ class TensorBoard(_Guarded):
             self._guard(action)
         if self._mirror:
             self.flush()
+
+    def rewind(self, step: int, again: str = "") -> None:
+        """Has TensorBoard leave out what the files of earlier processes hold of later steps.
+
+        It does so when it meets the start of a session. What is told `again` is there twice, alike.
+        """
+
+        def action(handle: Any) -> None:
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+            start = SessionLog(status=SessionLog.START)
+            handle.write_event(Event(wall_time=time.time(), step=int(step) + 1, session_log=start))
+
+        self._guard(action)
+
+    def settle(self) -> None:
+        """Nothing: pictures are too large to be sent at every checkpoint."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """One curve for each name."""
@@ -247,6 +301,18 @@ class Many:
         for writer in self.writers:
             writer.write_texts(step, texts)
 
+    def rewind(self, step: int, again: str = "") -> None:
+        """Rewinds every writer that can."""
+        for writer in self.writers:
+            if isinstance(writer, History):
+                writer.rewind(step, again)
+
+    def settle(self) -> None:
+        """Settles every writer that can."""
+        for writer in self.writers:
+            if isinstance(writer, History):
+                writer.settle()
+
     def flush(self) -> None:
         """Flushes every writer."""
         for writer in self.writers:
@@ -265,6 +331,17 @@ def _identity(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return stat.st_dev, stat.st_ino
+
+
+def _stays(line: bytes, step: int, again: str) -> bool:
+    """Whether a line of a log is whole and of no later step, and will not come again."""
+    try:
+        record = json.loads(line)
+        told = record["step"]
+        redone = told == step and bool(again) and any(name.startswith(again) for name in record)
+        return line.endswith(b"\n") and told <= step and not redone
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _to_uint8(value: Any) -> np.ndarray:

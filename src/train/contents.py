@@ -24,7 +24,7 @@ from src.common.strict_json import read_json
 from src.train.compatible import plain
 from src.train.damage import DamageError, check_marker, together
 
-FORMAT = 1
+FORMAT = 2
 VERSION = "0.1.0"  # of this framework, as in CHANGELOG.md
 
 META = {"format": int, "step": int, "config": dict, "data": int, "leaves": dict}
@@ -32,7 +32,15 @@ ITEMS = ("state", "data", "meta")
 
 Found = tuple[Any, Any, dict[str, Any]]  # state, data state, meta
 Migration = Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
-MIGRATIONS: dict[int, Migration] = {}  # by format: (meta, data) of that format -> (meta, data) of the next one
+
+
+def _with_meter(meta: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Format 1 saved only where the log had a line, and of the data nothing but the rows consumed."""
+    return meta, data | {"value": {"rows": data["value"], "meter": {"steps": 0, "sums": {}}}}
+
+
+# By format: (meta, data) of that format -> (meta, data) of the next one.
+MIGRATIONS: dict[int, Migration] = {1: _with_meter}
 
 
 def read(folder: epath.Path, abstract_state: Any, accept: Callable[[Any], Any] | None) -> Found:

@@ -16,7 +16,7 @@ from src.common import stopping, watchdog
 from src.common.distributed import put_batch
 from src.common.progress import Progress
 from src.common.tree import count_parameters
-from src.common.writers import MetricWriter
+from src.common.writers import History, MetricWriter
 from src.data.pipeline import Mixture
 from src.interfaces import Batch
 from src.train.checkpoint import Checkpointer
@@ -77,21 +77,18 @@ def train(
     done = (checkpoints.latest_step() or 0) >= config.steps
     with ThreadPoolExecutor(1) as pool:  # the step compiles while the state is made or read
         compiling = None if done else pool.submit(trainer.compile)
-        state, step, data_state = restore(trainer, checkpoints)
+        state, step, position = restore(trainer, checkpoints)
     facts = {"parameters": count_parameters(trainer.abstract.params), "steps": config.steps}
     with contextlib.ExitStack() as stack:
         data = stack.enter_context(contextlib.closing(open_data(trainer, checkpoints.workdir)))
-        if data_state is not None:
-            data.set_state(data_state)
         progress = stack.enter_context(contextlib.closing(Progress(config.steps, step)))
         stack.callback(checkpoints.finish)  # whatever happens, what was saved gets written
         stack.enter_context(jax.set_mesh(trainer.mesh))
         run = Run(trainer, checkpoints, writer, observer or Nobody(), data, progress, state, step)
         if step < config.steps:
             run.update = compiling.result() if compiling else trainer.compile()
-        check_replicas(state, data.get_state(), step)
         del state  # the first step uses it up
-        leaving = False
+        leaving = not run.resume(position)
         stopping.busy()
         while run.step < config.steps and not leaving:
             run.advance()
@@ -99,15 +96,12 @@ def train(
                 jax.block_until_ready(run.measured)
                 facts["seconds_to_first_step"] = time.monotonic() - started
             leaving = stopping.asked()
-            evaluates = config.eval.every and run.step % config.eval.every == 0 and run.step < config.steps
-            evaluates = evaluates and not leaving
-            due = checkpoints.due(run.step, evaluates) or run.step == config.steps or leaving
-            # Never save what was not looked at; an evaluation may end in a save.
-            if run.step % config.log.every == 0 or run.step == 1 or due or evaluates:
+            due = checkpoints.due(run.step, run.evaluates()) or run.step == config.steps
+            if run.step % config.log.every == 0 or run.step == 1 or due:
                 run.tell()
-            if due:
+            if due or leaving:  # a stop leaves no trace in the log
                 run.save()
-            if evaluates:
+            if run.evaluates() and not leaving:
                 leaving = not run.evaluated()
         with watchdog.during(watchdog.SAVE):
             checkpoints.complete(run.save)
@@ -136,6 +130,25 @@ class Run:
     def __post_init__(self):
         self.meter = Meter(self.trainer.system, self.trainer.schedule)
 
+    def resume(self, position: Any) -> bool:
+        """Goes on where `save` was called (`position`, or None: from the start) as if nothing had come after it.
+
+        False when the run was asked to stop meanwhile. Raises RuntimeError when the copies of the state differ.
+        """
+        if position is not None:
+            self.data.set_state(position["rows"])
+            self.meter.set_state(position["meter"])
+        again = self.evaluates() or self.step == self.trainer.system.config.steps
+        if isinstance(self.writer, History):
+            self.writer.rewind(-1 if position is None else self.step, "eval/" if again else "")
+        check_replicas(self.state, self.data.get_state(), self.step)
+        return not self.evaluates() or self.evaluated()  # it comes after the save, and may have been cut short
+
+    def evaluates(self) -> bool:
+        """Whether the evaluators run after this step; after the last one `src/run.py` does that."""
+        config = self.trainer.system.config
+        return config.eval.every > 0 and self.step % config.eval.every == 0 and 0 < self.step < config.steps
+
     def advance(self) -> None:
         """One step."""
         watchdog.at(watchdog.DATA)
@@ -155,10 +168,16 @@ class Run:
         self.progress.update(self.step, scalars)
 
     def save(self) -> None:
-        """Starts to write a checkpoint. Raises RuntimeError when the copies of the state differ."""
+        """Starts to write a checkpoint; the log reaches this step before it does.
+
+        Raises RuntimeError when the copies of the state differ.
+        """
+        position = {"rows": self.data.get_state(), "meter": self.meter.get_state(self.step)}
         with watchdog.during(watchdog.SAVE):
-            check_replicas(self.state, self.data.get_state(), self.step)
-            self.checkpoints.save(self.step, self.state, self.data.get_state(), self.trainer.system.identity())
+            check_replicas(self.state, position["rows"], self.step)
+            if isinstance(self.writer, History):
+                self.writer.settle()
+            self.checkpoints.save(self.step, self.state, position, self.trainer.system.identity())
 
     def evaluated(self) -> bool:
         """Evaluates. False when the run was asked to stop meanwhile, and then this step is saved."""
@@ -172,7 +191,7 @@ class Run:
 
 
 def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, int, Any]:
-    """State, step and data state of the newest sound checkpoint, or a fresh state at step 0."""
+    """State, step and position (see `Run.save`) of the newest sound checkpoint, or a fresh state at step 0 and None."""
 
     def accept(saved: Any) -> None:
         for field, (old, new) in check_config(saved, trainer.system.identity(), ELASTIC).items():
@@ -181,10 +200,10 @@ def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, in
     found = checkpoints.restore(trainer.abstract, accept)
     if found is None:
         return trainer.init(), 0, None
-    state, data_state, _ = found
+    state, position, _ = found
     step = int(state.step)
     logging.info("resuming from step %d in %s", step, checkpoints.directory)
-    return state, step, data_state
+    return state, step, position
 
 
 def evaluate(system: System, state: TrainState, writer: MetricWriter, step: int) -> dict[str, float]:

@@ -4,40 +4,72 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
 from src.common.tree import listed
 from src.train.optim import Schedule
+from src.train.step import Measured
 from src.train.system import System
 
 
 class Meter:
-    """Measurements since the last log line, kept on the device until they are wanted, and the speed since then."""
+    """Measurements since the last log line, kept on the device until they are wanted, and the speed since then.
+
+    Sums are added one step after the other in 64 bits, so that a run that is saved and restored between two log lines
+    tells the same numbers as one that is not.
+    """
 
     def __init__(self, system: System, schedule: Schedule):
         plans = system.tasks.values()
         self.tokens = sum(p.rows * p.layout.length for p in plans)
         self.images = sum(p.rows * len(p.layout.named("image")) for p in plans)
-        self.schedule, self.pending, self.since = schedule, [], time.monotonic()
+        self.schedule, self.pending = schedule, []
+        self._clear()
 
     def add(self, measured: Measured) -> None:
         """Remembers one step."""
         self.pending.append(measured.terms)
 
+    def get_state(self, step: int) -> dict[str, Any]:
+        """What was measured since the last log line, as JSON. Raises FloatingPointError as `flush` does."""
+        self._settle(step)
+        return {"steps": self.steps, "sums": self.sums}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `get_state` was called."""
+        self._clear()
+        self.steps, self.sums = state["steps"], {name: list(pair) for name, pair in state["sums"].items()}
+
     def flush(self, step: int) -> dict[str, float]:
         """Means over the steps since the last call. Raises FloatingPointError when one is not finite."""
-        sums = jax.tree.map(lambda *a: sum(map(float, a)), *jax.device_get(self.pending))
-        steps, seconds = len(self.pending), max(time.monotonic() - self.since, 1e-9)
-        means = {k: t.total / t.count for k, t in sums.items() if t.count}
+        timed, means = len(self.pending), self._settle(step)
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        self._clear()
+        norms = {k: means.pop(k) for k in ("grad_norm", "update_norm") if k in means}
+        losses = {"loss": means.pop("total"), **{f"loss/{k}": v for k, v in means.items()}}
+        rates = {"tokens_per_second": self.tokens * timed / seconds, "images_per_second": self.images * timed / seconds}
+        return losses | norms | rates | {"learning_rate": float(self.schedule(step - 1))}
+
+    def _clear(self) -> None:
+        self.sums: dict[str, list[float]] = {}
+        self.steps, self.pending, self.since = 0, [], time.monotonic()
+
+    def _settle(self, step: int) -> dict[str, float]:
+        """Adds the pending steps to the sums; the means so far."""
+        for terms in jax.device_get(self.pending):
+            for name, term in terms.items():
+                total, count = self.sums.get(name, (0.0, 0.0))
+                self.sums[name] = [total + float(term.total), count + float(term.count)]
+        self.steps += len(self.pending)
+        self.pending = []
+        means = {name: total / count for name, (total, count) in self.sums.items() if count}
         bad = [k for k, v in means.items() if not math.isfinite(v)]
         if bad:
             raise FloatingPointError(
-                f"{listed(bad)} became NaN or infinite between steps {step - steps} and {step}; what was saved"
+                f"{listed(bad)} became NaN or infinite between steps {step - self.steps} and {step}; what was saved"
                 " before is sound: lower optim.lr or optim.max_norm, or look at the data of these tasks, and run again"
             )
-        self.pending, self.since = [], time.monotonic()
-        norms = {k: means.pop(k) for k in ("grad_norm", "update_norm") if k in means}
-        losses = {"loss": means.pop("total"), **{f"loss/{k}": v for k, v in means.items()}}
-        rates = {"tokens_per_second": self.tokens * steps / seconds, "images_per_second": self.images * steps / seconds}
-        return losses | norms | rates | {"learning_rate": float(self.schedule(step - 1))}
+        return means

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import socket
 
+import jax
+from absl import logging
 from etils import epath
 
 from src.common.distributed import agree, gather_texts
+from src.common.files import is_remote
 
 
 def check_writable(workdir: str) -> epath.Path:
@@ -38,6 +41,20 @@ def check_writable(workdir: str) -> epath.Path:
             f"the workdir {workdir} is not one folder for all processes ({reason}): choose one that they share"
         )
     return folder
+
+
+def sweep(folder: epath.Path) -> None:
+    """Removes the drafts and probes that killed processes left in a run's folder; only its trainer may call it.
+
+    What cannot be removed stays, with a warning.
+    """
+    if jax.process_index() or is_remote(folder):  # in a store a file is whole or absent
+        return
+    for rest in (*folder.glob(".probe-*"), *folder.glob(".*.tmp"), *folder.glob("samples/.*.tmp")):
+        try:
+            rest.unlink(missing_ok=True)
+        except OSError as error:
+            logging.warning("Could not remove %s: %s", rest, brief(error))
 
 
 def brief(error: BaseException, limit: int = 200) -> str:

@@ -63,9 +63,14 @@ def test_a_run_in_a_bucket_goes_on_in_its_files(bucket, tmp_path, monkeypatch, c
     assert not list((tmp_path / "temporary").iterdir()) and not (tmp_path / "gs:").exists()
 
     writer = JsonLines(str(run / "log.jsonl"))
+    writer.rewind(9)
     write(11)
     write(12)
+    assert steps(bucket) == [1, 2, 4, 5, 6, 7, 8, 9, 11]  # the first flush sends
+    writer.settle()  # as before a checkpoint
+    assert steps(bucket) == [1, 2, 4, 5, 6, 7, 8, 9, 11, 12]
+    write(13)
     bucket.down = True
     writer.close()  # the rest stays here, and a warning says where
     (rest,) = (tmp_path / "temporary").iterdir()
-    assert str(rest) in caplog.text and '"step": 12' in (rest / "log.jsonl").read_text()
+    assert str(rest) in caplog.text and '"step": 13' in (rest / "log.jsonl").read_text()

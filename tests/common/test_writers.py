@@ -10,17 +10,19 @@ import numpy as np
 from src.common.writers import JsonLines, Many, TensorBoard
 
 
-def read_events(folder):
+def events_of(path):
     from tensorboardX.proto.event_pb2 import Event
 
-    (path,) = folder.iterdir()
-    data, values = path.read_bytes(), {}
+    data = path.read_bytes()
     while data:
         (size,) = struct.unpack("<Q", data[:8])
-        event = Event.FromString(data[12 : 12 + size])
-        values |= {(event.step, v.tag): v for v in event.summary.value}
+        yield Event.FromString(data[12 : 12 + size])
         data = data[16 + size :]
-    return values
+
+
+def read_events(folder):
+    (path,) = folder.iterdir()
+    return {(event.step, v.tag): v for event in events_of(path) for v in event.summary.value}
 
 
 def test_values_reach_both_files(tmp_path):
@@ -48,6 +50,42 @@ def test_values_reach_both_files(tmp_path):
         (3, "batch/0"): (4, 5),
         (3, "batch/1"): (4, 5),
     }
+
+
+def test_what_a_killed_run_told_of_later_steps_is_taken_back(tmp_path):
+    path, folder = tmp_path / "log.jsonl", tmp_path / "tensorboard"
+    told = [(0, "doctor"), (1, "loss"), (2, "loss"), (2, "eval/accuracy"), (4, "loss"), (4, "eval/accuracy")]
+
+    def lines():
+        return [(line.pop("step"), *line) for line in map(json.loads, path.read_text().splitlines())]
+
+    def rewound(*arguments, torn=""):
+        path.unlink(missing_ok=True)
+        writer = Many([JsonLines(path)])
+        for step, name in told:
+            writer.write_scalars(step, {name: 1.0})
+        with open(path, "a") as file:
+            file.write(torn)
+        writer.rewind(*arguments)
+        writer.write_scalars(9, {"next": 1.0})
+        writer.close()
+        (step, _, name), *rest = reversed(lines())
+        assert (step, name) == (9, "next")
+        return [(step, name) for step, _, name in reversed(rest)]
+
+    assert rewound(2) == told[:4] and rewound(2, "eval/") == told[:3] and rewound(4) == told
+    assert rewound(4, "eval/") == told[:5], "only the last evaluation comes again"
+    assert rewound(-1) == [] and rewound(3) == told[:4]
+    for torn in ('{"step": 4, "lo', '{"step": 4}', "4", "\0\0\0"):  # killed in a line, or in its last byte
+        assert rewound(4, torn=torn) == told
+
+    first, second = TensorBoard(folder), TensorBoard(folder)
+    first.write_scalars(3, {"loss": 1.0})
+    first.close()
+    second.rewind(2)
+    second.close()
+    starts = [e for file in folder.iterdir() for e in events_of(file) if e.HasField("session_log")]
+    assert [(e.step, e.session_log.status) for e in starts] == [(3, 1)], "TensorBoard forgets steps from here on"
 
 
 def test_a_broken_disk_is_one_warning_and_then_it_is_tried_again(tmp_path, caplog):

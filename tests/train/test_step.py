@@ -1,5 +1,9 @@
 """The one step: accumulation, devices, exact resume, dead parameters."""
 
+import contextlib
+import json
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +13,12 @@ from configs import digits, sit_digits
 from src.build import build_system
 from src.common.sharding import batch_sharding
 from src.common.tree import flatten
-from src.common.writers import Many
+from src.common.writers import JsonLines, Many
+from src.interfaces import LossTerm
 from src.train import loop
 from src.train.checkpoint import Checkpointer
+from src.train.meter import Meter
+from src.train.step import Measured
 from src.train.trainer import make_trainer
 
 
@@ -26,29 +33,38 @@ def config_of(module=digits, variant="debug", **changes):
 
 
 class Recorder:
-    """A writer that keeps the losses."""
+    """A writer that keeps the losses, and stops a run where it is told step `last`."""
 
-    def __init__(self):
-        self.losses = {}
+    def __init__(self, last=None):
+        self.losses, self.last = {}, last
 
     def write_scalars(self, step, scalars):
         self.losses[step] = {k: v for k, v in scalars.items() if k.startswith("loss") or k == "grad_norm"}
+        if step == self.last:
+            raise KeyboardInterrupt
 
 
-def run(folder, devices=1, **kwargs):
+def run(folder, devices=1, last=None, **kwargs):
     """Trains and returns (state, losses by step)."""
     system = build_system(config_of(**kwargs))
-    recorder = Recorder()
+    recorder, log = Recorder(last), JsonLines(folder / "log.jsonl")
     checkpoints = Checkpointer(str(folder), every=system.config.checkpoint.every)
     trainer = make_trainer(system, jax.devices()[:devices])
-    state, _ = loop.train(trainer, checkpoints, Many([recorder]), 0.0)
-    checkpoints.close()
+    with contextlib.closing(checkpoints):
+        state, _ = loop.train(trainer, checkpoints, Many([log, recorder]), 0.0)
     return jax.device_get(state), recorder.losses
+
+
+def logged(folder):
+    """The lines of a run without what the clock says."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "time" and not k.endswith("per_second")} for line in lines]
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("straight"), steps=4)
+    folder = tmp_path_factory.mktemp("straight")
+    return *run(folder, steps=4), logged(folder)
 
 
 def close(a, b, **tolerance):
@@ -56,13 +72,39 @@ def close(a, b, **tolerance):
         np.testing.assert_allclose(x, y, err_msg=path, **tolerance)
 
 
-def test_two_and_two_resumed_steps_are_four_steps_bit_for_bit(straight, tmp_path):
-    schedule = {"optim.steps": 4}
-    run(tmp_path, steps=2, **schedule)
-    state, losses = run(tmp_path, steps=4, **schedule)
+def test_a_run_cut_off_after_a_save_ends_as_one_that_was_not_bit_for_bit(straight, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, steps=4, last=3, **{"checkpoint.every": 2})
+    with open(tmp_path / "log.jsonl", "a") as file:
+        assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3], "one more than was saved"
+        file.write('{"step": 4, "lo')
+    state, losses = run(tmp_path, steps=4, **{"checkpoint.every": 2})
     assert sorted(losses) == [3, 4], "the second run must go on, not start again"
-    assert losses[4] == straight[1][4]
     jax.tree.map(np.testing.assert_array_equal, state, straight[0])
+    assert logged(tmp_path) == straight[2] and len(straight[2]) == 4
+
+
+def test_means_of_a_log_line_do_not_feel_a_save_between_two_lines():
+    system = SimpleNamespace(tasks={})
+    rows = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32) * 1e3
+
+    def told(cuts):
+        meter = Meter(system, lambda step: 0.0)
+        for at, row in enumerate(rows):
+            if at in cuts:
+                state = json.loads(json.dumps(meter.get_state(at)))
+                meter = Meter(system, lambda step: 0.0)
+                meter.set_state(state)
+            terms = {"total": LossTerm(row[0], np.float32(1)), "a": LossTerm(row[1], np.abs(row[0]))}
+            meter.add(Measured(terms, {}))
+        return {k: v for k, v in meter.flush(7).items() if not k.endswith("per_second")}
+
+    assert told(()) == told((3,)) == told((1, 2, 6))
+    assert told(())["loss"] == pytest.approx(rows[:, 0].astype(np.float64).mean())
+    spoilt = Meter(system, lambda step: 0.0)
+    spoilt.add(Measured({"total": LossTerm(np.float32("nan"), np.float32(1))}, {}))
+    with pytest.raises(FloatingPointError, match="total became NaN or infinite between steps 4 and 5"):
+        spoilt.get_state(5)
 
 
 def test_accumulation_changes_memory_not_the_result(straight, tmp_path):
