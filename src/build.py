@@ -85,6 +85,8 @@ def check_numbers(config: Any) -> None:
             value = functools.reduce(getattr, name.split("."), config)
             if value < least:
                 raise ValueError(f"the config has {name}={value}; it must be at least {least}")
+    if config.seed >= 2**32:
+        raise ValueError(f"the config has seed={config.seed}; it must be below 2^32")
 
 
 def build_codec(config: Any) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import zlib
 
 import jax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt32
 
 
-def step_key(seed: int, step: int | Int[Array, ""]) -> Array:
-    """The key of one step; `step` may be traced."""
+def step_key(seed: int | UInt32[Array, ""], step: int | Int[Array, ""]) -> Array:
+    """The key of one step; both may be traced."""
     return jax.random.fold_in(jax.random.key(seed), step)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt32
 
 from src.common.rng import stream
 from src.interfaces import PyTree
@@ -16,7 +16,11 @@ from src.interfaces import PyTree
 
 @struct.dataclass
 class TrainState:
-    """Everything that a checkpoint holds of the network. `extra` is room for adaptive schedules and the like."""
+    """Everything that a checkpoint holds of the network.
+
+    `extra` has the `seed` of the run, an input of the compiled step, so that another seed needs no other program; it is
+    room for adaptive schedules and the like.
+    """
 
     step: Int[Array, ""]
     params: PyTree
@@ -25,13 +29,17 @@ class TrainState:
     extra: dict[str, Any]
 
 
-def init_state(init: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """A fresh state; run it under `jax.jit` with output shardings so that nothing is ever whole on one device."""
+def init_state(init: Any, optimizer: optax.GradientTransformation, seed: int | UInt32[Array, ""]) -> TrainState:
+    """A fresh state; run it under `jax.jit` with output shardings so that nothing is ever whole on one device.
+
+    `seed` is below 2^32 and may be traced.
+    """
+    seed = jnp.asarray(seed, jnp.uint32)
     params = init(stream(jax.random.key(seed), "init"))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
-        extra={},
+        extra={"seed": seed},
     )

@@ -48,7 +48,7 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
     accumulate, ema = config.accumulate, config.ema
 
     def step(state: TrainState, batch: Mapping[str, Batch]) -> tuple[TrainState, Measured]:
-        prepared = prepare(system, batch, step_key(config.seed, state.step), True)
+        prepared = prepare(system, batch, step_key(state.extra["seed"], state.step), True)
 
         def local(params: PyTree, rows: PyTree, add: Add) -> tuple[PyTree, PyTree]:
             grads, terms, total = gradients(system, params, *rows, accumulate, placement, add)

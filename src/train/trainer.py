@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import logging
 
@@ -38,11 +39,9 @@ class Trainer:
     def init(self) -> TrainState:
         """A fresh state, made where it will live."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        make = jax.jit(
-            lambda: init_state(self.system.init, self.optimizer, self.system.config.seed), out_shardings=shardings
-        )
+        make = jax.jit(lambda seed: init_state(self.system.init, self.optimizer, seed), out_shardings=shardings)
         with jax.set_mesh(self.mesh):
-            return make()
+            return make(np.uint32(self.system.config.seed))
 
     def lower(self) -> jax.stages.Lowered:
         """The train step, traced on shapes alone: (state, batch) -> (state, measurements)."""
