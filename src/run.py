@@ -43,6 +43,7 @@ def train(flags: Any, started: float) -> None:
     with contextlib.ExitStack() as stack:
         release = stack.enter_context(lock.hold(checkpoints.workdir))
         stopping.before_leaving(release)
+        sweep(checkpoints.workdir)
         stack.enter_context(watchdog.watching(**config.watchdog))
         writer = stack.enter_context(contextlib.closing(_writer(workdir)))  # a run that fails keeps its last lines
         state, facts = loop.train(trainer, checkpoints, writer, started)
