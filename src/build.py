@@ -75,6 +75,10 @@ AT_LEAST_ZERO = (
     "data.max_bad.share",
     "data.max_bad.least",
     "sample.image.guidance.channels",
+    "doctor.every",
+    "doctor.panels",
+    "doctor.batches",
+    "doctor.drawings",
 )
 
 

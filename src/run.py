@@ -22,6 +22,7 @@ from src.common.distributed import check_same, is_first
 from src.common.files import write_whole
 from src.common.program_cache import use_program_cache
 from src.common.writers import JsonLines, Many, TensorBoard
+from src.doctor.observer import make_doctor
 from src.train import lock, loop
 from src.train.checkpoint import Checkpointer
 from src.train.compatible import check_config, fields, plain
@@ -46,7 +47,7 @@ def train(flags: Any, started: float) -> None:
         sweep(checkpoints.workdir)
         stack.enter_context(watchdog.watching(**config.watchdog))
         writer = stack.enter_context(contextlib.closing(_writer(workdir)))  # a run that fails keeps its last lines
-        state, facts = loop.train(trainer, checkpoints, writer, started)
+        state, facts = loop.train(trainer, checkpoints, _with_pictures(writer, workdir), started, make_doctor(trainer))
         logging.info("training is done after %.0f s; evaluating", time.monotonic() - started)
         scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), config.steps)
         checkpoints.score(int(state.step), scalars)

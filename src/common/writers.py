@@ -43,10 +43,10 @@ class MetricWriter(Protocol):
 class History(Protocol):
     """A writer that keeps what it was told, so that a resumed run leaves what an uninterrupted one would have left."""
 
-    def rewind(self, step: int, again: str = "") -> None:
+    def rewind(self, step: int, again: tuple[str, ...] = ()) -> None:
         """Takes back what was told of the steps after `step`.
 
-        Names of `step` itself that begin with `again`, unless that is empty, are about to be told again.
+        Names of `step` itself that begin with one of `again` are about to be told again.
         """
         ...
 
@@ -171,7 +171,7 @@ class JsonLines(_Guarded):
         numbers = {name: float(value) for name, value in scalars.items()}
         self._line(step, {name: x if math.isfinite(x) else str(x) for name, x in numbers.items()})
 
-    def rewind(self, step: int, again: str = "") -> None:
+    def rewind(self, step: int, again: tuple[str, ...] = ()) -> None:
         """Takes lines back (see `History`), and the half line that a killed run left."""
 
         def action(handle: Any) -> None:
@@ -226,7 +226,7 @@ class TensorBoard(_Guarded):
         if self._mirror:
             self.flush()
 
-    def rewind(self, step: int, again: str = "") -> None:
+    def rewind(self, step: int, again: tuple[str, ...] = ()) -> None:
         """Has TensorBoard leave out what the files of earlier processes hold of later steps.
 
         It does so when it meets the start of a session. What is told `again` is there twice, alike.
@@ -301,7 +301,7 @@ class Many:
         for writer in self.writers:
             writer.write_texts(step, texts)
 
-    def rewind(self, step: int, again: str = "") -> None:
+    def rewind(self, step: int, again: tuple[str, ...] = ()) -> None:
         """Rewinds every writer that can."""
         for writer in self.writers:
             if isinstance(writer, History):
@@ -333,12 +333,12 @@ def _identity(path: str) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
-def _stays(line: bytes, step: int, again: str) -> bool:
+def _stays(line: bytes, step: int, again: tuple[str, ...]) -> bool:
     """Whether a line of a log is whole and of no later step, and will not come again."""
     try:
         record = json.loads(line)
         told = record["step"]
-        redone = told == step and bool(again) and any(name.startswith(again) for name in record)
+        redone = told == step and any(name.startswith(again) for name in record)
         return line.endswith(b"\n") and told <= step and not redone
     except (ValueError, TypeError, KeyError):
         return False

@@ -33,6 +33,9 @@ ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attenti
            "model.text_head.chunk")  # fmt: skip
 
 
+PANEL = ("heldout/", "forgetting/")
+
+
 class Observer(Protocol):
     """Looks on while a run trains, and changes nothing (`src/doctor`)."""
 
@@ -47,6 +50,14 @@ class Observer(Protocol):
         """At every log line, after `step` steps, the last of which saw `batch`: more scalars for that line."""
         ...
 
+    def due(self, step: int) -> bool:
+        """Whether there is something to show after `step` steps; a function of the step alone."""
+        ...
+
+    def show(self, step: int, state: TrainState, writer: MetricWriter) -> None:
+        """Writes what takes longer; the names of its scalars begin with one of `PANEL`."""
+        ...
+
 
 class Nobody:
     """The observer that sees nothing."""
@@ -58,6 +69,13 @@ class Nobody:
     def look(self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: Measured) -> Mapping[str, float]:
         """Nothing."""
         return {}
+
+    def due(self, step: int) -> bool:
+        """Never."""
+        return False
+
+    def show(self, step: int, state: TrainState, writer: MetricWriter) -> None:
+        """Nothing."""
 
 
 def train(
@@ -101,8 +119,7 @@ def train(
                 run.tell()
             if due or leaving:  # a stop leaves no trace in the log
                 run.save()
-            if run.evaluates() and not leaving:
-                leaving = not run.evaluated()
+            leaving = leaving or not run.evaluated()
         with watchdog.during(watchdog.SAVE):
             checkpoints.complete(run.save)
     if leaving:
@@ -138,11 +155,15 @@ class Run:
         if position is not None:
             self.data.set_state(position["rows"])
             self.meter.set_state(position["meter"])
-        again = self.evaluates() or self.step == self.trainer.system.config.steps
         if isinstance(self.writer, History):
-            self.writer.rewind(-1 if position is None else self.step, "eval/" if again else "")
+            self.writer.rewind(-1 if position is None else self.step, self.again())
         check_replicas(self.state, self.data.get_state(), self.step)
-        return not self.evaluates() or self.evaluated()  # it comes after the save, and may have been cut short
+        return position is None or self.evaluated()  # this comes after the save, and may have been cut short
+
+    def again(self) -> tuple[str, ...]:
+        """What begins the names of everything that is told of a step after it was saved, and is due now."""
+        last = self.step == self.trainer.system.config.steps
+        return ("eval/",) * (last or self.evaluates()) + PANEL * self.observer.due(self.step)
 
     def evaluates(self) -> bool:
         """Whether the evaluators run after this step; after the last one `src/run.py` does that."""
@@ -152,7 +173,10 @@ class Run:
     def advance(self) -> None:
         """One step."""
         watchdog.at(watchdog.DATA)
-        self.batch = put_batch(next(self.data), self.trainer.mesh)
+        began = time.monotonic()
+        rows = next(self.data)
+        self.meter.waited(time.monotonic() - began)
+        self.batch = put_batch(rows, self.trainer.mesh)
         watchdog.at(watchdog.START if self.measured is None else watchdog.STEP)
         if self.step == 0:
             self.state = self.observer.begin(self.trainer, self.update, self.state, self.batch)
@@ -180,13 +204,16 @@ class Run:
             self.checkpoints.save(self.step, self.state, position, self.trainer.system.identity())
 
     def evaluated(self) -> bool:
-        """Evaluates. False when the run was asked to stop meanwhile, and then this step is saved."""
+        """Shows and evaluates what is due. False when the run was asked to stop meanwhile; then this step is saved."""
         try:
-            scalars = evaluate(self.trainer.system, self.state, self.writer, self.step)
+            if self.observer.due(self.step):
+                self.observer.show(self.step, self.state, self.writer)
+            if self.evaluates():
+                scalars = evaluate(self.trainer.system, self.state, self.writer, self.step)
+                self.checkpoints.score(self.step, scalars)
         except stopping.Stopped:
             self.save()
             return False
-        self.checkpoints.score(self.step, scalars)
         return True
 
 

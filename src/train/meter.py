@@ -43,19 +43,28 @@ class Meter:
         self._clear()
         self.steps, self.sums = state["steps"], {name: list(pair) for name, pair in state["sums"].items()}
 
+    def waited(self, seconds: float) -> None:
+        """Remembers the time that one batch was waited for."""
+        self.waiting += seconds
+
     def flush(self, step: int) -> dict[str, float]:
-        """Means over the steps since the last call. Raises FloatingPointError when one is not finite."""
+        """Means over the steps since the last call, speed, and the share of the time that was spent waiting for data.
+
+        A term "task/objective/name@part" becomes `buckets/task/objective/part`, every other one `loss/…`. Raises
+        FloatingPointError when a mean is not finite.
+        """
         timed, means = len(self.pending), self._settle(step)
         seconds = max(time.monotonic() - self.since, 1e-9)
+        rates = {"tokens_per_second": self.tokens * timed / seconds, "images_per_second": self.images * timed / seconds}
+        rates["data_wait"] = self.waiting / seconds
         self._clear()
         norms = {k: means.pop(k) for k in ("grad_norm", "update_norm") if k in means}
-        losses = {"loss": means.pop("total"), **{f"loss/{k}": v for k, v in means.items()}}
-        rates = {"tokens_per_second": self.tokens * timed / seconds, "images_per_second": self.images * timed / seconds}
+        losses = {"loss": means.pop("total"), **{_public(k): v for k, v in means.items()}}
         return losses | norms | rates | {"learning_rate": float(self.schedule(step - 1))}
 
     def _clear(self) -> None:
         self.sums: dict[str, list[float]] = {}
-        self.steps, self.pending, self.since = 0, [], time.monotonic()
+        self.steps, self.pending, self.since, self.waiting = 0, [], time.monotonic(), 0.0
 
     def _settle(self, step: int) -> dict[str, float]:
         """Adds the pending steps to the sums; the means so far."""
@@ -73,3 +82,9 @@ class Meter:
                 " before is sound: lower optim.lr or optim.max_norm, or look at the data of these tasks, and run again"
             )
         return means
+
+
+def _public(term: str) -> str:
+    """The name of a term's mean: parts of a loss stand aside, so that a line of progress does not tell them."""
+    path, _, part = term.partition("@")
+    return f"buckets/{path.rsplit('/', 1)[0]}/{part}" if part else f"loss/{path}"
