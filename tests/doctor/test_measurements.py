@@ -1,0 +1,299 @@
+"""What the doctor measures while a run trains: each number by hand, with the fault that it is there to show."""
+
+import itertools
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from src.build import build_system
+from src.common.distributed import put_batch
+from src.common.placement import Placement
+from src.common.progress import describe
+from src.common.sharding import make_mesh
+from src.common.tree import flatten, unflatten
+from src.doctor import watch
+from src.doctor.panels import Panels, initial_params
+from src.doctor.probe import Probe, Pulls, pulls, scalars
+from src.interfaces import LossTerm, TokenField
+from src.objectives.denoise import by_time
+from src.sequence.layout import Layout, Segment
+from src.train import loop
+from src.train import system as systems
+from src.train.meter import Meter
+from src.train.state import TrainState
+from src.train.step import Measured, make_train_step
+from src.train.system import System, TaskPlan
+from src.train.trainer import make_trainer, open_data
+from tests.train.test_step import close, config_of
+
+# ----------------------------------------------------------------------- in the step and the loop
+
+
+def test_quarters_of_diffusion_time_add_up_and_are_told_aside():
+    """A network that is bad where there is much noise is seen in the last quarter; progress does not print them."""
+    t = jnp.asarray([0.0, 0.1, 0.25, 0.4, 0.6, 0.74, 0.75, 0.9, 1.0])
+    loss = jnp.where(t > 0.8, 9.0, 1.0)
+    terms = by_time("mse", loss, t)
+    means = {k.removeprefix("mse@"): float(v.total / v.count) for k, v in terms.items()}
+    assert means == {"0.00-0.25": 1, "0.25-0.50": 1, "0.50-0.75": 1, "0.75-1.00": pytest.approx(19 / 3)}
+    assert sum(float(v.count) for v in terms.values()) == 9 and not any(v.trained for v in terms.values())
+    np.testing.assert_allclose(sum(v.total for v in terms.values()), loss.sum())
+    spoilt = by_time("mse", loss.at[0].set(jnp.nan), t)
+    assert [bool(jnp.isnan(v.total)) for v in spoilt.values()] == [True, False, False, False]
+
+    meter = Meter(types.SimpleNamespace(tasks={}), lambda step: 0.0)
+    terms = {f"draw/diffusion/{k}": v for k, v in terms.items()} | {"draw/diffusion/mse": LossTerm(loss.sum(), 9.0)}
+    meter.add(Measured(terms | {"total": LossTerm(5.0, 1.0)}, {}))
+    told = meter.flush(1)
+    assert told["buckets/draw/diffusion/0.75-1.00"] == pytest.approx(19 / 3)
+    assert describe({k: v for k, v in told.items() if "second" not in k}) == "loss 5, draw 2.778"
+
+
+@pytest.mark.parametrize("slow, share", [(0.0, 0.0), (3.0, 0.75)])
+def test_slow_data_are_seen_as_waiting(monkeypatch, slow, share):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def spend(seconds, value):
+        now[0] += seconds
+        return value
+
+    data = (spend(slow, {}) for _ in itertools.count())
+    trainer = types.SimpleNamespace(
+        system=types.SimpleNamespace(tasks={}),
+        schedule=lambda step: 0.0,
+        mesh=make_mesh({"data": 1}, jax.devices()[:1]),
+    )
+    run = loop.Run(trainer, None, None, loop.Nobody(), data, None, None, 0)
+    run.update = lambda state, batch: (state, spend(1.0, Measured({"total": LossTerm(1.0, 1.0)}, {})))
+    for _ in range(2):
+        run.advance()
+        run.advance()
+        assert run.meter.flush(run.step)["data_wait"] == pytest.approx(share)
+
+
+# ----------------------------------------------------------------------- at every log line
+
+
+def test_a_block_that_moves_too_fast_is_seen_in_its_ratio():
+    size = {"trunk/layers/a": np.full(3, 4.0), "trunk/layers/b": np.zeros(3), "trunk/norm/scale": 1.0, "text/x": 0.0}
+    update = {"trunk/layers/a": np.asarray([4e-6, 4e-2, 4e-6]), "trunk/layers/b": np.zeros(3)}
+    update |= {"trunk/norm/scale": 1e-6, "text/x": 1e-6}
+    found = watch.ratios(update, size)
+    expected = {"block_00": 1e-3, "block_01": 1e-1, "block_02": 1e-3, "norm": 1e-3}
+    assert found == {f"ratio/{k}": pytest.approx(v) for k, v in expected.items()}
+    deep = watch.gradients({"trunk/layers/a": np.where(np.arange(28) == 17, 100.0, 1.0), "text/x": 4.0})
+    shown = {f"gradient/block_{i:02d}": 1.0 for i in (0, 6, 13, 20, 27)}
+    assert deep == shown | {"gradient/blocks_largest": 10.0, "gradient/text": 2.0}
+
+
+def test_a_frozen_average_lags_and_padding_is_counted():
+    layout = Layout((Segment("words", "text", 6), Segment("image.time", "time", 1), Segment("image", "image", 3)))
+    system = System(None, None, None, {"draw": TaskPlan(None, layout, 4, {})}, None)
+    look = watch.Watch(types.SimpleNamespace(system=system, mesh=make_mesh({"data": 1}, jax.devices()[:1])))
+    ema = {"a": jnp.asarray([2.0, 1.0]), "b": jnp.asarray(2.0)}
+
+    def see(scale, used):
+        """The average stands still while the parameters grow."""
+        valid = jnp.arange(6)[None] < jnp.asarray(used)[:, None]
+        batch = {"draw": {"words": TokenField(jnp.zeros((4, 6), jnp.int32), valid, valid)}}
+        params = {k: scale * v for k, v in ema.items()}
+        squares = {k: jnp.square(v).sum() for k, v in params.items()}
+        measured = Measured({}, {"grad": squares, "update": squares, "param": squares})
+        found = look(1, TrainState(0, params, ema, None, {}), batch, measured)
+        return found["ema_lag"], found["padding/draw"]
+
+    assert see(1.0, [6, 6, 6, 6]) == (0.0, 0.0)
+    assert see(2.0, [6, 2, 0, 4]) == (pytest.approx(0.5), pytest.approx(12 / 40))
+    assert see(4.0, [0, 0, 0, 0]) == (pytest.approx(0.75), pytest.approx(24 / 40))
+
+
+# ----------------------------------------------------------------------- the probe
+
+
+class Along:
+    """The mean over rows of row · direction · w: its gradient is mean(rows) · direction."""
+
+    fields = ()
+
+    def __init__(self, *direction):
+        self.direction = jnp.asarray(direction)
+
+    def prepare(self, view, batch, key, train):
+        return view, batch["rows"]
+
+    def loss(self, net, hidden, batch, aux):
+        total = (aux * (net.params["trunk"]["w"] @ self.direction)).sum()
+        return {"along": LossTerm(total, jnp.asarray(aux.shape[0], jnp.float32))}
+
+
+class Net:
+    """Two blocks, the second of which explodes, and nothing but its parameters."""
+
+    def __init__(self, graph, params, placement, tap):
+        self.params, self.tap = params, tap
+
+    def hidden(self, views):
+        if self.tap is not None:
+            seen = [self.tap.measure(scale * jnp.ones((2, 3, 4))) for scale in (1.0, 1e6)]
+            self.tap.left.append(jax.tree.map(lambda *a: jnp.stack(a), *seen))
+        return dict.fromkeys(views)
+
+
+def test_the_pull_of_two_objectives_by_hand(monkeypatch):
+    """Opposite objectives have cosine -1; norms carry the weights; the gradients add up to that of the step."""
+    monkeypatch.setattr(systems, "bind", Net)
+    monkeypatch.setattr(systems, "clean_view", lambda *a: {})
+    objectives = {"one": (Along(1.0, 0.0), 2.0), "against": (Along(-3.0, 0.0), 1.0), "across": (Along(1.0, 1.0), 1.0)}
+    tasks = {"t": TaskPlan(None, Layout(()), 4, objectives | {"idle": (Along(1.0, 0.0), 0.0)})}
+    params, batch = {"trunk": {"w": jnp.ones(2)}}, {"t": {"rows": jnp.asarray([1.0, 5.0, 1.0, 9.0])}}
+    place, sgd = Placement({}, jnp.float32), optax.sgd(1.0)
+
+    def probe(accumulate):
+        config = ConfigDict({"seed": 0, "accumulate": accumulate, "ema": {"decay": 0.5, "warmup": False}})
+        system = System(config, None, None, tasks, lambda values: values)
+        state = TrainState(jnp.asarray(0), params, params, sgd.init(params), {})
+        squares = jax.jit(make_train_step(system, sgd, config, place))(state, batch)[1].squares["grad"]
+        pull = jax.device_get(jax.jit(lambda: pulls(system, params, jnp.asarray(0), batch, place))())
+        return scalars(system, pull), pull.products.sum(), squares["trunk/w"]
+
+    found, together, step = probe(1)
+    np.testing.assert_allclose(together, step, rtol=1e-6)
+    norms = {"one": 2.0, "against": 3.0, "across": np.sqrt(2)}
+    assert {k: v for k, v in found.items() if "norm" in k} == {
+        f"pull/norm/t.{k}": pytest.approx(4 * v, rel=1e-6) for k, v in norms.items()
+    }
+    assert {k.removeprefix("pull/cosine/"): v for k, v in found.items() if "cosine" in k} == {
+        "t.one/t.against": pytest.approx(-1.0),
+        "t.one/t.across": pytest.approx(np.sqrt(0.5)),
+        "t.against/t.across": pytest.approx(-np.sqrt(0.5)),
+    }
+    assert found["activation/t/block_00"] == pytest.approx(1.0) and found["activation/t/block_01"] == pytest.approx(1e6)
+    assert probe(2)[0]["pull/norm/t.one"] == pytest.approx(2.0), "of the rows 0 and 2 alone"
+
+
+def test_many_objectives_are_told_against_the_rest():
+    directions = np.asarray([[1.0, 0], [1, 0], [1, 0], [1, 0], [-1, 0], [0, 0]])
+    plan = TaskPlan(None, Layout(()), 1, dict.fromkeys("abcdef", (None, 1.0)))
+    found = scalars(System(None, None, None, {"t": plan}, None), Pulls(directions @ directions.T, {}))
+    cosines = {k: v for k, v in found.items() if "cosine" in k}
+    assert cosines == {f"pull/cosine/t.{k}/rest": 1.0 if k != "e" else -1.0 for k in "abcde"}
+
+
+def tiny(mesh, **changes):
+    """A trainer of two tasks on a mesh of that shape, parameters whose head is not at zero, and the first batch."""
+    sizes = dict(zip(("data", "fsdp", "tensor", "context"), mesh, strict=True))
+    panels = {"doctor": {"every": 0, "panels": 1, "batches": 2, "drawings": 0}}
+    changes = {"sharding.min_size": 1, "model.trunk.kv_heads": 2} | panels | changes
+    config = config_of(**{f"mesh.{axis}": size for axis, size in sizes.items()} | changes)
+    with config.unlocked():
+        config.batch = 56
+        del config.tasks["number_sentences"]  # one row length compiles twice as fast
+        config.model.image_head.init = "normal:0.02"
+    trainer = make_trainer(build_system(config), jax.devices()[: int(np.prod(mesh))])
+    data = open_data(trainer)
+    batch = put_batch(next(data), trainer.mesh)
+    data.close()
+    with jax.set_mesh(trainer.mesh):
+        return trainer, initial_params(trainer), batch
+
+
+@pytest.fixture(scope="module")
+def split():
+    return tiny((1, 2, 2, 1))
+
+
+def changed(params, path, change):
+    flat = flatten(params)
+    return unflatten(flat | {path: change(flat[path])})
+
+
+def test_a_block_that_explodes_is_seen_in_its_activations(split):
+    trainer, params, batch = split
+    probe, first = Probe(trainer).compile(), jnp.asarray(1, jnp.int32)
+    healthy = jax.device_get(probe(params, first, batch))
+    named = scalars(trainer.system, healthy)
+    assert len([k for k in named if "cosine" in k]) == 1 and all(np.isfinite(v) for v in named.values())
+    loud = changed(params, "trunk/layers/mlp/down/kernel", lambda kernel: kernel.at[1].multiply(1e3))
+    exploded = jax.device_get(probe(loud, first, batch))
+    for task, rms in healthy.rms.items():
+        np.testing.assert_allclose(exploded.rms[task][0], rms[0], rtol=1e-5)
+        assert exploded.rms[task][1] > 10 * rms[1] and 0.1 < rms[1] < 10
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_probe_measures_the_gradient_of_the_step_on_any_mesh(dtype):
+    """|Σ gradients of the objectives|² on the trunk is the step's, with the same noise."""
+    changes = {"model.dtype": dtype, "doctor.every": 1}
+    trainer, params, batch = tiny((1, 1, 1, 1), **changes)
+    step, state = trainer.compile(), trainer.init()
+    jax.tree.map(np.testing.assert_array_equal, params, state.params)  # as they were at the start of the run
+    _, measured = step(state, batch)
+    grads = jax.device_get(measured.squares["grad"])
+    whole = sum(a.sum() for path, a in grads.items() if path.startswith("trunk/"))
+    rms = []
+    for mesh in [(1, 1, 1, 1), (2, 2, 2, 1), (2, 1, 1, 4)]:
+        trainer, params, batch = tiny(mesh, **changes)
+        found = jax.device_get(Probe(trainer).compile()(params, jnp.asarray(1, jnp.int32), batch))
+        np.testing.assert_allclose(found.products.sum(), whole, rtol=1e-4 if dtype == "float32" else 3e-2)
+        rms.append(found.rms)
+    close(rms[1:], [rms[0]] * 2, rtol=1e-5 if dtype == "float32" else 1e-2)
+
+
+def test_when_a_probe_or_a_panel_is_due():
+    """At the first log line at or after its step, whatever was resumed; debug runs are too short for a probe."""
+
+    def due(cls, steps, **changes):
+        config = config_of(**{"steps": 40, "log.every": 3} | changes)
+        trainer = types.SimpleNamespace(system=types.SimpleNamespace(config=config))
+        watcher = cls.__new__(cls)
+        watcher.trainer, watcher.every = trainer, changes.get("doctor.every", changes.get("doctor.panels", 0))
+        return [step for step in range(1, steps + 1) if watcher.due(step) and (cls is Panels or step % 3 == 0)]
+
+    assert due(Probe, 40, **{"doctor.every": 10}) == [12, 21, 30]
+    assert due(Panels, 40, **{"doctor.panels": 15}) == [15, 30, 40] and due(Panels, 40) == [40]
+
+
+# ----------------------------------------------------------------------- panels
+
+
+class Kept:
+    """A writer that keeps what it is given."""
+
+    def __init__(self):
+        self.scalars, self.texts = {}, {}
+
+    def write_scalars(self, step, scalars):
+        self.scalars[step] = dict(scalars)
+
+    def write_texts(self, step, texts):
+        self.texts[step] = dict(texts)
+
+
+def test_what_was_forgotten_since_the_start_is_seen(split, monkeypatch):
+    """Initial parameters have forgotten nothing; spoilt words show in the text; a resumed run has the same numbers."""
+    trainer, params, _ = split
+    state, writer, panels = TrainState(0, None, params, None, {}), Kept(), Panels(trainer)
+    head = "text_head/linear/kernel"
+    with jax.set_mesh(trainer.mesh):
+        panels(1, state, writer)
+        noise = jax.random.normal(jax.random.key(0), flatten(params)[head].shape)
+        state = state.replace(ema=changed(params, head, lambda kernel: kernel + 3 * noise))
+        panels(2, state, writer)
+        panels._initial = None  # as after a restart, which makes the same parameters again
+        monkeypatch.setattr("src.doctor.panels.initial_params", lambda trainer: params)
+        panels(3, state, writer)
+    loss, change = ({k: v for k, v in writer.scalars[1].items() if k.startswith(kind)} for kind in ("held", "forg"))
+    image, text = "caption_to_image/diffusion/mse", "image_to_caption/text/nats"
+    assert set(loss) == {f"heldout/{image}", f"heldout/{text}"} and all(v > 0 for v in loss.values())
+    assert change == {f"forgetting/{image}": 0, f"forgetting/{text}": 0}
+    assert writer.scalars[2][f"forgetting/{text}"] > 1 and writer.scalars[2][f"forgetting/{image}"] == 0
+    assert writer.scalars[3] == writer.scalars[2]
+    assert f"| {text} | {loss[f'heldout/{text}']:.4g} |" in writer.texts[2]["forgetting"]
