@@ -17,8 +17,9 @@ from src.common.distributed import data_shard, put_batch
 from src.common.rng import stream
 from src.common.sharding import replicated
 from src.common.writers import MetricWriter
+from src.doctor.watch import hasty
 from src.interfaces import Batch, LossTerm, PyTree
-from src.train.state import TrainState, init_state
+from src.train.state import TrainState
 from src.train.step import Add
 from src.train.system import System, TaskPlan, losses, prepare
 from src.train.trainer import Trainer
@@ -59,7 +60,7 @@ class Panels:
         if self.batches and self.plans:
             now = self.heldout(params)
             if self._initial is None:
-                self._initial = self.heldout(initial_params(self.trainer))
+                self._initial = self.heldout(self.trainer.init_params())
             change = {name: value - self._initial[name] for name, value in now.items()}
             found = {f"heldout/{k}": v for k, v in now.items()} | {f"forgetting/{k}": v for k, v in change.items()}
             writer.write_scalars(step, found)
@@ -92,7 +93,7 @@ class Panels:
 
             return placement.local(local, params, (batch, prepared))[1]
 
-        return jax.jit(measure, out_shardings=replicated(self.trainer.mesh))
+        return jax.jit(measure, out_shardings=replicated(self.trainer.mesh), compiler_options=hasty(self.trainer))
 
     def _rows(self) -> Iterator[dict[str, Batch]]:
         """This process's share of the batches: rows spread over the split, in its order, the same ones every time."""
@@ -108,16 +109,6 @@ class Panels:
                 extra = {k: np.stack([r[k] for r in reads]) for k in reads[0]}
                 batch[name] = plan.task.build("test", index, None, extra)
             yield batch
-
-
-def initial_params(trainer: Trainer) -> PyTree:
-    """The parameters that the run began with, made where they will live."""
-    system, shardings = trainer.system, jax.tree.map(lambda leaf: leaf.sharding, trainer.abstract.params)
-
-    def make() -> PyTree:
-        return init_state(system.init, trainer.optimizer, system.config.seed).params
-
-    return jax.jit(make, out_shardings=shardings)()
 
 
 def table(initial: Mapping[str, float], now: Mapping[str, float]) -> str:

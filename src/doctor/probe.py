@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from src.common.placement import Placement
 from src.common.rng import step_key
 from src.common.sharding import batch_sharding, replicated
-from src.doctor.watch import block, told
+from src.doctor.watch import block, hasty, told
 from src.interfaces import Batch, PyTree
 from src.models.transformer import Tap
 from src.train.state import TrainState
@@ -97,7 +97,7 @@ class Probe:
             return pulls(trainer.system, params, done - 1, batch, trainer.placement)
 
         with jax.set_mesh(trainer.mesh):
-            jitted = jax.jit(measure, out_shardings=replicated(trainer.mesh))
+            jitted = jax.jit(measure, out_shardings=replicated(trainer.mesh), compiler_options=hasty(trainer))
             return jitted.lower(trainer.abstract.params, trainer.abstract.step, spec).compile()
 
 

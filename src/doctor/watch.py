@@ -86,6 +86,12 @@ def block(number: int) -> str:
     return f"block_{number:02d}"
 
 
+def hasty(trainer: Trainer) -> dict[str, Any]:
+    """Compiler options of what runs only now and then: for CPUs, compiling well would take longer than running."""
+    cpu = trainer.mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} if cpu else {}
+
+
 def padding_shares(system: System, batch: Mapping[str, Batch]) -> dict[str, Float[Array, ""]]:
     """By task: the places of its rows without a valid token, over all places."""
     shares = {}

@@ -34,12 +34,22 @@ def init_state(init: Any, optimizer: optax.GradientTransformation, seed: int | U
 
     `seed` is below 2^32 and may be traced.
     """
-    seed = jnp.asarray(seed, jnp.uint32)
-    params = init(stream(jax.random.key(seed), "init"))
+    return first_state(init_params(init, seed), optimizer, seed)
+
+
+def init_params(init: Any, seed: int | UInt32[Array, ""]) -> PyTree:
+    """The parameters of a fresh state."""
+    return init(stream(jax.random.key(jnp.asarray(seed, jnp.uint32)), "init"))
+
+
+def first_state(
+    params: PyTree, optimizer: optax.GradientTransformation, seed: int | UInt32[Array, ""]
+) -> TrainState:
+    """The state of these parameters before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
-        extra={"seed": seed},
+        extra={"seed": jnp.asarray(seed, jnp.uint32)},
     )

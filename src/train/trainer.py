@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +20,9 @@ from src.common.sharding import ShardingRules, batch_sharding, make_mesh, replic
 from src.common.tree import flatten
 from src.data.ledger import Ledger
 from src.data.pipeline import Mixture
+from src.interfaces import PyTree
 from src.train.optim import Schedule, build_optimizer
-from src.train.state import TrainState, init_state
+from src.train.state import TrainState, first_state, init_params, init_state
 from src.train.step import make_train_step
 from src.train.system import System
 
@@ -37,11 +39,31 @@ class Trainer:
     placement: Placement
 
     def init(self) -> TrainState:
-        """A fresh state, made where it will live."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        make = jax.jit(lambda seed: init_state(self.system.init, self.optimizer, seed), out_shardings=shardings)
+        """A fresh state, made where it will live; the same each time."""
         with jax.set_mesh(self.mesh):
-            return make(np.uint32(self.system.config.seed))
+            return self._first_state(self._init_params(self._seed), self._seed)
+
+    def init_params(self) -> PyTree:
+        """The parameters of a fresh state, made where they will live."""
+        with jax.set_mesh(self.mesh):
+            return self._init_params(self._seed)
+
+    @property
+    def _seed(self) -> np.uint32:
+        return np.uint32(self.system.config.seed)
+
+    # Kept, since the doctor makes them a second time.
+
+    @functools.cached_property
+    def _init_params(self) -> Callable[[np.uint32], PyTree]:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.params)
+        return jax.jit(lambda seed: init_params(self.system.init, seed), out_shardings=shardings)
+
+    @functools.cached_property
+    def _first_state(self) -> Callable[[PyTree, np.uint32], TrainState]:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        make = lambda params, seed: first_state(params, self.optimizer, seed)
+        return jax.jit(make, donate_argnums=0, out_shardings=shardings)
 
     def lower(self) -> jax.stages.Lowered:
         """The train step, traced on shapes alone: (state, batch) -> (state, measurements)."""

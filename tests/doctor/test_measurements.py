@@ -18,7 +18,7 @@ from src.common.progress import describe
 from src.common.sharding import make_mesh
 from src.common.tree import flatten, unflatten
 from src.doctor import watch
-from src.doctor.panels import Panels, initial_params
+from src.doctor.panels import Panels
 from src.doctor.probe import Probe, Pulls, pulls, scalars
 from src.interfaces import LossTerm, TokenField
 from src.objectives.denoise import by_time
@@ -200,8 +200,7 @@ def tiny(mesh, **changes):
     data = open_data(trainer)
     batch = put_batch(next(data), trainer.mesh)
     data.close()
-    with jax.set_mesh(trainer.mesh):
-        return trainer, initial_params(trainer), batch
+    return trainer, trainer.init_params(), batch
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +276,7 @@ class Kept:
         self.texts[step] = dict(texts)
 
 
-def test_what_was_forgotten_since_the_start_is_seen(split, monkeypatch):
+def test_what_was_forgotten_since_the_start_is_seen(split):
     """Initial parameters have forgotten nothing; spoilt words show in the text; a resumed run has the same numbers."""
     trainer, params, _ = split
     state, writer, panels = TrainState(0, None, params, None, {}), Kept(), Panels(trainer)
@@ -287,8 +286,7 @@ def test_what_was_forgotten_since_the_start_is_seen(split, monkeypatch):
         noise = jax.random.normal(jax.random.key(0), flatten(params)[head].shape)
         state = state.replace(ema=changed(params, head, lambda kernel: kernel + 3 * noise))
         panels(2, state, writer)
-        panels._initial = None  # as after a restart, which makes the same parameters again
-        monkeypatch.setattr("src.doctor.panels.initial_params", lambda trainer: params)
+        panels._initial = None  # as after a restart
         panels(3, state, writer)
     loss, change = ({k: v for k, v in writer.scalars[1].items() if k.startswith(kind)} for kind in ("held", "forg"))
     image, text = "caption_to_image/diffusion/mse", "image_to_caption/text/nats"
