@@ -45,19 +45,19 @@ class Pulls:
 
 
 class Probe:
-    """A watcher of the log line at (or after) every `config.doctor.every`-th step; compiled beside the first steps.
+    """A watcher of the log line at, or after, each `every`-th step (`config.doctor.every`).
 
     pull/norm/<task>.<objective>       |gradient| of the weighted objective on the trunk
     pull/cosine/<one>/<other>          between two of them; with many objectives `<one>/rest`
     activation/<task>/block_00 …       root mean square of the residual stream after the block
 
     The batch is that of the last step with the noise of that step, the parameters are those after it. With
-    `accumulate` > 1 the first microbatch is measured. A probe that the device has no room for is left out, and the run
-    goes on.
+    `accumulate` > 1 the first microbatch is measured. The pass compiles beside the first steps. Where the device has no
+    room for it, it is left out, and the run goes on.
     """
 
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.every = trainer, trainer.system.config.doctor.every
+    def __init__(self, trainer: Trainer, every: int | None = None):
+        self.trainer, self.every = trainer, trainer.system.config.doctor.every if every is None else every
         self._compiling: Future | None = None
 
     def due(self, step: int) -> bool:
