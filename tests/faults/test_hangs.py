@@ -119,12 +119,13 @@ stalled.count = 0
 pipeline._Uniforms.__call__ = stalled
 """
 NO_FOLDER = """
-import os, pathlib, shutil
+import os, pathlib
 from src.train import loop
 save = loop.Run.save
 def broken(self):
     if self.step == 4:
-        shutil.rmtree(self.checkpoints.directory)
+        self.checkpoints.finish()
+        os.rename(self.checkpoints.directory, str(self.checkpoints.directory) + ".gone")
         pathlib.Path(self.checkpoints.directory).write_text("a file")
     save(self)
 loop.Run.save = broken
@@ -146,7 +147,7 @@ def test_a_loader_that_stalls_ends_the_run(tmp_path):
 @pytest.mark.faults
 def test_a_folder_that_cannot_be_written_ends_the_run(tmp_path):
     """Orbax's threads must not keep the process."""
-    with Process(tmp_path, "--config.steps=8", before=NO_FOLDER) as run:
+    with Process(tmp_path, "--config.steps=8", "--config.checkpoint.every=2", before=NO_FOLDER) as run:
         assert run.wait(120) == 1
     assert "error: the last checkpoint was not written" in run.said().splitlines()[-1]
 
