@@ -90,7 +90,8 @@ def checked_meta(meta: Any) -> dict[str, Any]:
     # A seal is a checksum and no signature: a stranger's may be right around anything.
     kinds = META if meta.get("format") == FORMAT else {"format": int}
     wrong = [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind)]
-    wrong += [path for path, leaf in ({} if wrong else meta.get("leaves", {})).items() if not _is_leaf(leaf)]
+    if "leaves" in kinds and not wrong:
+        wrong = [path for path, leaf in meta["leaves"].items() if not _is_leaf(leaf)]
     if wrong:
         raise DamageError(f"{tree.listed(list(map(shown, wrong)))} is not what this version writes")
     return meta
@@ -102,8 +103,10 @@ def _is_leaf(leaf: Any) -> bool:
 
 def checked_data(data: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
     """`data` itself. Raises DamageError unless it has the checksum that `meta` tells."""
-    if not isinstance(data, dict) or "value" not in data or meta["data"] != checksum(data):
+    if not isinstance(data, dict) or meta["data"] != checksum(data):
         raise DamageError("not what was saved")
+    if meta["format"] == FORMAT and "value" not in data:  # an older format may call it otherwise
+        raise DamageError("it has no value")
     return data
 
 

@@ -23,6 +23,7 @@ from etils import epath
 
 from src.common.distributed import agree
 from src.common.files import is_remote, move_folder, write_whole
+from src.common.strict_json import read_json
 from src.common.tree import listed
 from src.train.workdir import brief
 
@@ -84,7 +85,7 @@ def check_marker(folder: epath.Path, items: Sequence[str]) -> None:
     if missing := [item for item in items if not (folder / item).is_dir()]:
         raise DamageError(f"{missing[0]} is missing")
     try:
-        written = json.loads((folder / MARKER).read_text()).get("commit_timestamp_nsecs")
+        written = read_json(folder / MARKER).get("commit_timestamp_nsecs")
     except FileNotFoundError:
         raise DamageError(f"{MARKER} is missing") from None
     except Exception as error:
@@ -112,7 +113,7 @@ def note_files(folder: epath.Path) -> None:
 def changed_files(folder: epath.Path) -> list[str]:
     """What differs between a checkpoint's files and the list made when it was written, one phrase for each."""
     try:
-        noted = {name: tuple(entry) for name, entry in json.loads((folder / LIST).read_text()).items()}
+        noted = {name: (size, crc) for name, (size, crc) in read_json(folder / LIST).items()}
     except FileNotFoundError:
         noted = {}
     except Exception:

@@ -16,6 +16,7 @@ from absl import logging
 from etils import epath
 
 from src.common.files import is_remote, write_whole
+from src.common.strict_json import read_json
 from src.train.workdir import brief
 
 LEFTOVER = ".orbax-checkpoint-tmp"
@@ -71,7 +72,7 @@ class ScoreBook:
     def read(self) -> dict[int, dict[str, float]]:
         """Finite scores by step and name."""
         try:
-            found = json.loads(self.path.read_text())
+            found = read_json(self.path)
             return {int(step): {k: float(v) for k, v in each.items()} for step, each in found.items()}
         except FileNotFoundError:
             return {}
