@@ -31,6 +31,7 @@ def base() -> ConfigDict:
                 # A run stops when more than this share of the rows that a task read is bad, and at least so many.
                 "max_bad": {"share": 0.05, "least": 10},
             },
+            "guard": guard(),
             "log": {"every": 50},
             # keep: the newest that stay; keep_every: those at multiples of it stay too (0: none); best: and so many of
             # the best by a scalar of an evaluator, known where eval.every is (no metric: none; mode: max | min)
@@ -121,6 +122,16 @@ def optim(**changes) -> dict:
         "max_norm": 1.0,
         "multipliers": ((".*", 1.0),),  # of the learning rate, by rule; 0 freezes
     } | changes
+
+
+def guard() -> dict:
+    """What happens to steps whose loss or gradient is not finite: they are skipped and counted (`guard/skipped`)."""
+    return {
+        "patience": 10,  # skipped steps in a row after which the run stops, or goes back to a checkpoint
+        "spike": 0.0,  # skip gradient norms that many deviations above the last 128, too (6.0 is usual); 0: none
+        "restore": False,  # instead of stopping, go back to the newest checkpoint and leave the data since then out
+        "restores": 1,  # how often, in the whole run; then it stops
+    }
 
 
 def flow() -> dict:

@@ -66,11 +66,22 @@ def build_system(config: Any) -> System:
     return System(config, graph, init, plans, encode, evaluators, predictor, codec)
 
 
-AT_LEAST_ONE = ("steps", "batch", "accumulate", "log.every", "sample.rows", "sample.longest", "sample.image.steps")
+AT_LEAST_ONE = (
+    "steps",
+    "batch",
+    "accumulate",
+    "guard.patience",
+    "log.every",
+    "sample.rows",
+    "sample.longest",
+    "sample.image.steps",
+)
 AT_LEAST_ZERO = (
     "seed",
     "eval.every",
     "checkpoint.every",
+    "guard.spike",
+    "guard.restores",
     "data.workers",
     "data.max_bad.share",
     "data.max_bad.least",

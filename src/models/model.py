@@ -117,6 +117,10 @@ class Model(nnx.Module):
 
     # ------------------------------------------------------------------ parts
 
+    def embedded(self, layout: Layout, view: View) -> Float[Array, "B S D"]:
+        """What the trunk would get of these rows."""
+        return self._embed(layout, view)[0].x
+
     def _embed(self, layout: Layout, view: View) -> tuple[Embedded, dict[str, Array]]:
         """Vectors, visibility and condition of whole segments, and the condition of each image by name."""
         rows = next(iter(view.inputs.values())).shape[0]

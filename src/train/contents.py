@@ -36,7 +36,7 @@ Migration = Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dic
 
 def _with_meter(meta: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Format 1 saved only where the log had a line, and of the data nothing but the rows consumed."""
-    return meta, data | {"value": {"rows": data["value"], "meter": {"steps": 0, "sums": {}}}}
+    return meta, data | {"value": {"rows": data["value"], "meter": {"steps": 0, "taken": 0, "sums": {}}}}
 
 
 # By format: (meta, data) of that format -> (meta, data) of the next one.

@@ -27,6 +27,7 @@ from src.train.state import TrainState
 from src.train.step import Measured, Step
 from src.train.system import System
 from src.train.trainer import Trainer, open_data
+from src.train.watch import BEHIND, Watch
 
 # May change between two runs in one workdir: where and how it is computed, not what.
 ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attention", "model.trunk.remat",
@@ -88,8 +89,9 @@ def train(
     """Runs from the newest checkpoint (or from nothing) to `config.steps`; evaluates on the way.
 
     started   `time.monotonic()` of the start of the program, for `seconds_to_first_step`
-    Returns the last state and the facts of the run. Raises FloatingPointError when a loss is not finite, before
-    anything spoilt is saved, and Stopped when the run was asked to stop, after everything was saved.
+    Returns the last state and the facts of the run. Raises FloatingPointError when `guard.patience` steps in a row had
+    to be skipped (`watch.py`), and Stopped when the run was asked to stop, after everything was saved; nothing spoilt
+    is ever saved.
     """
     config = trainer.system.config
     done = (checkpoints.latest_step() or 0) >= config.steps
@@ -146,6 +148,7 @@ class Run:
 
     def __post_init__(self):
         self.meter = Meter(self.trainer.system, self.trainer.schedule)
+        self.watch = Watch(self.trainer, self.checkpoints)
 
     def resume(self, position: Any) -> bool:
         """Goes on where `save` was called (`position`, or None: from the start) as if nothing had come after it.
@@ -183,9 +186,18 @@ class Run:
         self.state, self.measured = self.update(self.state, self.batch)
         self.step += 1
         self.meter.add(self.measured)
+        self.watch.add(self.step, self.batch, self.measured)
+        self.look(behind=BEHIND)
+
+    def look(self, behind: int = 0) -> None:
+        """Whether too many steps were skipped; a run that goes back to a checkpoint saves where it goes on from."""
+        if (instead := self.watch.look(self.state, behind)) is not None:
+            self.state = instead
+            self.save()
 
     def tell(self) -> None:
         """One line of the log."""
+        self.look()
         scalars = self.meter.flush(self.step) | self.data.settle()
         scalars |= self.observer.look(self.step, self.state, self.batch, self.measured)
         self.writer.write_scalars(self.step, scalars)

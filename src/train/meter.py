@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from absl import logging
 
 from src.common.tree import listed
 from src.train.optim import Schedule
@@ -31,55 +32,68 @@ class Meter:
 
     def add(self, measured: Measured) -> None:
         """Remembers one step."""
-        self.pending.append(measured.terms)
+        self.pending.append((measured.terms, measured.guard))
 
     def get_state(self, step: int) -> dict[str, Any]:
         """What was measured since the last log line, as JSON. Raises FloatingPointError as `flush` does."""
         self._settle(step)
-        return {"steps": self.steps, "sums": self.sums}
+        return {"steps": self.steps, "taken": self.taken, "sums": self.sums}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on where `get_state` was called."""
         self._clear()
-        self.steps, self.sums = state["steps"], {name: list(pair) for name, pair in state["sums"].items()}
+        self.steps, self.taken = state["steps"], state["taken"]
+        self.sums = {name: list(pair) for name, pair in state["sums"].items()}
 
     def waited(self, seconds: float) -> None:
         """Remembers the time that one batch was waited for."""
         self.waiting += seconds
 
     def flush(self, step: int) -> dict[str, float]:
-        """Means over the steps since the last call, speed, and the share of the time that was spent waiting for data.
+        """Means over the steps that were taken since the last call (of none, there are none), speed, and the share of
+        the time that was spent waiting for data.
 
         A term "task/objective/name@part" becomes `buckets/task/objective/part`, every other one `loss/…`. Raises
-        FloatingPointError when a mean is not finite.
+        FloatingPointError when the parameters are spoilt, which finite gradients can do at huge learning rates.
         """
         timed, means = len(self.pending), self._settle(step)
         seconds = max(time.monotonic() - self.since, 1e-9)
+        if bad := [k for k in means if not math.isfinite(means[k])]:
+            logging.warning(
+                "%s became NaN or infinite by step %d; as it trains nothing it is left out", listed(bad), step
+            )
+        if skipped := self.steps - self.taken:
+            logging.warning("skipped %d of the last %d steps, %d in all", skipped, self.steps, self.guard["skipped"])
+        means = {k: v for k, v in means.items() if k not in bad}
         rates = {"tokens_per_second": self.tokens * timed / seconds, "images_per_second": self.images * timed / seconds}
         rates["data_wait"] = self.waiting / seconds
+        skips = {f"guard/{k}": float(self.guard[k]) for k in ("skipped", "restored")}
+        rate = float(self.schedule(step - 1 - int(self.guard["skipped"])))  # a skipped step is none to the schedule
         self._clear()
         norms = {k: means.pop(k) for k in ("grad_norm", "update_norm") if k in means}
-        losses = {"loss": means.pop("total"), **{_public(k): v for k, v in means.items()}}
-        return losses | norms | rates | {"learning_rate": float(self.schedule(step - 1))}
+        losses = {"loss": means.pop("total")} if "total" in means else {}
+        return losses | {_public(k): v for k, v in means.items()} | norms | rates | skips | {"learning_rate": rate}
 
     def _clear(self) -> None:
         self.sums: dict[str, list[float]] = {}
-        self.steps, self.pending, self.since, self.waiting = 0, [], time.monotonic(), 0.0
+        self.steps, self.taken, self.pending, self.since, self.waiting = 0, 0, [], time.monotonic(), 0.0
 
     def _settle(self, step: int) -> dict[str, float]:
         """Adds the pending steps to the sums; the means so far."""
-        for terms in jax.device_get(self.pending):
+        for terms, guard in jax.device_get(self.pending):
+            self.steps, self.guard = self.steps + 1, guard
+            if guard["streak"]:
+                continue
+            self.taken += 1
             for name, term in terms.items():
                 total, count = self.sums.get(name, (0.0, 0.0))
                 self.sums[name] = [total + float(term.total), count + float(term.count)]
-        self.steps += len(self.pending)
         self.pending = []
         means = {name: total / count for name, (total, count) in self.sums.items() if count}
-        bad = [k for k, v in means.items() if not math.isfinite(v)]
-        if bad:
+        if not math.isfinite(means.get("update_norm", 0.0)):
             raise FloatingPointError(
-                f"{listed(bad)} became NaN or infinite between steps {step - self.steps} and {step}; what was saved"
-                " before is sound: lower optim.lr or optim.max_norm, or look at the data of these tasks, and run again"
+                f"an update became infinite between steps {step - self.steps} and {step} though the gradients were"
+                " finite; what was saved before is sound: lower optim.lr, and run again"
             )
         return means
 

@@ -12,14 +12,15 @@ from jaxtyping import Array, Int, UInt32
 
 from src.common.rng import stream
 from src.interfaces import PyTree
+from src.train import guard
 
 
 @struct.dataclass
 class TrainState:
     """Everything that a checkpoint holds of the network.
 
-    `extra` has the `seed` of the run, an input of the compiled step, so that another seed needs no other program; it is
-    room for adaptive schedules and the like.
+    `extra` has the `seed` of the run, an input of the compiled step, so that another seed needs no other program, and
+    the `guard`'s memory; it is room for adaptive schedules and the like.
     """
 
     step: Int[Array, ""]
@@ -51,5 +52,5 @@ def first_state(
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
-        extra={"seed": jnp.asarray(seed, jnp.uint32)},
+        extra={"seed": jnp.asarray(seed, jnp.uint32), "guard": guard.fresh()},
     )

@@ -16,6 +16,7 @@ from src.common.placement import Placement
 from src.common.rng import step_key
 from src.interfaces import Batch, LossTerm, PyTree
 from src.models.model import STACKED
+from src.train.guard import COUNTS, choose, judge, trained_square
 from src.train.optim import ema_update
 from src.train.state import TrainState
 from src.train.system import System, losses, prepare, weighted_sum
@@ -30,10 +31,13 @@ class Measured:
     terms    sums and counts by name: every loss term, the weighted `total`, and the norms of gradient and update
     squares  sums of squares of "grad" (before clipping), "update" and "param" (after the step) by the parameter's path;
              `[L]`, layer by layer, in the trunk's stack, else `[]`
+    guard    steps that were `skipped` in all, and the `streak` of them that ends with this one (0: it was taken); terms
+             and "grad" are then of what was refused. `restored`: how often the run went back to a checkpoint
     """
 
     terms: dict[str, LossTerm]
     squares: dict[str, dict[str, Array]]
+    guard: dict[str, Array]
 
 
 Step = Callable[[TrainState, Mapping[str, Batch]], tuple[TrainState, Measured]]
@@ -55,18 +59,24 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
             return grads, add((terms, total))
 
         grads, (terms, total) = placement.local(local, state.params, (batch, prepared))
+        seen = squared(grads)
+        square = trained_square(seen, config.optim.multipliers)
+        good, guard = judge(state.extra["guard"], state.step, total, square, config.guard.spike)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = choose(good, optax.apply_updates(state.params, updates), state.params)
+        averaged = ema_update(state.ema, params, ema.decay, state.step, warmup=ema.warmup)
         new = state.replace(
             step=state.step + 1,
             params=params,
-            ema=ema_update(state.ema, params, ema.decay, state.step, warmup=ema.warmup),
-            opt_state=opt_state,
+            ema=choose(good, averaged, state.ema),
+            opt_state=choose(good, opt_state, state.opt_state),
+            extra=state.extra | {"guard": guard},
         )
-        squares = {"grad": squared(grads), "update": squared(updates), "param": squared(params)}
+        updates = choose(good, updates, jax.tree.map(jnp.zeros_like, updates))
+        squares = {"grad": seen, "update": squared(updates), "param": squared(params)}
         norms = {f"{k}_norm": jnp.sqrt(sum(a.sum() for a in squares[k].values())) for k in ("grad", "update")}
         terms = terms | {name: LossTerm(value, jnp.ones(())) for name, value in (norms | {"total": total}).items()}
-        return new, Measured(terms, squares)
+        return new, Measured(terms, squares, {name: guard[name] for name in COUNTS})
 
     return step
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from src.common.placement import Placement
 from src.interfaces import LossTerm
 from src.sequence.layout import Layout
+from src.train import guard
 from src.train import system as systems
 from src.train.state import TrainState
 from src.train.step import make_train_step
@@ -47,7 +48,8 @@ def step(monkeypatch):
     tasks = {"t": TaskPlan(None, Layout(()), 1, {"o": (Pull(), 1.0)})}
 
     def make(lr):
-        config = ConfigDict({"accumulate": 1, "ema": {"decay": DECAY, "warmup": False}})
+        config = {"accumulate": 1, "ema": {"decay": DECAY, "warmup": False}, "guard": {"spike": 0.0}}
+        config = ConfigDict(config | {"optim": {"multipliers": ((".*", 1.0),)}})
         system = System(config, None, None, tasks, encode=lambda values: values)
         return jax.jit(make_train_step(system, optax.sgd(lr), config, Placement({}, jnp.float32)))
 
@@ -56,9 +58,8 @@ def step(monkeypatch):
 
 def state_at(number, lr, seed=0):
     params, ema = {"w": jnp.asarray(3.0)}, {"w": jnp.asarray(-5.0)}
-    return TrainState(
-        jnp.asarray(number, jnp.int32), params, ema, optax.sgd(lr).init(params), {"seed": jnp.uint32(seed)}
-    )
+    extra = {"seed": jnp.uint32(seed), "guard": guard.fresh()}
+    return TrainState(jnp.asarray(number, jnp.int32), params, ema, optax.sgd(lr).init(params), extra)
 
 
 def test_one_step_by_hand(step):
