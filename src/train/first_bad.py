@@ -33,24 +33,28 @@ HEADS = ("text_head/", "image_head/")
 BACKWARDS = ("mlp/down", "mlp/", "mlp_norm/", "attention/out", "attention/", "attention_norm/")  # within a block
 
 
-def first_bad(
-    trainer: Trainer, params: PyTree, batch: Mapping[str, Batch], step: int, grads: Mapping[str, Array]
-) -> str:
-    """The first place, such as "block 3 of 4 of the trunk, in task caption_to_image, row 7", or "" when there is none.
+class Finder:
+    """Searches the steps of one run; compiled at the first search."""
 
-    step    the number of the step, from 0; its noise is drawn again
-    grads   sums of squares of its gradient by parameter, `[L]` in the trunk's stack (`Measured.squares["grad"]`)
+    def __init__(self, trainer: Trainer):
+        self.mesh = trainer.mesh
+        self._search = jax.jit(functools.partial(_forward, trainer), out_shardings=replicated(trainer.mesh))
 
-    Rows are those of the task's global batch, from 0; layers and blocks count from 1. Every process must call it.
-    """
-    search = jax.jit(functools.partial(_forward, trainer), out_shardings=replicated(trainer.mesh))
-    with jax.set_mesh(trainer.mesh):
-        found = jax.device_get(search(params, batch, step))
-    bad = [(kind, name, np.asarray(count)) for (kind, name), count in found.items() if count.any()]
-    blocks = [entry for entry in bad if entry[0] == "block"]
-    if blocks and blocks[0] is bad[0]:  # the other tasks' blocks stand behind all of the first task's
-        bad = [min(blocks, key=lambda entry: np.flatnonzero(entry[2].any(1))[0])]
-    return _place(*bad[0]) if bad else first_bad_gradient(jax.device_get(dict(grads)))
+    def find(self, params: PyTree, batch: Mapping[str, Batch], step: int, grads: Mapping[str, Array]) -> str:
+        """The first place, such as "block 3 of 4 of the trunk, in task caption_to_image, row 7"; "" when there is none.
+
+        step    the number of the step, from 0; its noise is drawn again
+        grads   sums of squares of its gradient by parameter, `[L]` in the trunk's stack (`Measured.squares["grad"]`)
+
+        Rows are those of the task's global batch, from 0; blocks count from 1. Every process must call it.
+        """
+        with jax.set_mesh(self.mesh):
+            found = jax.device_get(self._search(params, batch, step))
+        bad = [(kind, name, np.asarray(count)) for (kind, name), count in found.items() if count.any()]
+        blocks = [entry for entry in bad if entry[0] == "block"]
+        if blocks and blocks[0] is bad[0]:  # the other tasks' blocks stand behind all of the first task's
+            bad = [min(blocks, key=lambda entry: np.flatnonzero(entry[2].any(1))[0])]
+        return _place(*bad[0]) if bad else first_bad_gradient(jax.device_get(dict(grads)))
 
 
 def first_bad_gradient(squares: Mapping[str, Any]) -> str:

@@ -187,17 +187,13 @@ class Run:
         self.step += 1
         self.meter.add(self.measured)
         self.watch.add(self.step, self.batch, self.measured)
-        self.look(behind=BEHIND)
-
-    def look(self, behind: int = 0) -> None:
-        """Whether too many steps were skipped; a run that goes back to a checkpoint saves where it goes on from."""
-        if (instead := self.watch.look(self.state, behind)) is not None:
-            self.state = instead
+        last = self.step == self.trainer.system.config.steps
+        if (instead := self.watch.look(self.state, behind=0 if last else BEHIND)) is not None:
+            self.state = instead  # that of a checkpoint, from which the run goes on here
             self.save()
 
     def tell(self) -> None:
         """One line of the log."""
-        self.look()
         scalars = self.meter.flush(self.step) | self.data.settle()
         scalars |= self.observer.look(self.step, self.state, self.batch, self.measured)
         self.writer.write_scalars(self.step, scalars)

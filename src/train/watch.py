@@ -13,7 +13,7 @@ from absl import logging
 from src.common.tree import listed
 from src.interfaces import Batch
 from src.train.checkpoint import Checkpointer
-from src.train.first_bad import first_bad
+from src.train.first_bad import Finder
 from src.train.state import TrainState
 from src.train.step import Measured
 from src.train.trainer import Trainer
@@ -31,6 +31,7 @@ class Watch:
 
     def __init__(self, trainer: Trainer, checkpoints: Checkpointer):
         self.trainer, self.checkpoints, self.config = trainer, checkpoints, trainer.system.config.guard
+        self.finder = Finder(trainer)
         self.seen: deque[tuple[int, Mapping[str, Batch], Measured]] = deque()
 
     def add(self, step: int, batch: Mapping[str, Batch], measured: Measured) -> None:
@@ -61,7 +62,7 @@ class Watch:
         if wrong:
             what = f"{listed(wrong)} {'was' if len(wrong) == 1 else 'were'} NaN or infinite"
             try:
-                place = first_bad(self.trainer, state.params, batch, step - 1, measured.squares["grad"])
+                place = self.finder.find(state.params, batch, step - 1, measured.squares["grad"])
                 what += (
                     f" (first seen in {place})" if place else " (but not when it was repeated: suspect the hardware)"
                 )
