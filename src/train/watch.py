@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from src.common import watchdog
 from src.common.tree import listed
 from src.interfaces import Batch
 from src.train.checkpoint import Checkpointer
@@ -47,13 +48,15 @@ class Watch:
             step, batch, measured = self.seen.popleft()
             if int(measured.guard["streak"]) < self.config.patience:
                 continue
-            story = self._story(state, step, batch, measured)
+            with watchdog.during(watchdog.START):  # the search is compiled
+                story = self._story(state, step, batch, measured)
             if not self.config.restore or int(measured.guard["restored"]) >= self.config.restores:
                 raise FloatingPointError(story)
             logging.error("%s", story)
             now = self.seen[-1][0] if self.seen else step
             self.seen.clear()
-            return self._back(state, now, int(measured.guard["restored"]), story)
+            with watchdog.during(watchdog.START):
+                return self._back(state, now, int(measured.guard["restored"]), story)
         return None
 
     def _story(self, state: TrainState, step: int, batch: Mapping[str, Batch], measured: Measured) -> str:
@@ -75,7 +78,7 @@ class Watch:
         self.checkpoints.finish()
         newest = self.checkpoints.latest_step()
         saved = "no checkpoint was saved yet" if newest is None else (
-            f"the newest checkpoint, of step {newest} in {self.checkpoints.directory}, is sound"
+            f"the last good checkpoint is that of step {newest} in {self.checkpoints.directory}"
         )  # fmt: skip
         return (
             f"step {step} is the last of {streak} in a row that were skipped: {what}; parameters were kept as they were"

@@ -214,7 +214,9 @@ def test_forever_stops_the_run_and_nothing_spoilt_is_saved(trainer, monkeypatch,
         f"step 5 is the last of 3 in a row that were skipped: {IMAGES}/diffusion/mse, the gradient"
     )
     assert f"(first seen in data: task {IMAGES}, field image, row 6)" in message
-    assert f"of step 4 in {tmp_path / 'checkpoints'}, is sound" in message and "\n" not in message
+    assert (
+        f"the last good checkpoint is that of step 4 in {tmp_path / 'checkpoints'}:" in message and "\n" not in message
+    )
     last = saved(trainer, tmp_path)
     assert [int(x) for x in (last.step, last.extra["guard"]["skipped"])] == [4, 2]
 
