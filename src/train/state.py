@@ -43,9 +43,7 @@ def init_params(init: Any, seed: int | UInt32[Array, ""]) -> PyTree:
     return init(stream(jax.random.key(jnp.asarray(seed, jnp.uint32)), "init"))
 
 
-def first_state(
-    params: PyTree, optimizer: optax.GradientTransformation, seed: int | UInt32[Array, ""]
-) -> TrainState:
+def first_state(params: PyTree, optimizer: optax.GradientTransformation, seed: int | UInt32[Array, ""]) -> TrainState:
     """The state of these parameters before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
