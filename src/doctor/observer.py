@@ -1,10 +1,12 @@
-"""The doctor as the loop sees it."""
+"""The training doctor as the loop sees it: checks before the first step, measurements and panels while a run trains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
 from src.common.writers import MetricWriter
+from src.doctor.checks import examine
+from src.doctor.finding import settle
 from src.doctor.panels import Panels
 from src.doctor.probe import Probe
 from src.doctor.watch import Watch
@@ -17,24 +19,42 @@ Watcher = Callable[[int, TrainState, Mapping[str, Batch], Measured], Mapping[str
 
 
 class Doctor:
-    """Watchers at every log line, and panels."""
+    """An `Observer` of `train.loop`. It changes nothing.
 
-    def __init__(self, watchers: Sequence[Watcher], panels: Panels):
-        self.watchers, self.panels = watchers, panels
+    checks     whether there are checks before the first step
+    watchers   (step, state, batch, measured) -> scalars for the log line, in this order
+    panels     what is shown from time to time, or None
+    """
+
+    def __init__(self, checks: bool = True, watchers: Sequence[Watcher] = (), panels: Panels | None = None):
+        self.checks, self.watchers, self.panels = checks, tuple(watchers), panels
 
     def begin(self, trainer: Trainer, update: Step, state: TrainState, batch: Mapping[str, Batch]) -> TrainState:
-        """The same state."""
+        """Runs the checks. Raises ValueError with all that they found when one found an error."""
+        if not self.checks:
+            return state
+        state, findings = examine(trainer, update, state, batch)
+        settle(findings)
         return state
 
     def look(self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: Measured) -> Mapping[str, float]:
-        """What all watchers say."""
-        return {k: v for watcher in self.watchers for k, v in watcher(step, state, batch, measured).items()}
+        """What the watchers see."""
+        scalars: dict[str, float] = {}
+        for watch in self.watchers:
+            scalars |= watch(step, state, batch, measured)
+        return scalars
+
+    def due(self, step: int) -> bool:
+        """Whether there is a panel after `step` steps."""
+        return self.panels is not None and self.panels.due(step)
 
     def show(self, step: int, state: TrainState, writer: MetricWriter) -> None:
-        """A panel, where one is due."""
-        self.panels(step, state, writer)
+        """The panel of this step."""
+        if self.panels is not None:
+            self.panels(step, state, writer)
 
 
 def make_doctor(trainer: Trainer) -> Doctor:
     """The doctor of a run."""
-    return Doctor([Watch(trainer), Probe(trainer)], Panels(trainer))
+    checks = trainer.system.config.doctor.checks
+    return Doctor(checks, [Watch(trainer), Probe(trainer)], Panels(trainer))

@@ -1,0 +1,61 @@
+"""What the checks look at."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from src.doctor.finding import Finding
+from src.interfaces import Batch, TokenField
+from src.sequence.layout import Layout
+from src.train.step import Measured
+from src.train.system import System
+from src.train.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A run before its first step.
+
+    shapes   the batch's arrays as shapes and dtypes, rows of all processes
+    batch    the rows of this process, in numpy
+    steps    what the trial steps measured, in numpy; empty before them
+    """
+
+    trainer: Trainer
+    shapes: Mapping[str, Batch]
+    batch: Mapping[str, Batch]
+    steps: tuple[Measured, ...] = ()
+
+    @property
+    def system(self) -> System:
+        return self.trainer.system
+
+
+Check = Callable[[Case], list[Finding]]
+
+
+def open_case(trainer: Trainer, batch: Mapping[str, Batch]) -> Case:
+    """The case of a batch that lies on the devices."""
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), dict(batch))
+    return Case(trainer, shapes, jax.tree.map(local_rows, dict(batch)))
+
+
+def local_rows(array: Any) -> np.ndarray:
+    """The rows of an array `[B, …]` that lie on this process's devices, each once."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return np.asarray(array)
+    shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
+
+
+def row_valid(layout: Layout, batch: Batch) -> np.ndarray:
+    """Which places of the rows are no padding, `[B, S]` bool; segments without flags are all valid."""
+    rows = len(jax.tree.leaves(dict(batch))[0])
+    flags = {name: field.valid for name, field in batch.items() if isinstance(field, TokenField)}
+    parts = [flags.get(s.name, np.ones((rows, s.length), bool)) for s in layout.segments]
+    return np.concatenate(parts, axis=1)

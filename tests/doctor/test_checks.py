@@ -1,0 +1,238 @@
+"""Every check finds what is planted, and is silent on healthy runs."""
+
+import dataclasses
+import importlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits, sit_digits
+from src.build import build_system
+from src.common.distributed import put_batch
+from src.common.tree import flatten, unflatten
+from src.doctor import checks, data
+from src.doctor.case import open_case
+from src.doctor.observer import Doctor
+from src.sequence.layout import Layout
+from src.train.trainer import make_trainer, open_data
+
+
+def config_of(module=digits, variant="debug", **changes):
+    config = module.get_config(variant)
+    with config.unlocked():
+        config.eval.evaluators = {}
+        config.mesh.data = 1
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def trainer_of(config, devices=1):
+    return make_trainer(build_system(config), jax.devices()[:devices])
+
+
+def first_batch(trainer):
+    rows = open_data(trainer)
+    batch = next(rows)
+    rows.close()
+    return batch
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A healthy system with its first batch, on the host; nothing is compiled."""
+    trainer = trainer_of(config_of())
+    return open_case(trainer, first_batch(trainer))
+
+
+def told(found, *severities):
+    return [str(f) for f in found if f.severity in (severities or ("error", "warning"))]
+
+
+def planted(case, task, field, **changes):
+    """The case with other arrays in a field: a function of the old array each."""
+    batch = {t: dict(fields) for t, fields in case.batch.items()}
+    old = batch[task][field]
+    batch[task][field] = old.replace(**{k: f(getattr(old, k).copy()) for k, f in changes.items()})
+    return open_case(case.trainer, batch)
+
+
+def with_plan(case, task, **changes):
+    plans = dict(case.system.tasks) | {task: dataclasses.replace(case.system.tasks[task], **changes)}
+    system = dataclasses.replace(case.system, tasks=plans)
+    return dataclasses.replace(case, trainer=dataclasses.replace(case.trainer, system=system))
+
+
+def put(array, where, value):
+    array[where] = value
+    return array
+
+
+def test_what_is_healthy_is_left_alone(case):
+    for check in (checks.frozen, checks.unsplit, checks.starved, data.spec, *checks.SCREENS):
+        assert told(check(case)) == [], check.__name__
+    assert told(data.given(case), "note")[0] == ("note: task caption_to_image reads prompt, tail and predicts image")
+    assert data.padding(case) == []
+
+
+def late(marked):
+    """Loss on the padding that comes right after a token."""
+    return np.logical_or(marked, np.pad(marked, [(0, 0), (1, 0)])[:, :-1])
+
+
+FIRST, HOLE = np.s_[0, 1], np.s_[:4, 2]
+SAID, DRAWN = ("number_sentences", "sentence"), ("caption_to_image", "image")
+FAULTS = {
+    "ids above the vocabulary": (data.values, SAID, {"ids": lambda a: put(a, FIRST, 999)}, "token ids .* 999, but the"),
+    "ids below it": (data.values, SAID, {"ids": lambda a: put(a, FIRST, -1)}, "run from -1 to"),
+    "NaN in an image": (data.values, DRAWN, {"values": lambda a: put(a, (3, 0), np.nan)}, r"1 of 32 rows \(3\)"),
+    "bytes": (data.values, DRAWN, {"values": lambda a: (a + 1) * 127.5}, "^warning: .* from 0 to 255"),
+    "halves": (data.values, DRAWN, {"values": lambda a: (a + 1) / 2}, "^warning: .* none below 0"),
+    "blank images": (data.values, DRAWN, {"values": np.zeros_like}, "^warning: .* deviation 0, and the noise"),
+    "loss on padding": (data.flags, SAID, {"loss": late}, "^warning: .* are marked for loss, but are padding"),
+    "no objective": (data.flags, ("image_to_caption", "head"), {"loss": np.ones_like}, "48 tokens in head .* 'head'"),
+    "nothing marked": (data.flags, SAID, {"loss": np.zeros_like}, "objective text has the field sentence"),
+    "the first token": (data.flags, SAID, {"loss": lambda a: put(a, np.s_[:, 0], True)}, "^warning: 32 .* first"),
+    "after padding": (
+        data.flags, SAID,
+        {"valid": lambda a: put(a, HOLE, False), "loss": lambda a: put(a, HOLE, False)}, "^warning: 4 .* padding",
+    ),
+    "an empty row": (data.blind, SAID, {"valid": lambda a: put(a, 5, False)}, "1 of 32 rows .* have no token"),
+    "much padding": (data.padding, SAID, {"valid": lambda a: put(a, np.s_[:, 2:], False)}, "^note: 80% of task"),
+    "a dtype": (data.spec, SAID, {"loss": lambda a: a.astype(np.float32)}, "^error: .* float32 .* declares bool"),
+    "a shape": (data.spec, DRAWN, {"values": lambda a: a[:, :4]}, r"^error: .*\(32, 4, 8, 1\) as image/values"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_data_is_found(case, fault):
+    check, (task, field), changes, match = FAULTS[fault]
+    found = [str(f) for f in check(planted(case, task, field, **changes))]
+    assert len(found) == 1 and task in found[0] and re.search(match, found[0]), found
+
+
+def test_a_missing_field_and_a_wrong_label(case):
+    batch = {t: dict(fields) for t, fields in case.batch.items()}
+    batch["image_to_caption"].pop("head")
+    found = told(data.spec(open_case(case.trainer, batch)), "error")
+    assert len(found) == 3 and "delivers nothing as head/ids" in found[0]
+    trainer = trainer_of(config_of(sit_digits))
+    batch = first_batch(trainer)
+    assert data.values(open_case(trainer, batch)) == []
+    batch["label_to_image"]["label"].ids[2] = 11
+    assert re.search(r"labels .* to 11, .* 0 to 10 \(rows 2 ", told(data.values(open_case(trainer, batch)), "error")[0])
+
+
+def test_a_mask_with_an_empty_row_is_found(case):
+    class Late(Layout):
+        """A token becomes readable one place too late, so that the first one sees nothing."""
+
+        def static_orders(self):
+            read, write, group = super().static_orders()
+            return read, write + 1, group
+
+    layout = Late(case.system.tasks["number_sentences"].layout.segments)
+    (found,) = told(data.blind(with_plan(case, "number_sentences", layout=layout)))
+    assert re.search("^error: 1 tokens of a row of task number_sentences .in sentence. may see no token", found)
+
+
+def test_a_starved_task_a_frozen_parameter_and_a_whole_one_are_found(case):
+    plan = case.system.tasks["image_to_caption"]
+    heavy = {label: (objective, 40.0) for label, (objective, _) in plan.objectives.items()}
+    (found,) = told(checks.starved(with_plan(case, "image_to_caption", objectives=heavy, rows=6)))
+    assert re.search(r"^warning: the batch starves task image_to_caption: 6 row\(s\), 8.6% .* 95%", found)
+    trainer = trainer_of(config_of(**{"optim.multipliers": (("^text_head/", 0.0), (".*", 1.0))}))
+    (found,) = told(checks.frozen(dataclasses.replace(case, trainer=trainer)), "note")
+    assert "freezes 1 tensors: text_head/linear/kernel" in found
+    split = {"mesh.fsdp": 8, "sharding.min_size": 64}
+    trainer = trainer_of(config_of(**split), 8)
+    assert checks.unsplit(dataclasses.replace(case, trainer=trainer)) == []
+    trainer = trainer_of(config_of(**split | {"model.trunk.width": 36}), 8)
+    (found,) = told(checks.unsplit(dataclasses.replace(case, trainer=trainer)))
+    assert re.search("^warning: no axis .* splits .*trunk/layers/attention/out/kernel.* mesh.fsdp=8 div", found)
+
+
+# --------------------------------------------------------------------------- with steps
+
+
+@pytest.fixture(scope="module")
+def official():
+    """MonoFormer as published, with one trunk pass, compiled: (trainer, step, batch)."""
+    config = config_of(variant="official,debug")
+    with config.unlocked():
+        del config.tasks.number_sentences
+    trainer = trainer_of(config)
+    return trainer, trainer.compile(), put_batch(first_batch(trainer), trainer.mesh)
+
+
+def examine(trainer, update, batch, state=None):
+    with jax.set_mesh(trainer.mesh):
+        return checks.examine(trainer, update, trainer.init() if state is None else state, batch)
+
+
+def test_the_official_time_token_is_found_and_the_state_is_as_new(official):
+    trainer = official[0]
+    fresh = jax.device_get(trainer.init())
+    state, found = examine(*official)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), fresh)
+    (dead,) = told(found)
+    assert dead.startswith("warning: no objective trains 3 tensors (2,080 numbers), whose gradient is 0 in 6 steps")
+    names = "conditioning/first/bias, conditioning/first/kernel, conditioning/second/kernel; connect"
+    assert names in dead
+
+
+def test_a_dead_layer_and_an_idle_objective_are_found(official):
+    trainer, update, batch = official
+    state = trainer.init()
+    params = flatten(state.params)
+    dead = [path for path in params if path.startswith("trunk/layers/mlp/")]
+    params |= {path: params[path].at[1].set(0) for path in dead}
+    caption = batch["image_to_caption"]["caption"]
+    nothing = {"caption": caption.replace(loss=jax.numpy.zeros_like(caption.loss))}
+    batch = batch | {"image_to_caption": batch["image_to_caption"] | nothing}
+    _, found = examine(trainer, update, batch, state.replace(params=unflatten(params)))
+    assert told(found, "error") == [
+        "error: objective image_to_caption/text counts nothing in the first batch (38 rows): mark tokens for loss in"
+        " the fields that it reads, or leave it out"
+    ]
+    assert all(f"{path} (layers 1)" in told(found)[-1] for path in dead), told(found)
+
+
+def test_what_is_not_finite_at_the_first_step_is_an_error(official):
+    trainer, update, batch = official
+    state = trainer.init()
+    params = flatten(state.params)
+    params["image_head/linear/kernel"] = params["image_head/linear/kernel"].at[0, 0].set(np.inf)
+    _, found = examine(trainer, update, batch, state.replace(params=unflatten(params)))
+    assert any("error: NaN or infinite at the first step: caption_to_image/diffusion/mse" in f for f in told(found))
+
+
+def test_the_observer_stops_a_run_with_the_whole_list(official):
+    trainer, update, batch = official
+    image = batch["caption_to_image"]["image"]
+    spoilt = {"image": image.replace(values=image.values * np.nan)}
+    bad = batch | {"caption_to_image": batch["caption_to_image"] | spoilt}
+    state = trainer.init()
+    config = trainer.system.config
+    with pytest.raises(
+        ValueError, match=r"doctor.checks=False.*\n  error: image of .* NaN .*\n  note: task caption_to"
+    ):
+        Doctor(config).begin(trainer, update, state, bad)
+    with config.unlocked():
+        config.doctor.checks = False
+    assert Doctor(config).begin(trainer, update, state, bad) is state
+    seen = Doctor(config, [lambda *a: {"a": 1.0}, lambda step, *a: {"b": step}]).look(3, state, batch, None)
+    assert seen == {"a": 1.0, "b": 3}
+
+
+LONG = [pytest.param(name, marks=pytest.mark.faults) for name in ("digits", "digits_canvas")]
+
+
+@pytest.mark.parametrize("name", ["sit_digits", *LONG])
+def test_healthy_configs_are_silent(name):
+    """SiT opens last: its blocks are behind zero gates behind a zero head. With a warm-up that begins near nothing."""
+    slow = {"optim.warmup": 10_000, "optim.steps": 20_000, "optim.lr": 1e-4}
+    trainer = trainer_of(config_of(importlib.import_module(f"configs.{name}"), **slow))
+    _, found = examine(trainer, trainer.compile(), put_batch(first_batch(trainer), trainer.mesh))
+    assert told(found) == []
