@@ -2,6 +2,7 @@
 
 python -m src.main --config=configs/digits.py --workdir=runs/digits
 python -m src.main --config=configs/digits.py --workdir=runs/digits --mode=sample --prompt="a handwritten three"
+python -m src.main --config=configs/digits.py --mode=doctor
 """
 
 import time
@@ -22,7 +23,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config file, e.g. configs/digits.py or configs/digits.py:debug."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and samples go.")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample"], "What to do.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "doctor"], "What to do.")
 PROMPT = flags.DEFINE_string("prompt", None, "--mode=sample: the text to draw, or to go on from.")
 LABEL = flags.DEFINE_integer("label", None, "--mode=sample: the class to draw.")
 IMAGE = flags.DEFINE_string("image", None, "--mode=sample: an image file to describe.")
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
             logging.set_verbosity(logging.WARNING)
         from src import run
 
-        modes = {"train": run.train, "eval": run.evaluate, "sample": run.sample}
+        modes = {"train": run.train, "eval": run.evaluate, "sample": run.sample, "doctor": run.doctor}
         modes[MODE.value](FLAGS, STARTED)
         distributed.stop()
         return 0
@@ -81,7 +82,7 @@ def _parse(argv: list[str]) -> None:
         raise ValueError(f"{kind}: {_reason(error)}") from error
     if config is None:
         raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
-    if workdir is None:
+    if workdir is None and MODE.value != "doctor":
         raise ValueError("no workdir is given: add --workdir=runs/<name>, where checkpoints and logs will go")
     if STEP.value not in ("latest", "best") and not STEP.value.isdigit():
         raise ValueError(f"--step={STEP.value} is no checkpoint; give a step, latest or best")

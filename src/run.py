@@ -1,4 +1,4 @@
-"""What the three modes do: train, evaluate, sample."""
+"""What the four modes do: train, evaluate, sample, doctor."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from src.common.distributed import check_same, is_first
 from src.common.files import write_whole
 from src.common.program_cache import use_program_cache
 from src.common.writers import JsonLines, Many, TensorBoard
+from src.doctor.finding import errors
+from src.doctor.mode import consult
 from src.doctor.observer import make_doctor
 from src.train import lock, loop
 from src.train.checkpoint import Checkpointer
@@ -99,6 +101,20 @@ def sample(flags: Any, started: float) -> None:
     if is_first():
         save_png(path, caption_grid(images, [title] * len(images), columns=min(flags.count, 8)))
     _say(path)
+
+
+def doctor(flags: Any, started: float) -> None:
+    """Prints what the doctor says about the config, on this machine. Nothing is written, whatever the workdir.
+
+    Raises ValueError when it found an error.
+    """
+    _use_compilation_cache()
+    report = consult(_build(flags))
+    _say(report.text)
+    logging.info("the doctor took %.0f s", time.monotonic() - started)
+    wrong = errors(report.findings)
+    if wrong:
+        raise ValueError(f"the doctor found {len(wrong)} error(s), listed above; the first: {wrong[0].text}")
 
 
 def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:

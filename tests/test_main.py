@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from src import main
+from src.train.trainer import Trainer
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -160,3 +161,16 @@ def test_the_launcher_takes_a_config_with_overrides():
 def test_tensorflow_and_torch_stay_out():
     code = "import src.main, src.run, sys; assert not {'tensorflow', 'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_doctor_finds_bad_data_before_anything_is_compiled_or_written(tmp_path, capsys, monkeypatch):
+    np.save(tmp_path / "images.npy", np.full((16, 32, 32, 4), np.nan, np.float32))
+    np.save(tmp_path / "labels.npy", np.zeros(16, np.int64))
+    before = sorted(tmp_path.iterdir())
+    arguments = ["--config=configs/sit_xl2_imagenet256.py:debug", "--config.mesh.fsdp=1", "--config.batch=8"]
+    arguments += [f"--config.tasks.class_to_image.data.folder={tmp_path}", "--mode=doctor"]
+    monkeypatch.setattr(Trainer, "compile", None)
+    code, error = call(capsys, monkeypatch, *arguments)
+    said = "error: the doctor found 1 error(s), listed above; the first: image of task class_to_image has NaN"
+    assert code == 1 and error.splitlines()[-1].startswith(said), error
+    assert sorted(tmp_path.iterdir()) == before

@@ -40,13 +40,17 @@ def examine(
     batch   the first one, on the devices
     """
     case = open_case(trainer, batch)
-    found = screen(case, (frozen, unsplit, starved, data.spec))
-    if not errors(found):
-        found += screen(case, SCREENS)
+    found = look_over(case)
     if not errors(found):
         state, steps = trial(trainer, update, state, batch)
         found += screen(dataclasses.replace(case, steps=steps), (finite, idle, dead))
     return state, found
+
+
+def look_over(case: Case) -> list[Finding]:
+    """What the checks find that need no step: the first two rounds."""
+    found = screen(case, (frozen, unsplit, starved, data.spec))
+    return found if errors(found) else found + screen(case, SCREENS)
 
 
 def screen(case: Case, checks: Sequence[Check]) -> list[Finding]:

@@ -66,7 +66,7 @@ def _image(images: np.ndarray, where: str, patch: object) -> list[Finding]:
     scaled = (images.astype(np.float64) - patch.shift) * patch.scale
     low, high, spread = scaled.min(), scaled.max(), scaled.std()
     told = f"{where} has values from {low:.3g} to {high:.3g}, standard deviation {spread:.3g}"
-    if spread > WIDEST or spread < NARROWEST:
+    if not NARROWEST <= spread <= WIDEST:
         return [warning(f"{told}, and the noise has 1: scale them to about [-1, 1] (patch.scale, patch.shift)")]
     if low >= 0:
         return [warning(f"{told}, none below 0: shift them to be even about 0 (pixels · 2 - 1, or patch.shift)")]

@@ -12,8 +12,9 @@ from configs import digits, sit_digits
 from src.build import build_system
 from src.common.distributed import put_batch
 from src.common.tree import flatten, unflatten
-from src.doctor import checks, data
+from src.doctor import checks, data, rehearsal
 from src.doctor.case import open_case
+from src.doctor.mode import consult
 from src.doctor.observer import Doctor
 from src.sequence.layout import Layout
 from src.train.trainer import make_trainer, open_data
@@ -230,9 +231,37 @@ LONG = [pytest.param(name, marks=pytest.mark.faults) for name in ("digits", "dig
 
 
 @pytest.mark.parametrize("name", ["sit_digits", *LONG])
-def test_healthy_configs_are_silent(name):
-    """SiT opens last: its blocks are behind zero gates behind a zero head. With a warm-up that begins near nothing."""
+def test_healthy_configs_are_silent(name, monkeypatch):
+    """Checks and rehearsal. SiT's blocks are behind zero gates behind a zero head, here with a warm-up from nothing."""
+    monkeypatch.setattr(rehearsal, "WAITING", 1.0)  # which of two small times is longer depends on what else runs
     slow = {"optim.warmup": 10_000, "optim.steps": 20_000, "optim.lr": 1e-4}
-    trainer = trainer_of(config_of(importlib.import_module(f"configs.{name}"), **slow))
-    _, found = examine(trainer, trainer.compile(), put_batch(first_batch(trainer), trainer.mesh))
-    assert told(found) == []
+    system = build_system(config_of(importlib.import_module(f"configs.{name}"), **slow))
+    report = consult(system, devices=jax.devices()[:1])
+    assert told(report.findings) == []
+    assert report.text.startswith("doctor: 0 errors, 0 warnings") and "rehearsal: 8 steps on 1 cpu" in report.text
+    assert re.search(r"diffusion/mse: \d.* -> \d", report.text) and re.search(r"block 1 \d\.\de-0\d", report.text)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "name, task", [("imagenet256", "class_prompt_to_image"), ("sit_xl2_imagenet256", "class_to_image")]
+)
+def test_the_large_configs_in_small_are_silent(tmp_path, name, task, monkeypatch):
+    """bfloat16, over four devices; MonoFormer's text head has no objective there, and that is all there is to say."""
+    monkeypatch.setattr(rehearsal, "WAITING", 1.0)
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "images.npy", rng.standard_normal((64, 32, 32, 4), np.float32))
+    np.save(tmp_path / "labels.npy", rng.integers(0, 2, 64))
+    (tmp_path / "names.json").write_text('["a", "b"]')
+    config = config_of(importlib.import_module(f"configs.{name}"))
+    with config.unlocked():
+        config.text_codec = {"name": config.text_codec.name and "text:Bytes"}
+        config.tasks[task].data.folder = str(tmp_path)
+        config.batch, config.sharding.min_size = 16, 2**10
+        config.mesh.update({"data": 1, "fsdp": 2, "tensor": 2} if task == "class_to_image" else {"data": 2, "fsdp": 2})
+    report = consult(build_system(config), devices=jax.devices()[:4])
+    said = [re.sub(r"\(.*? numbers\)", "", text) for text in told(report.findings)]
+    head = (
+        "warning: no objective trains 1 tensors , whose gradient is 0 in 6 steps on the first batch: text_head/linear/"
+    )
+    assert said == [] if task == "class_to_image" else len(said) == 1 and said[0].startswith(head), said

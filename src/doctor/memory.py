@@ -1,0 +1,76 @@
+"""Whether a run fits into the memory of this machine, before anything is allocated."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+
+from src.common.tree import count_parameters
+from src.train.system import System
+from src.train.trainer import Trainer
+
+GIB = 2**30
+MOMENTS = {"full": 8, "bfloat16": 6, "factored": 2}  # bytes a weight, see `train/optim.py`
+ALWAYS = 12  # bytes a weight: itself, its average and its gradient
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
+ELSEWHERE = (
+    "run it on more or larger devices, or ask `python -m src.tools.aot --config=…` which pod it fits (nothing is"
+    " allocated there)"
+)
+
+
+def check_state(system: System) -> None:
+    """Raises ValueError when not even parameters, average, moments and gradients fit on all devices together.
+
+    It knows nothing of activations yet and takes no time; `check_step` asks the compiler.
+    """
+    have = room()
+    each = ALWAYS + MOMENTS[system.config.optim.moments]
+    count = count_parameters(jax.eval_shape(system.init, jax.random.key(0)))
+    devices = 1 if _shared() else jax.device_count()
+    if have is not None and count * each > have * devices:
+        raise ValueError(
+            f"{count:,} parameters with average, moments and gradients take {count * each / GIB:.1f} GiB, and this"
+            f" machine has {have * devices / GIB:.1f} GiB: {ELSEWHERE}"
+        )
+
+
+def check_step(trainer: Trainer, update: Any) -> int | None:
+    """Bytes that the compiled step needs on a device, or None where the compiler does not tell.
+
+    Raises ValueError when a device has less.
+    """
+    found = update.memory_analysis()
+    if found is None:
+        return None
+    need = found.temp_size_in_bytes + found.argument_size_in_bytes
+    need += max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
+    have, sharing = room(), len(trainer.mesh.local_devices) if _shared() else 1
+    if have is not None and need * sharing > have:
+        raise ValueError(
+            f"a step takes {need * sharing / GIB:.1f} GiB, and there are {have / GIB:.1f} GiB: lower batch, raise"
+            f" accumulate, set model.trunk.remat to names or full, or {ELSEWHERE}"
+        )
+    return need
+
+
+def room() -> int | None:
+    """Free bytes of one accelerator, or of this machine where its devices are CPUs; None where nobody tells."""
+    stats = jax.local_devices()[0].memory_stats()
+    if not _shared():
+        return stats["bytes_limit"] - stats["bytes_in_use"] if stats and "bytes_limit" in stats else None
+    free = []
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        most, used = (pathlib.Path(path).read_text().strip() for path in LIMITS)
+        free += [int(most) - int(used)] if most != "max" else []
+    except (OSError, ValueError):
+        pass
+    return min(free, default=None)
+
+
+def _shared() -> bool:
+    return jax.local_devices()[0].platform == "cpu"
