@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from src.common.files import SEND_SHARE, Mirror, is_remote, write_whole
+from src.common.files import SEND_SHARE, Mirror, identity, is_remote, write_whole
 
 SLOW = 1.0  # seconds of a failed attempt after which the next one waits
 
@@ -94,7 +94,7 @@ class _Guarded:
                 self._drop()
             if self._handle is None:
                 self._handle = self._open()
-                self._identity = _identity(self._path(self._handle))
+                self._identity = identity(self._path(self._handle))
             action(self._handle)
         except Exception as error:
             if not sending:  # what could not be sent is sent later
@@ -111,7 +111,7 @@ class _Guarded:
 
     def _is_gone(self) -> bool:
         """Whether the open file is no longer the one of its name."""
-        return _identity(self._path(self._handle)) != self._identity
+        return identity(self._path(self._handle)) != self._identity
 
     def _path(self, handle: Any) -> str:
         """Where the file is that `_open` gave."""
@@ -322,15 +322,6 @@ class Many:
         """Closes every writer."""
         for writer in self.writers:
             writer.close()
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """Device and number of a file, or None where there is none."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino
 
 
 def _stays(line: bytes, step: int, again: tuple[str, ...]) -> bool:

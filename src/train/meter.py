@@ -15,6 +15,8 @@ from src.train.optim import Schedule
 from src.train.step import Measured
 from src.train.system import System
 
+CLOCK = ("tokens_per_second", "images_per_second", "data_wait")  # all else of a line is the same in a resumed run
+
 
 class Meter:
     """Measurements since the last log line, kept on the device until they are wanted, and the speed since then.

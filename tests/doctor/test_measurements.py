@@ -23,7 +23,7 @@ from src.doctor.probe import Probe, Pulls, pulls, scalars
 from src.interfaces import LossTerm, TokenField
 from src.objectives.denoise import by_time
 from src.sequence.layout import Layout, Segment
-from src.train import loop
+from src.train import guard, loop
 from src.train import system as systems
 from src.train.meter import Meter
 from src.train.state import TrainState
@@ -49,7 +49,7 @@ def test_quarters_of_diffusion_time_add_up_and_are_told_aside():
 
     meter = Meter(types.SimpleNamespace(tasks={}), lambda step: 0.0)
     terms = {f"draw/diffusion/{k}": v for k, v in terms.items()} | {"draw/diffusion/mse": LossTerm(loss.sum(), 9.0)}
-    meter.add(Measured(terms | {"total": LossTerm(5.0, 1.0)}, {}))
+    meter.add(Measured(terms | {"total": LossTerm(5.0, 1.0)}, {}, guard.fresh()))
     told = meter.flush(1)
     assert told["buckets/draw/diffusion/0.75-1.00"] == pytest.approx(19 / 3)
     assert describe({k: v for k, v in told.items() if "second" not in k}) == "loss 5, draw 2.778"
@@ -71,7 +71,7 @@ def test_slow_data_are_seen_as_waiting(monkeypatch, slow, share):
         mesh=make_mesh({"data": 1}, jax.devices()[:1]),
     )
     run = loop.Run(trainer, None, None, loop.Nobody(), data, None, None, 0)
-    run.update = lambda state, batch: (state, spend(1.0, Measured({"total": LossTerm(1.0, 1.0)}, {})))
+    run.update = lambda state, batch: (state, spend(1.0, Measured({"total": LossTerm(1.0, 1.0)}, {}, guard.fresh())))
     for _ in range(2):
         run.advance()
         run.advance()
@@ -105,8 +105,8 @@ def test_a_frozen_average_lags_and_padding_is_counted():
         batch = {"draw": {"words": TokenField(jnp.zeros((4, 6), jnp.int32), valid, valid)}}
         params = {k: scale * v for k, v in ema.items()}
         squares = {k: jnp.square(v).sum() for k, v in params.items()}
-        measured = Measured({}, {"grad": squares, "update": squares, "param": squares})
-        found = look(1, TrainState(0, params, ema, None, {}), batch, measured)
+        measured = Measured({}, {"grad": squares, "update": squares, "param": squares}, guard.fresh())
+        found = look(1, TrainState(0, params, ema, None, {}, guard.fresh()), batch, measured)
         return found["ema_lag"], found["padding/draw"]
 
     assert see(1.0, [6, 6, 6, 6]) == (0.0, 0.0)

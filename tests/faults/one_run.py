@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from src.interfaces import LossTerm
-from src.train import loop
+from src.train import guard, loop
 from src.train.state import TrainState
 from src.train.step import Measured
 
@@ -107,6 +107,10 @@ class Endless:
     def get_state(self):
         return {}
 
+    def settle(self):
+        """Nothing was bad."""
+        return {}
+
     def close(self):
         """Nothing to close."""
 
@@ -132,8 +136,9 @@ class Lines:
 def small_loop(monkeypatch, writer, data=None, update=None, compiles=None, evaluators=None, **config):
     """`loop.train` with a state of one number and a step that counts; gives back what was saved, or raises."""
     settings = {"seed": 0, "steps": 6, "log": {"every": 1}, "eval": {"every": 0, "ema": True}}
-    state = TrainState(step=jnp.int32(0), params={"w": jnp.ones(2)}, ema={}, opt_state=(), extra={})
-    measured = Measured({"total": LossTerm(jnp.ones(()), jnp.ones(()))}, {})
+    extra = {"guard": guard.fresh()}
+    state = TrainState(step=jnp.int32(0), params={"w": jnp.ones(2)}, ema={}, opt_state=(), extra=extra)
+    measured = Measured({"total": LossTerm(jnp.ones(()), jnp.ones(()))}, {}, guard.fresh())
     predictor = types.SimpleNamespace(with_params=lambda params: None)
     system = types.SimpleNamespace(
         config=ConfigDict(settings | config), tasks={}, evaluators=evaluators or {}, predictor=predictor, identity=dict
@@ -143,7 +148,7 @@ def small_loop(monkeypatch, writer, data=None, update=None, compiles=None, evalu
         mesh=jax.make_mesh((1,), ("data",)),
         compile=compiles or (lambda: update or (lambda state, batch: (state, measured))),
     )  # fmt: skip
-    monkeypatch.setattr(loop, "open_data", lambda trainer: data or Endless())
+    monkeypatch.setattr(loop, "open_data", lambda trainer, workdir: data or Endless())
     checkpoints = Checkpoints()
     try:
         loop.train(trainer, checkpoints, writer, time.monotonic())

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from src.train.meter import CLOCK
 from tests.common.test_writers import events_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -87,7 +88,7 @@ def killed(folder, cache, plan, rng, usual):
 
 def logged(run):
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "time" and not k.endswith("per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("time", *CLOCK)} for line in lines]
 
 
 def events(run):
@@ -96,7 +97,7 @@ def events(run):
     for path in (run / "tensorboard").iterdir():
         for event in events_of(path):
             for value in event.summary.value:
-                if not value.tag.endswith("per_second"):
+                if value.tag not in CLOCK:
                     told[event.step, value.tag].add(value.SerializeToString())
     return dict(told)
 

@@ -155,7 +155,7 @@ def run(trainer, monkeypatch, folder, steps, bad=(), change=None, **settings):
     settings = {"patience": 3, "restore": False, "restores": 1} | settings
 
     class Changed:
-        def __init__(self, trainer):
+        def __init__(self, trainer, workdir):
             self.data = open_data(trainer)
             self.rows = {name: plan.rows for name, plan in trainer.system.tasks.items()}
 

@@ -15,10 +15,10 @@ from src.common.sharding import batch_sharding
 from src.common.tree import flatten
 from src.common.writers import JsonLines, Many
 from src.interfaces import LossTerm
-from src.train import loop
+from src.train import guard, loop
 from src.train.checkpoint import Checkpointer
 from src.train.first_bad import Finder
-from src.train.meter import Meter
+from src.train.meter import CLOCK, Meter
 from src.train.step import Measured
 from src.train.trainer import make_trainer
 
@@ -59,7 +59,7 @@ def run(folder, devices=1, last=None, **kwargs):
 def logged(folder):
     """The lines of a run without what the clock says."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "time" and not k.endswith("per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("time", *CLOCK)} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +97,14 @@ def test_means_of_a_log_line_do_not_feel_a_save_between_two_lines():
                 meter = Meter(system, lambda step: 0.0)
                 meter.set_state(state)
             terms = {"total": LossTerm(row[0], np.float32(1)), "a": LossTerm(row[1], np.abs(row[0]))}
-            meter.add(Measured(terms, {}))
-        return {k: v for k, v in meter.flush(7).items() if not k.endswith("per_second")}
+            meter.add(Measured(terms, {}, guard.fresh()))
+        return {k: v for k, v in meter.flush(7).items() if k not in CLOCK}
 
     assert told(()) == told((3,)) == told((1, 2, 6))
     assert told(())["loss"] == pytest.approx(rows[:, 0].astype(np.float64).mean())
     spoilt = Meter(system, lambda step: 0.0)
-    spoilt.add(Measured({"total": LossTerm(np.float32("nan"), np.float32(1))}, {}))
-    with pytest.raises(FloatingPointError, match="total became NaN or infinite between steps 4 and 5"):
+    spoilt.add(Measured({"update_norm": LossTerm(np.float32("nan"), np.float32(1))}, {}, guard.fresh()))
+    with pytest.raises(FloatingPointError, match="an update became infinite between steps 4 and 5"):
         spoilt.get_state(5)
 
 
