@@ -215,15 +215,12 @@ def test_the_observer_stops_a_run_with_the_whole_list(official):
     spoilt = {"image": image.replace(values=image.values * np.nan)}
     bad = batch | {"caption_to_image": batch["caption_to_image"] | spoilt}
     state = trainer.init()
-    config = trainer.system.config
     with pytest.raises(
         ValueError, match=r"doctor.checks=False.*\n  error: image of .* NaN .*\n  note: task caption_to"
     ):
-        Doctor(config).begin(trainer, update, state, bad)
-    with config.unlocked():
-        config.doctor.checks = False
-    assert Doctor(config).begin(trainer, update, state, bad) is state
-    seen = Doctor(config, [lambda *a: {"a": 1.0}, lambda step, *a: {"b": step}]).look(3, state, batch, None)
+        Doctor().begin(trainer, update, state, bad)
+    assert Doctor(checks=False).begin(trainer, update, state, bad) is state
+    seen = Doctor(watchers=[lambda *a: {"a": 1.0}, lambda step, *a: {"b": step}]).look(3, state, batch, None)
     assert seen == {"a": 1.0, "b": 3}
 
 
