@@ -34,13 +34,17 @@ Found = tuple[Any, Any, dict[str, Any]]  # state, data state, meta
 Migration = Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
 
 
-def _with_meter(meta: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Format 1 saved only where the log had a line, and of the data nothing but the rows consumed."""
-    return meta, data | {"value": {"rows": data["value"], "meter": {"steps": 0, "taken": 0, "sums": {}}}}
+def _from_1(meta: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Format 1 had no seed and no guard in the state, and of the position only the rows consumed, at a log line."""
+    guard = {f"extra/guard/{name}": 0 for name in ("skipped", "streak", "restored", "norms")}
+    fill = {"extra/seed": meta["config"].get("seed", 0)} | guard
+    position = {"rows": data["value"], "meter": {"steps": 0, "taken": 0, "sums": {}}}
+    return meta | {"fill": fill}, data | {"value": position}
 
 
-# By format: (meta, data) of that format -> (meta, data) of the next one.
-MIGRATIONS: dict[int, Migration] = {1: _with_meter}
+# By format: (meta, data) of that format -> (meta, data) of the next one; `fill` has leaves that are new, with the value
+# of all their elements.
+MIGRATIONS: dict[int, Migration] = {1: _from_1}
 
 
 def read(folder: epath.Path, abstract_state: Any, accept: Callable[[Any], Any] | None) -> Found:
@@ -59,12 +63,15 @@ def read(folder: epath.Path, abstract_state: Any, accept: Callable[[Any], Any] |
     if accept is not None:
         accept(meta["config"])
     wanted = {path: target(leaf) for path, leaf in tree.flatten(abstract_state).items()}
+    new = {path: wanted.pop(path) for path in meta.get("fill", ()) if path in wanted}
     check_leaves(meta["leaves"], wanted, str(folder))
     targets = tree.unflatten(wanted)
     restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), targets)
     args, reader = ocp.args.PyTreeRestore(targets, restore_args=restore_args), ocp.PyTreeCheckpointHandler()
     flat = together("state", lambda: tree.flatten(reader.restore(folder / "state", args=args)))
     check_values(meta["leaves"], flat)
+    filled = {path: np.full(leaf.shape, meta["fill"][path], leaf.dtype) for path, leaf in new.items()}
+    flat |= {path: jax.device_put(value, new[path].sharding) for path, value in filled.items()}
     return tree.rebuild(flat, abstract_state), data["value"], meta
 
 
@@ -112,6 +119,7 @@ def checked_data(data: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def migrated(meta: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`meta` and `data` in the present format, taken through MIGRATIONS one format at a time; nothing is written."""
+    meta = {name: value for name, value in meta.items() if name != "fill"}  # only migrations may fill
     while meta["format"] < FORMAT:
         number = meta["format"]
         meta, data = MIGRATIONS[number](meta, data)

@@ -10,7 +10,7 @@ import pytest
 
 from configs import digits
 from src.codecs.text import SentencePiece, train_sentencepiece
-from src.train import compatible, contents
+from src.train import compatible, contents, guard
 from src.train.checkpoint import Checkpointer
 from src.train.compatible import check_config, plain
 from src.train.loop import ELASTIC
@@ -74,6 +74,21 @@ def test_older_formats_are_walked_up_to_the_present_one(rewrite, monkeypatch):
     monkeypatch.setattr(contents, "MIGRATIONS", steps)
     _, data, meta = Checkpointer(workdir).restore(ABSTRACT, lambda saved: check_config(saved, {"lr": 1}))
     assert data == {"next": 60} and meta["config"] == {"lr": 1} and meta["format"] == contents.FORMAT
+
+
+def test_a_run_of_format_1_goes_on(tmp_path):
+    """It had neither seed nor guard in its state, and said nothing of sums between two log lines."""
+    state = {"w": jnp.arange(4.0), "extra": {}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contents, "FORMAT", 1)
+        checkpointer = Checkpointer(tmp_path)
+        checkpointer.save(6, state, {"images": 60}, {"seed": 7})
+        checkpointer.close()
+    wanted = jax.eval_shape(lambda: state | {"extra": {"seed": jnp.uint32(0), "guard": guard.fresh()}})
+    found, position, _ = Checkpointer(tmp_path).restore(wanted)
+    assert int(found["extra"]["seed"]) == 7 and not found["extra"]["guard"]["norms"].any()
+    assert found["w"].tolist() == [0, 1, 2, 3] and found["extra"]["seed"].dtype == jnp.uint32
+    assert position == {"rows": {"images": 60}, "meter": {"steps": 0, "taken": 0, "sums": {}}}
 
 
 def identity(**changes):
