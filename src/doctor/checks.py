@@ -40,6 +40,7 @@ def examine(
     batch   the first one, on the devices
     """
     case = open_case(trainer, batch)
+    jax.block_until_ready(state)  # processes may agree only while nothing runs
     found = look_over(case)
     if not errors(found):
         state, steps = trial(trainer, update, state, batch)
@@ -71,7 +72,7 @@ def trial(
         state, measured = update(state, batch)
         steps.append(jax.device_get(measured))
     del state  # two of them might not fit
-    return trainer.init(), tuple(steps)
+    return jax.block_until_ready(trainer.init()), tuple(steps)
 
 
 def at_peak(opt_state: optax.OptState, step: int) -> optax.OptState:

@@ -253,6 +253,7 @@ def test_the_large_configs_in_small_are_silent(tmp_path, name, task, monkeypatch
     config = config_of(importlib.import_module(f"configs.{name}"))
     with config.unlocked():
         config.text_codec = {"name": config.text_codec.name and "text:Bytes"}
+        (task,) = config.tasks
         config.tasks[task].data.folder = str(tmp_path)
         config.batch, config.sharding.min_size = 16, 2**10
         config.mesh.update({"data": 1, "fsdp": 2, "tensor": 2} if task == "class_to_image" else {"data": 2, "fsdp": 2})
