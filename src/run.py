@@ -23,6 +23,7 @@ from src.common.files import write_whole
 from src.common.program_cache import use_program_cache
 from src.common.writers import JsonLines, Many, TensorBoard
 from src.doctor.finding import errors
+from src.doctor.memory import check_state
 from src.doctor.mode import consult
 from src.doctor.observer import make_doctor
 from src.train import lock, loop
@@ -106,9 +107,10 @@ def sample(flags: Any, started: float) -> None:
 def doctor(flags: Any, started: float) -> None:
     """Prints what the doctor says about the config, on this machine. Nothing is written, whatever the workdir.
 
-    Raises ValueError when it found an error.
+    Raises ValueError when it found an error, or the model does not fit into the memory of this machine.
     """
     _use_compilation_cache()
+    check_state(build_system(flags.config))  # before files are looked for that only a large machine may have
     report = consult(_build(flags))
     _say(report.text)
     logging.info("the doctor took %.0f s", time.monotonic() - started)

@@ -170,6 +170,8 @@ def idle(case: Case) -> list[Finding]:
 
 def dead(case: Case) -> list[Finding]:
     """Parameters, or layers of them, that no objective of any task gives a gradient."""
+    if finite(case):
+        return []
     leaves = flatten(case.trainer.abstract.params)
     names, count = [], 0
     for path, layers in _without(case.trainer, case.steps).items():
@@ -188,10 +190,14 @@ def dead(case: Case) -> list[Finding]:
 
 
 def _without(trainer: Trainer, steps: Sequence[Measured]) -> dict[str, np.ndarray]:
-    """By path, the layers (0 where there are none) whose gradient was zero in all steps; the frozen are left out."""
+    """By path, the layers (0 where there are none) whose gradient was zero in all steps; the frozen are left out.
+
+    A gradient that is not finite, as a rate that is too high makes them after a while, is no sign of life.
+    """
     kept, found = set(_frozen(trainer)), {}
     for path in steps[0].squares["grad"].keys() - kept:
-        layers = np.flatnonzero(~np.any([np.atleast_1d(s.squares["grad"][path]) != 0 for s in steps], axis=0))
+        squares = np.stack([np.atleast_1d(step.squares["grad"][path]) for step in steps])
+        layers = np.flatnonzero(~np.any((squares > 0) & (squares < np.inf), axis=0))
         if layers.size:
             found[path] = layers
     return dict(sorted(found.items()))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from absl import logging
 
+from src.common.distributed import is_first
+
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -53,5 +55,5 @@ def settle(findings: Sequence[Finding]) -> None:
             "the checks before the first step found what would spoil the run; mend it, or set doctor.checks=False to"
             f" train all the same:\n{told}"
         )
-    for finding in findings:
+    for finding in findings if is_first() else ():
         logging.log(logging.WARNING if finding.severity == "warning" else logging.INFO, "doctor: %s", finding.text)

@@ -15,7 +15,7 @@ from src.doctor.case import open_case
 from src.doctor.checks import SCREENS, examine, look_over
 from src.doctor.data import spec
 from src.doctor.finding import SEVERITIES, Finding, errors
-from src.doctor.memory import GIB, check_state, check_step, room
+from src.doctor.memory import GIB, check_step, room
 from src.doctor.observer import make_doctor
 from src.doctor.rehearsal import Rehearsal, advise, rehearse
 from src.train.system import System
@@ -35,9 +35,8 @@ class Report:
 def consult(system: System, steps: int = STEPS, devices: Sequence[Any] | None = None) -> Report:
     """Checks and rehearses a system on all devices, or on these. Nothing is written.
 
-    Raises ValueError when it does not fit into memory, before it is allocated, or the mesh does not fit the devices.
+    Raises ValueError when the compiled step does not fit into memory, or the mesh does not fit the devices.
     """
-    check_state(system)
     config = system.config
     steps = min(steps, config.steps)
     trainer = make_trainer(system, devices)

@@ -13,7 +13,7 @@ from src.build import build_system
 from src.common.distributed import put_batch
 from src.common.tree import flatten, unflatten
 from src.doctor import checks, data, rehearsal
-from src.doctor.case import open_case
+from src.doctor.case import Case, open_case
 from src.doctor.mode import consult
 from src.doctor.observer import Doctor
 from src.sequence.layout import Layout
@@ -206,7 +206,17 @@ def test_what_is_not_finite_at_the_first_step_is_an_error(official):
     params = flatten(state.params)
     params["image_head/linear/kernel"] = params["image_head/linear/kernel"].at[0, 0].set(np.inf)
     _, found = examine(trainer, update, batch, state.replace(params=unflatten(params)))
-    assert any("error: NaN or infinite at the first step: caption_to_image/diffusion/mse" in f for f in told(found))
+    (wrong,) = told(found)
+    assert wrong.startswith("error: NaN or infinite at the first step: caption_to_image/diffusion/mse")
+
+
+def test_a_gradient_that_explodes_later_is_no_sign_of_life(official):
+    trainer, update, batch = official
+    _, steps = checks.trial(trainer, update, trainer.init(), batch)
+    grads = steps[0].squares["grad"]
+    burst = steps[1].replace(squares={"grad": {path: a * np.nan for path, a in grads.items()}})
+    (found,) = told(checks.dead(Case(trainer, {}, {}, (steps[0], burst))))
+    assert "trains 3 tensors (2,080 numbers), whose gradient is 0 in 2 steps" in found
 
 
 def test_the_observer_stops_a_run_with_the_whole_list(official):
@@ -240,10 +250,8 @@ def test_healthy_configs_are_silent(name, monkeypatch):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(
-    "name, task", [("imagenet256", "class_prompt_to_image"), ("sit_xl2_imagenet256", "class_to_image")]
-)
-def test_the_large_configs_in_small_are_silent(tmp_path, name, task, monkeypatch):
+@pytest.mark.parametrize("name", ["imagenet256", "sit_xl2_imagenet256"])
+def test_the_large_configs_in_small_are_silent(tmp_path, name, monkeypatch):
     """bfloat16, over four devices; MonoFormer's text head has no objective there, and that is all there is to say."""
     monkeypatch.setattr(rehearsal, "WAITING", 1.0)
     rng = np.random.default_rng(0)
@@ -259,7 +267,5 @@ def test_the_large_configs_in_small_are_silent(tmp_path, name, task, monkeypatch
         config.mesh.update({"data": 1, "fsdp": 2, "tensor": 2} if task == "class_to_image" else {"data": 2, "fsdp": 2})
     report = consult(build_system(config), devices=jax.devices()[:4])
     said = [re.sub(r"\(.*? numbers\)", "", text) for text in told(report.findings)]
-    head = (
-        "warning: no objective trains 1 tensors , whose gradient is 0 in 6 steps on the first batch: text_head/linear/"
-    )
+    head = "warning: no objective trains 1 tensors , whose gradient is 0 in 6 steps on the first batch: text_head/"
     assert said == [] if task == "class_to_image" else len(said) == 1 and said[0].startswith(head), said

@@ -11,7 +11,6 @@ import pytest
 from configs import digits, imagenet256
 from src.build import build_system
 from src.doctor import data, memory, rehearsal
-from src.doctor.mode import consult
 from src.interfaces import ImageField, LossTerm
 from src.train.step import Measured
 from src.train.trainer import make_trainer
@@ -108,7 +107,7 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(trainer, monkeypatc
     monkeypatch.setattr(memory, "room", lambda: 8 * memory.GIB)
     refusal = r"^1,121,673,248 parameters .* 20.9 GiB, and this machine has 8.0 GiB: .*src.tools.aot"
     with pytest.raises(ValueError, match=refusal):
-        consult(build_system(imagenet256.get_config("paper")))
+        memory.check_state(build_system(imagenet256.get_config("paper")))
     lowered = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((1024, 1024), np.float32)).compile()
     assert memory.check_step(trainer, lowered) >= 8 * 2**20
     monkeypatch.setattr(memory, "room", lambda: 7 * 2**20)
