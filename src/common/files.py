@@ -27,6 +27,15 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
+def identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Device and number of a local file, or None where there is none: another file of that name has others."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
 def cache_folder() -> str:
     """Where things are kept that can be made again: $XDG_CACHE_HOME or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
