@@ -76,8 +76,9 @@ def test_another_machine_is_believed_while_it_gives_signs_of_life(path, quick):
     beats.start()
     with pytest.raises(RuntimeError, match="host elsewhere"):
         lock.Lock(path).take()
-    left(path, space="pid:[1]")  # another container of this machine has other process numbers
-    threading.Timer(0.2, lambda: left(path, space="pid:[1]", beat=4)).start()
+    container = {"space": "pid:[1]", "pid": 2**22 + 1}  # of this machine, with other process numbers: none here
+    left(path, **container)
+    threading.Timer(0.2, lambda: left(path, beat=4, **container)).start()
     with pytest.raises(RuntimeError, match="another run is at work"):
         lock.Lock(path).take()
 
@@ -96,7 +97,7 @@ def test_a_run_whose_lock_was_taken_ends(path, quick):
     assert json.loads(path.read_text())["host"] == "elsewhere", "it is not removed"
 
 
-def test_a_lock_in_a_store(bucket, quick):
+def test_a_lock_in_a_store(bucket, quick, monkeypatch):
     path = epath.Path("gs://bucket/run/lock.json")
     first = lock.Lock(path)
     first.take()
@@ -115,6 +116,11 @@ def test_a_lock_in_a_store(bucket, quick):
     assert path.exists()
     rival.release()
     assert not path.exists()
+    late, sleep = lock.Lock(path), time.sleep
+    other = json.dumps({"host": "elsewhere", "token": "x"})
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: (path.write_text(other), sleep(seconds)))
+    with pytest.raises(RuntimeError, match="host elsewhere"):
+        late.take()
 
 
 def test_a_lock_that_cannot_be_renewed_does_not_stop_the_run(bucket, quick, caplog):
