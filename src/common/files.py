@@ -168,12 +168,3 @@ class Mirror:
             logging.warning("What could not be sent to %s stays in %s.", self.remote, self.folder)
             raise
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def identity(path: str) -> tuple[int, int] | None:
-    """Device and number of a file, or None where there is none."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino
