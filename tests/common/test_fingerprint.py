@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.common.fingerprint import _fingerprints, fingerprint, fingerprints
+from src.common.fingerprint import fingerprint, fingerprints, on_device
 from src.common.sharding import ShardingRules, make_mesh
 
 
@@ -24,7 +24,7 @@ def test_equals_the_definition_on_every_sharding():
         mesh = make_mesh(axes)
         leaf = jax.device_put(x, ShardingRules(min_size=1).shardings(x, mesh))
         assert fingerprints({"x": leaf}) == {"x": expected}
-        program = _fingerprints.lower({"x": leaf}).compile().as_text()
+        program = on_device.lower({"x": leaf}).compile().as_text()
         moved = set(re.findall(r"= (\S+?)(?:\{\S*)? (all-reduce|all-gather|all-to-all|collective-permute)\b", program))
         assert moved == ({("u32[]", "all-reduce")} if axes["fsdp"] > 1 else set()), "only sums leave a device"
 
