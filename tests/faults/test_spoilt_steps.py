@@ -86,6 +86,12 @@ def nan_at(row, task=IMAGES):
     return lambda batch: spoil(batch, task, row, lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.nan, x))
 
 
+def token(batch, row):
+    ids = np.array(batch[TEXTS]["caption"].ids)
+    ids[row, 0] = 10**6
+    return batch | {TEXTS: batch[TEXTS] | {"caption": batch[TEXTS]["caption"].replace(ids=ids)}}
+
+
 def louder(batch):
     return spoil(batch, IMAGES, slice(None), lambda x: x * 1e4)
 
@@ -98,6 +104,7 @@ PLANTS = {
         lambda batch: spoil(batch, TEXTS, slice(2, 4), lambda x: x + np.inf),
         f"data: task {TEXTS}, field image, row 2, 3",
     ),
+    "a token that there is none of": (None, lambda batch: token(batch, 5), f"embedding: task {TEXTS}, row 5"),
     "a weight": ((UP, (1, 0, 0), np.inf), None, f"parameter: {UP}, layer 2 of 4"),
     "the second of four blocks": ((UP, (1, 0, 0), FORWARD), None, f"block 2 of 4 of the trunk, in task {IMAGES}"),
     "a head": (("text_head/linear/kernel", (0, 0), HEAD), None, f"head: task {TEXTS}, text, text nats, row 0, 1"),
@@ -214,9 +221,8 @@ def test_forever_stops_the_run_and_nothing_spoilt_is_saved(trainer, monkeypatch,
         f"step 5 is the last of 3 in a row that were skipped: {IMAGES}/diffusion/mse, the gradient"
     )
     assert f"(first seen in data: task {IMAGES}, field image, row 6)" in message
-    assert (
-        f"the last good checkpoint is that of step 4 in {tmp_path / 'checkpoints'}:" in message and "\n" not in message
-    )
+    assert f"the last good checkpoint is that of step 4 in {tmp_path / 'checkpoints'}:" in message
+    assert "\n" not in message
     last = saved(trainer, tmp_path)
     assert [int(x) for x in (last.step, last.extra["guard"]["skipped"])] == [4, 2]
 
