@@ -129,7 +129,7 @@ def guard() -> dict:
     """What happens to steps whose loss or gradient is not finite: they are skipped and counted (`guard/skipped`)."""
     return {
         "patience": 10,  # skipped steps in a row after which the run stops, or goes back to a checkpoint
-        "spike": 0.0,  # skip gradient norms that many deviations above the last 128, too (6.0 is usual); 0: none
+        "spike": 0.0,  # skip gradient norms so many deviations above the last 128, too; 6.0: 20 times them or more
         "restore": False,  # instead of stopping, go back to the newest checkpoint and leave the data since then out
         "restores": 1,  # how often, in the whole run; then it stops
     }

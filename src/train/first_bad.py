@@ -107,7 +107,8 @@ def _forward(trainer: Trainer, params: PyTree, batch: Mapping[str, Batch], step:
     flags: Flags = OrderedDict()
     for path, leaf in tree.flatten(dict(batch)).items():
         task, field, *_ = path.split("/")
-        flags["data", f"task {task}, field {field}"] = _bad(leaf)
+        key = ("data", f"task {task}, field {field}")
+        flags[key] = flags.get(key, 0) + _bad(leaf)
     for path, leaf in tree.flatten(params).items():
         flags["parameter", path] = _bad(leaf, 1 if path.startswith(STACKED) else 0)
     prepared = prepare(system, batch, step_key(system.config.seed, step), True)

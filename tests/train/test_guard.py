@@ -54,7 +54,8 @@ def test_a_run_with_bad_steps_is_bit_for_bit_the_unguarded_run_without_them(monk
     system = System(config, None, None, tasks, encode=lambda values: values)
     params = {"w": jnp.full((128, 128), 0.5), "still": jnp.zeros(())}
     optimizer, _ = build_optimizer(config.optim, params)
-    start = TrainState(jnp.int32(0), params, params, optimizer.init(params), {"guard": guard.fresh()})
+    extra = {"seed": jnp.uint32(0), "guard": guard.fresh()}
+    start = TrainState(jnp.int32(0), params, params, optimizer.init(params), extra)
     make = lambda: jax.jit(steps.make_train_step(system, optimizer, config, Placement({}, jnp.float32)))
 
     def run(step, numbers):
@@ -76,11 +77,11 @@ def test_a_run_with_bad_steps_is_bit_for_bit_the_unguarded_run_without_them(monk
 
 
 def test_a_spike_is_told_from_a_change():
-    """Norms as a run has them: falling from a high beginning, log-normal about their middle."""
+    """Norms as a run has them: falling from a high beginning, log-normal about their middle, with a burst at 1000."""
     rng = np.random.default_rng(0)
     norms = 10 * np.exp(-np.arange(1500) / 40) + 1 / (1 + np.arange(1500) / 500)
     norms = norms * np.exp(0.3 * rng.standard_normal(1500))
-    spikes = {120: 1e4, 240: 30, 700: 30, 1400: 30}  # factors; the first comes before the window is full
+    spikes = {120: 1e4, 240: 100, 700: 100, 1400: 100, 1000: 8}  # the first comes before the window is full
     norms[list(spikes)] *= list(spikes.values())
     norms[699] = np.nan  # must not enter the window, where it would hide the spike after it
 
