@@ -51,7 +51,7 @@ class History(Protocol):
         ...
 
     def settle(self) -> None:
-        """Returns when what was told so far would outlive a kill of this process."""
+        """Returns when what was told so far outlives a kill of this process, as far as that can be had cheaply."""
         ...
 
 
@@ -189,7 +189,7 @@ class JsonLines(_Guarded):
     def settle(self) -> None:
         """Sends the file, where it is one of a store."""
         self._guard(lambda handle: handle.flush(), opening=False)
-        self._guard(lambda _: self._mirror and self._mirror.send(now=True), opening=False)
+        self._guard(lambda _: self._mirror and self._mirror.send(now=True), opening=False, sending=True)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         """Nothing: a text file has no place for pictures."""
@@ -241,7 +241,8 @@ class TensorBoard(_Guarded):
         self._guard(action)
 
     def settle(self) -> None:
-        """Nothing: pictures are too large to be sent at every checkpoint."""
+        """Hands over to the operating system; pictures are too large to be sent to a store at every checkpoint."""
+        self._guard(lambda handle: handle.flush(), opening=False)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """One curve for each name."""

@@ -14,8 +14,10 @@ def events_of(path):
     from tensorboardX.proto.event_pb2 import Event
 
     data = path.read_bytes()
-    while data:
+    while len(data) > 16:
         (size,) = struct.unpack("<Q", data[:8])
+        if len(data) < 16 + size:  # a killed process left half of an event
+            return
         yield Event.FromString(data[12 : 12 + size])
         data = data[16 + size :]
 
@@ -81,6 +83,9 @@ def test_what_a_killed_run_told_of_later_steps_is_taken_back(tmp_path):
 
     first, second = TensorBoard(folder), TensorBoard(folder)
     first.write_scalars(3, {"loss": 1.0})
+    assert read_events(folder) == {}, "it is kept for a while"
+    Many([first]).settle()
+    assert list(read_events(folder)) == [(3, "loss")], "before a checkpoint it is not"
     first.close()
     second.rewind(2)
     second.close()
