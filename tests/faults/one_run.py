@@ -79,7 +79,7 @@ class Checkpoints:
     def __init__(self):
         self.saved = []
 
-    def due(self, step):
+    def due(self, step, evaluated=False):
         return False
 
     def latest_step(self):
@@ -92,10 +92,10 @@ class Checkpoints:
         self.saved.append(step)
         return True
 
-    def finish(self):
+    def finish(self, *rest):
         """Nothing is being written."""
 
-    wait = close = finish
+    wait = close = complete = score = finish
 
 
 class Endless:
@@ -136,6 +136,7 @@ class Lines:
 def small_loop(monkeypatch, writer, data=None, update=None, compiles=None, evaluators=None, **config):
     """`loop.train` with a state of one number and a step that counts; gives back what was saved, or raises."""
     settings = {"seed": 0, "steps": 6, "log": {"every": 1}, "eval": {"every": 0, "ema": True}}
+    settings |= {"guard": {"patience": 3, "restore": False, "restores": 1}}
     extra = {"guard": guard.fresh()}
     state = TrainState(step=jnp.int32(0), params={"w": jnp.ones(2)}, ema={}, opt_state=(), extra=extra)
     measured = Measured({"total": LossTerm(jnp.ones(()), jnp.ones(()))}, {}, guard.fresh())
