@@ -48,7 +48,7 @@ class Denoise:
         target = noised.targets[self.process.parameterization]
         weight = self.weight(self.process.schedule, t, self.process.parameterization)
         per_row = (weight[..., None] * (prediction.value - target) ** 2).mean(axis=(1, 2))
-        valid = batch[self.field].valid
+        valid = batch[self.field].valid if self.field in batch else None
         valid = jnp.ones(per_row.shape, bool) if valid is None else valid
         rows = valid.sum(dtype=jnp.float32)
         terms = {"mse": LossTerm(jnp.where(valid, per_row, 0).sum(), rows)}

@@ -132,8 +132,8 @@ def test_processes_stop_together_and_count_rows_that_two_of_them_read_once(monke
     assert [ledger.settle() for ledger in each[:1]] == [{"data/skipped/n": 2.0}]  # 3 in all, 1 was told before
     monkeypatch.setattr(ledgers.jax, "process_count", lambda: 3)
     for ledger in each:
-        ledger.share = 0.02
-        ledger.check()  # alone nobody stops
+        ledger.share, ledger.least = 0.02, 1
+        ledger.check()  # alone nobody stops, even one that has too many
         with pytest.raises(TooManyBadRowsError, match=r"3 of the 80 rows .*40 1 0.*40 2 1"):
             ledger.settle()
 
