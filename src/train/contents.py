@@ -59,7 +59,8 @@ def read(folder: epath.Path, abstract_state: Any, accept: Callable[[Any], Any] |
     meta = together("meta", lambda: checked_meta(read_item(folder / "meta")))
     check_format(meta, str(folder))
     data = together("data", lambda: checked_data(read_item(folder / "data"), meta))
-    meta, data = migrated(meta, data)
+    saved = meta, data
+    meta, data = together("meta", lambda: migrated(*saved))
     if accept is not None:
         accept(meta["config"])
     wanted = {path: target(leaf) for path, leaf in tree.flatten(abstract_state).items()}
@@ -91,16 +92,11 @@ def read_item(folder: epath.Path) -> Any:
 
 
 def checked_meta(meta: Any) -> dict[str, Any]:
-    """`meta` itself. Raises DamageError unless the seal is right, and around what this version writes."""
+    """`meta` itself. Raises DamageError unless the seal is right and there is a format."""
     if not isinstance(meta, dict) or meta.get("seal") != checksum({k: v for k, v in meta.items() if k != "seal"}):
         raise DamageError("not what was saved")
-    # A seal is a checksum and no signature: a stranger's may be right around anything.
-    kinds = META if meta.get("format") == FORMAT else {"format": int}
-    wrong = [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind)]
-    if "leaves" in kinds and not wrong:
-        wrong = [path for path, leaf in meta["leaves"].items() if not _is_leaf(leaf)]
-    if wrong:
-        raise DamageError(f"{tree.listed(list(map(shown, wrong)))} is not what this version writes")
+    if not isinstance(meta.get("format"), int) or meta["format"] < 0:
+        raise DamageError("it has no format")
     return meta
 
 
@@ -112,18 +108,25 @@ def checked_data(data: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
     """`data` itself. Raises DamageError unless it has the checksum that `meta` tells."""
     if not isinstance(data, dict) or meta["data"] != checksum(data):
         raise DamageError("not what was saved")
-    if meta["format"] == FORMAT and "value" not in data:  # an older format may call it otherwise
-        raise DamageError("it has no value")
     return data
 
 
 def migrated(meta: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`meta` and `data` in the present format, taken through MIGRATIONS one format at a time; nothing is written."""
+    """`meta` and `data` in the present format, taken through MIGRATIONS one format at a time; nothing is written.
+
+    Raises DamageError unless the result is of the kinds that this version writes.
+    """
     meta = {name: value for name, value in meta.items() if name != "fill"}  # only migrations may fill
     while meta["format"] < FORMAT:
         number = meta["format"]
         meta, data = MIGRATIONS[number](meta, data)
         meta = meta | {"format": number + 1}
+    # A seal is a checksum and no signature: a stranger's may be right around anything.
+    wrong = [name for name, kind in META.items() if not isinstance(meta.get(name), kind)]
+    wrong = wrong or [path for path, leaf in meta["leaves"].items() if not _is_leaf(leaf)]
+    wrong += [] if "value" in data else ["value"]
+    if wrong:
+        raise DamageError(f"{tree.listed(list(map(shown, wrong)))} is not what this version writes")
     return meta, data
 
 

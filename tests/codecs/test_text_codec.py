@@ -83,6 +83,10 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="not a sentencepiece model") as error:
         SentencePiece(pointer)
     assert "\n" not in str(error.value)
+    train_sentencepiece(TEXTS, 330, tmp_path / "bytes.model", byte_fallback=True)
+    pointer.write_bytes((tmp_path / "bytes.model").read_bytes().replace(b"<0x01>", b"\xbc0x01>"))
+    with pytest.raises(ValueError, match="not a sentencepiece model"):  # though the library's reason is no text
+        SentencePiece(pointer)
     with pytest.raises(ValueError, match="larger vocab_size") as error:
         train_sentencepiece(TEXTS, 5, tmp_path / "small.model")
     assert "\n" not in str(error.value) and not (tmp_path / "small.model").exists()

@@ -57,8 +57,9 @@ def test_orientation_frames_and_cmyk():
             6: COLOUR.swapaxes(0, 1)[:, ::-1], 7: COLOUR.swapaxes(0, 1)[::-1, ::-1], 8: COLOUR.swapaxes(0, 1)[::-1],
         }[orientation]  # fmt: skip
         np.testing.assert_array_equal(read_image(encoded(COLOUR, exif=exif)), want)
-    spoilt = encoded(COLOUR, "JPEG", exif=b"Exif\0\0MM\0*" + b"\xff" * 30)
-    assert read_image(spoilt).shape == COLOUR.shape
+    spoilt = b"Exif\0\0MM\0*" + b"\xff" * 30
+    for data in (encoded(COLOUR, "JPEG", exif=spoilt), encoded(COLOUR, exif=b"no TIFF"), encoded(COLOUR, exif=spoilt)):
+        assert read_image(data).shape == COLOUR.shape
     frames = [Image.fromarray(np.full((4, 4, 3), value, np.uint8)) for value in (10, 200)]
     for kind, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {})):
         moving = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)

@@ -77,6 +77,10 @@ def test_reading_stops_at_the_bound(tmp_path, bucket):
         assert read_bounded(path, 10) == b"x" * 10
         with pytest.raises(ValueError, match="more than 9 bytes"):
             read_bounded(path, 9)
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate(1 << 40)  # a hole: it has no room on the disk, and would have none in memory
+    with pytest.raises(ValueError, match="more than 9 bytes"):
+        read_bounded(tmp_path / "huge", 9)
     for path in (tmp_path, tmp_path / "pipe", "/dev/zero"):
         with pytest.raises(ValueError, match="not a plain file"):
             read_bounded(path, 9)
