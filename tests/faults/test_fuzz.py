@@ -290,6 +290,20 @@ def test_hostile_files_are_read_or_refused(name, tmp_path):
     assert counts["read"] and counts["refused"] > 20, counts
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"step": "7"}, {"config": None}, {"leaves": [1]}, {"leaves": {"a": 1}}, {"leaves": {"a": {"dtype": 1}}}]
+    + [{"format": -(10**12)}, {"format": "1"}, {"format": None}],
+    ids=str,
+)
+def test_a_right_seal_around_anything_else_is_damage(change, tmp_path):
+    for seed in seeds_of_meta():
+        meta = {key: value for key, value in json.loads(seed).items() if key != "seal"} | change
+        (tmp_path / "metadata").write_text(json.dumps(meta | {"seal": contents.checksum(meta)}))
+        with pytest.raises(ValueError, match=r"^meta: ('.*' is not what this version writes|it has no format)$"):
+            read_meta(tmp_path / "metadata")
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::UserWarning")
