@@ -291,16 +291,15 @@ def test_hostile_files_are_read_or_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"step": "7"}, {"config": None}, {"leaves": [1]}, {"leaves": {"a": 1}}, {"leaves": {"a": {"dtype": 1}}}]
-    + [{"format": -(10**12)}, {"format": "1"}, {"format": None}],
-    ids=str,
+    ("name", "value"),
+    [("step", "7"), ("config", None), ("leaves", [1]), ("leaves", {"a": 1}), ("leaves", {"a": {"dtype": 1}})]
+    + [("format", wrong) for wrong in (-(10**12), "1", None)],
 )
-def test_a_right_seal_around_anything_else_is_damage(change, tmp_path):
+def test_a_right_seal_around_anything_else_is_damage(name, value, tmp_path):
     for seed in seeds_of_meta():
-        meta = {key: value for key, value in json.loads(seed).items() if key != "seal"} | change
+        meta = {key: was for key, was in json.loads(seed).items() if key != "seal"} | {name: value}
         (tmp_path / "metadata").write_text(json.dumps(meta | {"seal": contents.checksum(meta)}))
-        with pytest.raises(ValueError, match=r"^meta: ('.*' is not what this version writes|it has no format)$"):
+        with pytest.raises(ValueError, match=r"^meta: .*(is not what this version writes|it has no format|Error: )"):
             read_meta(tmp_path / "metadata")
 
 
