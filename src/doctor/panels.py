@@ -17,6 +17,7 @@ from src.common.distributed import data_shard, put_batch
 from src.common.rng import stream
 from src.common.sharding import replicated
 from src.common.writers import MetricWriter
+from src.data.source import build_rows, read_row
 from src.doctor.watch import hasty
 from src.interfaces import Batch, LossTerm, PyTree
 from src.train.state import TrainState
@@ -72,18 +73,19 @@ class Panels:
     def heldout(self, params: PyTree) -> dict[str, float]:
         """Mean of every term, "task/objective/term", over the held-out rows."""
         sums: dict[str, LossTerm] = {}
+        seed = np.uint32(self.system.config.seed)
         for number, batch in enumerate(self._rows()):
-            terms = jax.device_get(self._measure(params, np.int32(number), put_batch(batch, self.trainer.mesh)))
+            terms = jax.device_get(self._measure(params, seed, np.int32(number), put_batch(batch, self.trainer.mesh)))
             sums = {name: sums[name] + term if name in sums else term for name, term in terms.items()}
         return {name: float(term.total / term.count) for name, term in sums.items() if term.count}
 
     @functools.cached_property
     def _measure(self) -> Any:
-        """The jitted sums: (parameters, number of the batch, batch) -> terms."""
+        """The jitted sums: (parameters, seed, number of the batch, batch) -> terms."""
         system, placement = self.system, self.trainer.placement
 
-        def measure(params: PyTree, number: Any, batch: Mapping[str, Batch]) -> dict[str, LossTerm]:
-            key = stream(jax.random.key(system.config.seed), "heldout", number)
+        def measure(params: PyTree, seed: Any, number: Any, batch: Mapping[str, Batch]) -> dict[str, LossTerm]:
+            key = stream(jax.random.key(seed), "heldout", number)
             prepared = prepare(system, batch, key, False)
 
             def local(params: PyTree, rows: PyTree, add: Add) -> tuple[PyTree, PyTree]:
@@ -96,7 +98,10 @@ class Panels:
         return jax.jit(measure, out_shardings=replicated(self.trainer.mesh), compiler_options=hasty(self.trainer))
 
     def _rows(self) -> Iterator[dict[str, Batch]]:
-        """This process's share of the batches: rows spread over the split, in its order, the same ones every time."""
+        """This process's share of the batches: rows spread over the split, in its order, the same ones every time.
+
+        A row that cannot be used keeps its place and counts nothing.
+        """
         (mine, count), order = data_shard(self.trainer.mesh)
         for number in range(self.batches):
             batch = {}
@@ -105,9 +110,9 @@ class Panels:
                 index = (np.arange(plan.rows) * self.batches + number) * have // wanted
                 blocks = np.split(index, len(order))
                 index = np.concatenate([blocks[b] for b in np.split(np.asarray(order), count)[mine]])
-                reads = [plan.task.read("test", int(i)) for i in index]
+                reads, flaws = zip(*(read_row(plan.task, "test", int(i)) for i in index), strict=True)
                 extra = {k: np.stack([r[k] for r in reads]) for k in reads[0]}
-                batch[name] = plan.task.build("test", index, None, extra)
+                batch[name] = build_rows(plan.task, "test", index, None, extra, ~np.stack(flaws).any(axis=1))
             yield batch
 
 

@@ -79,7 +79,7 @@ class Probe:
         if not self.due(step):
             return {}
         try:
-            found = jax.device_get(self._compiling.result()(state.params, state.step, batch))
+            found = jax.device_get(self._compiling.result()(state.params, state.extra["seed"], state.step, batch))
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() > 1:  # the other processes would wait for this one
                 raise
@@ -89,16 +89,16 @@ class Probe:
         return scalars(self.trainer.system, found)
 
     def compile(self) -> Any:
-        """The pass, ahead of its first use: (parameters, steps done, batch) -> Pulls."""
-        trainer, rows = self.trainer, batch_sharding(self.trainer.mesh)
+        """The pass, ahead of its first use: (parameters, seed, steps done, batch) -> Pulls."""
+        trainer, state, rows = self.trainer, self.trainer.abstract, batch_sharding(self.trainer.mesh)
         spec = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), trainer.system.spec())
 
-        def measure(params: PyTree, done: Int[Array, ""], batch: Mapping[str, Batch]) -> Pulls:
-            return pulls(trainer.system, params, done - 1, batch, trainer.placement)
+        def measure(params: PyTree, seed: Array, done: Int[Array, ""], batch: Mapping[str, Batch]) -> Pulls:
+            return pulls(trainer.system, params, step_key(seed, done - 1), batch, trainer.placement)
 
         with jax.set_mesh(trainer.mesh):
             jitted = jax.jit(measure, out_shardings=replicated(trainer.mesh), compiler_options=hasty(trainer))
-            return jitted.lower(trainer.abstract.params, trainer.abstract.step, spec).compile()
+            return jitted.lower(state.params, state.extra["seed"], state.step, spec).compile()
 
 
 def labels(system: System) -> list[tuple[str, str]]:
@@ -106,11 +106,9 @@ def labels(system: System) -> list[tuple[str, str]]:
     return [(t, o) for t, plan in system.tasks.items() for o, (_, weight) in plan.objectives.items() if weight]
 
 
-def pulls(
-    system: System, params: PyTree, number: Int[Array, ""], batch: Mapping[str, Batch], placement: Placement
-) -> Pulls:
-    """Gradients of all objectives on the trunk at these parameters, with the corruption of step `number` (from 0)."""
-    prepared = prepare(system, batch, step_key(system.config.seed, number), True)
+def pulls(system: System, params: PyTree, key: Array, batch: Mapping[str, Batch], placement: Placement) -> Pulls:
+    """Gradients of all objectives on the trunk at these parameters, with the corruption of the step of this key."""
+    prepared = prepare(system, batch, key, True)
     trunks, rms = [], {}
     for task, label in labels(system):
         grads, (_, rms[task]) = objective_gradient(system, params, batch, prepared, task, label, placement)

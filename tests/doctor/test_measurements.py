@@ -11,12 +11,16 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from configs import common
 from src.build import build_system
+from src.codecs.text import Bytes
 from src.common.distributed import put_batch
 from src.common.placement import Placement
 from src.common.progress import describe
+from src.common.rng import step_key
 from src.common.sharding import make_mesh
 from src.common.tree import flatten, unflatten
+from src.data.digits import CaptionToImage
 from src.doctor import watch
 from src.doctor.panels import Panels
 from src.doctor.probe import Probe, Pulls, pulls, scalars
@@ -26,10 +30,11 @@ from src.sequence.layout import Layout, Segment
 from src.train import guard, loop
 from src.train import system as systems
 from src.train.meter import Meter
-from src.train.state import TrainState
+from src.train.state import TrainState, first_state
 from src.train.step import Measured, make_train_step
 from src.train.system import System, TaskPlan
 from src.train.trainer import make_trainer, open_data
+from tests.data.test_bad_rows import Flawed
 from tests.train.test_step import close, config_of
 
 # ----------------------------------------------------------------------- in the step and the loop
@@ -39,13 +44,16 @@ def test_quarters_of_diffusion_time_add_up_and_are_told_aside():
     """A network that is bad where there is much noise is seen in the last quarter; progress does not print them."""
     t = jnp.asarray([0.0, 0.1, 0.25, 0.4, 0.6, 0.74, 0.75, 0.9, 1.0])
     loss = jnp.where(t > 0.8, 9.0, 1.0)
-    terms = by_time("mse", loss, t)
+    terms = by_time("mse", loss, t, t >= 0)
     means = {k.removeprefix("mse@"): float(v.total / v.count) for k, v in terms.items()}
     assert means == {"0.00-0.25": 1, "0.25-0.50": 1, "0.50-0.75": 1, "0.75-1.00": pytest.approx(19 / 3)}
     assert sum(float(v.count) for v in terms.values()) == 9 and not any(v.trained for v in terms.values())
     np.testing.assert_allclose(sum(v.total for v in terms.values()), loss.sum())
-    spoilt = by_time("mse", loss.at[0].set(jnp.nan), t)
+    spoilt, left_out = (by_time("mse", loss.at[0].set(jnp.nan), t, valid) for valid in (t >= 0, t > 0))
     assert [bool(jnp.isnan(v.total)) for v in spoilt.values()] == [True, False, False, False]
+    assert [float(v.count) for v in left_out.values()] == [1, 2, 2, 3] and jnp.isfinite(
+        sum(v.total for v in left_out.values())
+    )
 
     meter = Meter(types.SimpleNamespace(tasks={}), lambda step: 0.0)
     terms = {f"draw/diffusion/{k}": v for k, v in terms.items()} | {"draw/diffusion/mse": LossTerm(loss.sum(), 9.0)}
@@ -66,7 +74,7 @@ def test_slow_data_are_seen_as_waiting(monkeypatch, slow, share):
 
     data = (spend(slow, {}) for _ in itertools.count())
     trainer = types.SimpleNamespace(
-        system=types.SimpleNamespace(tasks={}),
+        system=types.SimpleNamespace(tasks={}, config=common.base()),
         schedule=lambda step: 0.0,
         mesh=make_mesh({"data": 1}, jax.devices()[:1]),
     )
@@ -106,7 +114,7 @@ def test_a_frozen_average_lags_and_padding_is_counted():
         params = {k: scale * v for k, v in ema.items()}
         squares = {k: jnp.square(v).sum() for k, v in params.items()}
         measured = Measured({}, {"grad": squares, "update": squares, "param": squares}, guard.fresh())
-        found = look(1, TrainState(0, params, ema, None, {}, guard.fresh()), batch, measured)
+        found = look(1, TrainState(0, params, ema, None, {}), batch, measured)
         return found["ema_lag"], found["padding/draw"]
 
     assert see(1.0, [6, 6, 6, 6]) == (0.0, 0.0)
@@ -156,11 +164,12 @@ def test_the_pull_of_two_objectives_by_hand(monkeypatch):
     place, sgd = Placement({}, jnp.float32), optax.sgd(1.0)
 
     def probe(accumulate):
-        config = ConfigDict({"seed": 0, "accumulate": accumulate, "ema": {"decay": 0.5, "warmup": False}})
+        config = {"accumulate": accumulate, "ema": {"decay": 0.5, "warmup": False}, "guard": {"spike": 0.0}}
+        config = ConfigDict(config | {"optim": {"multipliers": ((".*", 1.0),)}})
         system = System(config, None, None, tasks, lambda values: values)
-        state = TrainState(jnp.asarray(0), params, params, sgd.init(params), {})
+        state = first_state(params, sgd, 0)
         squares = jax.jit(make_train_step(system, sgd, config, place))(state, batch)[1].squares["grad"]
-        pull = jax.device_get(jax.jit(lambda: pulls(system, params, jnp.asarray(0), batch, place))())
+        pull = jax.device_get(jax.jit(lambda: pulls(system, params, step_key(0, 0), batch, place))())
         return scalars(system, pull), pull.products.sum(), squares["trunk/w"]
 
     found, together, step = probe(1)
@@ -215,12 +224,12 @@ def changed(params, path, change):
 
 def test_a_block_that_explodes_is_seen_in_its_activations(split):
     trainer, params, batch = split
-    probe, first = Probe(trainer).compile(), jnp.asarray(1, jnp.int32)
-    healthy = jax.device_get(probe(params, first, batch))
+    probe, first = Probe(trainer).compile(), (jnp.uint32(0), jnp.int32(1))
+    healthy = jax.device_get(probe(params, *first, batch))
     named = scalars(trainer.system, healthy)
     assert len([k for k in named if "cosine" in k]) == 1 and all(np.isfinite(v) for v in named.values())
     loud = changed(params, "trunk/layers/mlp/down/kernel", lambda kernel: kernel.at[1].multiply(1e3))
-    exploded = jax.device_get(probe(loud, first, batch))
+    exploded = jax.device_get(probe(loud, *first, batch))
     for task, rms in healthy.rms.items():
         np.testing.assert_allclose(exploded.rms[task][0], rms[0], rtol=1e-5)
         assert exploded.rms[task][1] > 10 * rms[1] and 0.1 < rms[1] < 10
@@ -240,7 +249,7 @@ def test_the_probe_measures_the_gradient_of_the_step_on_any_mesh(dtype):
     rms = []
     for mesh in [(1, 1, 1, 1), (2, 2, 2, 1), (2, 1, 1, 4)]:
         trainer, params, batch = tiny(mesh, **changes)
-        found = jax.device_get(Probe(trainer).compile()(params, jnp.asarray(1, jnp.int32), batch))
+        found = jax.device_get(Probe(trainer).compile()(params, jnp.uint32(0), jnp.int32(1), batch))
         np.testing.assert_allclose(found.products.sum(), whole, rtol=1e-4 if dtype == "float32" else 3e-2)
         rms.append(found.rms)
     close(rms[1:], [rms[0]] * 2, rtol=1e-5 if dtype == "float32" else 1e-2)
@@ -295,3 +304,14 @@ def test_what_was_forgotten_since_the_start_is_seen(split):
     assert writer.scalars[2][f"forgetting/{text}"] > 1 and writer.scalars[2][f"forgetting/{image}"] == 0
     assert writer.scalars[3] == writer.scalars[2]
     assert f"| {text} | {loss[f'heldout/{text}']:.4g} |" in writer.texts[2]["forgetting"]
+
+
+def test_a_held_out_row_that_cannot_be_used_counts_nothing():
+    """Of 360 held-out rows spread over 2 batches of 4, the second batch begins with row 45."""
+    config = ConfigDict({"steps": 1, "eval": {"every": 0}, "doctor": {"panels": 0, "batches": 2, "drawings": 0}})
+    tasks = {"draw": TaskPlan(Flawed(CaptionToImage(Bytes()), {45}), Layout(()), 4, {})}
+    mesh = make_mesh({"data": 2}, jax.devices()[:2])
+    panels = Panels(types.SimpleNamespace(system=System(config, None, None, tasks, None), mesh=mesh))
+    valid = [batch["draw"]["image"].valid.tolist() for batch in panels._rows()]
+    assert valid == [[True] * 4, [False, True, True, True]]
+    assert not next(itertools.islice(panels._rows(), 1, None))["draw"]["prompt"].valid[0].any()
