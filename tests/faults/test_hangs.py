@@ -103,6 +103,9 @@ def test_a_run_that_moves_is_left_alone(ended, monkeypatch, caplog):
     before = threading.active_count()
     with watchdog.watching(0, 0, 0, 0):
         assert threading.active_count() == before
+        with watchdog.during(watchdog.SAVE):
+            assert watchdog._watchdog.place == watchdog.SAVE
+        assert watchdog._watchdog.place == watchdog.START, "back where it was"
     watchdog.at(watchdog.DATA)  # nobody watches
 
 
