@@ -20,7 +20,10 @@ from src.build import build_system
 from src.common import stopping, watchdog
 from src.common.distributed import check_same, is_first
 from src.common.files import write_whole
+from src.common.images import read_image as read_pixels
+from src.common.inside import stem
 from src.common.program_cache import use_program_cache
+from src.common.strict_json import read_json
 from src.common.writers import JsonLines, Many, TensorBoard
 from src.doctor.finding import errors
 from src.doctor.memory import check_state
@@ -109,7 +112,7 @@ def doctor(flags: Any, started: float) -> None:
 
     Raises ValueError when it found an error, or the model does not fit into the memory of this machine.
     """
-    _use_compilation_cache()
+    use_program_cache()
     check_state(build_system(flags.config))  # before files are looked for that only a large machine may have
     report = consult(_build(flags))
     _say(report.text)
