@@ -34,7 +34,7 @@ ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attenti
            "model.text_head.chunk")  # fmt: skip
 
 
-PANEL = ("heldout/", "forgetting/")
+PANEL = ("heldout/", "forgetting")
 
 
 class Observer(Protocol):

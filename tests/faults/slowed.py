@@ -42,7 +42,7 @@ def slow_down():
     from orbax.checkpoint._src.path import atomicity
 
     from src.common import writers
-    from src.train import checkpoint, loop, trainer
+    from src.train import checkpoint, contents, keep, loop, trainer
 
     def around(owner, name, text, before=0.0, after=0.0):
         inner = getattr(owner, name)
@@ -58,7 +58,8 @@ def slow_down():
     around(trainer.Trainer, "init", lambda self: "init", 0.1, 0.1)
     around(loop.Run, "advance", lambda run: f"step {run.step + 1}", 0.02, 0.05)
     around(checkpoint.Checkpointer, "save", lambda self, step, *_: f"save {step}", 0.05)
-    around(checkpoint.Checkpointer, "_read", lambda *_: "restore", 0.1, 0.2)
+    around(contents, "read", lambda *_: "restore", 0.1, 0.2)
+    around(keep, "remove", lambda folder: f"remove {folder.name}", 0.1, 0.1)
     around(loop, "evaluate", lambda system, state, writer, step: f"evaluate {step}")
     around(type(epath.Path("/")), "replace", lambda draft, *_: f"file {draft.name}", 0.3)
     opened = writers.JsonLines._open

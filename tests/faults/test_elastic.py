@@ -37,10 +37,11 @@ import hashlib, json, sys
 import numpy as np
 from jax.experimental import multihost_utils
 from src.common import distributed
+from src.train import loop
 from src.train.checkpoint import Checkpointer
 
 FOLDER = next(a for a in sys.argv if a.startswith("--workdir=")).partition("=")[2] + "/.."
-put, gather, save = distributed.put_batch, multihost_utils.process_allgather, Checkpointer.save
+put, gather, save = loop.put_batch, multihost_utils.process_allgather, Checkpointer.save
 sizes = []
 
 def note(name, value):
@@ -69,7 +70,7 @@ def watched(self, step, state, *rest):
     note("saves", {"step": step, "gathered": max(sizes), "here": here, "all": sum(leaf.nbytes for leaf in leaves)})
     return saved
 
-distributed.put_batch, multihost_utils.process_allgather, Checkpointer.save = seen, sized, watched
+loop.put_batch, multihost_utils.process_allgather, Checkpointer.save = seen, sized, watched
 """
 
 
