@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import time
+import types
 
 import jax
 import pytest
@@ -72,7 +73,7 @@ def test_a_full_disk_costs_the_lines_of_that_time_only(tmp_path, monkeypatch):
         def write(self, data):
             self.file.write(data[:9])
             self.file.flush()
-            time.sleep(slow)
+            now[0] += slow
             raise OSError(errno.ENOSPC, "No space left on device")
 
         def flush(self):
@@ -81,16 +82,17 @@ def test_a_full_disk_costs_the_lines_of_that_time_only(tmp_path, monkeypatch):
         def close(self):
             self.file.close()
 
-    slow = 0.0
+    now, slow = [1000.0], 0.0
+    monkeypatch.setattr(writers, "time", types.SimpleNamespace(monotonic=lambda: now[0], time=time.time))
     log._handle = Full(log._handle)
     write(2)
     write(3)
-    monkeypatch.setattr(writers, "SLOW", 0.01)
-    slow = 0.02
+    slow = 2 * writers.SLOW
     log._handle = Full(log._handle)
-    for step in (4, 5, 6):  # 5 and 6 are not tried: 0.02 s are 5 % of 0.4 s
+    for step in (4, 5, 6):  # 5 and 6 are not tried: 2 s are 5 % of 40 s
         write(step)
-    time.sleep(0.5)
+        now[0] += 10
+    now[0] += 20
     write(7)
     log.close()
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
