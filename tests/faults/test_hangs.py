@@ -93,9 +93,9 @@ def test_what_hangs_is_named_and_ended(ended, monkeypatch, capfd, caplog, stall,
 
 
 def test_a_run_that_moves_is_left_alone(ended, monkeypatch, caplog):
-    """Ten times longer than any allowance, in all; and 0 is no limit."""
-    slow = {"seconds": 0.2, "start": 0.4, "save": 0.2, "evaluate": 0}
-    evaluators = {"slow": lambda predict, seed: time.sleep(0.5) or sys.exit("done")}
+    """Longer than any allowance, in all; and 0 is no limit."""
+    slow = {"seconds": 0.6, "start": 20, "save": 0.6, "evaluate": 0}
+    evaluators = {"slow": lambda predict, seed: time.sleep(0.8) or sys.exit("done")}
     with pytest.raises(SystemExit), watchdog.watching(**slow):
         small_loop(monkeypatch, Lines(lambda step: time.sleep(0.05)), steps=20, evaluators=evaluators,
                    eval={"every": 16, "ema": True})  # fmt: skip
