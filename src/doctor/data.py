@@ -44,7 +44,8 @@ def values(case: Case) -> list[Finding]:
             most = case.system.tasks[task].task.classes
             found += _between(field.ids, 0, most, f"labels in {where}", f"the {most} classes and the one for none")
         else:
-            found += _image(field.values, where, case.system.config.patch)
+            images = field.values if field.valid is None else field.values[field.valid]
+            found += _image(images, where, case.system.config.patch) if len(images) else []
     return found
 
 

@@ -113,6 +113,11 @@ def test_a_fault_of_the_data_is_found(case, fault):
     assert len(found) == 1 and task in found[0] and re.search(match, found[0]), found
 
 
+def test_a_row_that_counts_nothing_may_hold_anything(case):
+    spoilt = {"values": lambda a: put(a, 3, np.nan), "valid": lambda a: put(a, 3, False)}
+    assert [f for check in checks.SCREENS for f in told(check(planted(case, *DRAWN, **spoilt)))] == []
+
+
 def test_a_missing_field_and_a_wrong_label(case):
     batch = {t: dict(fields) for t, fields in case.batch.items()}
     batch["image_to_caption"].pop("head")
