@@ -137,6 +137,7 @@ PATIENT = "import os\nos.environ['JAX_HEARTBEAT_TIMEOUT'] = '600'\n"
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_a_loader_that_stalls_ends_the_run(tmp_path):
     """Grain's thread sleeps for ever: the main thread's and the loader's stacks are in the log."""
     with Process(tmp_path, "--config.steps=1000000", "--config.watchdog.seconds=4", before=STALL) as run:
@@ -148,6 +149,7 @@ def test_a_loader_that_stalls_ends_the_run(tmp_path):
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_a_folder_that_cannot_be_written_ends_the_run(tmp_path):
     """Orbax's threads must not keep the process."""
     with Process(tmp_path, "--config.steps=8", "--config.checkpoint.every=2", before=NO_FOLDER) as run:
@@ -156,6 +158,7 @@ def test_a_folder_that_cannot_be_written_ends_the_run(tmp_path):
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", ["killed", "heartbeat", "watchdog"])
 def test_a_process_that_is_gone_or_hangs_ends_the_other(folder, start, way):  # noqa: F811
     flags, before = ["--config.steps=1000000"], ("", "")

@@ -140,6 +140,7 @@ def test_a_lock_that_cannot_be_renewed_does_not_stop_the_run(bucket, quick, capl
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_two_runs_of_one_workdir(tmp_path):
     """The second is refused while the first lives, also beside an evaluation, and goes on once the first was killed."""
     with Process(tmp_path, "--config.steps=1000000", "--config.checkpoint.every=2") as first:

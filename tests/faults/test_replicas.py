@@ -81,6 +81,7 @@ loop.open_data = skipping
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "before, step, named", [(DRIFT, 4, "params/text_head/"), (SKIPS, 0, "the position in the data")]
 )

@@ -156,6 +156,7 @@ def test_too_little_memory_is_one_sentence_with_advice(monkeypatch, where):
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_a_step_without_memory_ends_the_run_in_one_sentence(tmp_path):
     break_ = "import jax\nfrom src.train import trainer\n"
     break_ += (
@@ -185,6 +186,7 @@ loop.Run.advance, loop.Run.save = jumping, saving
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_a_run_whose_folders_vanish_and_whose_clock_jumps_ends_the_same(tmp_path):
     flags = ["--config.steps=12", "--config.log.every=1", "--config.checkpoint.every=8"]
     with Process(tmp_path, *flags) as straight:

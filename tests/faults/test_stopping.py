@@ -89,6 +89,7 @@ def test_several_processes_leave_at_the_step_that_they_agree_on(watch, monkeypat
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
 def test_a_run_that_was_stopped_goes_on_exactly(tmp_path, number):
     endless = "--config.steps=1000000"
@@ -118,6 +119,7 @@ def test_a_run_that_was_stopped_goes_on_exactly(tmp_path, number):
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_interrupts_while_it_compiles_and_twice_while_it_trains(tmp_path):
     slow = "import jax\ncompile = jax.stages.Lowered.compile\nimport time\n"
     slow += "jax.stages.Lowered.compile = lambda self: (print('compiling', flush=True), time.sleep(100))\n"
@@ -143,6 +145,7 @@ def test_interrupts_while_it_compiles_and_twice_while_it_trains(tmp_path):
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_two_processes_stop_at_one_step(folder, start):  # noqa: F811
     steps = []
     for who, name in ((1, signal.SIGTERM), (0, signal.SIGTERM), (1, signal.SIGINT)):
