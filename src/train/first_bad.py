@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from jaxtyping import Array
 from src.common import tree
 from src.common.rng import step_key
 from src.common.sharding import replicated
-from src.interfaces import Batch, PyTree
+from src.interfaces import Batch, Net, PyTree
 from src.models.model import STACKED, bind
 from src.models.transformer import Tap
 from src.train.step import split_rows
@@ -163,16 +163,13 @@ def _network(
 class _Heads:
     """A net that notes what its heads give."""
 
-    def __init__(self, net: Any):
-        self.net, self.heard = net, {}
+    def __init__(self, net: Net):
+        self.heard: dict[str, Array] = {}
+        for name in (name for name in vars(Net) if not name.startswith("_")):  # its own, which a Protocol looks for
+            setattr(self, name, functools.partial(self._call, name, getattr(net, name)))
 
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.net, name)
-
-        def call(*args: Any) -> Any:
-            out = method(*args)
-            leaves = [leaf for leaf in jax.tree.leaves(out) if leaf.ndim]
-            self.heard[name.replace("_", " ")] = self.heard.get(name, 0) + sum(_bad(leaf) for leaf in leaves)
-            return out
-
-        return call
+    def _call(self, name: str, method: Callable[..., Any], *args: Any) -> Any:
+        out = method(*args)
+        counts = [_bad(leaf) for leaf in jax.tree.leaves(out) if leaf.ndim]
+        self.heard[name.replace("_", " ")] = self.heard.get(name.replace("_", " "), 0) + sum(counts)
+        return out
