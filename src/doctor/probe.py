@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from src.common.placement import Placement
 from src.common.rng import step_key
@@ -37,7 +37,7 @@ class Pulls:
     """What one probe finds of K objectives, in the order of `labels`, and L blocks.
 
     products   inner products of their weighted gradients on the trunk
-    rms        by task: root mean square of the residual stream after each block
+    rms        by task: root mean square of the residual stream of valid tokens after each block
     """
 
     products: Float[Array, "K K"]
@@ -140,9 +140,11 @@ def objective_gradient(
 
     def local(params: PyTree, rows: PyTree, add: Add) -> tuple[PyTree, PyTree]:
         rows = jax.tree.map(lambda a: a[0], split_rows(rows, parts)) if parts > 1 else rows
+        view = rows[1][0][task]
+        valid = plan.layout.valid(view.valid, len(next(iter(view.inputs.values()))))
 
         def loss(params: PyTree) -> tuple[Array, Any]:
-            tap = Tap(_squares)
+            tap = Tap(lambda h: _squares(h[:, : valid.shape[1]], valid))  # `context` may have made the rows longer
             terms = losses(alone, params, *rows, placement, tap)
             return weighted_sum(alone, terms, {k: add(v.count) for k, v in terms.items()}), tap.left
 
@@ -174,6 +176,7 @@ def scalars(system: System, found: Pulls) -> dict[str, float]:
     return out
 
 
-def _squares(h: Float[Array, "B S D"]) -> tuple[Array, Array]:
-    """Sum of squares, and how many there are."""
-    return jnp.square(h.astype(jnp.float32)).sum(), jnp.asarray(h.size, jnp.float32)
+def _squares(h: Float[Array, "B S D"], valid: Bool[Array, "B S"]) -> tuple[Array, Array]:
+    """Sum of squares of the valid tokens, and how many numbers these are; what padding leaves means nothing."""
+    squares = jnp.where(valid[..., None], jnp.square(h.astype(jnp.float32)), 0)
+    return squares.sum(), valid.sum(dtype=jnp.float32) * h.shape[-1]

@@ -24,7 +24,7 @@ from src.data.digits import CaptionToImage
 from src.doctor import watch
 from src.doctor.panels import Panels
 from src.doctor.probe import Probe, Pulls, pulls, scalars
-from src.interfaces import LossTerm, TokenField
+from src.interfaces import LossTerm, TokenField, View
 from src.objectives.denoise import by_time
 from src.sequence.layout import Layout, Segment
 from src.train import guard, loop
@@ -149,7 +149,9 @@ class Net:
 
     def hidden(self, views):
         if self.tap is not None:
-            seen = [self.tap.measure(scale * jnp.ones((2, 3, 4))) for scale in (1.0, 1e6)]
+            valid = views["t"][1].valid["words"]  # beside it, and behind it, is garbage
+            garbage = jnp.pad(jnp.where(valid, 0.0, 9.0), ((0, 0), (0, 1)), constant_values=9.0)
+            seen = [self.tap.measure(garbage[..., None] + jnp.full(4, scale)) for scale in (1.0, 1e6)]
             self.tap.left.append(jax.tree.map(lambda *a: jnp.stack(a), *seen))
         return dict.fromkeys(views)
 
@@ -157,9 +159,12 @@ class Net:
 def test_the_pull_of_two_objectives_by_hand(monkeypatch):
     """Opposite objectives have cosine -1; norms carry the weights; the gradients add up to that of the step."""
     monkeypatch.setattr(systems, "bind", Net)
-    monkeypatch.setattr(systems, "clean_view", lambda *a: {})
+    valid = jnp.arange(3) < jnp.asarray([[3], [2], [1], [0]])
+    view = View({"words": jnp.zeros((4, 3), jnp.int32)}, {"words": valid}, {})
+    monkeypatch.setattr(systems, "clean_view", lambda *a: view)
     objectives = {"one": (Along(1.0, 0.0), 2.0), "against": (Along(-3.0, 0.0), 1.0), "across": (Along(1.0, 1.0), 1.0)}
-    tasks = {"t": TaskPlan(None, Layout(()), 4, objectives | {"idle": (Along(1.0, 0.0), 0.0)})}
+    layout = Layout((Segment("words", "text", 3),))
+    tasks = {"t": TaskPlan(None, layout, 4, objectives | {"idle": (Along(1.0, 0.0), 0.0)})}
     params, batch = {"trunk": {"w": jnp.ones(2)}}, {"t": {"rows": jnp.asarray([1.0, 5.0, 1.0, 9.0])}}
     place, sgd = Placement({}, jnp.float32), optax.sgd(1.0)
 
@@ -236,8 +241,12 @@ def test_a_block_that_explodes_is_seen_in_its_activations(split):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_probe_measures_the_gradient_of_the_step_on_any_mesh(dtype):
+@pytest.mark.parametrize(
+    "dtype, meshes",
+    # XLA's compiler for CPUs aborts on sums over `tensor` in bfloat16, in the step as in the probe.
+    [("float32", [(2, 2, 2, 1), (2, 1, 1, 4)]), ("bfloat16", [(2, 2, 1, 1), (2, 1, 1, 4)])],
+)
+def test_the_probe_measures_the_gradient_of_the_step_on_any_mesh(dtype, meshes):
     """|Σ gradients of the objectives|² on the trunk is the step's, with the same noise."""
     changes = {"model.dtype": dtype, "doctor.every": 1}
     trainer, params, batch = tiny((1, 1, 1, 1), **changes)
@@ -247,7 +256,7 @@ def test_the_probe_measures_the_gradient_of_the_step_on_any_mesh(dtype):
     grads = jax.device_get(measured.squares["grad"])
     whole = sum(a.sum() for path, a in grads.items() if path.startswith("trunk/"))
     rms = []
-    for mesh in [(1, 1, 1, 1), (2, 2, 2, 1), (2, 1, 1, 4)]:
+    for mesh in [(1, 1, 1, 1), *meshes]:
         trainer, params, batch = tiny(mesh, **changes)
         found = jax.device_get(Probe(trainer).compile()(params, jnp.uint32(0), jnp.int32(1), batch))
         np.testing.assert_allclose(found.products.sum(), whole, rtol=1e-4 if dtype == "float32" else 3e-2)
