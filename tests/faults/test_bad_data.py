@@ -150,7 +150,7 @@ def test_losses_and_gradients_are_those_of_the_batch_without_the_skipped_rows(va
     without = jax.tree.map(lambda leaf: leaf[~bad], (batch, prepare(system, batch, key, True)))
     run = jax.jit(lambda rows, parts: gradients(system, params, *rows, parts), static_argnums=1)
     expected = run(without, 1)
-    assert all(term.count > 0 for term in expected[1].values())
+    assert all(term.count > 0 for term in expected[1].values() if term.trained)
     for parts in (1, 2, 8):  # of 8 some microbatches have skipped rows only
         close(run((whole, prepared), parts), expected, rtol=1e-4, atol=1e-5)
 
