@@ -28,6 +28,7 @@ HIGH = {"float32": 0.1, "bfloat16": 0.05}  # |update| / |weights| of a step, by 
 WAITING = 0.5  # share of the data in the time of step and data: a run fetches beside the step, and waits above it
 WEAK = 0.05  # share of one objective in the gradient of the trunk
 RISE = 1.2  # last loss / first
+WARM = 0.1  # share of the highest learning rate below which a head of zeros is still closed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,8 @@ def update_ratios(measured: Measured) -> dict[str, float]:
 
 def advise(trainer: Trainer, seen: Rehearsal) -> list[Finding]:
     """What to change, from one rehearsal."""
-    return [*seen.findings, *_losses(seen), *_rate(trainer.system.config, seen), *_balance(seen), *_waiting(seen)]
+    config = trainer.system.config
+    return [*seen.findings, *_losses(seen), *_rate(config, seen), *_balance(trainer, seen), *_waiting(seen)]
 
 
 def _losses(seen: Rehearsal) -> list[Finding]:
@@ -147,7 +149,9 @@ def _rate(config: Any, seen: Rehearsal) -> list[Finding]:
     ]
 
 
-def _balance(seen: Rehearsal) -> list[Finding]:
+def _balance(trainer: Trainer, seen: Rehearsal) -> list[Finding]:
+    if float(trainer.schedule(max(len(seen.losses) - 1, 0))) < WARM * trainer.system.config.optim.lr:
+        return []
     norms = {name.removeprefix("pull/norm/"): v for name, v in seen.watched.items() if name.startswith("pull/norm/")}
     weak = {name: norm / sum(norms.values()) for name, norm in norms.items() if norm < WEAK * sum(norms.values())}
     return [
