@@ -64,6 +64,8 @@ def test_training_leaves_metrics_pictures_and_logs(trained):
     assert {"loss/caption_to_image/diffusion/mse", "tokens_per_second", "images_per_second"} <= set(losses[0])
     assert losses[0]["learning_rate"] == pytest.approx(5e-4), "an override on the command line counts"
     assert "step 8/8" in result.stderr and "left" in result.stderr
+    said = [line for line in result.stderr.splitlines() if "doctor: " in line]
+    assert len(said) == 2 and all(line.startswith("I") for line in said), "two notes on a healthy run, no warning"
 
 
 def test_sampling_writes_pictures_and_text(trained, tmp_path, capsys, monkeypatch):

@@ -239,10 +239,8 @@ def test_the_observer_stops_a_run_with_the_whole_list(official):
     assert seen == {"a": 1.0, "b": 3}
 
 
-LONG = [pytest.param(name, marks=pytest.mark.faults) for name in ("digits", "digits_canvas")]
-
-
-@pytest.mark.parametrize("name", ["sit_digits", *LONG])
+@pytest.mark.faults  # the suite looks at a run of tests/test_main.py
+@pytest.mark.parametrize("name", ["sit_digits", "digits", "digits_canvas"])
 def test_healthy_configs_are_silent(name, monkeypatch):
     """Checks and rehearsal. SiT's blocks are behind zero gates behind a zero head, here with a warm-up from nothing."""
     monkeypatch.setattr(rehearsal, "WAITING", 1.0)  # which of two small times is longer depends on what else runs
