@@ -130,7 +130,7 @@ def guard() -> dict:
     return {
         "patience": 10,  # skipped steps in a row after which the run stops, or goes back to a checkpoint
         "spike": 0.0,  # skip gradient norms so many deviations above the last 128, too; 6.0: 20 times them or more
-        "restore": False,  # instead of stopping, go back to the newest checkpoint and leave the data since then out
+        "restore": False,  # instead of stopping, go back to a checkpoint from before and leave the data since then out
         "restores": 1,  # how often, in the whole run; then it stops
     }
 

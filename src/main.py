@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
         return 0
     except stopping.Stopped as stopped:
         distributed.stop()
-        print(f"stopped as asked {stopped}; the same command goes on from there", file=sys.stderr)
+        print(f"stopped as asked{f' {stopped}'.rstrip()}; the same command goes on from there", file=sys.stderr)
         stopping.note(str(stopped))
         return 0
     except KeyboardInterrupt:

@@ -55,7 +55,7 @@ def train(flags: Any, started: float) -> None:
         writer = stack.enter_context(contextlib.closing(_writer(workdir)))  # a run that fails keeps its last lines
         state, facts = loop.train(trainer, checkpoints, _with_pictures(writer, workdir), started, make_doctor(trainer))
         logging.info("training is done after %.0f s; evaluating", time.monotonic() - started)
-        scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), config.steps)
+        scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), int(state.step))
         checkpoints.score(int(state.step), scalars)
         stopping.busy()
         if "seconds_to_first_step" in facts:  # a finished run that is only evaluated again keeps the time that it took
@@ -213,10 +213,10 @@ def _with_pictures(writer: Many, workdir: epath.Path) -> Many:
 
 
 class Pictures:
-    """A writer that keeps images as PNG files."""
+    """A writer that keeps images as PNG files. One that cannot be written does not stop a run; the first is told."""
 
     def __init__(self, folder: epath.Path):
-        self.folder = folder
+        self.folder, self.lost = folder, 0
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
         """One file for each name."""
@@ -225,7 +225,12 @@ class Pictures:
         from src.evals.grid import save_png
 
         for name, image in images.items():
-            save_png(str(self.folder / f"{name.replace('/', '-')}-{step}.png"), image)
+            try:
+                save_png(str(self.folder / f"{name.replace('/', '-')}-{step}.png"), image)
+            except OSError as error:
+                if not self.lost:
+                    logging.warning("%s; the run goes on, and later pictures are tried", error)
+                self.lost += 1
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
         """Nothing."""
@@ -245,7 +250,10 @@ def _report(workdir: epath.Path, metrics: dict[str, float]) -> None:
     if not is_first():
         return
     path = workdir / "metrics.json"
-    metrics = (read_json(path, finite=False) if path.exists() else {}) | metrics
+    try:
+        metrics = (read_json(path, finite=False) if path.exists() else {}) | metrics
+    except (ValueError, TypeError) as error:
+        logging.warning("%s is written anew: %s", path, error)
     rounded = {k: round(float(v), 5) if isinstance(v, float) else int(v) for k, v in metrics.items()}
     write_whole(path, (json.dumps(rounded, indent=2) + "\n").encode())
     width = max(map(len, rounded))

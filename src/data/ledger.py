@@ -64,7 +64,8 @@ class Ledger:
     folder         of `skipped.jsonl`; with None nothing is written
     share, least   too many are more than `share` of the rows that a task read, and at least `least`
 
-    The counts begin anew with each start of the program; of a row that is met again in each epoch they count each time.
+    A row that is met again in each epoch counts each time. The counts are part of a run's position (`get_state`), so
+    that a resumed run tells the same numbers.
     """
 
     def __init__(self, folder: Any = None, *, share: float = 0.05, least: int = 10):
@@ -76,6 +77,7 @@ class Ledger:
         self._first: dict[str, dict[str, None]] = collections.defaultdict(dict)
         self._lines: dict[tuple[str, int], str] | None = None  # of the file, by task and row
         self._unsaved: list[str] = []
+        self._before = {"read": collections.Counter(), "skipped": collections.Counter()}  # of the run's earlier starts
         self._told: collections.Counter[str] = collections.Counter()
         self._warned = False
 
@@ -97,7 +99,7 @@ class Ledger:
     def check(self) -> None:
         """Raises TooManyBadRowsError in a run of one process; several must stop together, see `settle`."""
         if self.skipped and jax.process_count() == 1:
-            self._judge(self.read, self.skipped, self._first)
+            self._judge(self._before["read"] + self.read, self._before["skipped"] + self.skipped, self._first)
 
     def settle(self, shard: int = 0) -> dict[str, float]:
         """`data/skipped/<task>`: bad rows since the last call, over all processes, of the tasks that had some.
@@ -106,25 +108,42 @@ class Ledger:
         with the same share one is counted. Raises TooManyBadRowsError, on all of them.
         """
         self.save()
-        mine = {
-            "shard": shard,
-            "read": self.read,
-            "skipped": self.skipped,
-            "first": {k: [*v] for k, v in self._first.items()},
-        }
-        read, skipped, first = collections.Counter(), collections.Counter(), collections.defaultdict(dict)
-        shares = {each["shard"]: each for each in map(json.loads, gather_texts(json.dumps(mine)))}
-        for each in shares.values():
-            read.update(each["read"])
-            skipped.update(each["skipped"])
-            for task, found in each["first"].items():
-                first[task] |= dict.fromkeys(found)
+        read, skipped, first = self._totals(shard)
         self._judge(read, skipped, first)
         new, self._told = skipped - self._told, skipped
         for task, count in new.items():
             where = f"all are in {self.path}" if self.path else f"first {listed([*first[task]], 1)}"
             logging.warning("task %s: %d bad rows were skipped since the last line; %s", task, count, where)
         return {f"data/skipped/{task}": float(count) for task, count in new.items()}
+
+    def get_state(self, shard: int = 0) -> dict[str, dict[str, int]]:
+        """The counts of all processes, which call it together, and what of them `settle` has told, as JSON."""
+        read, skipped, _ = self._totals(shard)
+        return {"read": dict(read), "skipped": dict(skipped), "told": dict(self._told)}
+
+    def set_state(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        """Goes on where `get_state` was called."""
+        self.read.clear()
+        self.skipped.clear()
+        self._before = {name: collections.Counter(state[name]) for name in ("read", "skipped")}
+        self._told = collections.Counter(state["told"])
+
+    def _totals(self, shard: int) -> tuple[collections.Counter[str], collections.Counter[str], Mapping[str, Any]]:
+        """Rows read, rows skipped and the first of these, by task, of all processes and starts of the run."""
+        mine = {
+            "shard": shard,
+            "read": self.read,
+            "skipped": self.skipped,
+            "first": {k: [*v] for k, v in self._first.items()},
+        }
+        read, skipped, first = *map(collections.Counter, self._before.values()), collections.defaultdict(dict)
+        shares = {each["shard"]: each for each in map(json.loads, gather_texts(json.dumps(mine)))}
+        for each in shares.values():
+            read.update(each["read"])
+            skipped.update(each["skipped"])
+            for task, found in each["first"].items():
+                first[task] |= dict.fromkeys(found)
+        return read, skipped, first
 
     def save(self) -> None:
         """Writes what was noted; a failure is a warning, and the next call tries again."""

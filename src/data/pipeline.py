@@ -216,6 +216,14 @@ class Mixture:
         """`Ledger.settle` of all tasks; every process calls it at the same steps."""
         return self.ledger.settle(self._shard[0])
 
+    def get_counts(self) -> dict[str, dict[str, int]]:
+        """`Ledger.get_state`; every process calls it at the same steps."""
+        return self.ledger.get_state(self._shard[0])
+
+    def set_counts(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Goes on where `get_counts` was called."""
+        self.ledger.set_state(counts)
+
     def close(self) -> None:
         """Stops the prefetch threads and worker processes."""
         self.ledger.save()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import os
+import threading
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -36,6 +40,20 @@ class Source(Protocol):
     ) -> dict[str, Field]: ...
 
 
+@functools.cache
+def die_with_parent() -> None:
+    """Ends this process, if it is a worker, soon after the one that started it: a killed run cannot end its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 class Reader:
     """Row transform: {row: [index, uniforms...]}, whatever the source reads, and what is wrong with it.
 
@@ -47,6 +65,7 @@ class Reader:
         self.reading: dict[int, None] = {}  # in this process
 
     def __call__(self, index: int | np.integer, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        die_with_parent()
         row = np.empty(1 + self._source.draws)
         row[0] = index
         rng.random(out=row[1:])

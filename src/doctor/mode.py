@@ -49,8 +49,7 @@ def consult(system: System, steps: int = STEPS, devices: Sequence[Any] | None = 
             memory = check_step(trainer, update)
             state, found = examine(trainer, update, trainer.init(), first)
         if not errors(found):
-            if "every" in config.doctor:
-                config.doctor.every = steps  # what is measured seldom is measured at the end
+            config.doctor.every = steps  # what is measured seldom is measured at the end
             watchers = make_doctor(trainer).watchers
             seen = rehearse(trainer, update, state, data, steps, watchers, (spec, *SCREENS))
             found += advise(trainer, seen)

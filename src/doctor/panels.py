@@ -131,6 +131,8 @@ def drawings(system: System, params: PyTree, count: int) -> dict[str, np.ndarray
     for name, (data, layout, generated) in predict.tasks.items():
         if layout.segment(generated).kind != "image" or data.image_shape[2] not in (1, 3):
             continue
+        if data.classes is None and not hasattr(data, "prompts"):  # it knows no captions without reading its files
+            continue
         if data.classes is not None:
             given: list[Any] = [i % data.classes for i in range(count)]
             images, titles = predict.draw(name, labels=given, seed=system.config.seed), [f"class {i}" for i in given]

@@ -74,6 +74,10 @@ class Checkpointer:
         regular = any(n > 0 and step % n == 0 for n in (self.every, self.retention.every))
         return step > 0 and (regular or (evaluated and bool(self.retention.metric)))
 
+    def all_steps(self) -> list[int]:
+        """The checkpoints that are there, as `latest_step` says of the newest."""
+        return self._steps()
+
     def latest_step(self) -> int | None:
         """The newest checkpoint, not yet verified and perhaps still being written, or None."""
         return max(self._steps(), default=None)

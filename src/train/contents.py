@@ -38,7 +38,8 @@ def _from_1(meta: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any],
     """Format 1 had no seed and no guard in the state, and of the position only the rows consumed, at a log line."""
     guard = {f"extra/guard/{name}": 0 for name in ("skipped", "streak", "restored", "norms")}
     fill = {"extra/seed": meta["config"].get("seed", 0)} | guard
-    position = {"rows": data["value"], "meter": {"steps": 0, "taken": 0, "sums": {}}}
+    counts = {name: {} for name in ("read", "skipped", "told")}
+    position = {"rows": data["value"], "counts": counts, "meter": {"steps": 0, "taken": 0, "sums": {}}}
     return meta | {"fill": fill}, data | {"value": position}
 
 

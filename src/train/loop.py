@@ -98,7 +98,7 @@ def train(
     with ThreadPoolExecutor(1) as pool:  # the step compiles while the state is made or read
         compiling = None if done else pool.submit(trainer.compile)
         state, step, position = restore(trainer, checkpoints)
-    facts = {"parameters": count_parameters(trainer.abstract.params), "steps": config.steps}
+    facts = {"parameters": count_parameters(trainer.abstract.params)}
     with contextlib.ExitStack() as stack:
         data = stack.enter_context(contextlib.closing(open_data(trainer, checkpoints.workdir)))
         progress = stack.enter_context(contextlib.closing(Progress(config.steps, step)))
@@ -119,7 +119,7 @@ def train(
             due = checkpoints.due(run.step, run.evaluates()) or run.step == config.steps
             if run.step % config.log.every == 0 or run.step == 1 or due:
                 run.tell()
-            if due or leaving:  # a stop leaves no trace in the log
+            if due or leaving or run.went_back:  # a stop leaves no trace in the log
                 run.save()
             leaving = leaving or not run.evaluated()
         with watchdog.during(watchdog.SAVE):
@@ -127,7 +127,7 @@ def train(
     if leaving:
         raise stopping.Stopped(f"at step {run.step}")
     stopping.busy(False)
-    return run.state, facts
+    return run.state, facts | {"steps": run.step}
 
 
 @dataclasses.dataclass
@@ -145,6 +145,7 @@ class Run:
     update: Step | None = None
     batch: Mapping[str, Batch] | None = None
     measured: Measured | None = None
+    went_back: bool = False  # in this step, to a checkpoint
 
     def __post_init__(self):
         self.meter = Meter(self.trainer.system, self.trainer.schedule)
@@ -157,6 +158,7 @@ class Run:
         """
         if position is not None:
             self.data.set_state(position["rows"])
+            self.data.set_counts(position["counts"])
             self.meter.set_state(position["meter"])
         if isinstance(self.writer, History):
             self.writer.rewind(-1 if position is None else self.step, self.again())
@@ -190,12 +192,13 @@ class Run:
         last = self.step == self.trainer.system.config.steps
         if (instead := self.watch.look(self.state, behind=0 if last else BEHIND)) is not None:
             self.state = instead  # that of a checkpoint, from which the run goes on here
-            self.save()
+        self.went_back = instead is not None
 
     def tell(self) -> None:
         """One line of the log."""
         scalars = self.meter.flush(self.step) | self.data.settle()
-        scalars |= self.observer.look(self.step, self.state, self.batch, self.measured)
+        with watchdog.during(watchdog.START):  # it may compile
+            scalars |= self.observer.look(self.step, self.state, self.batch, self.measured)
         self.writer.write_scalars(self.step, scalars)
         self.progress.update(self.step, scalars)
 
@@ -204,7 +207,8 @@ class Run:
 
         Raises RuntimeError when the copies of the state differ.
         """
-        position = {"rows": self.data.get_state(), "meter": self.meter.get_state(self.step)}
+        position = {"rows": self.data.get_state(), "counts": self.data.get_counts()}
+        position["meter"] = self.meter.get_state(self.step)
         with watchdog.during(watchdog.SAVE):
             check_replicas(self.state, position["rows"], self.step)
             if isinstance(self.writer, History):
@@ -215,7 +219,8 @@ class Run:
         """Shows and evaluates what is due. False when the run was asked to stop meanwhile; then this step is saved."""
         try:
             if self.observer.due(self.step):
-                self.observer.show(self.step, self.state, self.writer)
+                with watchdog.during(watchdog.EVALUATE):
+                    self.observer.show(self.step, self.state, self.writer)
             if self.evaluates():
                 scalars = evaluate(self.trainer.system, self.state, self.writer, self.step)
                 self.checkpoints.score(self.step, scalars)

@@ -56,7 +56,9 @@ class Watch:
             now = self.seen[-1][0] if self.seen else step
             self.seen.clear()
             with watchdog.during(watchdog.START):
-                return self._back(state, now, int(measured.guard["restored"]), story)
+                return self._back(
+                    state, now, step - int(measured.guard["skipped"]), int(measured.guard["restored"]), story
+                )
         return None
 
     def _story(self, state: TrainState, step: int, batch: Mapping[str, Batch], measured: Measured) -> str:
@@ -85,14 +87,23 @@ class Watch:
             f" before and {saved}: {advice}, and run again"
         )
 
-    def _back(self, state: TrainState, now: int, restored: int, story: str) -> TrainState:
-        """The newest checkpoint's parameters with the present step: all that was learned since counts as skipped."""
+    def _back(self, state: TrainState, now: int, learned: int, restored: int, story: str) -> TrainState:
+        """A checkpoint's parameters with the present step: all that was learned since counts as skipped.
+
+        It is the newest whose parameters had fewer updates than the `learned` of those that failed: what was saved during
+        the streak has these very ones.
+        """
         for leaf in jax.tree.leaves(state):
             leaf.delete()  # there may be no room for two states
-        found = self.checkpoints.restore(self.trainer.abstract)
-        if found is None:
-            raise FloatingPointError(f"{story} (guard.restore found no checkpoint to go back to)")
-        old = found[0]
+        for number in sorted(self.checkpoints.all_steps(), reverse=True):
+            try:
+                old = self.checkpoints.restore(self.trainer.abstract, step=number)[0]
+            except RuntimeError:  # damaged, which was told
+                continue
+            if steps_taken(old) < learned:
+                break
+        else:
+            raise FloatingPointError(f"{story} (guard.restore found no checkpoint from before these parameters)")
         undone, guard = now - int(old.step), old.extra["guard"]
         logging.warning(
             "went back to the checkpoint of step %d; the batches of steps %d to %d are left out, so this run is"
@@ -105,6 +116,11 @@ class Watch:
             "restored": _like(guard["restored"], restored + 1),
         }
         return old.replace(step=_like(old.step, now), extra=old.extra | {"guard": guard})
+
+
+def steps_taken(state: TrainState) -> int:
+    """How many updates the parameters have had."""
+    return int(state.step) - int(state.extra["guard"]["skipped"])
 
 
 def not_finite(measured: Measured) -> list[str]:

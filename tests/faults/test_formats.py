@@ -88,7 +88,8 @@ def test_a_run_of_format_1_goes_on(tmp_path):
     found, position, _ = Checkpointer(tmp_path).restore(wanted)
     assert int(found["extra"]["seed"]) == 7 and not found["extra"]["guard"]["norms"].any()
     assert found["w"].tolist() == [0, 1, 2, 3] and found["extra"]["seed"].dtype == jnp.uint32
-    assert position == {"rows": {"images": 60}, "meter": {"steps": 0, "taken": 0, "sums": {}}}
+    counts = {"read": {}, "skipped": {}, "told": {}}
+    assert position == {"rows": {"images": 60}, "counts": counts, "meter": {"steps": 0, "taken": 0, "sums": {}}}
 
 
 def identity(**changes):

@@ -228,20 +228,22 @@ def test_forever_stops_the_run_and_nothing_spoilt_is_saved(trainer, monkeypatch,
 
 
 def test_on_request_it_goes_back_and_leaves_the_bad_batches_out(trainer, monkeypatch, tmp_path):
-    """Steps 5 to 7 are bad; step 8 is under way when that is known, and what it learned is undone, too."""
+    """Steps 5 to 7 are bad, and perhaps the parameters of 4 to 7 are why: back to 2. Step 8 is under way by then."""
     bad, back = range(5, 8), {"restore": True}
     state, lines = run(trainer, monkeypatch, tmp_path / "a", 10, bad, nan_at(0), **back)
-    assert [lines[10][f"guard/{k}"] for k in ("skipped", "restored")] == [4, 1]
+    assert [lines[10][f"guard/{k}"] for k in ("skipped", "restored")] == [6, 1]
     assert sorted(lines) == list(range(1, 11)), "the steps go on and none is told twice"
     run(trainer, monkeypatch, tmp_path / "b", 8, bad, nan_at(0), **back)
-    four, eight = (saved(trainer, tmp_path / "b", step) for step in (4, 8))
+    two, four, six, eight = (saved(trainer, tmp_path / "b", step) for step in (2, 4, 6, 8))
     for part in ("params", "ema", "opt_state"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(eight, part), getattr(four, part))
-    resumed, _ = run(trainer, monkeypatch, tmp_path / "b", 10, bad, nan_at(0), **back)
+        jax.tree.map(np.testing.assert_array_equal, getattr(six, part), getattr(four, part))
+        jax.tree.map(np.testing.assert_array_equal, getattr(eight, part), getattr(two, part))
+    resumed, again = run(trainer, monkeypatch, tmp_path / "b", 10, bad, nan_at(0), **back)
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
+    assert [again[i]["loss"] for i in (9, 10)] == [lines[i]["loss"] for i in (9, 10)]
     with pytest.raises(FloatingPointError, match="step 11 is the last of 3 in a row"):  # 7 had its second chance
         run(trainer, monkeypatch, tmp_path / "c", 12, range(5, 99), nan_at(0), **back)
-    with pytest.raises(FloatingPointError, match=r"guard\.restore found no checkpoint"):
+    with pytest.raises(FloatingPointError, match=r"guard\.restore found no checkpoint from before these parameters"):
         run(trainer, monkeypatch, tmp_path / "d", 12, range(1, 99), nan_at(0), patience=1, **back)
 
 
