@@ -90,8 +90,8 @@ class Watch:
     def _back(self, state: TrainState, now: int, learned: int, restored: int, story: str) -> TrainState:
         """A checkpoint's parameters with the present step: all that was learned since counts as skipped.
 
-        It is the newest whose parameters had fewer updates than the `learned` of those that failed: what was saved during
-        the streak has these very ones.
+        It is the newest whose parameters had fewer updates than the `learned` of those that failed: what was saved
+        during the streak has these very ones.
         """
         for leaf in jax.tree.leaves(state):
             leaf.delete()  # there may be no room for two states

@@ -1,5 +1,6 @@
 """Bad data and dying workers under a whole training: what is skipped counts nothing, what is read stays the same."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -13,11 +14,13 @@ from PIL import Image
 
 from configs import common
 from src.build import build_system
+from src.common import stopping
 from src.common.distributed import put_batch
 from src.data import digits
 from src.data.ledger import BadRow, Ledger, TooManyBadRowsError
 from src.data.pictures import ImageToCaption
 from src.data.pipeline import DEATHS, Mixture, Stream
+from src.doctor.observer import make_doctor
 from src.interfaces import ImageField, SequenceSpec
 from src.models.attention import Sizes, find_backend
 from src.train import loop
@@ -88,13 +91,13 @@ def train(config, workdir):
     trainer = make_trainer(build_system(config), jax.devices()[:1])
     checkpoints, writer = Checkpointer(str(workdir), every=config.checkpoint.every), Everything()
     try:
-        state, _ = loop.train(trainer, checkpoints, writer, 0.0)
+        state, _ = loop.train(trainer, checkpoints, writer, 0.0, make_doctor(trainer))
     finally:
         checkpoints.close()
     return jax.device_get(state), writer.scalars
 
 
-def test_a_training_with_one_percent_of_broken_rows_goes_on_and_reports_exactly_these(folder, tmp_path):
+def test_a_training_with_one_percent_of_broken_rows_goes_on_and_reports_exactly_these(folder, tmp_path, monkeypatch):
     """Faults 21 and 23: one epoch of each task; the second half again from a checkpoint gives the same weights."""
     where, bad = folder
     state, scalars = train(config(where), tmp_path / "run")
@@ -110,7 +113,10 @@ def test_a_training_with_one_percent_of_broken_rows_goes_on_and_reports_exactly_
     }  # fmt: skip
     assert sorted(scalars) == [1, 5, 10, 15] and all(np.isfinite(list(v.values())).all() for v in scalars.values())
 
-    train(config(where, steps=8), tmp_path / "again")  # between two lines
+    with monkeypatch.context() as patch, pytest.raises(stopping.Stopped):
+        steps = itertools.count(1)
+        patch.setattr(stopping, "asked", lambda: next(steps) == 8)  # between two lines
+        train(config(where), tmp_path / "again")
     resumed, later = train(config(where), tmp_path / "again")
     told_again = [{k: v for k, v in lines[10].items() if k.startswith("data/")} for lines in (scalars, later)]
     assert told_again[0] == told_again[1]
