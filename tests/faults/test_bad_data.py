@@ -84,7 +84,9 @@ class Everything:
         self.scalars = {}
 
     def write_scalars(self, step, scalars):
-        self.scalars[step] = dict(scalars)
+        self.scalars.setdefault(step, {}).update(scalars)
+
+    write_images = write_texts = lambda self, step, values: None
 
 
 def train(config, workdir):
