@@ -73,7 +73,7 @@ def evaluate(flags: Any, started: float) -> None:
     scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), step)
     writer.close()
     logging.info("evaluated after %.0f s", time.monotonic() - started)
-    _report(workdir, scalars | {"steps": step})
+    _report(workdir, scalars | {"steps": step}, None if flags.step == "latest" else step)
 
 
 def sample(flags: Any, started: float) -> None:
@@ -245,11 +245,14 @@ class Pictures:
         """Nothing."""
 
 
-def _report(workdir: epath.Path, metrics: dict[str, float]) -> None:
-    """metrics.json, and the same as a table on the terminal; what was not measured again stays as it was."""
+def _report(workdir: epath.Path, metrics: dict[str, float], step: int | None = None) -> None:
+    """metrics.json, and the same as a table on the terminal; what was not measured again stays as it was.
+
+    Of a checkpoint that was asked for by its `step` it is metrics-<step>.json.
+    """
     if not is_first():
         return
-    path = workdir / "metrics.json"
+    path = workdir / ("metrics.json" if step is None else f"metrics-{step}.json")
     try:
         metrics = (read_json(path, finite=False) if path.exists() else {}) | metrics
     except (ValueError, TypeError) as error:

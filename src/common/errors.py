@@ -29,6 +29,12 @@ def in_words(error: BaseException) -> str:
     return flat if len(flat) <= LONGEST else f"{flat[:LONGEST]}… (--traceback shows all of it)"
 
 
+def brief(error: BaseException, limit: int = 200) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:limit]}{'…' if len(text) > limit else ''}"
+
+
 def _is_out_of_memory(text: str) -> bool:
     # A full disk has the same code.
     return "RESOURCE_EXHAUSTED" in text and "No space left" not in text

@@ -22,7 +22,7 @@ class Progress:
 
     def __init__(self, total: int, start: int = 0, stream: TextIO | None = None):
         self.total = total
-        self._first, self._began = start, time.monotonic()
+        self._first, self._began = start, None  # the clock starts at the first update: what comes before is compilation
         self._active = jax.process_index() == 0
         self._bar: Any = None
         stream = sys.stderr if stream is None else stream
@@ -36,6 +36,8 @@ class Progress:
         if not self._active:
             return
         text = describe(metrics)
+        if self._began is None:
+            self._first, self._began = step, time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)

@@ -87,7 +87,7 @@ class Watch:
                 with contextlib.suppress(Exception):
                     call()
             note("with nothing to save")
-            _leave(f"asked to stop ({number.name}); all is saved and the same command goes on", 0)
+            _leave(f"asked to stop ({number.name}): there is nothing to save now; the same command goes on", 0)
         if not self.requested:
             logging.info(TOLD, number.name)
         self.requested = True

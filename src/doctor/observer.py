@@ -9,7 +9,7 @@ from src.doctor.checks import examine
 from src.doctor.finding import settle
 from src.doctor.panels import Panels
 from src.doctor.probe import Probe
-from src.doctor.watch import Watch
+from src.doctor.vitals import Vitals
 from src.interfaces import Batch
 from src.train.state import TrainState
 from src.train.step import Measured, Step
@@ -57,4 +57,4 @@ class Doctor:
 def make_doctor(trainer: Trainer) -> Doctor:
     """The doctor of a run."""
     checks = trainer.system.config.doctor.checks
-    return Doctor(checks, [Watch(trainer), Probe(trainer)], Panels(trainer))
+    return Doctor(checks, [Vitals(trainer), Probe(trainer)], Panels(trainer))

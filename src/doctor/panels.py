@@ -18,7 +18,7 @@ from src.common.rng import stream
 from src.common.sharding import replicated
 from src.common.writers import MetricWriter
 from src.data.source import build_rows, read_row
-from src.doctor.watch import hasty
+from src.doctor.vitals import hasty
 from src.interfaces import Batch, LossTerm, PyTree
 from src.train.state import TrainState
 from src.train.step import Add

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from src.common.placement import Placement
 from src.common.rng import step_key
 from src.common.sharding import batch_sharding, replicated
-from src.doctor.watch import block, hasty, told
+from src.doctor.vitals import block, hasty, told
 from src.interfaces import Batch, PyTree
 from src.models.transformer import Tap
 from src.train.state import TrainState

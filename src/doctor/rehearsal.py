@@ -10,15 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from src.common.distributed import put_batch
 from src.common.tree import listed
 from src.doctor.case import Check, open_case
 from src.doctor.finding import Finding, error, errors, warning
 from src.doctor.observer import Watcher
+from src.doctor.vitals import by_part
 from src.interfaces import Batch
-from src.models.model import STACKED
 from src.train.state import TrainState
 from src.train.step import Measured, Step
 from src.train.trainer import Trainer
@@ -103,14 +102,9 @@ def means(measured: Measured) -> dict[str, float]:
 
 def update_ratios(measured: Measured) -> dict[str, float]:
     """|update| / |weights| of every block and of every other part of the model that is not all zero."""
-    sums: dict[str, np.ndarray] = {}
     squares = jax.device_get(measured.squares)
-    for path, values in squares["param"].items():
-        updates = np.ravel(squares["update"][path])
-        for layer, pair in enumerate(zip(updates, np.ravel(values), strict=True)):
-            part = f"block {layer}" if path.startswith(STACKED) else path.removeprefix("trunk/").split("/")[0]
-            sums[part] = sums.get(part, np.zeros(2)) + pair
-    return {part: math.sqrt(update / size) for part, (update, size) in sums.items() if size}
+    updates, sizes = by_part(squares["update"]), by_part(squares["param"])
+    return {part: math.sqrt(updates[part] / size) for part, size in sizes.items() if size}
 
 
 # --------------------------------------------------------------------------- advice
@@ -137,7 +131,7 @@ def _losses(seen: Rehearsal) -> list[Finding]:
 def _rate(config: Any, seen: Rehearsal) -> list[Finding]:
     # Heads and gates that begin at zero have no size yet to compare with.
     most = HIGH[config.model.dtype]
-    high = {part: ratio for part, ratio in seen.ratios.items() if part.startswith("block ") and ratio > most}
+    high = {part: ratio for part, ratio in seen.ratios.items() if part.startswith("block_") and ratio > most}
     if not high:
         return []
     worst = max(high, key=high.get)

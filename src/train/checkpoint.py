@@ -22,11 +22,12 @@ from etils import epath
 
 from src.common import tree
 from src.common.distributed import agree, gather_texts
+from src.common.errors import brief
 from src.common.files import is_remote
 from src.train import contents, damage
 from src.train import keep as keeping
 from src.train.damage import DamageError, explain
-from src.train.workdir import brief, check_writable
+from src.train.workdir import check_writable
 
 
 class Checkpointer:

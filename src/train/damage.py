@@ -22,10 +22,10 @@ from absl import logging as absl_logging
 from etils import epath
 
 from src.common.distributed import agree
+from src.common.errors import brief
 from src.common.files import is_remote, move_folder, write_whole
 from src.common.strict_json import read_json
 from src.common.tree import listed
-from src.train.workdir import brief
 
 LIST = "files.json"
 SMALL = 2**20  # bytes; larger files are not read again after they were written

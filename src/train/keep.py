@@ -15,9 +15,9 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from src.common.errors import brief
 from src.common.files import is_remote, write_whole
 from src.common.strict_json import read_json
-from src.train.workdir import brief
 
 LEFTOVER = ".orbax-checkpoint-tmp"
 

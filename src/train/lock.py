@@ -30,8 +30,8 @@ from absl import logging
 from etils import epath
 
 from src.common.distributed import agree
+from src.common.errors import brief
 from src.common.files import is_remote, write_whole
-from src.train.workdir import brief
 
 BEAT = 15.0  # seconds between two signs of life
 LOST = 120.0  # seconds without one, after which a run counts as dead

@@ -95,6 +95,8 @@ def train(
     """
     config = trainer.system.config
     done = (checkpoints.latest_step() or 0) >= config.steps
+    if not done:
+        logging.info("compiling the train step, which may take a minute the first time")
     with ThreadPoolExecutor(1) as pool:  # the step compiles while the state is made or read
         compiling = None if done else pool.submit(trainer.compile)
         state, step, position = restore(trainer, checkpoints)

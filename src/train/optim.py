@@ -90,7 +90,7 @@ def build_schedule(config: OptimConfig) -> Schedule:
     if config.warmup < 0 or (config.schedule != "constant" and config.steps <= config.warmup):
         raise ValueError(
             f"optim.schedule {config.schedule!r} needs 0 <= warmup < steps, not warmup={config.warmup} and"
-            f" steps={config.steps}: set optim.steps to the step at which the schedule ends"
+            f" steps={config.steps}: set optim.steps to the step at which the schedule ends, or lower optim.warmup"
         )
     decay, length = DECAYS[config.schedule], max(config.steps - config.warmup, 1)
 

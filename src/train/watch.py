@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from src.common import watchdog
+from src.common.errors import brief
 from src.common.tree import listed
 from src.interfaces import Batch
 from src.train.checkpoint import Checkpointer
@@ -18,7 +19,6 @@ from src.train.first_bad import Finder
 from src.train.state import TrainState
 from src.train.step import Measured
 from src.train.trainer import Trainer
-from src.train.workdir import brief
 
 BEHIND = 1  # steps that the device may work on while the host looks at the one before
 

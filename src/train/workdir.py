@@ -10,6 +10,7 @@ from absl import logging
 from etils import epath
 
 from src.common.distributed import agree, gather_texts
+from src.common.errors import brief
 from src.common.files import is_remote
 
 
@@ -55,9 +56,3 @@ def sweep(folder: epath.Path) -> None:
             rest.unlink(missing_ok=True)
         except OSError as error:
             logging.warning("Could not remove %s: %s", rest, brief(error))
-
-
-def brief(error: BaseException, limit: int = 200) -> str:
-    """An error in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:limit]}{'…' if len(text) > limit else ''}"

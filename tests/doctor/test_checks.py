@@ -249,7 +249,7 @@ def test_healthy_configs_are_silent(name, monkeypatch):
     report = consult(system, devices=jax.devices()[:1])
     assert told(report.findings) == []
     assert report.text.startswith("doctor: 0 errors, 0 warnings") and "rehearsal: 8 steps on 1 cpu" in report.text
-    assert re.search(r"diffusion/mse: \d.* -> \d", report.text) and re.search(r"block 1 \d\.\de-0\d", report.text)
+    assert re.search(r"diffusion/mse: \d.* -> \d", report.text) and re.search(r"block_01 \d\.\de-0\d", report.text)
 
 
 @pytest.mark.faults

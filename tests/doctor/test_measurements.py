@@ -21,7 +21,7 @@ from src.common.rng import step_key
 from src.common.sharding import make_mesh
 from src.common.tree import flatten, unflatten
 from src.data.digits import CaptionToImage
-from src.doctor import watch
+from src.doctor import vitals
 from src.doctor.panels import Panels
 from src.doctor.probe import Probe, Pulls, pulls, scalars
 from src.interfaces import LossTerm, TokenField, View
@@ -93,10 +93,10 @@ def test_a_block_that_moves_too_fast_is_seen_in_its_ratio():
     size = {"trunk/layers/a": np.full(3, 4.0), "trunk/layers/b": np.zeros(3), "trunk/norm/scale": 1.0, "text/x": 0.0}
     update = {"trunk/layers/a": np.asarray([4e-6, 4e-2, 4e-6]), "trunk/layers/b": np.zeros(3)}
     update |= {"trunk/norm/scale": 1e-6, "text/x": 1e-6}
-    found = watch.ratios(update, size)
+    found = vitals.ratios(update, size)
     expected = {"block_00": 1e-3, "block_01": 1e-1, "block_02": 1e-3, "norm": 1e-3}
     assert found == {f"ratio/{k}": pytest.approx(v) for k, v in expected.items()}
-    deep = watch.gradients({"trunk/layers/a": np.where(np.arange(28) == 17, 100.0, 1.0), "text/x": 4.0})
+    deep = vitals.gradients({"trunk/layers/a": np.where(np.arange(28) == 17, 100.0, 1.0), "text/x": 4.0})
     shown = {f"gradient/block_{i:02d}": 1.0 for i in (0, 6, 13, 20, 27)}
     assert deep == shown | {"gradient/blocks_largest": 10.0, "gradient/text": 2.0}
 
@@ -104,7 +104,7 @@ def test_a_block_that_moves_too_fast_is_seen_in_its_ratio():
 def test_a_frozen_average_lags_and_padding_is_counted():
     layout = Layout((Segment("words", "text", 6), Segment("image.time", "time", 1), Segment("image", "image", 3)))
     system = System(None, None, None, {"draw": TaskPlan(None, layout, 4, {})}, None)
-    look = watch.Watch(types.SimpleNamespace(system=system, mesh=make_mesh({"data": 1}, jax.devices()[:1])))
+    look = vitals.Vitals(types.SimpleNamespace(system=system, mesh=make_mesh({"data": 1}, jax.devices()[:1])))
     ema = {"a": jnp.asarray([2.0, 1.0]), "b": jnp.asarray(2.0)}
 
     def see(scale, used):

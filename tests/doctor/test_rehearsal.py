@@ -75,7 +75,7 @@ def test_a_healthy_rehearsal_brings_no_advice(trainer, clock):
     assert said == []
     assert seen.losses == ({"loss": 2.0, TERM: 2.0}, {"loss": pytest.approx(1.9), TERM: pytest.approx(1.9)})
     assert seen.ends()["loss"] == pytest.approx((2.0, 1.9))
-    assert seen.ratios == pytest.approx({"block 0": 0.01, "block 1": 0.01, "image_head": 0.01})
+    assert seen.ratios == pytest.approx({"block_00": 0.01, "block_01": 0.01, "image_head": 0.01})
     assert seen.watched["pull/cosine/a/b"] == -0.1
     assert (seen.step, seen.data) == pytest.approx((0.1, 0.01))
 

@@ -24,7 +24,7 @@ MOST = 8  # blocks that are all told; of a deeper trunk `SPREAD` of them and the
 SPREAD = 5
 
 
-class Watch:
+class Vitals:
     """A watcher of every log line, of the last step before it.
 
     ratio/<part>      |update| / |parameters| of a block (`block_00` …) or another part of the model (`text`, …)
