@@ -72,8 +72,8 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
             opt_state=choose(good, opt_state, state.opt_state),
             extra=state.extra | {"guard": guard},
         )
-        updates = choose(good, updates, jax.tree.map(jnp.zeros_like, updates))
-        squares = {"grad": seen, "update": squared(updates), "param": squared(params)}
+        moved = {path: jnp.where(good, square, 0) for path, square in squared(updates).items()}
+        squares = {"grad": seen, "update": moved, "param": squared(params)}
         norms = {f"{k}_norm": jnp.sqrt(sum(a.sum() for a in squares[k].values())) for k in ("grad", "update")}
         terms = terms | {name: LossTerm(value, jnp.ones(())) for name, value in (norms | {"total": total}).items()}
         return new, Measured(terms, squares, {name: guard[name] for name in COUNTS})
