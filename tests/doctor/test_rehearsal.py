@@ -85,7 +85,7 @@ def test_a_healthy_rehearsal_brings_no_advice(trainer, clock):
     [
         (
             {"ratio": 0.2},
-            r"^warning: at the highest learning rate, optim.lr=0.004, a step changes block \d by 20% of its",
+            r"^warning: at the highest learning rate, optim.lr=0.004, a step changes block_0\d by 20% of its",
         ),
         ({"loss": lambda k: 2.0 + k}, r"^warning: the loss rose from 2 to 3: lower optim.lr"),
         ({"loss": lambda k: 2.0 if k == 0 else np.inf}, f"^error: {TERM}, loss became NaN or infinite within 2 steps"),
