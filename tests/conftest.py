@@ -22,6 +22,11 @@ from src.models import transformer  # noqa: E402
 transformer.UNROLLED = 1  # for the same reason; programs that the tests start unroll
 
 
+def pytest_collection_modifyitems(items):
+    """The longest file begins first, so that it does not run alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_processes.py")
+
+
 @pytest.fixture
 def bucket(monkeypatch):
     """`gs://` in memory, as a store is: no appending, no renaming in place, no folder without a file in it."""
