@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -12,6 +13,7 @@ from typing import Any
 
 PACKAGE = __name__.split(".")[0]
 ROOT = Path(__file__).resolve().parents[1]
+TRIES = 4
 
 
 def lookup(folder: str, name: str) -> type:
@@ -85,8 +87,17 @@ def _parameters(cls: type) -> list[inspect.Parameter]:
 
 
 def _public_classes(path: Path) -> list[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    tree = _parse(path)
     return [node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+
+
+def _parse(path: Path) -> ast.Module:
+    text = path.read_text(encoding="utf-8")
+    for _ in range(TRIES):
+        # Up to Python 3.11.7 threads that parse at one time disturb a counter of each other (CPython issue 106905).
+        with contextlib.suppress(SystemError):
+            return ast.parse(text, filename=str(path))
+    return ast.parse(text, filename=str(path))
 
 
 def _hint(word: str, choices: Iterable[str]) -> str:

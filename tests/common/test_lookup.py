@@ -1,5 +1,6 @@
 """Names stand for files, and what is wrong with one is said in one sentence."""
 
+import ast
 import sys
 import textwrap
 
@@ -89,3 +90,16 @@ def test_build_checks_arguments_before_it_constructs(folder):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             lookup.build(folder, config, **extra)
+
+
+def test_a_parser_that_another_thread_disturbs_is_asked_again(monkeypatch):
+    parse, failures = ast.parse, [SystemError("AST constructor recursion depth mismatch")] * 2
+
+    def disturbed(*arguments, **options):
+        if failures:
+            raise failures.pop()
+        return parse(*arguments, **options)
+
+    monkeypatch.setattr(ast, "parse", disturbed)
+    assert lookup.lookup("data", "digits:CaptionToImage").__name__ == "CaptionToImage"
+    assert not failures
