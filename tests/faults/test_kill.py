@@ -135,7 +135,9 @@ def assert_alike(run, other):
     assert first == second
     pictures = [{p.name: p.read_bytes() for p in (r / "samples").iterdir()} for r in (run, other)]
     assert pictures[0] == pictures[1] and len(pictures[0]) == 9
-    assert (run / "scores.json").read_bytes() == (other / "scores.json").read_bytes()
+    scores = [json.loads((r / "scores.json").read_text()) for r in (run, other)]
+    for kept in ("6", "8"):  # those of removed checkpoints go with a later one
+        assert scores[0][kept] == scores[1][kept]
     assert events(run) == events(other)
     assert {p.name for p in run.iterdir()} == {p.name for p in other.iterdir()}, "no damaged/, no leftovers"
     assert not [p for p in run.rglob("*") if "tmp" in p.name or p.name.startswith(".probe")]
