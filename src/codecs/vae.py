@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from src.common.tree import flatten
 from src.common.weights import content_hash
 
+RANDOM = nnx.initializers.lecun_normal()
 EPSILON = 1e-6  # of all group norms
 LOG_VARIANCE = (-30.0, 20.0)  # bounds of what the encoder says
 
@@ -52,17 +53,19 @@ class _Parts:
     groups: int
     dtype: Any
     rngs: nnx.Rngs
+    init: Any
 
     @property
     def precision(self) -> Any:  # TPUs and GPUs take shorter products for f32 unless told
         return jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
 
     def conv(self, d_in: int, d_out: int, size: int = 3, stride: int = 1, padding: Any = "SAME") -> nnx.Conv:
-        args = {"padding": padding, "dtype": self.dtype, "precision": self.precision, "rngs": self.rngs}
-        return nnx.Conv(d_in, d_out, (size, size), strides=stride, **args)
+        args = {"dtype": self.dtype, "precision": self.precision, "kernel_init": self.init, "rngs": self.rngs}
+        return nnx.Conv(d_in, d_out, (size, size), strides=stride, padding=padding, **args)
 
     def linear(self, width: int) -> nnx.Linear:
-        return nnx.Linear(width, width, dtype=self.dtype, precision=self.precision, rngs=self.rngs)
+        args = {"dtype": self.dtype, "precision": self.precision, "kernel_init": self.init, "rngs": self.rngs}
+        return nnx.Linear(width, width, **args)
 
     def norm(self, width: int) -> nnx.GroupNorm:
         # The fast variance, E[x²] - E[x]², loses digits: some channels of the published nets are in the thousands.
@@ -182,8 +185,8 @@ class Decoder(nnx.Module):
 class Autoencoder(nnx.Module):
     """Encoder, decoder and the 1 x 1 convolutions between them."""
 
-    def __init__(self, config: VaeConfig, dtype: Any, rngs: nnx.Rngs):
-        parts, latents = _Parts(config.norm_num_groups, dtype, rngs), config.latent_channels
+    def __init__(self, config: VaeConfig, dtype: Any, rngs: nnx.Rngs, init: Any = RANDOM):
+        parts, latents = _Parts(config.norm_num_groups, dtype, rngs, init), config.latent_channels
         self.encoder, self.decoder = Encoder(config, parts), Decoder(config, parts)
         self.quant_conv = parts.conv(2 * latents, 2 * latents, 1) if config.use_quant_conv else None
         self.post_quant_conv = parts.conv(latents, latents, 1) if config.use_post_quant_conv else None
@@ -201,8 +204,12 @@ class Vae:
     dtype: str = "float32"
 
     def init(self, key: Array) -> dict[str, Any]:
-        """Random parameters, for tests and benches; `jax.eval_shape` of it gives the shapes of published ones."""
+        """Random parameters, for tests and benches."""
         return nnx.to_pure_dict(nnx.state(Autoencoder(self.config, jnp.dtype(self.dtype), nnx.Rngs(key)), nnx.Param))
+
+    def shapes(self) -> dict[str, Any]:
+        """The tree of the parameters as abstract arrays."""
+        return _abstract(self.config, self.dtype)[1]
 
     def moments(self, params: Any, images: Float[Array, "B h w C"]) -> tuple[Array, Array]:
         """Mean and log-variance of the posterior, `[B, h/f, w/f, latent_channels]` each, f32 and not scaled.
@@ -251,9 +258,11 @@ class Vae:
         return content_hash(leaves, {name: getattr(self.config, name) for name in fields})
 
     def _bind(self, params: Any) -> Autoencoder:
-        return nnx.merge(_graph(self.config, self.dtype), nnx.State(params))
+        return nnx.merge(_abstract(self.config, self.dtype)[0], nnx.State(params))
 
 
 @functools.cache
-def _graph(config: VaeConfig, dtype: str) -> nnx.GraphDef:
-    return nnx.graphdef(nnx.eval_shape(lambda: Autoencoder(config, jnp.dtype(dtype), nnx.Rngs(0))))
+def _abstract(config: VaeConfig, dtype: str) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    zeros = nnx.initializers.zeros_init()  # much faster to trace than random ones
+    graph, state = nnx.split(nnx.eval_shape(lambda: Autoencoder(config, jnp.dtype(dtype), nnx.Rngs(0), zeros)))
+    return graph, nnx.to_pure_dict(state)

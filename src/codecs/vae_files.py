@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 from etils import epath
 
 from src.codecs.vae import Vae, VaeConfig
@@ -55,8 +54,8 @@ def read_vae(folder: str | os.PathLike[str], dtype: str = "float32") -> tuple[Va
     Raises FileNotFoundError, OSError, and ValueError, in one sentence, for a config or weights that cannot be used.
     """
     vae = Vae(read_vae_config(folder), dtype)
-    like = jax.eval_shape(vae.init, jax.random.key(0))
-    return vae, import_weights(open_weights(folder, FILES), published_names(flatten(like)), like, canonical)
+    names = published_names(flatten(vae.shapes()))
+    return vae, import_weights(open_weights(folder, FILES), names, vae.shapes(), canonical)
 
 
 def write_vae(folder: str | os.PathLike[str], vae: Vae, params: Any) -> None:
@@ -64,9 +63,8 @@ def write_vae(folder: str | os.PathLike[str], vae: Vae, params: Any) -> None:
     config = dataclasses.asdict(vae.config)
     levels = len(vae.config.block_out_channels)
     config |= {"_class_name": "AutoencoderKL", "act_fn": "silu"} | {n: [kind] * levels for n, kind in BLOCKS.items()}
-    config["shift_factor"] = vae.config.shift_factor or None
-    # diffusers 0.27 knows no such fields and warns of them
-    config = {n: v for n, v in config.items() if not (n in SWITCHES and v) and not (n == "shift_factor" and v is None)}
+    newer = {"shift_factor": 0.0} | dict.fromkeys(SWITCHES, True)  # fields that diffusers 0.27 warns of
+    config = {name: value for name, value in config.items() if name not in newer or value != newer[name]}
     write_weights(folder, FILE, export_weights(params, published_names(flatten(params))), config)
 
 

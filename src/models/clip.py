@@ -113,9 +113,13 @@ class Clip:
     dtype: str = "float32"
 
     def init(self, key: Array) -> dict[str, Any]:
-        """Random parameters, for tests and benches; `jax.eval_shape` of it gives the shapes of published ones."""
+        """Random parameters, for tests and benches."""
         tower = VisionTower(self.config, jnp.dtype(self.dtype), nnx.Rngs(key))
         return nnx.to_pure_dict(nnx.state(tower, nnx.Param))
+
+    def shapes(self) -> dict[str, Any]:
+        """The tree of the parameters as abstract arrays."""
+        return _abstract(self.config, self.dtype)[1]
 
     def features(self, params: Any, images: Float[Array, "B S S C"]) -> Float[Array, "B N D"]:
         """What MonoFormer and LLaVA read of an image: the states before the last block, without the class token; f32.
@@ -138,7 +142,7 @@ class Clip:
                 f"images are {images.shape[1:]}, the vision tower expects {(size, size, self.config.num_channels)} "
                 "(height, width, channels): prepare them with clip.preprocess"
             )
-        tower = nnx.merge(_graph(self.config, self.dtype), nnx.State(params))
+        tower = nnx.merge(_abstract(self.config, self.dtype)[0], nnx.State(params))
         return tower.hidden(images, depth).astype(jnp.float32)
 
 
@@ -172,5 +176,6 @@ def _precision(dtype: Any) -> Any:  # TPUs and GPUs take shorter products for f3
 
 
 @functools.cache
-def _graph(config: ClipConfig, dtype: str) -> nnx.GraphDef:
-    return nnx.graphdef(nnx.eval_shape(lambda: VisionTower(config, jnp.dtype(dtype), nnx.Rngs(0))))
+def _abstract(config: ClipConfig, dtype: str) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    graph, state = nnx.split(nnx.eval_shape(lambda: VisionTower(config, jnp.dtype(dtype), nnx.Rngs(0))))
+    return graph, nnx.to_pure_dict(state)

@@ -6,7 +6,6 @@ import dataclasses
 import os
 from typing import Any
 
-import jax
 from etils import epath
 
 from src.common.inside import shown
@@ -53,9 +52,8 @@ def read_clip(folder: str | os.PathLike[str], dtype: str = "float32") -> tuple[C
     Raises FileNotFoundError, OSError, and ValueError, in one sentence, for a config or weights that cannot be used.
     """
     clip = Clip(read_clip_config(folder), dtype)
-    like = jax.eval_shape(clip.init, jax.random.key(0))
-    names = published_names(like, clip.config.num_hidden_layers)
-    return clip, import_weights(open_weights(folder, FILES), names, like, canonical)
+    names = published_names(clip.shapes(), clip.config.num_hidden_layers)
+    return clip, import_weights(open_weights(folder, FILES), names, clip.shapes(), canonical)
 
 
 def write_clip(folder: str | os.PathLike[str], clip: Clip, params: Any) -> None:
