@@ -79,7 +79,7 @@ def import_weights(
         elif known in wanted and entry.dtype.name not in FLOATS:
             wrong.append(f"{shown(name)} is {entry.dtype.name}, no float of 16 bits or more")
     if wrong:
-        raise ValueError(f"the weights {shown(tensors.path)} do not fit their config: {listed(wrong, len(wrong))}")
+        raise ValueError(f"the weights {shown(tensors.path)} do not fit their config: {listed(wrong, 100)}")
 
     def read(path: str, leaf: Any) -> jax.Array:
         parts = names[path]
