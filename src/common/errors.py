@@ -16,15 +16,16 @@ def in_words(error: BaseException) -> str:
     """The error in one sentence.
 
     Running out of a device's memory (RESOURCE_EXHAUSTED of XLA, when compiling or running) gets the ways out of it;
-    other errors of the runtime are cut after `LONGEST` characters. All else is told as it is.
+    other errors of the runtime are cut after `LONGEST` characters. All else is told as it is, our own sentences that
+    quote a runtime's with it.
     """
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if not type(error).__module__.startswith(("jax", "xla")):
+        return text
     if _is_out_of_memory(text):
         sizes = re.search(r"(allocat\w+ [\d.]+ ?(?:bytes|[KMGT]?i?B)?|[Uu]sed [\d.]+\w* of [\d.]+\w*)", text)
         size = f" ({sizes.group(1).strip()})" if sizes else ""
         return f"the device has not enough memory{size}: try {ADVICE}"
-    if not type(error).__module__.startswith(("jax", "xla")):
-        return text
     flat = " ".join(text.split())
     return flat if len(flat) <= LONGEST else f"{flat[:LONGEST]}… (--traceback shows all of it)"
 

@@ -14,6 +14,7 @@ import logging
 import os
 import pathlib
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,7 +63,11 @@ def explain(error: BaseException) -> str:
 
 
 def hush_orbax() -> None:
-    """Takes the stack traces from the errors that Orbax logs before it raises them: on a full disk hundreds."""
+    """Takes the stack traces from the errors that Orbax logs before it raises them: on a full disk hundreds.
+
+    Python's word on the writes that Orbax then does not begin goes too: it would come last, after the error itself.
+    """
+    warnings.filterwarnings("ignore", r"coroutine 'async_serialize\S*' was never awaited", RuntimeWarning)
     for logger in (logging.getLogger("asyncio"), absl_logging.get_absl_logger()):
         if _shortened not in logger.filters:
             logger.addFilter(_shortened)

@@ -150,6 +150,8 @@ def test_too_little_memory_is_one_sentence_with_advice(monkeypatch, where):
     assert "(allocate 8589934592 bytes)" in errors.in_words(gpu)
     disk = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: error writing: No space left on device")
     assert "memory" not in errors.in_words(disk) and "No space left" in errors.in_words(disk)
+    ours = "the last checkpoint was not written: the disk is full (RESOURCE_EXHAUSTED: Error writing…)"
+    assert errors.in_words(OSError(ours)) == ours
     long = errors.in_words(jax.errors.JaxRuntimeError("INTERNAL: x\n" * 1000))
     assert len(long) < 500 and "--traceback" in long
     assert errors.in_words(ValueError("a\nb" * 300)) == "a\nb" * 300 and errors.in_words(KeyError("k")) == "k"
