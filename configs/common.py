@@ -21,6 +21,10 @@ def base() -> ConfigDict:
             "model": model(),
             "patch": {"size": 2, "scale": 1.0, "shift": 0.0},
             "text_codec": {"name": "text:SentencePiece", "path": "", "vocab_size": 200, "folder": ""},
+            # What images are drawn as: "" pixels (or what the files hold), latents with a path: latents of a frozen
+            # autoencoder. What encodes images that are understood: vision:Clip, vision:Latents or vision:Pixels.
+            "image_codec": {"name": "", "path": ""},
+            "vision": {"name": "", "path": ""},
             "process": flow(),
             "optim": optim(),
             "ema": {"decay": 0.9999, "warmup": False},
@@ -96,6 +100,7 @@ def model() -> dict:
         "image": {"init": "xavier_uniform"},
         # variance: none | learned (with process.variance=learned_range) | unused; order: crs | rsc
         "image_head": {"init": "zeros", "adaln_init": "zeros", "variance": "none", "order": "crs"},
+        "vision": {"init": "lecun_normal"},
         "labels": {"init": "normal:0.02"},
     }
 

@@ -22,6 +22,7 @@ from src.sampling.generate import ImageSampler, TextSampler
 from src.sampling.guidance import Guidance
 from src.sampling.predictor import Predictor
 from src.sequence.layout import Layout, with_time_tokens
+from src.train.frozen import Frozen
 from src.train.system import System, TaskPlan
 
 
@@ -32,8 +33,9 @@ def build_system(config: Any) -> System:
     """
     check_numbers(config)
     codec = build_codec(config)
-    tasks = {name: build_task(name, c.data, codec, config) for name, c in config.tasks.items()}
-    patch = build_patch(config, tasks)
+    frozen = build_frozen(config)
+    tasks = {name: build_task(name, c.data, codec, frozen, config) for name, c in config.tasks.items()}
+    patch = build_patch(config, tasks, frozen)
     process = build_process(config)
     fields = Fields(
         vocab=codec.vocab_size if codec else None,
@@ -41,6 +43,7 @@ def build_system(config: Any) -> System:
         channels=patch.channels if patch else None,
         grid=patch.grid if patch else None,
         classes=next((t.classes for t in tasks.values() if t.classes is not None), None),
+        vision_features=frozen.vision.features if frozen.vision else None,
     )
     graph, init = build_graph(config, fields)
     rows = split_batch(config.batch, {n: c.share for n, c in config.tasks.items()}, multiple=1)
@@ -60,10 +63,10 @@ def build_system(config: Any) -> System:
         objectives = {k: build_objective(c, process) for k, c in config.tasks[name].objectives.items()}
         check_task(name, layout, objectives)
         plans[name] = TaskPlan(task, with_time_tokens(layout) if time_tokens else layout, rows[name], objectives)
-    predictor = build_predictor(config, graph, plans, patch, process, codec)
+    predictor = build_predictor(config, graph, plans, patch, process, codec, frozen)
     evaluators = {n: build("evals", c, tasks=tasks) for n, c in config.eval.evaluators.items()}
     encode = patch.encode if patch else _no_images
-    return System(config, graph, init, plans, encode, evaluators, predictor, codec)
+    return System(config, graph, init, plans, encode, evaluators, predictor, codec, frozen)
 
 
 AT_LEAST_ONE = (
@@ -127,26 +130,44 @@ def build_codec(config: Any) -> Any:
         ) from error
 
 
-def build_task(name: str, data: Any, codec: Any, config: Any) -> Task:
-    """One data task; it gets the codec and the patch size when it asks for them."""
+def build_frozen(config: Any) -> Frozen:
+    """The networks that are used and not trained; nothing is read."""
+    settings = ("codecs", dict(config.image_codec)), ("models", dict(config.vision))
+    image, vision = (build(folder, {k: v for k, v in group.items() if k != "path" or v}) if group.get("name") else None
+                     for folder, group in settings)  # fmt: skip
+    return Frozen(image, vision)
+
+
+def build_task(name: str, data: Any, codec: Any, frozen: Frozen, config: Any) -> Task:
+    """One data task; it gets the codec, the encoder of what is understood, and the size of a patch in the units of its
+    images, when it asks for them."""
     cls = lookup("data", data.name)
     accepted = {p for c in cls.__mro__ if c is not object for p in inspect.signature(c.__init__).parameters}
-    extra = {"codec": codec, "patch": config.patch.size}
+    extra = {"codec": codec, "patch": config.patch.size, "vision": frozen.vision}
     options = {k: v for k, v in dict(data).items() if k != "name"}
     unknown = sorted(set(options) - accepted)
     if unknown:
         raise ValueError(f"tasks.{name}.data: {cls.__name__} has no option {unknown[0]!r}; it has {sorted(accepted)}")
     if "codec" in accepted and codec is None:
         raise ValueError(f"tasks.{name} has text, but text_codec.name is empty; set it, e.g. to 'text:SentencePiece'")
+    if "vision" in accepted and frozen.vision is None:
+        raise ValueError(f"tasks.{name} shows images, but vision.name is empty; set it, e.g. to 'vision:Clip'")
     try:
-        return cls(**{k: v for k, v in extra.items() if k in accepted}, **options)
+        task = cls(**{k: v for k, v in extra.items() if k in accepted}, **options)
+        if frozen.image and task.image_shape and "patch" in accepted:
+            scale = task.image_shape[0] // frozen.image.shape(task.image_shape)[0]
+            if scale > 1:  # the patches are those of the latents
+                extra["patch"] *= scale
+                task = cls(**{k: v for k, v in extra.items() if k in accepted}, **options)
+        return task
     except (ValueError, TypeError) as error:
         raise ValueError(f"tasks.{name}: {error}") from error
 
 
-def build_patch(config: Any, tasks: Mapping[str, Task]) -> Patch | None:
-    """The device codec of the images; all tasks of a system share one image shape."""
+def build_patch(config: Any, tasks: Mapping[str, Task], frozen: Frozen) -> Patch | None:
+    """The device codec of the images, or of their latents; all tasks of a system share one shape."""
     shapes = {t.image_shape for t in tasks.values() if t.image_shape is not None}
+    shapes = {frozen.image.shape(shape) for shape in shapes} if frozen.image else shapes
     if len(shapes) > 1:
         raise ValueError(f"the tasks have images of several shapes, {sorted(shapes)}; one system has one shape")
     if not shapes:
@@ -212,7 +233,13 @@ def check_task(name: str, layout: Layout, objectives: Mapping[str, tuple[Objecti
 
 
 def build_predictor(
-    config: Any, graph: nnx.GraphDef, plans: Mapping[str, TaskPlan], patch: Patch | None, process: Process, codec: Any
+    config: Any,
+    graph: nnx.GraphDef,
+    plans: Mapping[str, TaskPlan],
+    patch: Patch | None,
+    process: Process,
+    codec: Any,
+    frozen: Frozen,
 ) -> Predictor:
     """How the system samples. A task generates the last segment that one of its objectives owns."""
     image = text = None
@@ -240,9 +267,20 @@ def build_predictor(
         codec=codec,
         image=image,
         text=text,
+        shape=_drawn(patch, frozen),
+        shown=frozen.shown,
+        pictures=frozen.pictures,
         rows=config.sample.rows,
         longest=config.sample.longest,
     )
+
+
+def _drawn(patch: Patch | None, frozen: Frozen) -> tuple[int, int, int] | None:
+    """Shape (h, w, C) of the images that are drawn."""
+    if patch is None:
+        return None
+    shape = (patch.height, patch.width, patch.channels)
+    return frozen.image.picture(shape) if frozen.image else shape
 
 
 def _no_images(values: Any) -> Any:

@@ -1,7 +1,7 @@
 """The contracts between the floors, and the glossary of letters.
 
 Shapes:  B batch · S sequence · N tokens of one field · D width · H heads · K kv heads · V vocabulary
-         C channels · P patch features · A rotary axes · L layers
+         C channels · P patch features · F features of a frozen encoder · A rotary axes · L layers
          T times of one row (1, or N when every token has its own)
 
 Time:    t in [0, 1] everywhere; t = 0 is clean data, t = 1 is noise. A discrete process with n steps puts its
@@ -9,7 +9,8 @@ Time:    t in [0, 1] everywhere; t = 0 is clean data, t = 1 is noise. A discrete
 
 Words:   field     a named array of an example (prompt, image, caption, label)
          segment   a span of the sequence that holds a field
-         kind      how the model embeds and reads a segment: text | image | time
+         kind      how the model embeds and reads a segment: text | image | vision | time
+                   (image: drawn by diffusion; vision: understood, given as features of a frozen encoder)
          layout    the order of the segments and how their tokens see each other
          mode      how the tokens of one segment see each other: causal | bidirectional | block:<size>
 """
@@ -41,12 +42,13 @@ class TokenField:
 
 @struct.dataclass
 class ImageField:
-    """A continuous field, as the data pipeline delivers it (pixels or latents, channels last).
+    """A continuous field: pixels or latents, channels last; the step gets features [B, N, F] in a vision segment.
 
-    `valid` is False for rows that no objective may count, whatever their values; None: all rows count.
+    `valid` is False for rows that no objective may count, whatever their values, and that a vision segment leaves
+    empty; None: all rows count.
     """
 
-    values: Float[Array, "*B height width C"]
+    values: Float[Array, "*B height width C"] | Float[Array, "*B N F"]
     valid: Bool[Array, "*B"] | None = None
 
 
@@ -181,7 +183,7 @@ class LossTerm:
 class View:
     """One row-batch as the network gets it: the inputs of each segment and the times of the noised ones.
 
-    inputs   by segment name: ids `[B, N]` (text) or vectors `[B, N, P]` (image)
+    inputs   by segment name: ids `[B, N]` (text), vectors `[B, N, P]` (image) or features `[B, N, F]` (vision)
     valid    by segment name: `[B, N]`; absent means all valid
     times    by image segment name: process time `[B, T]`, already mapped by `Process.time_input`; absent = clean
     labels   class index `[B]` or None

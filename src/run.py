@@ -89,9 +89,10 @@ def sample(flags: Any, started: float) -> None:
     predict = system.predictor.with_params(params)
     task = flags.task or _choose_task(system, flags)
     data, layout, name = predict.task(task)
-    _check_given(task, data, layout.segment(name).kind, given)
+    sees = bool(layout.named("image") or layout.named("vision"))
+    _check_given(task, data, layout.segment(name).kind, given, sees)
     if layout.segment(name).kind == "text":
-        images = None if flags.image is None else read_image(flags.image, data.image_shape)[None]
+        images = None if flags.image is None else _read_image(flags.image, system, data, layout)[None]
         words = None if flags.prompt is None else [flags.prompt]
         for text in predict.write(task, words=words, images=images, seed=system.config.seed):
             _say(text if flags.prompt is None else f"{flags.prompt} {text}")
@@ -135,12 +136,19 @@ def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
     return np.asarray(image, np.float32).reshape(shape) / 127.5 - 1
 
 
-def _check_given(task: str, data: Any, kind: str, given: list[str]) -> None:
+def _read_image(path: str, system: Any, data: Any, layout: Any) -> np.ndarray:
+    """An image file as the data of a task would deliver it."""
+    if not layout.named("image"):
+        return system.frozen.vision.preprocess(read_pixels(path, channels=system.frozen.vision.shape[2]))
+    return read_image(path, system.predictor.shape if system.frozen.image else data.image_shape)
+
+
+def _check_given(task: str, data: Any, kind: str, given: list[str], sees: bool) -> None:
     """Raises ValueError when the flags are not what the task starts from."""
     if kind == "image":
         wanted = [["label"]] if data.classes is not None else [["prompt"]]
     else:
-        wanted = [["prompt"]] if data.image_shape is None else [["image"], ["prompt", "image"]]
+        wanted = [["image"], ["prompt", "image"]] if sees else [["prompt"]]
     if given not in wanted:
         needs = " or ".join(" and ".join(f"--{name}" for name in names) for names in wanted)
         raise ValueError(f"task {task} starts from {needs}, not {' and '.join(f'--{n}' for n in given)} (see --task)")
@@ -152,7 +160,7 @@ def _choose_task(system: Any, flags: Any) -> str:
         kind = layout.segment(generated).kind
         if flags.image is None and kind == "image":
             return name
-        if flags.image is not None and kind == "text" and layout.named("image"):
+        if flags.image is not None and kind == "text" and (layout.named("image") or layout.named("vision")):
             return name
     wanted = "draws images" if flags.image is None else "describes images"
     raise ValueError(f"this system has no task that {wanted}; it has {', '.join(system.tasks)} (see --task)")
@@ -168,7 +176,7 @@ def _restored(flags: Any) -> tuple[Any, Any, epath.Path]:
     step = checkpoints.choose(flags.step)
     fixed = ("model", "patch", "text_codec", "process")
     identity = system.identity()
-    free = tuple(k for k in identity if k not in (*fixed, "tokenizer"))
+    free = tuple(k for k in identity if k not in (*fixed, "tokenizer", "frozen"))
     found = checkpoints.restore(make_trainer(system).abstract, lambda saved: check_config(saved, identity, free), step)
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")

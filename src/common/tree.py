@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 Value = TypeVar("Value")
 SHOWN = 8
@@ -100,3 +101,17 @@ def listed(items: Sequence[Any], shown: int = SHOWN) -> str:
     """The first items for a message, with a count of those left out."""
     text = ", ".join(str(item) for item in items[:shown])
     return text if len(items) <= shown else f"{text} and {len(items) - shown} more"
+
+
+def split_rows(batch: Any, parts: int) -> Any:
+    """[B, …] -> [parts, B / parts, …]; row i goes to part i mod parts, so that every device keeps its share of each."""
+
+    def split(leaf: jax.Array) -> jax.Array:
+        return jnp.moveaxis(leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]), 1, 0)
+
+    return jax.tree.map(split, batch)
+
+
+def join_rows(parts: Any) -> Any:
+    """[parts, B / parts, …] -> [B, …], the inverse of `split_rows`."""
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), parts)

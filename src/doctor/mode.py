@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from src.common.distributed import put_batch
 from src.doctor.case import open_case
 from src.doctor.checks import SCREENS, examine, look_over
 from src.doctor.data import spec
@@ -42,7 +41,7 @@ def consult(system: System, steps: int = STEPS, devices: Sequence[Any] | None = 
     trainer = make_trainer(system, devices)
     seen = memory = None
     with contextlib.closing(open_data(trainer)) as data, jax.set_mesh(trainer.mesh):
-        first = put_batch(next(data), trainer.mesh)
+        first = trainer.place(next(data), 0)
         found = look_over(open_case(trainer, first))
         if not errors(found):  # before the step compiles, which may take minutes
             update = trainer.compile()

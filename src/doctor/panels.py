@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from src.common.distributed import data_shard, put_batch
+from src.common.distributed import data_shard
 from src.common.rng import stream
 from src.common.sharding import replicated
 from src.common.writers import MetricWriter
@@ -75,7 +75,7 @@ class Panels:
         sums: dict[str, LossTerm] = {}
         seed = np.uint32(self.system.config.seed)
         for number, batch in enumerate(self._rows()):
-            terms = jax.device_get(self._measure(params, seed, np.int32(number), put_batch(batch, self.trainer.mesh)))
+            terms = jax.device_get(self._measure(params, seed, np.int32(number), self.trainer.place(batch, number)))
             sums = {name: sums[name] + term if name in sums else term for name, term in terms.items()}
         return {name: float(term.total / term.count) for name, term in sums.items() if term.count}
 
@@ -129,7 +129,7 @@ def drawings(system: System, params: PyTree, count: int) -> dict[str, np.ndarray
 
     predict, pictures = system.predictor.with_params(params), {}
     for name, (data, layout, generated) in predict.tasks.items():
-        if layout.segment(generated).kind != "image" or data.image_shape[2] not in (1, 3):
+        if layout.segment(generated).kind != "image" or predict.shape[2] not in (1, 3):
             continue
         if data.classes is None and not hasattr(data, "prompts"):  # it knows no captions without reading its files
             continue

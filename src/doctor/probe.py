@@ -22,11 +22,12 @@ from jaxtyping import Array, Bool, Float, Int
 from src.common.placement import Placement
 from src.common.rng import step_key
 from src.common.sharding import batch_sharding, replicated
+from src.common.tree import split_rows
 from src.doctor.vitals import block, hasty, told
 from src.interfaces import Batch, PyTree
 from src.models.transformer import Tap
 from src.train.state import TrainState
-from src.train.step import Add, Measured, split_rows
+from src.train.step import Add, Measured
 from src.train.system import Prepared, System, losses, prepare, weighted_sum
 from src.train.trainer import Trainer
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 
-from src.common.distributed import put_batch
 from src.common.tree import listed
 from src.doctor.case import Check, open_case
 from src.doctor.finding import Finding, error, errors, warning
@@ -72,7 +71,7 @@ def rehearse(
         began = time.monotonic()
         rows = next(data)
         fetched = time.monotonic()
-        batch = put_batch(rows, trainer.mesh)
+        batch = trainer.place(rows, step)
         case = open_case(trainer, batch)
         found = errors([finding for check in screens for finding in check(case)])
         if found:

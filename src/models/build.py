@@ -11,7 +11,7 @@ from flax import nnx
 
 from src.common.lookup import check_arguments, lookup
 from src.models.conditioning import TimestepEmbedder
-from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder
+from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder, VisionEmbedder
 from src.models.heads import ImageHead, TextHead
 from src.models.model import Model
 from src.models.transformer import Transformer
@@ -21,13 +21,15 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """What the tasks bring: size of the vocabulary, shape of the patches, number of classes (None: not there)."""
+    """What the tasks bring: size of the vocabulary, shape of the patches, number of classes, and features of a frozen
+    encoder (None: not there)."""
 
     vocab: int | None = None
     patch_features: int | None = None
     channels: int | None = None
     grid: tuple[int, int] | None = None
     classes: int | None = None
+    vision_features: int | None = None
 
 
 def build_model(config: Mapping[str, Any], fields: Fields, rngs: nnx.Rngs) -> Model:
@@ -56,6 +58,8 @@ def build_model(config: Mapping[str, Any], fields: Fields, rngs: nnx.Rngs) -> Mo
         parts["image"] = part(PatchEmbedder, "image", grid=fields.grid, **size)
         parts["image_head"] = part(ImageHead, "image_head", channels=fields.channels, **size)
         parts["time"] = part(TimestepEmbedder, "time", width=width)
+    if fields.vision_features is not None:
+        parts["vision"] = part(VisionEmbedder, "vision", features=fields.vision_features, width=width)
     if fields.classes is not None:
         parts["labels"] = part(LabelEmbedder, "labels", classes=fields.classes, width=width)
     trunk = part(Transformer, "trunk", layer=kind.Layer)

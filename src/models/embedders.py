@@ -69,6 +69,19 @@ class PatchEmbedder(nnx.Module):
         return self.linear(patches) + jnp.asarray(sincos_2d(*self.grid, self.width), self.dtype)
 
 
+class VisionEmbedder(nnx.Module):
+    """Features of a frozen encoder -> vectors: linear, GELU, linear (LLaVA 1.5; MonoFormer's `im_embedder`)."""
+
+    def __init__(
+        self, features: int, width: int, *, init: str | float = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs
+    ):
+        args = {"init": init, "bias": True, "dtype": dtype, "rngs": rngs}
+        self.first, self.second = linear(features, width, **args), linear(width, width, **args)
+
+    def __call__(self, features: Float[Array, "B N F"]) -> Float[Array, "B N D"]:
+        return self.second(jax.nn.gelu(self.first(features), approximate=False))
+
+
 class LabelEmbedder(nnx.Module):
     """Class index -> conditioning vector; the last row stands for "no class" (classifier-free guidance)."""
 

@@ -16,7 +16,7 @@ from src.common.activations import automatic_axes, constrain
 from src.common.placement import Placement
 from src.interfaces import Hidden, Prediction, PyTree, SequenceSpec, View
 from src.models.conditioning import Condition, Conditioning, TimestepEmbedder
-from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder
+from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder, VisionEmbedder
 from src.models.heads import ImageHead, TextHead
 from src.models.transformer import Cache, Tap, Transformer
 from src.sequence.layout import Layout, positions, time_name
@@ -33,10 +33,10 @@ class Embedded(NamedTuple):
 
 
 class Model(nnx.Module):
-    """Text ids and image patches in, hidden states out; heads on request.
+    """Text ids, image patches and features in, hidden states out; heads on request.
 
-    A part is absent when the system does not need it: `text` without a vocabulary, `image` without patches, `labels`
-    without classes.
+    A part is absent when the system does not need it: `text` without a vocabulary, `image` without patches, `vision`
+    without an encoder, `labels` without classes.
     """
 
     def __init__(
@@ -49,10 +49,12 @@ class Model(nnx.Module):
         text_head: TextHead | None = None,
         image: PatchEmbedder | None = None,
         image_head: ImageHead | None = None,
+        vision: VisionEmbedder | None = None,
         labels: LabelEmbedder | None = None,
     ):
         self.trunk, self.conditioning, self.time, self.labels = trunk, conditioning, time, labels
         self.text, self.text_head, self.image, self.image_head = text, text_head, image, image_head
+        self.vision = vision
 
     # ------------------------------------------------------------------ training: whole rows
 
@@ -140,6 +142,8 @@ class Model(nnx.Module):
             return self.text(view.inputs[segment.name])
         if segment.kind == "image":
             return self.conditioning.before(self.image(view.inputs[segment.name]), vectors[segment.name])
+        if segment.kind == "vision":
+            return self.vision(view.inputs[segment.name])
         image = next(name for name in vectors if time_name(name) == segment.name)
         return self.conditioning.token(vectors[image][:, :1])
 

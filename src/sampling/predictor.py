@@ -28,6 +28,9 @@ class Predictor:
     bind      parameters -> the network
     tasks     by name: (data task, its layout in the model, the segment that it generates)
     encode    pixels or latents `[B, h, w, C]` -> patches, `decode` the inverse
+    shape     (h, w, C) of the images that `draw` gives
+    shown     (kind of segment, images as the data deliver them) -> as the network is shown them
+    pictures  what `decode` gives -> pictures, in [-1, 1]
     rows      rows of one call of the network; more are done in turns, fewer are filled up
     longest   most tokens of a generated text
     """
@@ -39,6 +42,9 @@ class Predictor:
     codec: Any
     image: ImageSampler | None
     text: TextSampler | None
+    shape: tuple[int, int, int] | None = None
+    shown: Callable[[str, np.ndarray], np.ndarray] = lambda kind, images: images
+    pictures: Callable[[np.ndarray], np.ndarray] = lambda images: images
     rows: int = 128
     longest: int = 16
     params: PyTree = None
@@ -74,7 +80,7 @@ class Predictor:
             given = {"label": LabelField(np.asarray(labels, np.int32))}
             null = {"label": LabelField(np.full(len(labels), data.classes, np.int32))}
         patches = self._run(layout, name, given, null if self.image.guidance.scale != 1 else None, seed)
-        return np.asarray(self.decode(jnp.asarray(patches)))
+        return np.asarray(self.pictures(np.asarray(self.decode(jnp.asarray(patches)))))
 
     def write(
         self,
@@ -86,7 +92,8 @@ class Predictor:
     ) -> list[str]:
         """The text that follows each beginning (`words`), or each image, without the beginning."""
         data, layout, name = self.task(task, "text")
-        if (images is None) == bool(layout.named("image")):
+        seen = [*layout.named("image"), *layout.named("vision")]
+        if (images is None) == bool(seen):
             raise ValueError(
                 f"task {task} writes {'about an image; give one' if images is None else 'without an image'}"
             )
@@ -98,7 +105,8 @@ class Predictor:
         wider = dataclasses.replace(segment, length=longest + self.longest)
         layout = Layout(tuple(wider if s.name == name else s for s in layout.segments))
         if images is not None:
-            given[layout.named("image")[0]] = ImageField(np.asarray(images, np.float32))
+            shown = self.shown(layout.segment(seen[0]).kind, np.asarray(images, np.float32))
+            given[seen[0]] = ImageField(shown)
             head = data.fixed_texts()
             given |= {k: jax.tree.map(lambda a: np.repeat(a, count, axis=0), v) for k, v in head.items()}
         ids = self._run(layout, name, given, None, seed)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int
 
 from src.interfaces import SequenceSpec
 
-KINDS = ("text", "image", "time")
+KINDS = ("text", "image", "vision", "time")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,11 @@ from src.sequence.layout import Layout
 
 
 def clean_view(layout: Layout, batch: Batch, encode: Callable[[Array], Array], generated: tuple[str, ...] = ()) -> View:
-    """Text as ids, images as clean patches (`encode` is the device codec's), labels aside.
+    """Text as ids, images as clean patches (`encode` is the device codec's), features as they are, labels aside.
 
     An image that does not count (`valid`) becomes zeros, whatever it held, and keeps its places: masks that are known
-    before any data stay so. Objectives replace what they corrupt; samplers name what they will generate, and what
-    follows it is not needed.
+    before any data stay so. One of a vision segment becomes padding, which nobody sees. Objectives replace what they
+    corrupt; samplers name what they will generate, and what follows it is not needed.
     Raises KeyError when the batch lacks a field of the layout.
     """
     names = [s.name for s in layout.segments if s.kind != "time"]
@@ -24,12 +24,17 @@ def clean_view(layout: Layout, batch: Batch, encode: Callable[[Array], Array], g
     missing = [n for n in needed if n not in batch and n not in generated]
     if missing:
         raise KeyError(f"the batch has fields {sorted(batch)}, the layout also needs {missing}")
+    kinds = {s.name: s.kind for s in layout.segments}
     inputs, valid, labels = {}, {}, None
     for name, field in batch.items():
         if isinstance(field, LabelField):
             labels = field.ids
         elif isinstance(field, TokenField):
             inputs[name], valid[name] = field.ids, field.valid
+        elif name in kinds and kinds[name] == "vision":
+            shown = jnp.ones(field.values.shape[:1], bool) if field.valid is None else field.valid
+            inputs[name] = jnp.where(shown[:, None, None], field.values, 0)
+            valid[name] = jnp.broadcast_to(shown[:, None], field.values.shape[:2])
         else:
             patches = encode(field.values)
             inputs[name] = patches if field.valid is None else jnp.where(field.valid[:, None, None], patches, 0)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from src.build import build_system
-from src.common.distributed import data_shard, put_batch
+from src.common.distributed import data_shard
 from src.common.tree import count_parameters
 from src.tools import bench_clock
 from src.tools import flops as operations
@@ -47,7 +47,7 @@ class Bench:
 
     def on_device(self) -> itertools.cycle:
         """The batches as the step takes them, for ever."""
-        return itertools.cycle([put_batch(batch, self.trainer.mesh) for batch in self.batches])
+        return itertools.cycle([self.trainer.place(batch, 0) for batch in self.batches])
 
     def step(self, batch: Any) -> Any:
         """One train step; returns its measurements."""
@@ -76,7 +76,7 @@ def start(
     data = open_data(trainer)
     batches = [next(data)]
     bench = Bench(system, trainer, compiled, state, batches, {}, seconds, steps, say)
-    jax.block_until_ready(bench.step(put_batch(batches[0], trainer.mesh)))
+    jax.block_until_ready(bench.step(trainer.place(batches[0], 0)))
     marks["first_step"] = time.monotonic() - started
     batches += [next(data) for _ in range(KEPT - 1)]
     data.close()
@@ -131,11 +131,11 @@ def measure_loop(bench: Bench) -> float:
     bench.say("train loop with its data")
     data = open_data(bench.trainer)
     for _ in range(WARM):
-        measured = bench.step(put_batch(next(data), bench.trainer.mesh))
+        measured = bench.step(bench.trainer.place(next(data), 0))
     jax.block_until_ready(measured)
     began, count = time.perf_counter(), 0
     while count < bench.steps if bench.steps else (count < WARM or time.perf_counter() - began < bench.seconds):
-        measured = bench.step(put_batch(next(data), bench.trainer.mesh))
+        measured = bench.step(bench.trainer.place(next(data), 0))
         count += 1
         if count % 10 == 0:
             jax.block_until_ready(measured)  # so that the clock is that of the device

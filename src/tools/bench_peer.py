@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from src.common.distributed import put_batch
 from src.common.lookup import lookup
 from src.common.rng import step_key, stream
 from src.common.tree import flatten
@@ -135,7 +134,7 @@ def compare_steps(bench: bench_parts.Bench, peer: Any, flat: Any) -> dict[str, A
     measured = []
     for i in range(CHECKED_STEPS):
         noise = drawn_noise(bench, bench.batches[i], i)
-        terms = jax.device_get(bench.step(put_batch(bench.batches[i], bench.trainer.mesh)).terms)
+        terms = jax.device_get(bench.step(bench.trainer.place(bench.batches[i], 0)).terms)
         measured.append((noise, {k: float(terms[k].total) for k in ("total", "grad_norm")}))
     for side, train in peer.steps.items():
         bench.say(f"comparing steps, {side}")

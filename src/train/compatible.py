@@ -15,6 +15,12 @@ ASSUMED: dict[str, Any] = {
     "model.trunk.attention": "auto",
     "model.text_head.chunk": 8192,
     "optim.moments": "full",
+    "image_codec.name": "",
+    "image_codec.path": "",
+    "vision.name": "",
+    "vision.path": "",
+    "model.vision.init": "lecun_normal",
+    "frozen": {},
 }
 RENAMED: dict[str, str] = {}  # a field, or all below it, of older configs: its name now
 ABSENT = "absent"

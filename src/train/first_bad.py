@@ -23,7 +23,6 @@ from src.common.sharding import replicated
 from src.interfaces import Batch, Net, PyTree
 from src.models.model import STACKED, bind
 from src.models.transformer import Tap
-from src.train.step import split_rows
 from src.train.system import Prepared, System, prepare
 from src.train.trainer import Trainer
 
@@ -130,7 +129,7 @@ def _forward(trainer: Trainer, params: PyTree, batch: Mapping[str, Batch], step:
                 whole[kind, f"task {task}{name and ', '}{name}"] = count
             return whole
 
-        parts = jax.lax.map(look, split_rows(rows, accumulate))
+        parts = jax.lax.map(look, tree.split_rows(rows, accumulate))
         return jax.tree.map(jnp.zeros_like, params), add(jax.tree.map(lambda a: a.sum(0), parts))
 
     numbers = {name: jnp.arange(rows) for name, rows in sizes.items()}

@@ -13,7 +13,6 @@ import jax
 from absl import logging
 
 from src.common import stopping, watchdog
-from src.common.distributed import put_batch
 from src.common.progress import Progress
 from src.common.tree import count_parameters
 from src.common.writers import History, MetricWriter
@@ -183,7 +182,7 @@ class Run:
         began = time.monotonic()
         rows = next(self.data)
         self.meter.waited(time.monotonic() - began)
-        self.batch = put_batch(rows, self.trainer.mesh)
+        self.batch = self.trainer.place(rows, self.step)
         watchdog.at(watchdog.START if self.measured is None else watchdog.STEP)
         if self.step == 0:
             self.state = self.observer.begin(self.trainer, self.update, self.state, self.batch)

@@ -120,17 +120,8 @@ def gradients(
 
     # Counts do not depend on the network: the compiler drops everything else of this forward pass.
     counts = {k: add(v.count) for k, v in losses(system, params, batch, prepared, placement).items()}
-    micros = split_rows((batch, prepared), accumulate)
+    micros = tree.split_rows((batch, prepared), accumulate)
     shapes = jax.eval_shape(one, counts, jax.tree.map(lambda a: a[0], micros))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     sums, _ = jax.lax.scan(lambda carry, micro: (jax.tree.map(jnp.add, carry, one(counts, micro)), None), zeros, micros)
     return sums
-
-
-def split_rows(batch: PyTree, parts: int) -> PyTree:
-    """[B, …] -> [parts, B / parts, …]; row i goes to part i mod parts, so that every device keeps its share of each."""
-
-    def split(leaf: Array) -> Array:
-        return jnp.moveaxis(leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]), 1, 0)
-
-    return jax.tree.map(split, batch)

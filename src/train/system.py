@@ -17,6 +17,7 @@ from src.models.model import bind
 from src.models.transformer import Tap
 from src.sequence.layout import Layout
 from src.sequence.view import clean_view
+from src.train.frozen import NOTHING, Frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class System:
     evaluators  by name, called as `evaluator(predictor, seed)`; see `src/evals/result.py`
     predictor   samples from the system, once it is given parameters
     codec       the text codec, or None
+    frozen      networks that are used and not trained
     """
 
     config: Any
@@ -49,14 +51,26 @@ class System:
     evaluators: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     predictor: Any = None
     codec: Any = None
+    frozen: Frozen = NOTHING
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint remembers of the system: the config, and which tokenizer gave the ids their meaning."""
-        return self.config.to_dict() | {"tokenizer": self.codec.fingerprint() if self.codec else None}
+        """What a checkpoint remembers of the system: the config, and which tokenizer and frozen networks gave ids and
+        latents their meaning."""
+        tokenizer = self.codec.fingerprint() if self.codec else None
+        return self.config.to_dict() | {"tokenizer": tokenizer, "frozen": self.frozen.fingerprints()}
 
     def spec(self) -> dict[str, dict[str, Any]]:
-        """Abstract arrays of one global batch."""
+        """Abstract arrays of one global batch, as the step gets it."""
+        return self.frozen.spec(self.layouts, self.delivered())
+
+    def delivered(self) -> dict[str, dict[str, Any]]:
+        """Abstract arrays of one global batch, as the data deliver it."""
         return {name: plan.task.element_spec(plan.rows) for name, plan in self.tasks.items()}
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """The layout of each task."""
+        return {name: plan.layout for name, plan in self.tasks.items()}
 
     @property
     def weights(self) -> dict[str, float]:

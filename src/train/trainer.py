@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,14 @@ import numpy as np
 import optax
 from absl import logging
 
-from src.common.distributed import check_same, data_shard
+from src.common.distributed import check_same, data_shard, put_batch
 from src.common.placement import Placement
+from src.common.rng import step_key
 from src.common.sharding import ShardingRules, batch_sharding, make_mesh, replicated
 from src.common.tree import flatten
 from src.data.ledger import Ledger
 from src.data.pipeline import Mixture
-from src.interfaces import PyTree
+from src.interfaces import Batch, PyTree
 from src.train.optim import Schedule, build_optimizer
 from src.train.state import TrainState, first_state, init_params, init_state
 from src.train.step import make_train_step
@@ -47,6 +48,29 @@ class Trainer:
         """The parameters of a fresh state, made where they will live."""
         with jax.set_mesh(self.mesh):
             return self._init_params(self._seed)
+
+    def place(self, rows: Mapping[str, Batch], step: int) -> dict[str, Batch]:
+        """A host batch (this process's rows) on the devices, as the train step gets it before it is step `step` + 1.
+
+        What frozen networks draw at random depends on the run's seed and `step` alone.
+        """
+        batch = put_batch(rows, self.mesh)
+        if not self.system.frozen.nets:
+            return batch
+        with jax.set_mesh(self.mesh):
+            return self._encode(self._frozen, batch, self._seed, np.int32(step))
+
+    @functools.cached_property
+    def _frozen(self) -> dict[str, PyTree]:
+        return jax.device_put(self.system.frozen.read(), replicated(self.mesh))
+
+    @functools.cached_property
+    def _encode(self) -> Callable[..., dict[str, Batch]]:
+        def encode(params: PyTree, batch: Mapping[str, Batch], seed: Any, step: Any) -> dict[str, Batch]:
+            ways = math.prod(self.mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
+            return self.system.frozen.encode(params, self.system.layouts, batch, step_key(seed, step), ways)
+
+        return jax.jit(encode, out_shardings=batch_sharding(self.mesh))
 
     @property
     def _seed(self) -> np.uint32:

@@ -14,6 +14,7 @@ from src.common.distributed import put_batch, to_host
 from src.common.tree import flatten
 from src.common.writers import JsonLines, Many
 from src.train import loop
+from src.train import trainer as trainer_module
 from src.train.checkpoint import Checkpointer
 from src.train.trainer import make_trainer, open_data
 from tests.test_processes import TORUS, folder, logged, said, start, system  # noqa: F401 - fixtures
@@ -37,11 +38,11 @@ import hashlib, json, sys
 import numpy as np
 from jax.experimental import multihost_utils
 from src.common import distributed
-from src.train import loop
+from src.train import trainer
 from src.train.checkpoint import Checkpointer
 
 FOLDER = next(a for a in sys.argv if a.startswith("--workdir=")).partition("=")[2] + "/.."
-put, gather, save = loop.put_batch, multihost_utils.process_allgather, Checkpointer.save
+put, gather, save = trainer.put_batch, multihost_utils.process_allgather, Checkpointer.save
 sizes = []
 
 def note(name, value):
@@ -70,7 +71,7 @@ def watched(self, step, state, *rest):
     note("saves", {"step": step, "gathered": max(sizes), "here": here, "all": sum(leaf.nbytes for leaf in leaves)})
     return saved
 
-loop.put_batch, multihost_utils.process_allgather, Checkpointer.save = seen, sized, watched
+trainer.put_batch, multihost_utils.process_allgather, Checkpointer.save = seen, sized, watched
 """
 
 
@@ -104,7 +105,7 @@ def leg(path, monkeypatch, mesh, changes, steps):
         digests.append(digest(found))
         return found
 
-    monkeypatch.setattr(loop, "put_batch", put)
+    monkeypatch.setattr(trainer_module, "put_batch", put)
     checkpoints = Checkpointer(path, every=config.checkpoint.every)
     state, _ = loop.train(trainer, checkpoints, Many([JsonLines(path / "log.jsonl")]), 0.0)
     checkpoints.close()

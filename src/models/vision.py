@@ -1,0 +1,167 @@
+"""Frozen encoders of images that are understood, not drawn: pixels -> features `[B, N, F]` (MonoFormer, section 3).
+
+tokens       N features of length `features` (F) for one image
+shape        (h, w, C) of what `preprocess` makes of a picture, on the host; data tasks deliver that
+compute      what a frozen network makes of it, row by row; `draw` ends it with what is random
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+from src.codecs import latents
+from src.codecs.patch import Patch
+from src.common.tree import flatten
+from src.common.weights import content_hash
+from src.interfaces import PyTree
+from src.models import clip
+from src.models.clip_files import read_clip, read_clip_config
+
+
+class Pixels:
+    """No network: patches of the pixels themselves, for small images and tests."""
+
+    fingerprint = "pixels"
+    rows = 1024
+
+    def __init__(self, size: int, patch: int, channels: int = 3):
+        self.params: PyTree = {}
+        self.shape = (size, size, channels)
+        self._patch = Patch(patch, channels, size, size)
+        self.tokens, self.features = self._patch.tokens, self._patch.features
+
+    def preprocess(self, pixels: UInt8[np.ndarray, "h w C"]) -> Float[np.ndarray, "S S C"]:
+        """The picture in a square, in [-1, 1]."""
+        return letterbox(pixels, self.shape[0])
+
+    def compute(self, params: PyTree, values: Float[Array, "B S S C"]) -> Float[Array, "B N F"]:
+        """Patches, features ordered (channel, row, column)."""
+        return self._patch.encode(values)
+
+    def draw(self, values: Float[Array, "B N F"], key: Array | None) -> Float[Array, "B N F"]:
+        """Nothing is random."""
+        return values
+
+
+class Clip:
+    """CLIP's vision tower: the states before the last block, without the class token (MonoFormer, LLaVA).
+
+    path       folder with config.json and model.safetensors; read when the first image comes
+    size, patch, features   of the tower, ViT-L/14 by default; others are refused
+    dtype, rows   of the computation, and pictures that a device encodes at a time
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        size: int = 224,
+        patch: int = 14,
+        features: int = 1024,
+        dtype: str = "float32",
+        rows: int = 32,
+    ):
+        self.path, self.dtype, self.rows, self.features = path, dtype, rows, features
+        self.shape, self.tokens = (size, size, 3), (size // patch) ** 2
+        self._wanted = {"image_size": size, "patch_size": patch, "hidden_size": features}
+
+    @functools.cached_property
+    def tower(self) -> clip.Clip:
+        """The tower without its parameters. Raises as `read_clip_config`, and ValueError if it is another one."""
+        if not os.fspath(self.path) or not epath.Path(self.path).exists():
+            raise FileNotFoundError(
+                f"the vision tower's folder {os.fspath(self.path)!r} does not exist: set vision.path to a folder with"
+                " config.json and model.safetensors (docs/weights.md)"
+            )
+        config = read_clip_config(epath.Path(self.path) / "config.json")
+        for name, value in self._wanted.items():
+            if getattr(config, name) != value:
+                raise ValueError(
+                    f"the vision tower in {os.fspath(self.path)!r} has {name} {getattr(config, name)}, not {value}:"
+                    " set vision.size, vision.patch and vision.features to those of the tower"
+                )
+        return clip.Clip(config, self.dtype)
+
+    @functools.cached_property
+    def params(self) -> PyTree:
+        """The tower's parameters, read once. Raises as `read_clip`."""
+        _ = self.tower
+        return read_clip(self.path, self.dtype)[1]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the tower's parameters."""
+        return content_hash(flatten(self.params), dataclasses.asdict(self.tower.config))
+
+    def preprocess(self, pixels: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "S S 3"]:
+        """CLIP's own preparation."""
+        return clip.preprocess(pixels, self.shape[0])
+
+    def compute(self, params: PyTree, values: Float[Array, "B S S 3"]) -> Float[Array, "B N F"]:
+        """The tower's features, f32."""
+        return self.tower.features(params, values)
+
+    def draw(self, values: Float[Array, "B N F"], key: Array | None) -> Float[Array, "B N F"]:
+        """Nothing is random."""
+        return values
+
+
+class Latents:
+    """MonoFormer's other branch: latents of the whole picture in a square with black borders, as patches.
+
+    The options are those of `codecs/latents.py`; `size` is that of the square, `patch` that of a token in latents.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, size: int = 256, patch: int = 2, **options: Any):
+        self._codec = latents.Latents(path, **options)
+        height, width, channels = self._codec.shape((size, size, 3))
+        self._patch = Patch(patch, channels, height, width)
+        self.shape, self.tokens, self.features = (size, size, 3), self._patch.tokens, self._patch.features
+        self.rows = self._codec.rows
+
+    @property
+    def params(self) -> PyTree:
+        """The autoencoder's."""
+        return self._codec.params
+
+    @property
+    def fingerprint(self) -> str:
+        """The autoencoder's."""
+        return self._codec.fingerprint
+
+    def preprocess(self, pixels: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "S S 3"]:
+        """The picture in a square, in [-1, 1]."""
+        return letterbox(pixels, self.shape[0])
+
+    def compute(self, params: PyTree, values: Float[Array, "B S S 3"]) -> Float[Array, "B H W D"]:
+        """Moments of the latents."""
+        return self._codec.compute(params, values)
+
+    def draw(self, values: Float[Array, "B H W D"], key: Array | None) -> Float[Array, "B N F"]:
+        """Patches of latents drawn from the moments, or without a key of their mean."""
+        return self._patch.encode(self._codec.draw(values, key))
+
+
+def letterbox(pixels: UInt8[np.ndarray, "h w C"], size: int) -> Float[np.ndarray, "{size} {size} C"]:
+    """A picture scaled (bicubic) until its longer side is `size`, in the middle of a black square, in [-1, 1].
+
+    Raises ValueError for an image without pixels.
+    """
+    height, width, channels = pixels.shape
+    if not height or not width:
+        raise ValueError(f"an image of {height} x {width} pixels cannot be scaled: leave it out")
+    scale = size / max(height, width)
+    new = max(round(width * scale), 1), max(round(height * scale), 1)
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels).resize(new, Image.Resampling.BICUBIC)
+    square = np.zeros((size, size, channels), np.uint8)
+    top, left = (size - new[1]) // 2, (size - new[0]) // 2
+    square[top : top + new[1], left : left + new[0]] = np.asarray(image).reshape(new[1], new[0], channels)
+    return square.astype(np.float32) / 127.5 - 1

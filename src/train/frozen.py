@@ -1,0 +1,127 @@
+"""Networks that are used and not trained. They turn what the data deliver into what the step gets, in a program of
+their own before it, so that steps, checks and tools see latents and features only."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from src.common.rng import stream
+from src.common.tree import join_rows, split_rows
+from src.interfaces import Batch, ImageField, PyTree
+from src.sequence.layout import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """The codec of images that are drawn (`codecs/latents.py`) and the encoder of those that are understood
+    (`models/vision.py`), by the kind of segment; either may be absent, and then values stay as they are."""
+
+    image: Any = None
+    vision: Any = None
+
+    @property
+    def nets(self) -> dict[str, Any]:
+        """Those that there are."""
+        return {kind: net for kind, net in (("image", self.image), ("vision", self.vision)) if net is not None}
+
+    def read(self) -> dict[str, PyTree]:
+        """Their parameters. Raises FileNotFoundError or ValueError when files are missing or others."""
+        return {kind: net.params for kind, net in self.nets.items()}
+
+    def fingerprints(self) -> dict[str, str]:
+        """What identifies them in a checkpoint."""
+        return {kind: net.fingerprint for kind, net in self.nets.items()}
+
+    def spec(self, layouts: Mapping[str, Layout], delivered: Mapping[str, Batch]) -> dict[str, Batch]:
+        """Abstract arrays of what `encode` gives for the abstract arrays of a batch; no file is read."""
+
+        def encoded(kind: str, leaf: Any) -> jax.ShapeDtypeStruct:
+            net, lead = self.nets[kind], leaf.shape[:-3]
+            shape = net.shape(leaf.shape[-3:]) if kind == "image" else (net.tokens, net.features)
+            return jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
+
+        return _images(lambda task, name, kind, values: encoded(kind, values), self.nets, layouts, delivered)
+
+    def encode(
+        self,
+        params: Mapping[str, PyTree],
+        layouts: Mapping[str, Layout],
+        batch: Mapping[str, Batch],
+        key: Array,
+        ways: int = 1,
+    ) -> dict[str, Batch]:
+        """The batch `{task: {field: …}}` with every image encoded; `ways` devices have the rows."""
+
+        def encoded(task: str, name: str, kind: str, values: Array) -> Array:
+            return self._values(kind, params[kind], values, stream(key, f"{task}/{name}/codec"), ways)
+
+        return _images(encoded, self.nets, layouts, batch)
+
+    def shown(self, kind: str, values: Float[np.ndarray, "B h w C"]) -> Float[np.ndarray, "B ..."]:
+        """Images as the network is shown them when nothing is drawn at random."""
+        if kind not in self.nets:
+            return values
+        net = self.nets[kind]
+        compute = lambda chunk: net.draw(self._jitted(kind, net.compute)(net.params, chunk), None)
+        return _chunks(compute, values, net.rows)
+
+    def pictures(self, values: Float[np.ndarray, "B h w C"]) -> Float[np.ndarray, "B H W C"]:
+        """What was drawn, as pictures."""
+        if self.image is None:
+            return values
+        net = self.image
+        return _chunks(lambda chunk: self._jitted("decode", net.decode)(net.params, chunk), values, net.rows)
+
+    def _values(self, kind: str, params: PyTree, values: Array, key: Array, ways: int) -> Array:
+        net, lead = self.nets[kind], values.shape[:-3]
+        values = values.reshape(-1, *values.shape[-3:])
+        rows = values.shape[0] // ways
+        parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= net.rows)
+        compute = functools.partial(net.compute, params)
+        # What is random is drawn for all rows at once, so that it does not depend on the parts.
+        found = join_rows(jax.lax.map(compute, split_rows(values, parts))) if parts > 1 else compute(values)
+        found = net.draw(found, key)
+        return found.reshape(*lead, *found.shape[1:])
+
+    @functools.cached_property
+    def _programs(self) -> dict[str, Any]:
+        return {}
+
+    def _jitted(self, name: str, function: Callable) -> Any:
+        return self._programs.setdefault(name, jax.jit(function))
+
+
+NOTHING = Frozen()
+
+
+def _images(
+    change: Callable[[str, str, str, Any], Any], kinds: Any, layouts: Mapping[str, Layout], batch: Mapping[str, Batch]
+) -> dict[str, Batch]:
+    """The batch with `change(task, field, kind, values)` for the values of images in segments of these kinds."""
+    out = {}
+    for task, fields in batch.items():
+        kind_of = {s.name: s.kind for s in layouts[task].segments}
+        out[task] = {
+            name: field.replace(values=change(task, name, kind_of[name], field.values))
+            if isinstance(field, ImageField) and kind_of[name] in kinds
+            else field
+            for name, field in fields.items()
+        }
+    return out
+
+
+def _chunks(function: Callable[[Array], Array], values: Any, rows: int) -> np.ndarray:
+    """`function` on some rows at a time, always as many, so that it is compiled once."""
+    out = []
+    for start in range(0, len(values), rows):
+        pick = np.minimum(np.arange(start, start + rows), len(values) - 1)
+        out.append(np.asarray(function(jnp.asarray(np.asarray(values)[pick]))))
+    return np.concatenate(out)[: len(values)]
