@@ -76,6 +76,7 @@ def test_slow_data_are_seen_as_waiting(monkeypatch, slow, share):
     trainer = types.SimpleNamespace(
         system=types.SimpleNamespace(tasks={}, config=common.base()),
         schedule=lambda step: 0.0,
+        mesh=make_mesh({"data": 1}, jax.devices()[:1]),
         place=lambda rows, step: rows,
     )
     run = loop.Run(trainer, None, None, loop.Nobody(), data, None, None, 0)
