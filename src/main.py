@@ -15,7 +15,7 @@ import sys  # noqa: E402
 from absl import flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from src.common import errors, stopping  # noqa: E402
+from src.common import background, errors, stopping  # noqa: E402
 
 FLAGS = flags.FLAGS
 WARNING = 30
@@ -103,4 +103,4 @@ def _reason(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    background.leave(main(sys.argv))

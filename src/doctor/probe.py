@@ -7,8 +7,7 @@ Two objectives pull together where the cosine of their gradients is above 0, and
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -19,6 +18,7 @@ from absl import logging
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from src.common import background
 from src.common.placement import Placement
 from src.common.rng import step_key
 from src.common.sharding import batch_sharding, replicated
@@ -75,7 +75,7 @@ class Probe:
         if not self.every or config.steps < self.every:
             return {}
         if self._compiling is None:
-            self._compiling = _started(self.compile)
+            self._compiling = background.begin(self.compile, "probe")
         if not self.due(step):
             return {}
         try:
@@ -99,20 +99,6 @@ class Probe:
         with jax.set_mesh(trainer.mesh):
             jitted = jax.jit(measure, out_shardings=replicated(trainer.mesh), compiler_options=hasty(trainer))
             return jitted.lower(state.params, state.extra["seed"], state.step, spec).compile()
-
-
-def _started(work: Callable[[], Any]) -> Future:
-    """The work in a thread that does not hold up the end of the program, as those of a pool do."""
-    future: Future = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="probe", daemon=True).start()
-    return future
 
 
 def labels(system: System) -> list[tuple[str, str]]:

@@ -1,0 +1,45 @@
+"""Work in threads that do not hold up the end of the program."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+_threads: list[threading.Thread] = []
+
+
+def begin(work: Callable[[], Any], name: str) -> Future:
+    """The work in a thread of that name; the threads of a pool would be waited for at the end of the program."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    _threads.append(thread)
+    thread.start()
+    return future
+
+
+def leave(code: int) -> None:
+    """Ends the program, after everything of worth was written and closed.
+
+    While work goes on in the background Python's own end is left out: a compiler that comes back to a Python which is
+    no more aborts the process, whatever the exit code was.
+    """
+    if not any(thread.is_alive() for thread in _threads):
+        sys.exit(code)
+    with contextlib.suppress(Exception):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
