@@ -14,6 +14,8 @@ import logging
 import os
 import pathlib
 import re
+import sys
+import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -32,6 +34,7 @@ LIST = "files.json"
 SMALL = 2**20  # bytes; larger files are not read again after they were written
 MARKER, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
 FULL = "the disk is full"
+ORBAX = f"{os.sep}orbax{os.sep}"
 
 
 class DamageError(Exception):
@@ -68,15 +71,29 @@ def hush_orbax() -> None:
     Python's word on the writes that Orbax then does not begin goes too: it would come last, after the error itself.
     """
     warnings.filterwarnings("ignore", r"coroutine 'async_serialize\S*' was never awaited", RuntimeWarning)
+    if sys.unraisablehook is not _unraised:
+        _before.append(sys.unraisablehook)
+        sys.unraisablehook = _unraised
     for logger in (logging.getLogger("asyncio"), absl_logging.get_absl_logger()):
         if _shortened not in logger.filters:
             logger.addFilter(_shortened)
 
 
+_before: list[Callable[[Any], Any]] = []
+
+
+def _unraised(told: Any) -> None:
+    # TensorStore answers, from threads of its own, the writes that Orbax gave up when one of them failed.
+    if not (isinstance(told.exc_value, RuntimeError) and str(told.exc_value) == "Event loop is closed"):
+        _before[-1](told)
+
+
 def _shortened(record: logging.LogRecord) -> bool:
-    if "exception was never retrieved" in record.msg and "orbax" in record.getMessage():
-        return False  # it raised another one of the same write
-    if record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname:
+    if "exception was never retrieved" in record.msg:
+        frames = traceback.walk_tb(record.exc_info[2]) if record.exc_info else ()
+        if "orbax" in record.getMessage() or any(ORBAX in frame.f_code.co_filename for frame, _ in frames):
+            return False  # it raised another one of the same write
+    if record.exc_info and ORBAX in record.pathname:
         record.exc_info = None
         record.msg, record.args = " ".join(record.getMessage().split())[:200].replace("%", "%%"), ()
     return True

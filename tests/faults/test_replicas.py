@@ -72,8 +72,8 @@ loop.Run.advance = drift
 SKIPS = """
 from src.train import loop
 train = loop.open_data
-def skipping(trainer):
-    data = train(trainer)
+def skipping(*arguments):
+    data = train(*arguments)
     next(data)
     return data
 loop.open_data = skipping
