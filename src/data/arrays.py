@@ -19,21 +19,11 @@ from etils import epath
 from src.common.files import local_copy
 from src.common.npy import read_npy
 from src.common.strict_json import read_json
+from src.data.class_prompts import ClassPrompts
 from src.data.ledger import BadRow
-from src.data.rows import (
-    RowTask,
-    TextTable,
-    check_split,
-    choose,
-    image_tokens,
-    prompt_field,
-    text_table,
-)
-from src.interfaces import Field, ImageField, LabelField, TokenField
+from src.data.rows import RowTask, check_split, image_tokens
+from src.interfaces import Field, ImageField, LabelField
 from src.sequence.layout import Segment
-
-PHRASES = ("Please generate an image of {c}.", "{c}", "an image of {c}.", "a photo of {c}.")
-
 
 WRONG = 0.05  # share of labels that are no class, from which a folder is refused
 
@@ -129,17 +119,10 @@ class _Folder(RowTask):
         return index + (self.rows("train") if split == "test" else 0)
 
 
-class ClassPromptToImage(_Folder):
-    """Class name -> image: prompt(text) = <s> words <|im_start|>, image, tail(text) = <|im_end|> </s>, no text loss.
-
-    The words are one of `PHRASES` with the class's name (MonoFormer's ImageNet prompts), at random in training, the
-    first in "test"; they are dropped with probability `drop`. With `newline` a line break stands before </s>, two
-    tokens, as in the official data (nothing sees it). `prompt_length` counts <s> and <|im_start|>; longer
-    prompts are refused when the folder is opened.
-    """
+class ClassPromptToImage(_Folder, ClassPrompts):
+    """Class name -> image, with `ClassPrompts` around the image; `phrases` names the prompts that are used."""
 
     name = "class_prompt_to_image"
-    draws = 2
 
     def __init__(
         self,
@@ -155,28 +138,11 @@ class ClassPromptToImage(_Folder):
         drop: float = 0.1,
         held_out: int = 0,
         newline: bool = False,
+        phrases: str = "fixed",
     ):
         super().__init__(folder, height, width, channels, held_out)
-        self.codec, self.drop = codec, drop
-        self._newline, tail = newline, 4 if newline else 2
-        self.segments = (
-            Segment("prompt", "text", prompt_length),
-            Segment("image", "image", image_tokens(height, width, patch), image_mode),
-            Segment("tail", "text", tail),
-        )
-
-    @functools.cached_property
-    def _tail(self) -> TextTable:
-        between = self.codec.encode("\n") if self._newline else ()
-        row = [([self.codec.image_end, *between, self.codec.eos], False)]
-        return text_table([row], self.codec.pad, self.segments[2].length)
-
-    @functools.cached_property
-    def _prompts(self) -> TextTable:
-        codec = self.codec
-        words = [codec.encode(phrase.format(c=name)) for name in self.names for phrase in PHRASES]
-        rows = [[([codec.bos, *ids, codec.image_start], False)] for ids in (*words, [])]
-        return text_table(rows, codec.pad, self.segments[0].length)
+        image = Segment("image", "image", image_tokens(height, width, patch), image_mode)
+        self.set_words(codec, prompt_length, image, drop=drop, newline=newline, phrases=phrases)
 
     def rows(self, split: str) -> int:
         """Rows of the split; also refuses prompts that do not fit, before the first row.
@@ -184,32 +150,15 @@ class ClassPromptToImage(_Folder):
         Raises FileNotFoundError if a file is missing, ValueError if the files do not fit the task.
         """
         rows = super().rows(split)
-        _ = self._prompts
+        self.check_words()
         return rows
 
     def build(
         self, split: str, index: np.ndarray, uniforms: np.ndarray | None, extra: dict[str, np.ndarray]
     ) -> dict[str, Field]:
         """Fields of the rows: uniforms are phrase, drop."""
-        text = self._labels[self._place(split, index)] * len(PHRASES)
-        if uniforms is not None:
-            text = text + choose(uniforms[:, 0], len(PHRASES))
-            text = np.where(uniforms[:, 1] < self.drop, len(self.names) * len(PHRASES), text)
-        tail = self._tail.take(np.zeros(len(index), np.int64))
-        return {"prompt": self._prompts.take(text), "image": ImageField(extra["image"]), "tail": tail}
-
-    def prompts(self, split: str) -> list[tuple[str, int]]:
-        """(first phrase, class) of every class; the phrases are not split."""
-        check_split(self.name, split)
-        return [(PHRASES[0].format(c=name), i) for i, name in enumerate(self.names)]
-
-    def encode_prompt(self, words: str = "") -> TokenField:
-        """Field `prompt` [1, N] of any words; without words the empty prompt, for guidance.
-
-        Raises ValueError if the words have unknown characters or do not fit into the segment.
-        """
-        ids = [self.codec.bos, *(self.codec.encode(words) if words else ()), self.codec.image_start]
-        return prompt_field(words, ids, self.segments[0].length, self.codec.pad)
+        words = self.words(self._labels[self._place(split, index)], uniforms)
+        return {"prompt": words["prompt"], "image": ImageField(extra["image"]), "tail": words["tail"]}
 
 
 class ClassToImage(_Folder):

@@ -7,110 +7,60 @@ outside the folder or cannot be decoded are bad rows (`BadRow`): named by their 
 
 from __future__ import annotations
 
-import functools
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from src.common.files import local_copy
 from src.common.images import read_image
 from src.common.inside import inside
-from src.common.strict_json import parse_json
+from src.data.examples import Example, ExampleTask, LineFile, caption_of
 from src.data.ledger import BadRow
-from src.data.rows import RowTask, check_split, image_tokens, prompt_field, text_table
+from src.data.rows import image_tokens, prompt_field, text_table
 from src.interfaces import Field, ImageField, TokenField
 from src.sequence.layout import Segment
 
 FILE = "captions.jsonl"
-LINE_BYTES = 4 << 20  # longer lines are not read
 CHARACTERS = 32  # of a caption that are looked at for each token that it may have
 STRETCH = 16  # most times that an image may be as long as it is wide: the longer side is scaled before it is cut
 
 
-class Pair(NamedTuple):
-    """A caption and its image, a path or the bytes of a file; `where` names the row in reports."""
-
-    where: str
-    caption: str
-    image: epath.Path | bytes
-
-
 class Lines:
-    """The rows of a folder by number, one for each line of `captions.jsonl`; the lines are found once and not kept.
+    """The rows of a folder by number, one for each line of `captions.jsonl`.
 
     Raises FileNotFoundError if the folder has no such file.
     """
 
+    kind = "captions"
+
     def __init__(self, folder: epath.Path):
         self.folder = folder
         try:
-            self._path = local_copy(folder / FILE)
+            self._lines = LineFile(folder / FILE)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{os.fspath(folder / FILE)!r} does not exist: the folder needs a line"
                 ' {"image": "a.png", "caption": "words"} for each image there'
             ) from error
-        self._ends = line_ends(self._path)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._lines)
 
-    @functools.cached_property
-    def _file(self) -> int:
-        return os.open(self._path, os.O_RDONLY)
-
-    def __getitem__(self, index: int) -> Pair:
-        where = f"{FILE} line {index + 1}"
-        start = int(self._ends[index - 1]) if index else 0
-        if self._ends[index] - start > LINE_BYTES:
-            raise BadRow("the line is too long", where, f"more than {LINE_BYTES:,} bytes")
-        # One call that leaves the file's position alone: threads share it.
-        told = parse_example(os.pread(self._file, int(self._ends[index]) - start, start), where)
-        try:
-            path = inside(self.folder, told.get("image"))
-        except ValueError as error:
-            raise BadRow("the name of the image is not allowed", where, error) from error
-        return Pair(where, caption_of(told, where), path)
+    def __getitem__(self, index: int) -> Example:
+        where, told = self._lines.where(index), self._lines[index]
+        image = path_of(self.folder, told.pop("image", None), where)
+        return Example(where, {name: text for name, text in told.items() if isinstance(text, str)}, image)
 
 
-def line_ends(path: str | os.PathLike[str]) -> np.ndarray:
-    """Where each line of a file ends, its line break included: int64 `[lines]`."""
-    ends, size = [], 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + size + 1)
-            size += len(block)
-    found = np.concatenate([*ends, np.zeros(0, np.int64)])
-    return found if not size or (len(found) and found[-1] == size) else np.append(found, size)
-
-
-def parse_example(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object of a line or record. Raises BadRow."""
+def path_of(folder: epath.Path, name: Any, where: str) -> epath.Path:
+    """The path of an image that a line names. Raises BadRow."""
     try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        raise BadRow("the text is not UTF-8", where, error) from error
-    try:
-        told = parse_json(data, "it")
+        return inside(folder, name)
     except ValueError as error:
-        raise BadRow("the line is not JSON", where, error) from error
-    if not isinstance(told, dict):
-        raise BadRow("the line is not a JSON object", where)
-    return told
-
-
-def caption_of(told: dict[str, Any], where: str) -> str:
-    """The caption of an example, not empty. Raises BadRow."""
-    caption = told.get("caption")
-    if not isinstance(caption, str):
-        raise BadRow("there is no caption", where)
-    if not caption.strip():
-        raise BadRow("the caption is empty", where)
-    return caption
+        raise BadRow("the name of the image is not allowed", where, error) from error
 
 
 def crop(pixels: UInt8[np.ndarray, "h w C"], size: int) -> UInt8[np.ndarray, "size size C"]:
@@ -131,15 +81,30 @@ def crop(pixels: UInt8[np.ndarray, "h w C"], size: int) -> UInt8[np.ndarray, "si
     return found[top : top + size, left : left + size]
 
 
-class _Pictures(RowTask):
+def pixels_of(example: Example, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "size size C"]:
+    """The centre of an example's image, `shape` (size, size, C). Raises BadRow."""
+    try:
+        if example.image is None:
+            raise FileNotFoundError
+        pixels = read_image(example.image, channels=shape[2])
+    except FileNotFoundError as error:
+        raise BadRow("the image is missing", example.where, example.image or "") from error
+    except (ValueError, OSError) as error:
+        raise BadRow("the image cannot be read", example.where, error) from error
+    try:
+        return crop(pixels, shape[0])
+    except ValueError as error:
+        raise BadRow("the image is too narrow", example.where, error) from error
+
+
+class _Pictures(ExampleTask):
     """Rows of captions and images; subclasses say how the text segment is put together.
 
     size       height and width of the images, `channels` 3 (RGB) or 1 (grey)
     length     tokens of the text segment, with its two special ones
+    text       name of the text that is the caption; `phrase` is what is made of it ("a photo of {}")
     too_long   what happens to captions with more: `cut` (their beginning is used) or `skip` (they are bad rows)
-    held_out   how many of the last rows are the split "test"
-
-    The folder is opened at the first row, so that spec and `fake` work without it.
+    records    a folder of shards, and `held_out` rows for "test": see `ExampleTask`
     """
 
     draws = 1
@@ -156,78 +121,55 @@ class _Pictures(RowTask):
         patch: int = 2,
         image_mode: str = "bidirectional",
         too_long: str = "cut",
+        text: str = "caption",
+        phrase: str = "{}",
+        records: str | os.PathLike[str] = "",
         held_out: int = 0,
     ):
+        super().__init__(records=records, held_out=held_out)
         if too_long not in ("cut", "skip"):
             raise ValueError(f"too_long={too_long!r} is unknown: use cut or skip")
-        if length < 3 or channels not in (1, 3) or held_out < 0:
+        if length < 3 or channels not in (1, 3):
             raise ValueError(
-                f"length={length}, channels={channels}, held_out={held_out} is not possible: give a length of at least"
-                " 3 tokens, 1 or 3 channels, and no negative number of rows"
+                f"length={length}, channels={channels} is not possible: give a length of at least 3 tokens, and 1 or 3"
+                " channels"
             )
-        self.folder, self.codec, self.room, self.too_long, self.held_out = folder, codec, length, too_long, held_out
+        check_phrase(phrase)
+        self.folder, self.codec, self.room, self.too_long = folder, codec, length, too_long
+        self.text, self.phrase = text, phrase
         self.image_shape = (size, size, channels)
         self._image = Segment("image", "image", image_tokens(size, size, patch), image_mode)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A worker process opens the files itself.
-        return {name: value for name, value in self.__dict__.items() if name != "_pairs"}
-
-    @functools.cached_property
-    def _pairs(self) -> Any:
+    def open(self) -> Any:
+        """The folder's rows."""
         return self.pairs(epath.Path(self.folder))
-
-    def rows(self, split: str) -> int:
-        """Rows of the split, bad ones included.
-
-        Raises FileNotFoundError if files are missing, ValueError if they are damaged or the split is empty.
-        """
-        check_split(self.name, split)
-        total = len(self._pairs)
-        rows = self.held_out if split == "test" else total - self.held_out
-        if not 0 < rows <= total:
-            raise ValueError(
-                f"split {split!r} of {os.fspath(self.folder)!r} is empty: it has {total} rows and"
-                f" held_out={self.held_out} of them are for test"
-            )
-        return rows
 
     def read(self, split: str, index: int) -> dict[str, np.ndarray]:
         """The row's `image` uint8 [size, size, C], `ids` [length] of its text and how many they are, `used`.
 
         Raises BadRow.
         """
-        pair = self._pairs[index + (self.rows("train") if split == "test" else 0)]
-        ids = self._encode(pair)
-        try:
-            pixels = read_image(pair.image, channels=self.image_shape[2])
-        except FileNotFoundError as error:
-            raise BadRow("the image is missing", pair.where, pair.image) from error
-        except (ValueError, OSError) as error:
-            raise BadRow("the image cannot be read", pair.where, error) from error
-        try:
-            image = crop(pixels, self.image_shape[0])
-        except ValueError as error:
-            raise BadRow("the image is too narrow", pair.where, error) from error
+        example = self.example(split, index)
+        ids = self._encode(self.phrase.format(caption_of(example.told, example.where, self.text)), example.where)
         filled = np.full(self.room, self.codec.pad, np.int32)
         filled[: len(ids)] = ids
-        return {"image": image, "ids": filled, "used": np.asarray(len(ids))}
+        return {"image": pixels_of(example, self.image_shape), "ids": filled, "used": np.asarray(len(ids))}
 
     def blank(self) -> dict[str, np.ndarray]:
         """Arrays of the same shapes for a row that was refused."""
         none = np.zeros(self.room, np.int32)
         return {"image": np.zeros(self.image_shape, np.uint8), "ids": none, "used": np.asarray(0)}
 
-    def _encode(self, pair: Pair) -> list[int]:
+    def _encode(self, caption: str, where: str) -> list[int]:
         """Ids of the text segment: its first token, the caption, its last token."""
         room, most = self.room - 2, CHARACTERS * self.room
         try:  # a text of a megabyte is cut before it costs anything
-            words = self.codec.encode(pair.caption[:most])
+            words = self.codec.encode(caption[:most])
         except ValueError as error:
-            raise BadRow("the caption cannot be encoded", pair.where, error) from error
-        whole = len(words) <= room and len(pair.caption) <= most
+            raise BadRow("the caption cannot be encoded", where, error) from error
+        whole = len(words) <= room and len(caption) <= most
         if not whole and self.too_long == "skip":
-            raise BadRow("the caption is too long", pair.where, f"{len(pair.caption):,} characters")
+            raise BadRow("the caption is too long", where, f"{len(caption):,} characters")
         return self.frame(list(words[:room]), whole)
 
     def frame(self, words: list[int], whole: bool) -> list[int]:
@@ -236,6 +178,13 @@ class _Pictures(RowTask):
 
     def _images(self, extra: dict[str, np.ndarray]) -> ImageField:
         return ImageField(extra["image"].astype(np.float32) / 127.5 - 1)
+
+
+def check_phrase(phrase: str) -> None:
+    """Raises ValueError for a phrase without one place for the words."""
+    rest = phrase.replace("{}", "", 1)
+    if phrase == rest or set("{}") & set(rest):
+        raise ValueError(f"phrase={phrase!r} has not one place for the words: write {{}} once: 'a photo of {{}}'")
 
 
 class CaptionToImage(_Pictures):

@@ -1,13 +1,15 @@
-"""Images with captions in ArrayRecord shards: few large files with a checksum for each row.
+"""Examples in ArrayRecord shards: few large files with a checksum for each row.
 
-A record is the length of its header (4 bytes, little endian), the header, JSON {"caption": "two red pears"}, and the
-bytes of a PNG or JPEG file. `manifest.json` lists the shards with their rows and bytes, so that a shard that is
-missing, empty, truncated or damaged where it is indexed is refused by name before the first step. A damaged record is
-a bad row.
+A record is the length of its header (4 bytes, little endian), the header, a JSON object of what is told of the picture
+({"caption": "two red pears"}, or as `examples` says for the other kinds), and the bytes of the picture's file (PNG,
+JPEG), if there is one. `manifest.json` lists the shards with their rows, bytes and SHA-256, so that a shard that is
+missing, empty, truncated or damaged where it is indexed is refused by name before the first step, and says in `schema`
+what kind of examples they are. A damaged record is a bad row.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -19,12 +21,12 @@ import numpy as np
 from etils import epath
 
 from src.common.files import is_remote, local_copy, write_whole
-from src.common.inside import inside
+from src.common.inside import inside, shown
 from src.common.strict_json import read_json
 from src.common.tree import listed
 from src.data import pictures
+from src.data.examples import LINE_BYTES, Example, parse_example
 from src.data.ledger import BadRow
-from src.data.pictures import Pair, caption_of, parse_example
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -32,14 +34,20 @@ OPTIONS = "group_size:1"  # a record has its own checksum: damage spoils no othe
 
 
 class Shards:
-    """The rows of a folder of shards by number.
+    """The rows of a folder of shards by number; `classes` are those of the manifest, if any.
 
-    Raises FileNotFoundError without a manifest, ValueError, naming every shard that is missing or damaged.
+    Raises FileNotFoundError without a manifest, ValueError for another kind of examples, or naming every shard that is
+    missing or damaged.
     """
 
-    def __init__(self, folder: epath.Path):
-        self.folder = folder
-        shards = _manifest(folder)
+    def __init__(self, folder: epath.Path, kind: str = "captions"):
+        self.folder, self.kind = folder, kind
+        shards, schema = _manifest(folder)
+        if schema["kind"] != kind:
+            raise ValueError(
+                f"{os.fspath(folder)!r} holds {shown(schema['kind'])}, this task reads {kind}: give shards of {kind}"
+            )
+        self.classes: list[dict[str, str]] = schema["classes"]
         self.names = [shard["name"] for shard in shards]
         self._starts = np.cumsum([0, *(shard["rows"] for shard in shards)])
         self._readers: dict[int, Any] = {}
@@ -54,21 +62,22 @@ class Shards:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: int) -> Example:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         record = index - int(self._starts[shard])
         where = f"{self.names[shard]} record {record}"
         with self._lock:
             try:
                 if shard not in self._readers:
-                    self._readers[shard] = _open(local_copy(self.folder / self.names[shard]))
+                    self._readers[shard] = open_shard(local_copy(self.folder / self.names[shard]))
                 data = self._readers[shard].read([record])[0]
             except RuntimeError as error:
                 raise BadRow("the record is damaged", where, error) from error
         end = 4 + int.from_bytes(data[:4], "little")
-        if end > min(len(data), pictures.LINE_BYTES):
+        if end > min(len(data), LINE_BYTES):
             raise BadRow("the record is cut off", where, f"{len(data)} of {end} bytes")
-        return Pair(where, caption_of(parse_example(data[4:end], where), where), data[end:])
+        image = data[end:] if data[end:] or self.kind != "chats" else None
+        return Example(where, parse_example(data[4:end], where), image)
 
     def _flaw(self, name: str, rows: int, bytes: int) -> str:  # the names of the manifest
         """Why a shard cannot be used, or ""."""
@@ -81,14 +90,15 @@ class Shards:
             return f"has {size:,} of {bytes:,} bytes"
         if is_remote(path):  # looking into it would copy it
             return ""
-        reader = _open(path)
+        reader = open_shard(path)
         try:
             return "" if reader.ok() and reader.num_records() == rows else "has a damaged index"
         finally:
-            _close(reader)
+            close_shard(reader)
 
 
-def _manifest(folder: epath.Path) -> list[dict[str, Any]]:
+def _manifest(folder: epath.Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Name, rows and bytes of the shards, and the kind of examples with its classes."""
     path = folder / MANIFEST
     try:
         told = read_json(path, limit=1 << 28, what="manifest")
@@ -104,9 +114,40 @@ def _manifest(folder: epath.Path) -> list[dict[str, Any]]:
             inside(folder, shard["name"])
             if not all(type(shard[key]) is int and 0 <= shard[key] < 2**50 for key in ("rows", "bytes")):
                 raise ValueError(f"{shard} has no sizes")
-        return shards
-    except (ValueError, KeyError, TypeError) as error:
+        schema = told.get("schema", {})
+        classes = [{"id": str(c["id"]), "name": str(c["name"])} for c in schema.get("classes", ())]
+        return shards, {"kind": schema.get("kind", "captions"), "classes": classes}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{os.fspath(path)!r} is no manifest of shards ({error}): write the shards anew") from error
+
+
+def pack(told: dict[str, Any], image: bytes = b"") -> bytes:
+    """A record."""
+    header = json.dumps(told).encode()
+    return len(header).to_bytes(4, "little") + header + image
+
+
+def write_shard(path: str | os.PathLike[str], records: Iterable[bytes]) -> dict[str, Any]:
+    """Writes one local shard and returns its rows, bytes and SHA-256; equal records give equal bytes."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer, rows = ArrayRecordWriter(os.fspath(path), OPTIONS), 0
+    for record in records:
+        writer.write(record)
+        rows += 1
+    writer.close()
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return {"rows": rows, "bytes": os.path.getsize(path), "sha256": digest.hexdigest()}
+
+
+def write_manifest(folder: epath.Path, shards: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """Writes the manifest of shards that are there, and returns it; it comes last, so that half a folder is refused."""
+    manifest = {"format": FORMAT, "rows": sum(shard["rows"] for shard in shards)} | more | {"shards": shards}
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    return manifest
 
 
 def write_shards(
@@ -114,39 +155,31 @@ def write_shards(
 ) -> dict[str, Any]:
     """Writes (caption, bytes of an image file) examples into shards of `rows` rows, and returns the manifest.
 
-    The manifest comes last, so that a folder that was not finished is refused. Raises FileExistsError where there is
-    one already.
+    Raises FileExistsError where there is one already.
     """
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     target = epath.Path(folder)
     if (target / MANIFEST).exists():
         raise FileExistsError(f"{os.fspath(target)!r} has shards already: give another folder")
     target.mkdir(parents=True, exist_ok=True)
     shards, stream = [], iter(examples)
     for number in itertools.count():
-        part = list(itertools.islice(stream, rows))
+        part = [pack({"caption": caption}, image) for caption, image in itertools.islice(stream, rows)]
         if not part:
             break
-        path = target / f"{number:05d}.arrayrecord"
-        writer = ArrayRecordWriter(os.fspath(path), OPTIONS)
-        for caption, image in part:
-            header = json.dumps({"caption": caption}).encode()
-            writer.write(len(header).to_bytes(4, "little") + header + image)
-        writer.close()
-        shards.append({"name": path.name, "rows": len(part), "bytes": path.stat().length})
-    manifest = {"format": FORMAT, "shards": shards}
-    write_whole(target / MANIFEST, json.dumps(manifest, indent=1).encode())
-    return manifest
+        name = f"{number:05d}.arrayrecord"
+        shards.append({"name": name} | write_shard(target / name, part))
+    return write_manifest(target, shards, schema={"kind": "captions"})
 
 
-def _open(path: Any) -> Any:
+def open_shard(path: Any) -> Any:
+    """A reader of a local shard; an error at opening is told by `read`."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     return ArrayRecordReader(os.fspath(path))
 
 
-def _close(reader: Any) -> None:
+def close_shard(reader: Any) -> None:
+    """Closes a reader, also one of a damaged file."""
     try:
         reader.close()
     except RuntimeError:  # it tells of the damage again

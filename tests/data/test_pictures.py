@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from src.codecs.text import Bytes
-from src.data import pictures, records
+from src.data import examples, pictures, records
 from src.data.ledger import BadRow
 from src.data.pipeline import Mixture
 
@@ -73,7 +73,7 @@ def broken(folder):
         (b"[" * 100_000, "the line is not JSON"),
         (b'["a/good.png", "red"]', "the line is not a JSON object"),
         (b"", "the line is not JSON"),
-        (line("a/good.png", "x" * pictures.LINE_BYTES), "the line is too long"),
+        (line("a/good.png", "x" * examples.LINE_BYTES), "the line is too long"),
         (line("a/good.png", "the last"), None),
     ]  # fmt: skip
 
@@ -106,7 +106,7 @@ def test_every_broken_row_is_named_by_its_line_and_reason(folder):
             assert (error.value.reason, error.value.where) == (reason, f"captions.jsonl line {row + 1}")
         assert time.thread_time() - began < 1  # nothing endless is read
     copy = pickle.loads(pickle.dumps(data))  # what a worker process gets
-    assert "_pairs" not in vars(copy) and copy.read("train", 31)["used"] == 10
+    assert "examples" not in vars(copy) and copy.read("train", 31)["used"] == 10
 
 
 def test_long_captions_are_cut_or_skipped_as_the_task_says(folder):

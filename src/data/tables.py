@@ -1,0 +1,48 @@
+"""Tables that are made once from large files and kept in the cache of this machine: where each example lies."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from src.common.files import cache_folder, write_whole
+from src.common.npy import read_npy
+
+VERSION = 1  # of what the tables mean
+_LOCK = threading.Lock()
+
+
+def cached_table(what: str, key: Iterable[str], make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array that `make` gives, memory-mapped from the cache where it is there already.
+
+    `key` says all that it depends on, with the sizes and times of change of files; another key is another table. A
+    cache that cannot be read or written costs time and nothing else.
+    """
+    digest = hashlib.sha256(f"{VERSION}\0{what}".encode())
+    for part in key:
+        digest.update(b"\0" + part.encode(errors="surrogateescape"))
+    path = pathlib.Path(cache_folder(), "tables", f"{what}-{digest.hexdigest()[:24]}.npy")
+    with _LOCK:  # threads that open one source wait for the first
+        try:
+            return read_npy(path, mapped=True)
+        except (OSError, ValueError):
+            table = make()
+        data = io.BytesIO()
+        np.save(data, table)
+        try:
+            write_whole(path, data.getvalue())
+        except OSError:
+            return table
+        return table
+
+
+def stamp(path: str | os.PathLike[str]) -> str:
+    """A local file's path, size and time of change: another one when the file is another."""
+    stat = os.stat(path)
+    return f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}"
