@@ -11,7 +11,7 @@ import collections
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,10 @@ ENDINGS = (".jpeg", ".jpg", ".png")
 WNID = re.compile(r"n\d{8}")
 # What WordNet says of the classes whose published name is another one's, too.
 CLEARER = {
-    "n02012849": "crane bird",
-    "n03126707": "construction crane",
-    "n03710637": "maillot tights",
-    "n03710721": "maillot tank suit",
+    ("n02012849", "crane"): "crane bird",
+    ("n03126707", "crane"): "construction crane",
+    ("n03710637", "maillot"): "maillot tights",
+    ("n03710721", "maillot"): "maillot tank suit",
 }
 
 
@@ -53,24 +53,16 @@ class ImageFolders:
     kind = "classes"
 
     def __init__(self, folder: epath.Path, names: str | os.PathLike[str] = "", ambiguous: str = "words"):
-        if ambiguous not in ("words", "keep"):
-            raise ValueError(f"ambiguous={ambiguous!r} is unknown: use words or keep")
         self.folder = folder
         try:
             found = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(f"{os.fspath(folder)!r} is no folder: give that of the classes' folders") from error
-        told = read_names(names) if os.fspath(names) else {}
-        missing = [name for name in found if name not in told] if told else []
-        if not found or missing:
-            what = f"has folders that {os.fspath(names)!r} does not name: {listed(missing)}" if found else "has none"
-            raise ValueError(f"{os.fspath(folder)!r} should hold one folder for each class, and {what}")
-        ids = sorted(told) or found
-        words = {i: told.get(i, "" if WNID.fullmatch(i) else i.replace("_", " ")) for i in ids}
-        words = words if ambiguous == "keep" else distinct(words)
-        self.classes = [{"id": i, "name": words[i]} for i in ids]
+        if not found:
+            raise ValueError(f"{os.fspath(folder)!r} should hold one folder for each class, and has none")
+        self.classes = named_classes(found, names, ambiguous, whole=True)
         self._folders = found
-        numbers = {name: number for number, name in enumerate(ids)}
+        numbers = {c["id"]: number for number, c in enumerate(self.classes)}
         self._labels = np.array([numbers[name] for name in found])
         self._files = self._list()
 
@@ -102,6 +94,26 @@ def _listing(parts: list[epath.Path]) -> np.ndarray:
     return np.frombuffer(b"".join(row.ljust(width, bytes(1)) for row in rows), np.uint8).reshape(len(rows), width)
 
 
+def named_classes(
+    ids: Sequence[str], names: str | os.PathLike[str], ambiguous: str = "words", *, whole: bool = False
+) -> list[dict[str, str]]:
+    """Classes with id and name, numbered as `ids` are, or, if `whole`, as the ids in the file `names` are when sorted.
+
+    An id that is a word names itself, a number of WordNet has no name. Raises FileNotFoundError and ValueError: see
+    `ImageFolders`.
+    """
+    if ambiguous not in ("words", "keep"):
+        raise ValueError(f"ambiguous={ambiguous!r} is unknown: use words or keep")
+    told = read_names(names) if os.fspath(names) else {}
+    missing = [i for i in ids if i not in told] if told else []
+    if missing:
+        raise ValueError(f"{os.fspath(names)!r} does not name {len(missing)} classes of the data: {listed(missing)}")
+    ids = sorted(told) if told and whole else ids
+    words = {i: told.get(i, "" if WNID.fullmatch(i) else i.replace("_", " ")) for i in ids}
+    words = words if ambiguous == "keep" else distinct(words)
+    return [{"id": i, "name": words[i]} for i in ids]
+
+
 def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
     """Names of classes by id, from a file as the head of this module says.
 
@@ -124,7 +136,7 @@ def distinct(names: Mapping[str, str]) -> dict[str, str]:
     Raises ValueError if that does not help.
     """
     seen = collections.Counter(names.values())
-    clear = {i: CLEARER.get(i, name) if seen[name] > 1 else name for i, name in names.items()}
+    clear = {i: CLEARER.get((i, name), name) if seen[name] > 1 else name for i, name in names.items()}
     left = sorted(name for name, count in collections.Counter(clear.values()).items() if name and count > 1)
     if left:
         raise ValueError(f"classes have one name: {listed(left)}; give them others in names, or set ambiguous='keep'")
@@ -204,8 +216,9 @@ class ClassPromptToImage(_Classes, ClassPrompts):
         missing = [c["id"] for c in told if not c["name"]]
         if missing:
             raise ValueError(
-                f"task {self.name}: {len(missing)} classes have an id and no name ({listed(missing, 3)}): give a JSON"
-                ' file {"n01440764": "tench", …} as tasks.<name>.data.names'
+                f"task {self.name}: {len(missing)} of {len(told)} classes have an id and no name"
+                f" ({listed(missing, 3)}):"
+                ' give a JSON file {"n01440764": "tench", …} as tasks.<name>.data.names'
             )
         return [c["name"] for c in told]
 

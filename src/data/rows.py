@@ -108,8 +108,9 @@ def check_split(name: str, split: str) -> None:
 class RowTask:
     """A task whose rows are functions of (index, uniform numbers): see `source.Source` for `rows` and `build`.
 
-    Subclasses set `codec` (None without text), `segments`, and where they apply `image_shape` (h, w, C), `targets`
-    (names of the text segments with a loss) and `classes` (number of classes; adds the field `label`).
+    Subclasses set `codec` (None without text), `segments`, and where they apply `image_shape` (h, w, C), `vision` (the
+    encoder of images that are understood), `targets` (names of the text segments with a loss) and `classes` (number of
+    classes; adds the field `label`).
     """
 
     name: ClassVar[str] = "task"
@@ -118,6 +119,7 @@ class RowTask:
     codec: Any = None
     segments: tuple[Segment, ...] = ()
     image_shape: tuple[int, int, int] | None = None
+    vision: Any = None
     targets: frozenset[str] = frozenset()
     classes: int | None = None
 
@@ -151,8 +153,9 @@ class RowTask:
             if segment.kind == "text":
                 ids, flags = ((batch, segment.length), np.int32), ((batch, segment.length), np.bool_)
                 spec[segment.name] = TokenField(*(jax.ShapeDtypeStruct(*leaf) for leaf in (ids, flags, flags)))
-            elif segment.kind == "image":
-                values, valid = ((batch, *self.image_shape), np.float32), ((batch,), np.bool_)
+            elif segment.kind in ("image", "vision"):
+                shape = self.image_shape if segment.kind == "image" else self.vision.shape
+                values, valid = ((batch, *shape), np.float32), ((batch,), np.bool_)
                 spec[segment.name] = ImageField(*(jax.ShapeDtypeStruct(*leaf) for leaf in (values, valid)))
         if self.classes is not None:
             spec["label"] = LabelField(jax.ShapeDtypeStruct((batch,), np.int32))

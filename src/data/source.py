@@ -109,4 +109,5 @@ def build_rows(
         extra = {name: leaf[sound] for name, leaf in extra.items()}
         uniforms = None if uniforms is None else uniforms[sound]
         fields = jax.tree.map(spread, source.build(split, index[sound], uniforms, extra))
-    return {n: f.replace(valid=sound) if isinstance(f, ImageField) else f for n, f in fields.items()}
+    kept = lambda field: sound if field.valid is None else field.valid & sound
+    return {n: f.replace(valid=kept(f)) if isinstance(f, ImageField) else f for n, f in fields.items()}

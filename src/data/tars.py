@@ -1,0 +1,175 @@
+"""Tar shards as WebDataset has them: the files `a/7.jpg` and `a/7.txt` of one archive, one behind the other, are an
+example, a picture with its caption. A caption is a text file, or the "caption" of a JSON file.
+
+The archives of a folder are read through once to see where each file lies (`tables.py`); then every example is read
+where it is, nothing is unpacked. Compressed archives have no such places and are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import threading
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+from etils import epath
+
+from src.common.files import local_copy
+from src.common.images import LIMITS
+from src.common.inside import member
+from src.common.tree import listed
+from src.data import pictures
+from src.data.examples import LINE_BYTES, Example, given, parse_example
+from src.data.ledger import BadRow
+from src.data.tables import cached_table, stamp
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+TEXTS = ("txt", "json")  # the first one there is used
+SHARD, IMAGE, IMAGE_SIZE, TEXT, TEXT_SIZE, IS_JSON, NAMED = range(7)  # columns
+ABSENT = -1
+
+
+class Tars:
+    """The examples of a folder's `*.tar` by number, in the order of the archives' names and of their files.
+
+    Raises FileNotFoundError for a folder without archives, ValueError naming those that are cut off, damaged or
+    compressed.
+    """
+
+    kind = "captions"
+
+    def __init__(self, folder: epath.Path):
+        found = sorted(p for p in folder.iterdir() if p.suffix == ".tar") if folder.exists() else []
+        if not found:
+            raise FileNotFoundError(f"{os.fspath(folder)!r} has no *.tar: give a folder of uncompressed archives")
+        self._paths = [local_copy(path) for path in found]
+        tables, wrong = [], []
+        for number, path in enumerate(self._paths):
+            try:
+                table = cached_table("tar", [stamp(path)], lambda path=path: scan(path))
+                tables.append(np.column_stack([np.full(len(table), number, np.int64), table]))
+            except (tarfile.TarError, EOFError, ValueError, OSError, RecursionError) as error:
+                wrong.append(f"{path.name} ({error})")
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} of the {len(found)} archives of {os.fspath(folder)!r} cannot be read: {listed(wrong)}:"
+                " copy them again, and unpack .gz and the like"
+            )
+        self._table = np.concatenate(tables)
+        self._files: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self._table[index]
+        shard = int(row[SHARD])
+        where = f"{self._paths[shard].name} {self._name(shard, row)}"
+        if not row[NAMED]:
+            raise BadRow("the name of the file is not allowed", where)
+        if row[IMAGE] == ABSENT:
+            raise BadRow("the image is missing", where)
+        if row[TEXT] == ABSENT:
+            raise BadRow("there is no caption", where)
+        if row[TEXT_SIZE] > LINE_BYTES or row[IMAGE_SIZE] > LIMITS.bytes:
+            raise BadRow("the file is too long", where, f"{max(row[TEXT_SIZE], row[IMAGE_SIZE]):,} bytes")
+        text = self._read(shard, row[TEXT], row[TEXT_SIZE])
+        if row[IS_JSON]:
+            told = {name: text for name, text in parse_example(text, where).items() if isinstance(text, str)}
+        else:
+            try:
+                told = {"caption": text.decode().strip()}
+            except UnicodeDecodeError as error:
+                raise BadRow("the text is not UTF-8", where, error) from error
+        return Example(where, told, self._read(shard, row[IMAGE], row[IMAGE_SIZE]))
+
+    def _read(self, shard: int, start: Any, size: Any) -> bytes:
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
+        # One call that leaves the file's position alone: threads share it.
+        return os.pread(self._files[shard], int(size), int(start))
+
+    def _name(self, shard: int, row: np.ndarray) -> str:
+        """The name in the header before the example's first file, as far as it fits there."""
+        start = row[IMAGE] if row[IMAGE] != ABSENT else row[TEXT]
+        name = self._read(shard, start - tarfile.BLOCKSIZE, 100).split(b"\0")[0]
+        return name.decode(errors="replace")
+
+
+def scan(path: str | os.PathLike[str]) -> np.ndarray:
+    """Where the examples of an archive lie: int64 [n, 6], the columns from `IMAGE` on; `ABSENT` is what is not there.
+
+    Raises tarfile.TarError or EOFError for what is no whole archive.
+    """
+    rows: list[list[int]] = []
+    last, ranks = None, {}
+    with open(path, "rb") as file:
+        for entry in _entries(file):
+            folder, _, base = entry.name.rpartition("/")
+            stem, _, ending = base.partition(".")
+            ending = ending.lower()
+            if not stem or ending not in (*IMAGES, *TEXTS):
+                continue
+            if last != (folder, stem):
+                rows.append([ABSENT, 0, ABSENT, 0, 0, 1])
+                last, ranks = (folder, stem), {}
+            kind, rank = ("image", 0) if ending in IMAGES else ("text", TEXTS.index(ending))
+            if rank >= ranks.get(kind, len(TEXTS)):
+                continue  # a second image, or a text that another one goes before
+            ranks[kind] = rank
+            column = IMAGE - 1 if kind == "image" else TEXT - 1
+            rows[-1][column : column + 2] = entry.offset_data, entry.size
+            if kind == "text":
+                rows[-1][IS_JSON - 1] = int(ending == "json")
+            rows[-1][NAMED - 1] &= _allowed(entry.name)
+    return np.array(rows, np.int64).reshape(-1, NAMED)
+
+
+def _entries(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The plain files of an archive, in their order."""
+    size, last = os.fstat(file.fileno()).st_size, -1
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        while (entry := archive.next()) is not None:
+            archive.members.clear()  # or all names are kept
+            if not last < entry.offset < entry.offset_data + max(entry.size, -1) <= size:
+                raise tarfile.ReadError("it is cut off or damaged")
+            last = entry.offset
+            if entry.isreg() and not entry.issparse():
+                yield entry
+        file.seek(archive.offset)
+        end = file.read(tarfile.BLOCKSIZE)
+        if len(end) < tarfile.BLOCKSIZE or any(end):
+            raise tarfile.ReadError("its end is missing or damaged")
+
+
+def _allowed(name: str) -> int:
+    try:
+        member(name)
+    except ValueError:
+        return 0
+    return 1
+
+
+class _Tars:
+    def __init__(self, codec: Any, size: int, length: int, *, folder: str | os.PathLike[str] = "", **options: Any):
+        super().__init__(folder, codec, size, length, **options)
+
+    def open(self) -> Tars:
+        """The folder's archives."""
+        return Tars(given(self.folder, "folder", self.name))
+
+
+class CaptionToImage(_Tars, pictures.CaptionToImage):
+    """`pictures.CaptionToImage` from tar shards."""
+
+    name = "tar_caption_to_image"
+
+
+class ImageToCaption(_Tars, pictures.ImageToCaption):
+    """`pictures.ImageToCaption` from tar shards."""
+
+    name = "tar_image_to_caption"
