@@ -1,0 +1,214 @@
+"""Shards that are prepared from any source give the same rows, however often the work was stopped."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from src.codecs.text import Bytes
+from src.data import chats, imagenet, journeydb, llava, pictures, tars, tfds
+from src.data.ledger import BadRow, Ledger, TooManyBadRowsError
+from src.data.prepare import Plan, prepare
+from src.models.vision import Pixels
+from src.tools import prepare as tool
+from tests import formats
+
+CODEC = Bytes()
+SIZE = 8
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def tasks(folder):
+    """(task of the files, what makes the same task of shards, bad rows) for each format."""
+    (classes, names), (anno, images) = formats.make_imagenet(folder / "i"), formats.make_journeydb(folder / "j")
+    (talk, seen), split = formats.make_llava(folder / "l"), formats.make_tfds(folder / "f")
+    talks, captions = formats.make_ultrachat(folder / "u"), formats.make_captions(folder / "c")
+    archives = formats.make_tars(folder / "t")
+    (classes / "n01440764" / "n01440764_1.JPEG").write_bytes(b"broken")
+    for path in (images / "000" / "2.jpg", seen / "coco" / "5.jpg", captions / "3.png"):
+        path.unlink()
+    with open(talks / "train_1.jsonl", "a") as file:
+        file.write("{\n")
+    makers = {
+        "prompts": (partial(imagenet.ClassPromptToImage, CODEC, SIZE, 64), {"folder": classes, "names": names}, 1),
+        "labels": (partial(imagenet.ClassToImage, SIZE, 5), {"folder": classes}, 1),
+        "journey": (partial(journeydb.CaptionToImage, CODEC, SIZE, 64), {"annotations": anno, "images": images}, 1),
+        "chats": (partial(chats.ChatToText, CODEC, 64), {"folder": talks}, 1),
+        "llava": (
+            partial(llava.PictureChatToText, CODEC, Pixels(8, 4), 24, 96),
+            {"annotations": talk, "images": seen},
+            1,
+        ),
+        "captions": (partial(pictures.CaptionToImage, captions, CODEC, SIZE, 32), {}, 1),
+        "tars": (partial(tars.ImageToCaption, CODEC, SIZE, 32), {"folder": archives}, 0),
+        "tfds": (partial(tfds.ClassToImage, size=SIZE, classes=5), {"folder": split}, 0),
+    }
+    return {name: (make(**files), make, bad) for name, (make, files, bad) in makers.items()}
+
+
+def contents(task):
+    """Every sound row as bytes by name, and the places of the others."""
+    rows, bad = [], []
+    for row in range(task.rows("train")):
+        try:
+            rows.append({name: (leaf.dtype, leaf.tobytes()) for name, leaf in task.read("train", row).items()})
+        except BadRow as flaw:
+            bad.append(flaw.where)
+    return rows, bad
+
+
+@pytest.mark.parametrize("size", [0, SIZE])
+def test_every_format_gives_the_same_rows_from_shards(tmp_path, size):
+    for name, (task, again, flawed) in tasks(tmp_path).items():
+        if size and name in ("chats", "llava"):
+            continue  # the picture of a chat is not cut
+        rows, bad = contents(task)
+        ledger = Ledger(tmp_path / "o" / name, share=1)
+        manifest = prepare(task.open, tmp_path / "o" / name, Plan(rows=3, size=size), name=name, ledger=ledger)
+        copy = again(records=tmp_path / "o" / name)
+        assert contents(copy) == (rows, []) and len(bad) == flawed
+        assert (manifest["rows"], manifest["bad_rows"]) == (len(rows), flawed)
+        assert manifest["schema"]["kind"] == task.kind and len({s["sha256"] for s in manifest["shards"]}) > 1
+        report = tmp_path / "o" / name / "skipped.jsonl"
+        found = [json.loads(line)["where"] for line in report.read_text().splitlines()] if flawed else []
+        assert found == bad and report.exists() == bool(flawed)
+        names = {p.name for p in (tmp_path / "o" / name).iterdir()} - {"skipped.jsonl", "manifest.json"}
+        assert names == {shard["name"] for shard in manifest["shards"]}  # nothing else is left
+        fields, same = (t.build("train", np.arange(2), None, _first(t)) for t in (task, copy))
+        for leaf, other in zip(_leaves(fields), _leaves(same), strict=True):
+            np.testing.assert_array_equal(leaf, other)
+        if name == "prompts":
+            assert copy.names == task.names and task.names[1] == "crane bird"
+
+
+def _first(task):
+    reads = []
+    for row in range(task.rows("train")):
+        try:
+            reads.append(task.read("train", row))
+        except BadRow:
+            continue
+        if len(reads) == 2:
+            return {key: np.stack([read[key] for read in reads]) for key in reads[0]}
+
+
+def _leaves(fields):
+    return [leaf for field in fields.values() for leaf in vars(field).values() if leaf is not None]
+
+
+class Stop(Exception):
+    pass
+
+
+def test_stopped_work_goes_on_and_gives_the_same_bytes(tmp_path):
+    folder = formats.make_captions(tmp_path / "c", rows=20)
+    (folder / "7.png").write_bytes(b"broken")
+    opened = partial(pictures.Lines, epath.Path(folder))
+    ledger = lambda name: Ledger(tmp_path / name, share=1)
+    whole = prepare(opened, tmp_path / "whole", Plan(rows=3), ledger=ledger("whole"))
+
+    def stop_after(done, shards, rows):
+        if done == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        prepare(opened, tmp_path / "o", Plan(rows=3), ledger=ledger("o"), say=stop_after)
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "o").glob("*.arrayrecord")}
+    assert len(kept) == 4 and not (tmp_path / "o" / "manifest.json").exists()
+    with pytest.raises(FileNotFoundError, match=r"manifest.json' does not exist"):
+        pictures.CaptionToImage(folder, CODEC, SIZE, 32, records=tmp_path / "o").rows("train")
+    (tmp_path / "o" / ".00004.arrayrecord.x.tmp").write_bytes(b"half")  # as a kill leaves it
+    (tmp_path / "o" / "00001.arrayrecord").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"was begun with another rows \(3, now 4\)"):
+        prepare(opened, tmp_path / "o", Plan(rows=4), ledger=ledger("o"))
+    other = formats.make_captions(tmp_path / "other", rows=20)
+    (other / "captions.jsonl").write_text((folder / "captions.jsonl").read_text().replace("fox", "cat"))
+    with pytest.raises(ValueError, match="was begun with another probe"):
+        prepare(partial(pictures.Lines, epath.Path(other)), tmp_path / "o", Plan(rows=3), ledger=ledger("o"))
+    said = []
+    again = prepare(opened, tmp_path / "o", Plan(rows=3), ledger=ledger("o"), say=lambda *told: said.append(told))
+    assert again == whole and said[0] == (3, 7, 9) and said[-1] == (7, 7, 20)
+    now = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "o").glob("*.arrayrecord")}
+    assert {name for name in kept if kept[name] != now[name]} == {"00001.arrayrecord"}
+    assert len((tmp_path / "o" / "skipped.jsonl").read_text().splitlines()) == 1
+    for name in now:
+        assert (tmp_path / "o" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(FileExistsError, match="has shards already"):
+        prepare(opened, tmp_path / "o", Plan(rows=3))
+
+
+def test_too_many_bad_rows_stop_it_with_the_list(tmp_path):
+    folder = formats.make_captions(tmp_path / "c", rows=20)
+    for row in range(4, 12):
+        (folder / f"{row}.png").unlink()
+    opened = partial(pictures.Lines, epath.Path(folder))
+    with pytest.raises(TooManyBadRowsError, match=r"5 of the 9 rows .*captions.jsonl line 5: the image is missing"):
+        prepare(opened, tmp_path / "o", Plan(rows=3), ledger=Ledger(tmp_path / "o", share=0.1, least=3))
+    assert len((tmp_path / "o" / "skipped.jsonl").read_text().splitlines()) == 5
+    manifest = prepare(opened, tmp_path / "o", Plan(rows=3), ledger=Ledger(tmp_path / "o", share=1))  # goes on
+    assert (manifest["rows"], manifest["bad_rows"], len(manifest["shards"])) == (12, 8, 5)  # two had none
+
+
+def test_the_command_says_what_is_wrong(tmp_path, capsys):
+    folder, names = formats.make_imagenet(tmp_path)
+    command = ["prepare", "--source=imagenet:ImageFolders", f"--set=folder={folder}", f"--set=names={names}"]
+    command += [f"--out={tmp_path / 'o'}", "--processes=1", f"--size={SIZE}", "--rows=7"]
+    assert tool.main(command) == 0
+    assert "20 rows in 3 shards" in capsys.readouterr().out
+    task = imagenet.ClassPromptToImage(CODEC, SIZE, 64, records=tmp_path / "o")
+    data = task.examples[0].image
+    assert task.rows("train") == 20 and Image.open(io.BytesIO(data)).size == (SIZE, SIZE)
+    unset, config = "--task=None is none that can be prepared; this config has none", "--config=configs/digits.py"
+    wrong = {
+        "has shards already": command,
+        "no argument 'x'": [*command, "--set=x=1"],
+        "is a task: name its source": [
+            "",
+            "--source=imagenet:ClassToImage",
+            "--out=o",
+            "--set=size=8",
+            "--set=classes=5",
+        ],
+        "either --config=<file> or --source": ["", "--out=o"],
+        unset: ["", "--out=o", config],
+    }
+    for words, arguments in wrong.items():
+        assert tool.main(arguments) == 1
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1, error
+
+
+@pytest.mark.faults
+def test_killed_work_of_several_processes_goes_on(tmp_path):
+    """SIGKILL at random times, until it is done: the shards are those of one process that nobody disturbed."""
+    folder = formats.make_captions(tmp_path / "c", rows=600)
+    opened = partial(pictures.Lines, epath.Path(folder))
+    whole = prepare(opened, tmp_path / "whole", Plan(rows=5))
+    command = [sys.executable, "-m", "src.tools.prepare", "--source=pictures:Lines", f"--set=folder={folder}"]
+    command += [f"--out={tmp_path / 'o'}", "--rows=5", "--processes=2"]
+    draw, kills = np.random.default_rng(0), 0
+    while not (tmp_path / "o" / "manifest.json").exists():
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        enough = len(list((tmp_path / "o").glob("*.arrayrecord"))) + 20 + draw.integers(20)
+        while process.poll() is None and len(list((tmp_path / "o").glob("*.arrayrecord"))) < enough:
+            time.sleep(0.02)
+        if process.poll() is None and kills < 3:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    print(f"{kills} kills")
+    again = json.loads((tmp_path / "o" / "manifest.json").read_text())
+    assert kills and again["shards"] == whole["shards"]
