@@ -98,12 +98,20 @@ Part = tuple[list[int] | None, bool]  # ids, are they targets? None stands for t
 
 
 def parts_of(
-    turns: list[str], codec: Any, *, sources: bool, template: bool, most: int, marked: bool = False
+    turns: list[str],
+    codec: Any,
+    *,
+    most: int,
+    sources: bool = False,
+    template: bool = False,
+    question: int = 0,
+    marked: bool = False,
 ) -> list[Part]:
     """The parts of a chat: <s> question answer </s> for each pair of turns, targets are answers and </s>.
 
     sources    questions, and each <s> but the first, are targets too (the published train_on_source)
     template   "### Human: " and "### Assistant: " stand before the turns
+    question   tokens that a question may have with its <s>, longer ones are cut; 0: any number
     most       tokens after which nothing more is encoded; a text is cut to `CHARACTERS` times that before it is
     marked     the first `<image>` of a question becomes a part None, and the texts on both sides parts of their own
 
@@ -117,7 +125,8 @@ def parts_of(
         answer = place % 2 == 1
         parts += [] if answer else [([codec.bos], sources and place > 0)]
         before, picture, after = (prefix[answer] + turn).partition(MARKER if marked and not answer else "\0")
-        parts += [(list(codec.encode(before[: CHARACTERS * most])) if before else [], answer or sources)]
+        ids = list(codec.encode(before[: CHARACTERS * most])) if before else []
+        parts += [(ids if answer or not question else ids[: question - 1], answer or sources)]
         if picture:
             marked = False
             parts += [(None, False), (list(codec.encode(after[: CHARACTERS * most])) if after else [], sources)]
@@ -135,6 +144,7 @@ class ChatToText(ExampleTask):
                      rows)
     train_on_source  the loss is on the questions, too (as published)
     template         "### Human: " and "### Assistant: " before the turns
+    question         tokens of a question with its <s>, longer ones are cut (published: 128); 0: any number
     records          shards that `tools.prepare` made, read instead of `folder`; `held_out`: the last rows are "test"
     """
 
@@ -152,16 +162,21 @@ class ChatToText(ExampleTask):
         too_long: str = "cut",
         train_on_source: bool = False,
         template: bool = False,
+        question: int = 0,
         records: str | os.PathLike[str] = "",
         held_out: int = 0,
     ):
         super().__init__(records=records, held_out=held_out)
         if turns not in ("all", "last") or too_long not in ("cut", "split", "skip"):
             raise ValueError(f"turns={turns!r}, too_long={too_long!r}: use all or last, and cut, split or skip")
+        if question < 0 or length < 3:
+            raise ValueError(
+                f"question={question}, length={length} is not possible: use 0 or more, and at least 3 tokens"
+            )
         if too_long == "split" and (turns == "last" or records):
             raise ValueError("too_long='split' does not go with turns='last' or records: split when they are prepared")
         self.codec, self.folder, self.turns, self.too_long = codec, folder, turns, too_long
-        self.train_on_source, self.template = train_on_source, template
+        self.train_on_source, self.template, self.question = train_on_source, template, question
         self.segments = (Segment("text", "text", length),)
 
     def open(self) -> UltraChat:
@@ -178,7 +193,7 @@ class ChatToText(ExampleTask):
         turns = turns_of(example.told, example.where)
         turns = turns[-2:] if self.turns == "last" else turns
         try:
-            options = {"sources": self.train_on_source, "template": self.template}
+            options = {"sources": self.train_on_source, "template": self.template, "question": self.question}
             parts = parts_of(turns, self.codec, **options, most=room)
         except ValueError as error:
             raise BadRow("the text cannot be encoded", example.where, error) from error

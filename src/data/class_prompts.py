@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from src.data.rows import RowTask, TextTable, check_split, choose, prompt_field, text_table
+from src.data.rows import RowTask, TextTable, check_split, choose, prompt_field, tail_table, text_table
 from src.interfaces import TokenField
 from src.sequence.layout import Segment
 
@@ -47,9 +47,7 @@ class ClassPrompts(RowTask):
 
     @functools.cached_property
     def _tail(self) -> TextTable:
-        between = self.codec.encode("\n") if self._newline else ()
-        row = [([self.codec.image_end, *between, self.codec.eos], False)]
-        return text_table([row], self.codec.pad, self.segments[2].length)
+        return tail_table(self.codec, self._newline)
 
     @functools.cached_property
     def _prompts(self) -> TextTable:

@@ -56,6 +56,12 @@ def text_table(texts: Sequence[Parts], pad: int, length: int | None = None) -> T
     return table
 
 
+def tail_table(codec: Any, newline: bool) -> TextTable:
+    """What follows a drawn image: <|im_end|> </s>, with `newline` a line break between them, in 4 places."""
+    between = codec.encode("\n") if newline else ()
+    return text_table([[([codec.image_end, *between, codec.eos], False)]], codec.pad, 4 if newline else 2)
+
+
 def text_length(name: str, longest: int, fixed: int, total: int | None) -> int:
     """Length of the task's one flexible text segment: `longest`, or what the `fixed` tokens leave of `total`.
 

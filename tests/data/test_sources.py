@@ -156,7 +156,8 @@ def test_journeydb_takes_prompts_or_captions_and_names_what_is_broken(tmp_path):
         CODEC.decode(describe.read("train", 4)["ids"]) == "The fox 4 sits."
         and flaw(describe, 6)[1] == "there is no caption"
     )
-    captioned = journeydb.CaptionToImage(**options, length=64, text="caption", phrase="{}")
+    captioned = journeydb.CaptionToImage(**options, length=64, text="caption", phrase="{}", newline=True)
+    assert rows_of(captioned, count=2)["tail"].ids[0].tolist() == [CODEC.image_end, 10, CODEC.eos, CODEC.pad]
     assert CODEC.decode(captioned.read("train", 5)["ids"]) == "The fox 5 sits."
     with pytest.raises(ValueError, match="has not one place for the words"):
         journeydb.CaptionToImage(**options, length=64, phrase="{} {}")
@@ -198,6 +199,8 @@ def test_chats_have_all_turns_and_losses_where_they_belong(tmp_path):
     plain = chats.ChatToText(CODEC, 128, folder=folder, train_on_source=True, template=True)
     one = rows_of(plain, count=1)["text"]
     assert pairs(one, 0) == "<s>[### Human: Question 0.0?### Assistant: Answer 0.0: it is so.</s>]"
+    brief = rows_of(chats.ChatToText(CODEC, 50, folder=folder, turns="last", question=6), count=4)["text"]
+    assert pairs(brief, 1) == "<s>Quest[Answer 2.2: it is so.</s>]"
     cut = rows_of(chats.ChatToText(CODEC, 50, folder=folder), count=4)["text"]
     assert pairs(cut, 1) == "<s>Question 2.0?[Answer 2.0: it is so.</s>]<s>Question 2.1?"
     assert flaw(chats.ChatToText(CODEC, 50, folder=folder, too_long="skip"), 1)[1] == "the chat is too long"
