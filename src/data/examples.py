@@ -21,6 +21,7 @@ from etils import epath
 from src.common.files import local_copy
 from src.common.strict_json import parse_json
 from src.data.ledger import BadRow
+from src.data.moments import check_moments
 from src.data.rows import RowTask, check_split
 
 LINE_BYTES = 4 << 20  # longer lines are not read
@@ -182,7 +183,15 @@ class ExampleTask(RowTask):
             return self.open()
         from src.data.records import Shards  # which imports this file
 
-        return Shards(epath.Path(self.records), self.kind)
+        shards = Shards(epath.Path(self.records), self.kind)
+        check_moments(shards.moments, self.image_shape, self.name, os.fspath(self.records))
+        return shards
+
+    @property
+    def latents_of(self) -> str | None:
+        """The hash of the codec whose moments of latents the data are, None for pictures."""
+        moments = getattr(self.examples, "moments", None)
+        return moments and moments.codec
 
     def rows(self, split: str) -> int:
         """Rows of the split, bad ones included.

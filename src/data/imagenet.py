@@ -22,10 +22,10 @@ from src.common.strict_json import read_json
 from src.common.tree import listed
 from src.data.class_prompts import ClassPrompts
 from src.data.examples import Example, ExampleTask, given, label_of
-from src.data.pictures import pixels_of
+from src.data.pictures import blank_image, image_field, pixels_of
 from src.data.rows import image_tokens
 from src.data.tables import cached_table
-from src.interfaces import Field, ImageField, LabelField
+from src.interfaces import Field, LabelField
 from src.sequence.layout import Segment
 
 ENDINGS = (".jpeg", ".jpg", ".png")
@@ -166,7 +166,7 @@ class _Classes(ExampleTask):
 
     def blank(self) -> dict[str, np.ndarray]:
         """Arrays of the same shapes for a row that was refused."""
-        return {"image": np.zeros(self.image_shape, np.uint8), "label": np.asarray(0)}
+        return {"image": blank_image(self.image_shape), "label": np.asarray(0)}
 
 
 class ClassPromptToImage(_Classes, ClassPrompts):
@@ -233,7 +233,7 @@ class ClassPromptToImage(_Classes, ClassPrompts):
     ) -> dict[str, Field]:
         """Fields of the rows: uniforms are phrase, drop."""
         words = self.words(extra["label"], uniforms)
-        return {"prompt": words["prompt"], "image": _pixels(extra), "tail": words["tail"]}
+        return {"prompt": words["prompt"], "image": image_field(extra["image"]), "tail": words["tail"]}
 
 
 class ClassToImage(_Classes):
@@ -283,8 +283,4 @@ class ClassToImage(_Classes):
         labels = extra["label"]
         if uniforms is not None:
             labels = np.where(uniforms[:, 0] < self.drop, self.null, labels)
-        return {"label": LabelField(labels.astype(np.int32)), "image": _pixels(extra)}
-
-
-def _pixels(extra: dict[str, np.ndarray]) -> ImageField:
-    return ImageField(extra["image"].astype(np.float32) / 127.5 - 1)
+        return {"label": LabelField(labels.astype(np.int32)), "image": image_field(extra["image"])}

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Float16, UInt8
 from PIL import Image
 
 from src.common.images import read_image
 from src.common.inside import inside
 from src.data.examples import Example, ExampleTask, LineFile, caption_of
 from src.data.ledger import BadRow
+from src.data.moments import PICTURES, moments_of
 from src.data.rows import TextTable, image_tokens, prompt_field, tail_table, text_table
 from src.interfaces import Field, ImageField, TokenField
 from src.sequence.layout import Segment
@@ -82,8 +83,12 @@ def crop(pixels: UInt8[np.ndarray, "h w C"], size: int) -> UInt8[np.ndarray, "si
     return found[top : top + size, left : left + size]
 
 
-def pixels_of(example: Example, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "size size C"]:
-    """The centre of an example's image, `shape` (size, size, C). Raises BadRow."""
+def pixels_of(
+    example: Example, shape: tuple[int, int, int]
+) -> UInt8[np.ndarray, "h w C"] | Float16[np.ndarray, "h w C"]:
+    """The centre of an example's image, `shape` (size, size, C), or its moments, float16. Raises BadRow."""
+    if shape[2] not in PICTURES:
+        return moments_of(example.image, shape, example.where)
     try:
         if example.image is None:
             raise FileNotFoundError
@@ -101,7 +106,7 @@ def pixels_of(example: Example, shape: tuple[int, int, int]) -> UInt8[np.ndarray
 class _Pictures(ExampleTask):
     """Rows of captions and images; subclasses say how the text segment is put together.
 
-    size       height and width of the images, `channels` 3 (RGB) or 1 (grey)
+    size       height and width of the images, `channels` 3 (RGB), 1 (grey), or as many as moments of latents have
     length     tokens of the text segment, with its two special ones
     text       name of the text that is the caption; `phrase` is what is made of it ("a photo of {}")
     too_long   what happens to captions with more: `cut` (their beginning is used) or `skip` (they are bad rows)
@@ -130,10 +135,10 @@ class _Pictures(ExampleTask):
         super().__init__(records=records, held_out=held_out)
         if too_long not in ("cut", "skip"):
             raise ValueError(f"too_long={too_long!r} is unknown: use cut or skip")
-        if length < 3 or channels not in (1, 3):
+        if length < 3 or (channels not in PICTURES and (channels < 4 or channels % 2)):
             raise ValueError(
                 f"length={length}, channels={channels} is not possible: give a length of at least 3 tokens, and 1 or 3"
-                " channels"
+                " channels, or those of moments of latents, twice the autoencoder's"
             )
         check_phrase(phrase)
         self.folder, self.codec, self.room, self.too_long = folder, codec, length, too_long
@@ -159,7 +164,7 @@ class _Pictures(ExampleTask):
     def blank(self) -> dict[str, np.ndarray]:
         """Arrays of the same shapes for a row that was refused."""
         none = np.zeros(self.room, np.int32)
-        return {"image": np.zeros(self.image_shape, np.uint8), "ids": none, "used": np.asarray(0)}
+        return {"image": blank_image(self.image_shape), "ids": none, "used": np.asarray(0)}
 
     def _encode(self, caption: str, where: str) -> list[int]:
         """Ids of the text segment: its first token, the caption, its last token."""
@@ -178,7 +183,18 @@ class _Pictures(ExampleTask):
         raise NotImplementedError
 
     def _images(self, extra: dict[str, np.ndarray]) -> ImageField:
-        return ImageField(extra["image"].astype(np.float32) / 127.5 - 1)
+        return image_field(extra["image"])
+
+
+def blank_image(shape: tuple[int, int, int]) -> np.ndarray:
+    """Zeros instead of what `pixels_of` gives."""
+    return np.zeros(shape, np.uint8 if shape[2] in PICTURES else np.float16)
+
+
+def image_field(values: np.ndarray) -> ImageField:
+    """Pixels in [-1, 1], or moments as they are; float32."""
+    scaled = values.astype(np.float32)
+    return ImageField(scaled / 127.5 - 1 if values.dtype == np.uint8 else scaled)
 
 
 def check_phrase(phrase: str) -> None:

@@ -63,6 +63,22 @@ class Plan:
                 f"rows={self.rows}, size={self.size} is not possible: use at least 1 row, and no size below 0"
             )
 
+    def told(self) -> dict[str, Any]:
+        """What must be the same when the work goes on."""
+        return dataclasses.asdict(self)
+
+    def image(self) -> Any:
+        """What the manifest says of the pictures."""
+        return {"size": self.size, "format": "PNG"} if self.size else "the files as they were"
+
+    def records(self, source: Examples, rows: Sequence[int]) -> Iterator[tuple[int, bytes | BadRow]]:
+        """The records of some rows, in their order."""
+        for row in rows:
+            try:
+                yield row, record_of(source[row], source.kind, self, len(getattr(source, "classes", ())))
+            except BadRow as flaw:
+                yield row, flaw
+
 
 def prepare(
     open_source: Open,
@@ -103,8 +119,7 @@ def prepare(
 
 
 def _finish(target: epath.Path, plan: Plan, source: Examples, name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
-    image = {"size": plan.size, "format": "PNG"} if plan.size else "the files as they were"
-    schema = {"kind": source.kind, "image": image, "classes": getattr(source, "classes", [])}
+    schema = {"kind": source.kind, "image": plan.image(), "classes": getattr(source, "classes", [])}
     shards = [{key: part[key] for key in ("name", "rows", "bytes", "sha256")} for part in parts if part["rows"]]
     bad = sum(len(part["bad"]) for part in parts)
     if not shards:
@@ -134,7 +149,7 @@ def _agree(target: epath.Path, plan: Plan, source: Examples, name: str) -> None:
             probe.update(str(flaw).encode())
     if not len(source):
         raise ValueError(f"{name} has no rows: give a source that has some")
-    told = dataclasses.asdict(plan) | {"source": name, "source_rows": len(source), "probe": probe.hexdigest()[:16]}
+    told = plan.told() | {"source": name, "source_rows": len(source), "probe": probe.hexdigest()[:16]}
     path = target / PLAN
     if path.exists():
         before = read_json(path, what="plan")
@@ -165,12 +180,12 @@ def _part(target: epath.Path, plan: Plan, source: Examples, k: int) -> dict[str,
     bad: list[dict[str, Any]] = []
 
     def packed() -> Iterator[bytes]:
-        for row in range(k * plan.rows, min((k + 1) * plan.rows, len(source))):
-            try:
-                yield record_of(source[row], source.kind, plan, len(getattr(source, "classes", ())))
-            except BadRow as flaw:
-                flaw = BadRow.unpack(flaw.pack())  # cut as everywhere
-                bad.append({"row": row, "reason": flaw.reason, "where": flaw.where, "detail": flaw.detail})
+        for row, found in plan.records(source, range(k * plan.rows, min((k + 1) * plan.rows, len(source)))):
+            if isinstance(found, bytes):
+                yield found
+                continue
+            flaw = BadRow.unpack(found.pack())  # cut as everywhere
+            bad.append({"row": row, "reason": flaw.reason, "where": flaw.where, "detail": flaw.detail})
 
     name = f"{k:05d}.arrayrecord"
     folder = tempfile.mkdtemp(prefix="monoformer-jax-") if is_remote(target) else os.fspath(target)

@@ -27,6 +27,7 @@ from src.common.tree import listed
 from src.data import pictures
 from src.data.examples import LINE_BYTES, Example, parse_example
 from src.data.ledger import BadRow
+from src.data.moments import Moments, moments_of_manifest
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -34,7 +35,8 @@ OPTIONS = "group_size:1"  # a record has its own checksum: damage spoils no othe
 
 
 class Shards:
-    """The rows of a folder of shards by number; `classes` are those of the manifest, if any.
+    """The rows of a folder of shards by number; `classes` are those of the manifest, if any, and `moments` what it says
+    of them, where the shards hold those of latents instead of pictures (`tools.latents`).
 
     Raises FileNotFoundError without a manifest, ValueError for another kind of examples, or naming every shard that is
     missing or damaged.
@@ -48,6 +50,7 @@ class Shards:
                 f"{os.fspath(folder)!r} holds {shown(schema['kind'])}, this task reads {kind}: give shards of {kind}"
             )
         self.classes: list[dict[str, str]] = schema["classes"]
+        self.moments: Moments | None = schema["moments"]
         self.names = [shard["name"] for shard in shards]
         self._starts = np.cumsum([0, *(shard["rows"] for shard in shards)])
         self._readers: dict[int, Any] = {}
@@ -116,7 +119,8 @@ def _manifest(folder: epath.Path) -> tuple[list[dict[str, Any]], dict[str, Any]]
                 raise ValueError(f"{shard} has no sizes")
         schema = told.get("schema", {})
         classes = [{"id": str(c["id"]), "name": str(c["name"])} for c in schema.get("classes", ())]
-        return shards, {"kind": schema.get("kind", "captions"), "classes": classes}
+        moments = moments_of_manifest(schema.get("image"))
+        return shards, {"kind": schema.get("kind", "captions"), "classes": classes, "moments": moments}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{os.fspath(path)!r} is no manifest of shards ({error}): write the shards anew") from error
 

@@ -11,158 +11,37 @@ stopped. A task reads the shards with `records="data/imagenet-shards"`.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import sys
-import time
-from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
 
 from absl import flags
-from ml_collections import config_flags
 
-from src.common.lookup import check_arguments, lookup
+from src.tools import sources
 
 
 def define() -> flags.FlagValues:
     """The flags."""
-    values = flags.FlagValues()
+    values = sources.define()
     common = {"flag_values": values}
-    config_flags.DEFINE_config_file("config", None, "The config whose data are prepared.", **common)
-    flags.DEFINE_string("task", None, "--config: the task; needed where there are several.", **common)
-    flags.DEFINE_string("source", None, "A source of src/data, e.g. imagenet:ImageFolders.", **common)
-    flags.DEFINE_multi_string("set", [], "--source: an option, name=value.", **common)
-    flags.DEFINE_string("out", None, "The folder of the shards.", **common)
-    flags.DEFINE_integer("rows", 1000, "Rows of the source for each shard.", 1, **common)
     flags.DEFINE_integer("size", 0, "Cut pictures to so many pixels and store PNG; 0: as they are.", 0, **common)
     flags.DEFINE_boolean("check", True, "Decode the pictures, to leave out what cannot be read.", **common)
     flags.DEFINE_integer("processes", os.cpu_count() or 1, "Processes that read and write.", 1, **common)
-    flags.DEFINE_float("max_bad_share", 0.05, "Stop when a larger share of the rows is bad, …", 0, 1, **common)
-    flags.DEFINE_integer("max_bad_least", 10, "… and at least so many.", 0, **common)
-    flags.DEFINE_boolean("traceback", False, "Show the whole traceback of an error.", **common)
     return values
 
 
-def main(argv: list[str]) -> int:
-    """The exit code; errors that a person can mend are one sentence on standard error."""
-    values = define()
-    try:
-        try:
-            rest = values(argv)
-            config = values.config
-        except (flags.Error, AttributeError, KeyError, TypeError, ImportError, OSError) as error:
-            lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
-            raise ValueError(f"a flag or the config is wrong: {lines[-1]}") from error
-        if rest[1:]:
-            raise ValueError(f"what is {rest[1]!r}? Give --source or --config, and --out")
-        return run(values, config)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from there", file=sys.stderr)
-        return 130
-    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
-        if values.is_parsed() and values.traceback:
-            raise
-        print(f"error: {error.args[0] if isinstance(error, KeyError) and error.args else error}", file=sys.stderr)
-        return 1
-
-
-def run(values: flags.FlagValues, config: Any) -> int:
+def run(values: flags.FlagValues, config: Any) -> None:
     """Prepares what the flags say."""
-    from src.data.ledger import Ledger, TooManyBadRowsError
-    from src.data.prepare import Plan, prepare
+    from src.data.prepare import Plan
 
-    if not values.out or (config is None) == (values.source is None):
-        raise ValueError("give --out=<folder>, and either --config=<file> or --source=<file:Class>")
-    name, opened = of_config(config, values.task) if config is not None else of_source(values.source, values.set)
-    plan = Plan(values.rows, values.size, values.check)
-    ledger = Ledger(values.out, share=values.max_bad_share, least=values.max_bad_least)
-    progress = Progress()
-    try:
-        manifest = prepare(opened, values.out, plan, name=name, processes=values.processes, ledger=ledger, say=progress)
-    except TooManyBadRowsError as error:
-        raise ValueError(str(error).replace("data.max_bad.share", "--max_bad_share")) from error
-    bad = f"; {manifest['bad_rows']:,} bad rows are in {values.out}/skipped.jsonl" if manifest["bad_rows"] else ""
-    size = sum(shard["bytes"] for shard in manifest["shards"])
-    print(f"{manifest['rows']:,} rows in {len(manifest['shards'])} shards, {size / 1e9:.3g} GB, in {values.out}{bad}")
-    return 0
+    sources.write(values, config, Plan(values.rows, values.size, values.check), values.processes)
 
 
-def of_config(config: Any, task: str | None) -> tuple[str, Any]:
-    """Name of a task's source, and what opens it.
-
-    Raises ValueError for a task that is not there or does not read files.
-    """
-    from src.build import build_system
-    from src.data.examples import ExampleTask
-
-    tasks = {n: plan.task for n, plan in build_system(config).tasks.items() if isinstance(plan.task, ExampleTask)}
-    if task is None and len(tasks) == 1:
-        task = next(iter(tasks))
-    if task not in tasks:
-        raise ValueError(f"--task={task} is none that can be prepared; this config has {', '.join(tasks) or 'none'}")
-    return task, tasks[task].open
-
-
-def of_source(name: str, options: Sequence[str]) -> tuple[str, Any]:
-    """Name of a source, and what opens it.
-
-    Raises ValueError for an unknown source or option.
-    """
-    from etils import epath
-
-    cls, given = lookup("data", name), {}
-    parameters = inspect.signature(cls.__init__).parameters
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise ValueError(f"--set={option} has no value: write --set=name=value")
-        kind = str(parameters[key].annotation) if key in parameters else ""
-        convert = {"epath.Path": epath.Path, "int": int, "tuple[str, ...]": lambda text: tuple(text.split(","))}
-        try:
-            given[key] = convert.get(kind, str)(value)
-        except ValueError as error:
-            raise ValueError(f"--set={option} is no number: write --set={key}=1") from error
-    check_arguments(cls, given, where=f"--source={name}")
-    if not hasattr(cls, "__getitem__"):
-        raise ValueError(f"--source={name} is a task: name its source, such as imagenet:ImageFolders, or use --config")
-    return name, functools.partial(cls, **given)
-
-
-class Progress:
-    """Says how far it is: a bar on a terminal, a line every ten seconds elsewhere."""
-
-    def __init__(self):
-        self._began, self._last, self._first = time.monotonic(), time.monotonic(), None
-        self._bar: Any = None
-
-    def __call__(self, done: int, shards: int, rows: int) -> None:
-        now = time.monotonic()
-        if self._first is None:  # what an earlier start has done
-            self._first = done, rows
-            if sys.stderr.isatty():
-                from tqdm import tqdm
-
-                self._bar = tqdm(total=shards, initial=done, unit="shard", dynamic_ncols=True)
-            elif done:
-                print(f"{done} of {shards} shards are there already", file=sys.stderr, flush=True)
-            return
-        rate = (rows - self._first[1]) / max(now - self._began, 1e-9)
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{rows:,} rows, {rate:,.0f} rows/s", refresh=False)
-            self._bar.update(done - self._bar.n)
-            if done == shards:
-                self._bar.close()
-        elif now - self._last >= 10 or done == shards:
-            self._last = now
-            left = (now - self._began) / max(done - self._first[0], 1) * (shards - done)
-            print(
-                f"{done} of {shards} shards, {rows:,} rows, {rate:,.0f} rows/s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+def main(argv: list[str]) -> int:
+    """The exit code."""
+    return sources.main(argv, define(), run)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,18 @@ class Frozen:
         """What identifies them in a checkpoint."""
         return {kind: net.fingerprint for kind, net in self.nets.items()}
 
+    def check(self, task: str, latents_of: str | None) -> None:
+        """Raises ValueError where a task's data are moments of the latents of a codec, and this is not that codec."""
+        if latents_of is None:
+            return
+        if self.image is None:
+            raise ValueError(f"the data of task {task} are moments of latents: set image_codec to their autoencoder")
+        if latents_of != self.image.fingerprint:
+            raise ValueError(
+                f"the data of task {task} are latents of another autoencoder ({latents_of[:12]}…) than image_codec's"
+                f" ({self.image.fingerprint[:12]}…): give the one that they were made with, or make them anew"
+            )
+
     def spec(self, layouts: Mapping[str, Layout], delivered: Mapping[str, Batch]) -> dict[str, Batch]:
         """Abstract arrays of what `encode` gives for the abstract arrays of a batch; no file is read."""
 

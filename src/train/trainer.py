@@ -140,6 +140,8 @@ def open_data(trainer: Trainer, workdir: Any = None) -> Mixture:
     """This process's share of the batches of every task; bad rows are listed in `workdir`."""
     plans = trainer.system.tasks
     tasks = {name: plan.task for name, plan in plans.items()}
+    for name, task in tasks.items():
+        trainer.system.frozen.check(name, getattr(task, "latents_of", None))
     check_same({f"the number of rows of {name}": task.rows("train") for name, task in tasks.items()})
     shard, order = data_shard(trainer.mesh)
     config, rows = trainer.system.config, {name: plan.rows for name, plan in plans.items()}

@@ -1,0 +1,131 @@
+"""Moments in shards: those that the autoencoder gives, resumed after a stop, read back, and refused by another one."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from src.build import build_system
+from src.codecs.vae import Vae, VaeConfig
+from src.codecs.vae_files import read_vae, write_vae
+from src.data import imagenet, prepare
+from src.data.ledger import BadRow
+from src.tools import latents
+from src.train.trainer import make_trainer, open_data
+from tests import formats
+
+TINY = VaeConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)  # one latent for 2 x 2 pixels
+SIZE = 8
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two tiny autoencoders, 20 pictures of which one is broken, and their moments."""
+    folder = tmp_path_factory.mktemp("latents")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        for seed in (0, 1):
+            write_vae(folder / f"vae{seed}", Vae(TINY), Vae(TINY).init(jax.random.key(seed)))
+        images, names = formats.make_imagenet(folder)
+        (images / "n02012849" / "n02012849_1.JPEG").write_bytes(b"broken")
+        flags = ["latents", "--source=imagenet:ImageFolders", f"--set=folder={images}", f"--set=names={names}"]
+        flags += [f"--vae={folder}/vae0", f"--size={SIZE}", "--rows=8", "--batch=1", f"--out={folder}/moments"]
+        # The second shard fails once, as if the process had been ended there.
+        part, failed = prepare._part, []
+
+        def ending(*arguments):
+            if arguments[-1] == 1 and not failed:
+                failed.append(1)
+                raise OSError("ended")
+            return part(*arguments)
+
+        patch.setattr(prepare, "_part", ending)
+        assert latents.main(flags) == 1 and (folder / "moments" / "parts").is_dir()
+        before = (folder / "moments" / "00000.arrayrecord").stat().st_mtime_ns
+        assert latents.main(flags) == 0
+        assert (folder / "moments" / "00000.arrayrecord").stat().st_mtime_ns == before, "a finished shard stays"
+        yield folder
+
+
+def task(files, records, **changes):
+    options = {"size": SIZE // 2, "channels": 8, "classes": 5} | changes
+    return imagenet.ClassToImage(records=str(files / records), **options)
+
+
+def test_moments_are_those_of_the_autoencoder(files):
+    manifest = json.loads((files / "moments" / "manifest.json").read_text())
+    vae, params = read_vae(files / "vae0")
+    image = {"size": SIZE, "format": "moments", "dtype": "float16", "shape": [4, 4, 8]}
+    assert manifest["schema"]["image"] == image | {"codec": vae.latents_hash(params)}
+    assert (manifest["rows"], manifest["bad_rows"]) == (19, 1)
+    assert "n02012849_1.JPEG" in (files / "moments" / "skipped.jsonl").read_text()
+    pictures = imagenet.ClassToImage(SIZE, 5, folder=files / "train", names=files / "names.json")
+    seen, made, place = [], task(files, "moments"), 0
+    for row in range(pictures.rows("train")):
+        try:
+            want = pictures.read("train", row)
+        except BadRow:
+            continue
+        have = made.read("train", place)
+        moments = np.concatenate(
+            vae.moments(params, jnp.asarray(want["image"][None] / 127.5 - 1, jnp.float32)), axis=-1
+        )
+        np.testing.assert_allclose(have["image"], moments[0], atol=2e-3 * np.abs(moments).max())
+        assert have["label"] == want["label"] and have["image"].dtype == np.float16
+        seen.append(have["image"])
+        place += 1
+    assert place == made.rows("train") and len({m.tobytes() for m in seen}) == place
+
+
+def config_of(files, codec="vae0", **data):
+    config = common.base()
+    config.text_codec.name = ""
+    options = {"records": str(files / "moments"), "size": 4, "channels": 8, "classes": 5}
+    config.tasks = {
+        "draw": {
+            "share": 1.0,
+            "data": {"name": "imagenet:ClassToImage"} | options | data,
+            "objectives": {"diffusion": common.denoise()},
+        }
+    }
+    with config.unlocked():
+        config.image_codec = {"name": "latents" if codec else "", "path": str(files / codec), "factor": 2}
+    config = common.debug(config)
+    config.batch, config.mesh.data = 8, 1
+    return config
+
+
+def test_training_draws_from_moments_and_refuses_those_of_another_codec(files):
+    trainer = make_trainer(build_system(config_of(files)), jax.devices()[:1])
+    data = open_data(trainer)
+    rows = next(data)
+    first, second = (np.asarray(trainer.place(rows, step)["draw"]["image"].values) for step in (0, 1))
+    assert first.shape == (8, 4, 4, 4) and np.abs(first - second).max() > 1e-3
+    data.close()
+    with pytest.raises(ValueError, match="latents of another autoencoder"):
+        open_data(make_trainer(build_system(config_of(files, "vae1")), jax.devices()[:1]))
+    with pytest.raises(ValueError, match="set image_codec to their autoencoder"):
+        open_data(make_trainer(build_system(config_of(files, "")), jax.devices()[:1]))
+    with pytest.raises(ValueError, match=r"moments of latents 4 x 4 x 8.*set size=4, channels=8"):
+        open_data(make_trainer(build_system(config_of(files, size=8, channels=3)), jax.devices()[:1]))
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--vae="], "give --vae"),
+        (["--size=7"], "--size=7 is no multiple of 2"),
+        (["--vae=nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_encoded_is_one_sentence(files, tmp_path, capsys, flags, words):
+    source = ["--source=imagenet:ImageFolders", f"--set=folder={files}/train", f"--set=names={files}/names.json"]
+    given = [*source, f"--vae={files}/vae0", f"--out={tmp_path}/out", *flags]
+    assert latents.main(["latents", *given]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ") and words in said
+    assert not pathlib.Path(tmp_path, "out", "manifest.json").exists()
