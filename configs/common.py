@@ -19,6 +19,9 @@ def base() -> ConfigDict:
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
             "sharding": sharding(),
             "model": model(),
+            # The first parameters: path, a folder that src.tools.convert made ("": none); ema: its averaged weights;
+            # skip: regexes of paths that are initialised all the same.
+            "init_from": {"path": "", "ema": False, "skip": ()},
             "patch": {"size": 2, "scale": 1.0, "shift": 0.0},
             "text_codec": {"name": "text:SentencePiece", "path": "", "vocab_size": 200, "folder": ""},
             # What images are drawn as: "" pixels (or what the files hold), latents with a path: latents of a frozen

@@ -23,6 +23,7 @@ from src.sampling.guidance import Guidance
 from src.sampling.predictor import Predictor
 from src.sequence.layout import Layout, with_time_tokens
 from src.train.frozen import Frozen
+from src.train.start import make_start
 from src.train.system import System, TaskPlan
 
 
@@ -66,7 +67,7 @@ def build_system(config: Any) -> System:
     predictor = build_predictor(config, graph, plans, patch, process, codec, frozen)
     evaluators = {n: build("evals", c, tasks=tasks) for n, c in config.eval.evaluators.items()}
     encode = patch.encode if patch else _no_images
-    return System(config, graph, init, plans, encode, evaluators, predictor, codec, frozen)
+    return System(config, graph, init, plans, encode, evaluators, predictor, codec, frozen, make_start(config))
 
 
 AT_LEAST_ONE = (

@@ -31,6 +31,30 @@ def fingerprint(x: Shaped[Array, "*shape"]) -> UInt32[Array, ""]:
     return jnp.sum(_mix(bits ^ _mix(place)), dtype=jnp.uint32)
 
 
+class Running:
+    """`fingerprint` of an array that is seen piece by piece, in the order of its elements (C order)."""
+
+    def __init__(self) -> None:
+        self._sum = self._place = 0
+
+    def add(self, piece: np.ndarray) -> None:
+        """The next elements, of a type of at most 32 bits."""
+        self._sum += int(_share(piece.reshape(-1), np.uint32(self._place % 2**32)))
+        self._place += piece.size
+
+    def value(self) -> int:
+        """The fingerprint of all pieces as one array."""
+        return self._sum % 2**32
+
+
+@jax.jit
+def _share(x: Shaped[Array, "N"], start: UInt32[Array, ""]) -> UInt32[Array, ""]:
+    """What elements from place `start` on add to the fingerprint."""
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    place = jax.lax.iota(jnp.uint32, x.size) + start
+    return jnp.sum(_mix(bits ^ _mix(place)), dtype=jnp.uint32)
+
+
 def fingerprints(flat: Mapping[str, Array]) -> dict[str, int]:
     """`fingerprint` of every leaf, the same on every process."""
     # One program: several in flight at once may run in another order on another process and wait for ever.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import mmap
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -65,7 +66,7 @@ class SafeTensors(Mapping[str, np.ndarray]):
         self.path = epath.Path(path)
         self.entries: dict[str, Entry] = {}
         self._file_of: dict[str, os.PathLike[str]] = {}
-        self._maps: dict[os.PathLike[str], np.ndarray] = {}
+        self._maps: dict[os.PathLike[str], mmap.mmap] = {}
         for file, names in _files(self.path).items():
             found = self._add(file)
             if names is None:
@@ -85,9 +86,17 @@ class SafeTensors(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         entry, file = self.entries[name], self._file_of[name]
         if file not in self._maps:
-            self._maps[file] = np.memmap(file, np.uint8, "r")
-        data = self._maps[file][entry.begin : entry.end]
+            with open(file, "rb") as opened:
+                self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        data = np.frombuffer(self._maps[file], np.uint8)[entry.begin : entry.end]
         return data.view(entry.dtype).reshape(entry.shape)
+
+    def release(self, name: str) -> None:
+        """Gives back the memory that holds what was read of a tensor. It stays readable, and is then read anew."""
+        entry, file = self.entries[name], self._file_of[name]
+        if file in self._maps and entry.end > entry.begin and hasattr(mmap, "MADV_DONTNEED"):
+            begin = entry.begin // mmap.PAGESIZE * mmap.PAGESIZE
+            self._maps[file].madvise(mmap.MADV_DONTNEED, begin, entry.end - begin)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)

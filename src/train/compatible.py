@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 FREE = ("steps", "log", "eval", "checkpoint", "sample", "guard", "doctor", "watchdog")
-WHERE = ("text_codec.path", "text_codec.folder")  # may change while the tokenizer's fingerprint stays
+# What may change while the fingerprint of it stays: of the tokenizer, and of the weights that the run began from.
+WHERE = {"tokenizer": ("text_codec.path", "text_codec.folder"), "weights": ("init_from.path",)}
 # What a config means that does not have the field, because it was made before there was one, or after it was dropped.
 ASSUMED: dict[str, Any] = {
     "model.trunk.attention": "auto",
@@ -21,6 +22,10 @@ ASSUMED: dict[str, Any] = {
     "vision.path": "",
     "model.vision.init": "lecun_normal",
     "frozen": {},
+    "init_from.path": "",
+    "init_from.ema": False,
+    "init_from.skip": (),
+    "weights": None,
 }
 RENAMED: dict[str, str] = {}  # a field, or all below it, of older configs: its name now
 ABSENT = "absent"
@@ -35,8 +40,9 @@ def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, 
     """
     before = {_renamed(field): value for field, value in fields(plain(old)).items()}
     after = fields(plain(new))
-    if before.get("tokenizer") is not None and before.get("tokenizer") == after.get("tokenizer"):
-        free = (*free, *WHERE)
+    for name, where in WHERE.items():
+        if before.get(name) is not None and before.get(name) == after.get(name):
+            free = (*free, *where)
     changed = {
         field: (before.get(field, ABSENT), after.get(field, ABSENT))
         for field in sorted(before.keys() | after.keys())
@@ -75,6 +81,8 @@ def _advice(field: str, was: Any, now: Any, config: dict[str, Any]) -> str:
         where = config.get("text_codec.path") or config.get("text_codec.folder")
         place = f"at {where}" if where else "trained on the tasks' own texts"
         return f"bring back the tokenizer with the fingerprint {was} (the one {place} has {now})"
+    if field == "weights":
+        return "give the initial weights that it began from (init_from), whose hash is the first of the two"
     was = ASSUMED.get(field, was) if was == ABSENT else was
     if was == ABSENT:
         return f"take {field} out of the config file"

@@ -235,6 +235,8 @@ def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, in
     """State, step and position (see `Run.save`) of the newest sound checkpoint, or a fresh state at step 0 and None."""
 
     def accept(saved: Any) -> None:
+        if trainer.system.start:
+            trainer.system.start.recall(saved)
         for field, (old, new) in check_config(saved, trainer.system.identity(), ELASTIC).items():
             logging.info("the config changed since the checkpoint: %s %r -> %r", field, old, new)
 

@@ -18,6 +18,7 @@ from src.models.transformer import Tap
 from src.sequence.layout import Layout
 from src.sequence.view import clean_view
 from src.train.frozen import NOTHING, Frozen
+from src.train.start import Start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class System:
     predictor   samples from the system, once it is given parameters
     codec       the text codec, or None
     frozen      networks that are used and not trained
+    start       where the first parameters come from, or None
     """
 
     config: Any
@@ -52,12 +54,14 @@ class System:
     predictor: Any = None
     codec: Any = None
     frozen: Frozen = NOTHING
+    start: Start | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint remembers of the system: the config, and which tokenizer and frozen networks gave ids and
-        latents their meaning."""
+        """What a checkpoint remembers of the system: the config, which tokenizer and frozen networks gave ids and
+        latents their meaning, and the hash of the weights that it began from."""
         tokenizer = self.codec.fingerprint() if self.codec else None
-        return self.config.to_dict() | {"tokenizer": tokenizer, "frozen": self.frozen.fingerprints()}
+        known = {"tokenizer": tokenizer, "frozen": self.frozen.fingerprints()}
+        return self.config.to_dict() | known | {"weights": self.start.hash() if self.start else None}
 
     def spec(self) -> dict[str, dict[str, Any]]:
         """Abstract arrays of one global batch, as the step gets it."""

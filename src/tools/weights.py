@@ -1,0 +1,233 @@
+"""What `src.tools.convert` does: finds out what a source is, imports, exports, and describes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from src.common.inside import shown
+from src.common.leaves import Leaves
+from src.common.safe_tensors import SafeTensors
+from src.common.strict_json import read_json
+from src.common.tensor_files import SHARD_BYTES, check_room
+from src.models.export import (
+    LLAMA,
+    ORDER,
+    about,
+    about_model,
+    check_exportable,
+    published_config,
+    write_config,
+    write_published,
+)
+from src.models.initial import Initial, is_initial, summary, write_initial
+from src.models.pretrained import Grown, Published, check_complete
+from src.models.published import read_config
+from src.tools.hub import download, is_hub_name
+from src.tools.tokenizer_files import copy_tokenizer
+from src.train.checkpoint import Checkpointer
+from src.train.trained import Trained
+
+EMA = "ema"
+SPECIALS = 4  # <PAD>, <image>, <|im_start|>, <|im_end|>
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The flags of `src.tools.convert` that shape what is written."""
+
+    new_words: int | None = None
+    new_rows: str = "normal"
+    seed: int = 0
+    step: str = "latest"
+    ema: bool = False
+    dtype: str | None = None
+    image_size: int | None = None
+    tokenizer: str | None = None
+    shard_bytes: int = SHARD_BYTES
+
+
+class Source(NamedTuple):
+    """Where something is, and what: `initial`, `run`, `published`, `vae`, `clip` or `tensors`."""
+
+    path: epath.Path
+    kind: str
+
+
+def find(name: str, revision: str | None = None) -> Source:
+    """What a path is, or a repository of the hub once it is here.
+
+    Raises FileNotFoundError, ImportError, OSError and ValueError, in one sentence.
+    """
+    path = epath.Path(name)
+    if not path.exists():
+        if "://" in name or not is_hub_name(name):
+            raise FileNotFoundError(f"there is no {shown(name)}: give a folder, or owner/name of the Hugging Face hub")
+        path = download(name, revision)
+    if not path.is_dir():
+        return Source(path, "tensors")
+    if is_initial(path):
+        return Source(path, "initial")
+    if (path / "checkpoints").is_dir():
+        return Source(path, "run")
+    if not (path / "config.json").exists():
+        SafeTensors(path)  # says what is there instead, and of what may run code how to convert it
+        return Source(path, "tensors")
+    fields = read_json(path / "config.json", what="config")
+    fields = fields if isinstance(fields, dict) else {}
+    if fields.get("_class_name") == "AutoencoderKL":
+        return Source(path, "vae")
+    if str(fields.get("model_type")).startswith("clip"):
+        return Source(path, "clip")
+    return Source(path, "published")
+
+
+def check_empty(out: str) -> None:
+    """Raises ValueError unless a folder is new or empty."""
+    path = epath.Path(out)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"--out={out} is there already and not empty: give another folder, or remove it")
+
+
+def convert(source: Source, out: str, options: Options) -> Iterator[str]:
+    """Writes `out`, and says line by line what was done. Raises as its parts do, before anything is written where the
+    source or an option is wrong."""
+    if source.kind == "published":
+        yield from _import(source.path, epath.Path(out), options)
+    elif source.kind in ("initial", "run"):
+        yield from _export(source, epath.Path(out), options)
+    elif source.kind in ("vae", "clip"):
+        raise ValueError(f"{shown(source.path)} needs no conversion: configs read that folder as it is (see --info)")
+    else:
+        raise ValueError(f"{shown(source.path)} has no config.json beside its tensors: give the folder that has both")
+
+
+# --------------------------------------------------------------------------- in
+
+
+def _import(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str]:
+    jobs = [(path, out)] + ([(path / EMA, out / EMA)] if (path / EMA / "config.json").exists() else [])
+    ready = [(_published(folder, options), target) for folder, target in jobs]
+    check_room(_existing(out), sum(summary(leaves.shapes)["bytes"] for (leaves, *_), _ in ready))
+    for (leaves, made_for, fields), target in ready:
+        name = write_initial(target, leaves, made_for, fields, options.shard_bytes)
+        told = summary(leaves.shapes)
+        yield f"{target}: {told['parameters']:,} parameters, {_dtypes(told)}, hash {name}"
+    yield f"tokenizer files: {', '.join(copy_tokenizer(path, out)) or 'none there'}"
+
+
+def _published(path: epath.Path, options: Options) -> tuple[Leaves, dict[str, Any], dict[str, Any]]:
+    config = read_config(path)
+    found = Published(SafeTensors(path))
+    check_complete(found, config)
+    image = config.image
+    if image and not (image.use_pos_embed and image.use_adaln_final_layer):
+        raise ValueError(
+            f"the config {shown(path / 'config.json')} has use_pos_embed={image.use_pos_embed} and "
+            f"use_adaln_final_layer={image.use_adaln_final_layer}, and here both are true only: give other weights"
+        )
+    words = (SPECIALS if config.architecture == LLAMA else 0) if options.new_words is None else options.new_words
+    fields = read_json(path / "config.json", what="config")
+    return Grown(found, words, options.new_rows, options.seed), about(config), fields
+
+
+# --------------------------------------------------------------------------- out
+
+
+def _export(source: Source, out: epath.Path, options: Options) -> Iterator[str]:
+    if source.kind == "initial":
+        folders = [(source.path, out)] + ([(source.path / EMA, out / EMA)] if is_initial(source.path / EMA) else [])
+        jobs = [(leaves := Initial(folder), leaves.meta["about"], leaves.meta["published"], target)
+                for folder, target in folders]  # fmt: skip
+        tokenizer, patch = source.path, jobs[0][2].get("patch_size", 2)
+        side = jobs[0][2].get("image_size", 0) // 8
+    else:
+        run = find_trained(source.path, options)
+        images = any(path.startswith("image/") for path in run.shapes)
+        base, tokenizer = _base(run.config)
+        jobs = [(run, about_model(run.config["model"], images), base, out)]
+        patch = run.config["patch"]["size"]
+        side = 0 if options.image_size or not images else _side(run.config)
+    side = options.image_size // 8 if options.image_size else side
+    for leaves, made_for, _, _ in jobs:
+        check_exportable(leaves, made_for)
+    for leaves, made_for, base, target in jobs:
+        fields = published_config(leaves, made_for, base, patch, side, options.dtype)
+        order = made_for.get(ORDER, "rsc")
+        files = write_published(target, leaves, order, patch, options.dtype, options.shard_bytes)
+        write_config(target, fields)
+        told = summary(leaves.shapes)
+        yield f"{target}: {fields['architectures'][0]}, {told['parameters']:,} parameters in {len(files)} file(s)"
+    tokenizer = options.tokenizer or tokenizer
+    yield f"tokenizer files: {', '.join(copy_tokenizer(tokenizer, out)) if tokenizer else 'none (see --tokenizer)'}"
+
+
+def find_trained(workdir: epath.Path, options: Options) -> Trained:
+    """The parameters of the checkpoint that the options name.
+
+    Raises FileNotFoundError when there is none, and ValueError as `Checkpointer.choose` and `Trained` do.
+    """
+    opened = Checkpointer(workdir, readonly=True)
+    latest = opened.latest_step()
+    if latest is None:
+        raise FileNotFoundError(f"there is no checkpoint in {workdir}: train first, or correct --source")
+    if options.step == "best":
+        newest = Trained(opened.directory / str(latest))
+        step = Checkpointer(workdir, best=newest.config["checkpoint"]["best"], readonly=True).choose("best")
+    else:
+        step = opened.choose(options.step)
+    step = latest if step is None else step
+    if step not in opened.all_steps():
+        raise FileNotFoundError(f"there is no checkpoint of step {step} in {workdir}; there are {opened.all_steps()}")
+    return Trained(opened.directory / str(step), options.ema)
+
+
+def _base(config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The published config.json that a run began from, where that is still there, and where its tokenizer is."""
+    path = (config.get("init_from") or {}).get("path")
+    model = config["text_codec"].get("path")
+    folder = os.path.dirname(model) if model else None
+    if path and is_initial(path):
+        return Initial(path).meta["published"], folder or path
+    return {}, folder
+
+
+def _side(config: Mapping[str, Any]) -> int:
+    """Elements of a side of what the run's images are, from its own config."""
+    from src.build import build_system
+
+    try:
+        tasks = build_system(ConfigDict(config)).tasks.values()
+        shapes = {plan.task.image_shape for plan in tasks if plan.task.image_shape is not None}
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(f"the size of the run's images is not known ({error}): give --image_size") from error
+    height, width, _ = shapes.pop()
+    if shapes or height != width:
+        raise ValueError("the run's images are not square, or of several sizes, which config.json cannot say")
+    return height
+
+
+# --------------------------------------------------------------------------- what is there
+
+
+def info(source: Source) -> str:
+    """What a source holds, in lines."""
+    from src.tools.weights_info import describe
+
+    return describe(source)
+
+
+def _dtypes(told: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(told["dtypes"]))
+
+
+def _existing(path: epath.Path) -> epath.Path:
+    """The path, or the first folder above it that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
