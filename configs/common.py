@@ -128,6 +128,7 @@ def optim(**changes) -> dict:
         "eps": 1e-8,
         "moments": "full",  # full | bfloat16 | factored (Adafactor): 8, 6 or about 2 bytes of state a weight
         "weight_decay": 0.0,
+        "decays": (),  # of the weights that a rule finds, in place of weight_decay
         "max_norm": 1.0,
         "multipliers": ((".*", 1.0),),  # of the learning rate, by rule; 0 freezes
     } | changes

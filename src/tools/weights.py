@@ -164,7 +164,8 @@ def _export(source: Source, out: epath.Path, options: Options) -> Iterator[str]:
         told = summary(leaves.shapes)
         yield f"{target}: {fields['architectures'][0]}, {told['parameters']:,} parameters in {len(files)} file(s)"
     tokenizer = options.tokenizer or tokenizer
-    yield f"tokenizer files: {', '.join(copy_tokenizer(tokenizer, out)) if tokenizer else 'none (see --tokenizer)'}"
+    copied = copy_tokenizer(tokenizer, out) if tokenizer else []
+    yield f"tokenizer files: {', '.join(copied) or 'none there (see --tokenizer)'}"
 
 
 def find_trained(workdir: epath.Path, options: Options) -> Trained:

@@ -90,10 +90,10 @@ def _fields(config: Any) -> str:
 
 def _table(shapes: Mapping[str, Any]) -> list[str]:
     """One line for all tensors of one shape and dtype whose names differ in a number alone."""
-    groups: dict[tuple[str, str, tuple[int, ...]], int] = {}
+    groups: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
     for name, leaf in shapes.items():
         pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
-        key = (pattern, np.dtype(leaf.dtype).name, tuple(leaf.shape))
-        groups[key] = groups.get(key, 0) + 1
-    width = max((len(name) for name, _, _ in groups), default=0)
-    return [f"  {name:<{width}}  {count:>4} x {kind} {list(shape)}" for (name, kind, shape), count in groups.items()]
+        groups.setdefault((pattern, np.dtype(leaf.dtype).name, tuple(leaf.shape)), []).append(name)
+    rows = [(names[0] if len(names) == 1 else key[0], len(names), *key[1:]) for key, names in groups.items()]
+    width = max((len(name) for name, *_ in rows), default=0)
+    return [f"  {name:<{width}}  {count:>4} x {kind} {list(shape)}" for name, count, kind, shape in rows]

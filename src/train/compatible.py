@@ -16,6 +16,7 @@ ASSUMED: dict[str, Any] = {
     "model.trunk.attention": "auto",
     "model.text_head.chunk": 8192,
     "optim.moments": "full",
+    "optim.decays": (),
     "image_codec.name": "",
     "image_codec.path": "",
     "vision.name": "",

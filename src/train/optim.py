@@ -18,6 +18,7 @@ factored, the others keep v whole; b1 = 0 keeps no m; `eps` is not used. The lea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ class OptimConfig:
     warmup         steps of a linear rise; step i of it has (i + 1) / warmup of the peak, so that none is lost at 0
     steps          the end of the schedule (not of the run); cosine and linear need it
     weight_decay   a number for every parameter, or rules (regex, number); the first match wins
+    decays         rules that go before `weight_decay`
     multipliers    rules (regex, number) on the learning rate; 0 freezes: no update, no moments, no part in the norm
     moments        full | bfloat16 | factored: what is kept of the gradients of the past (see above)
     max_norm       gradients are scaled down to this global norm; None leaves them alone
@@ -56,6 +58,7 @@ class OptimConfig:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float | Rules = 0.0
+    decays: Rules = ()
     multipliers: Rules = ((".*", 1.0),)
     max_norm: float | None = None
     moments: str = "full"
@@ -114,9 +117,7 @@ def build_optimizer(
     """
     config = _parse(config)
     paths = list(tree.flatten(shapes))
-    decay = config.weight_decay
-    decay = ((".*", float(decay)),) if isinstance(decay, int | float) else decay
-    decays = tree.match_rules(paths, decay, "optim.weight_decay's rules")
+    decays = _decays(paths, config)
     multipliers = tree.match_rules(paths, config.multipliers, "optim.multipliers' rules")
     for name, values in (("weight_decay", decays), ("multipliers", multipliers)):
         if min(values.values(), default=0.0) < 0:
@@ -140,6 +141,19 @@ def build_optimizer(
         return optimizer, schedule
     labels = tree.rebuild({path: "train" if multipliers[path] else "frozen" for path in paths}, shapes)
     return optax.partition({"train": optimizer, "frozen": optax.set_to_zero()}, labels), schedule
+
+
+def _decays(paths: list[str], config: OptimConfig) -> dict[str, float]:
+    """The weight decay of each path."""
+    decay = config.weight_decay
+    decay = ((".*", float(decay)),) if isinstance(decay, int | float) else decay
+    try:
+        own = [path for path in paths if any(re.search(pattern, path) for pattern, _ in config.decays)]
+    except re.error as error:
+        raise ValueError(f"optim.decays has a rule that is no regular expression ({error}): correct it") from error
+    decays = tree.match_rules(own, config.decays, "optim.decays' rules") if config.decays else {}
+    rest = [path for path in paths if path not in decays]
+    return decays | (tree.match_rules(rest, decay, "optim.weight_decay's rules") if rest else {})
 
 
 def ema_update(ema: Any, params: Any, decay: float, step: Int[Array, ""] | int, warmup: bool = False) -> Any:

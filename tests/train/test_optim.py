@@ -57,6 +57,21 @@ def test_two_steps_equal_the_formulas():
             np.testing.assert_allclose(value, by_hand(path, step), rtol=2e-6, atol=1e-7, err_msg=path)
 
 
+def test_rules_of_decay_go_before_the_decay_of_the_rest():
+    """As a config says it, where `weight_decay` is a number."""
+    config = digits.get_config().optim
+    config.update({k: v for k, v in RULES.items() if k != "weight_decay"} | {"weight_decay": 0.3})
+    config.decays = (("bias", 0.0),)
+    for step, (params, _, _) in enumerate(run(build_optimizer(config, PARAMS)[0]), start=1):
+        for path, value in tree.flatten(params).items():
+            np.testing.assert_allclose(value, by_hand(path, step), rtol=2e-6, atol=1e-7, err_msg=path)
+    config.decays = ((".*", 0.0),)
+    build_optimizer(config, PARAMS)  # nothing is left for `weight_decay`
+    config.decays = (("text", 0.0),)
+    with pytest.raises(ValueError, match=r"decays' rules contain rules that decide nothing: text"):
+        build_optimizer(config, PARAMS)
+
+
 def test_frozen_parameters_have_no_state_and_no_part_in_the_norm():
     frozen = ConfigDict({**RULES, "multipliers": (("vision", 0.0), (".*", 1.0))})
     loud = [{**g, "vision": {"kernel": 1e6 * g["vision"]["kernel"]}} for g in GRADS]
@@ -97,6 +112,7 @@ def test_schedules():
         ({"multipliers": ((".*", -1.0),)}, "negative"),
         ({"schedule": "cosine", "warmup": 10, "steps": 10}, "set optim.steps"),
         ({"schedule": "cosin"}, "'cosin' is unknown; there are: constant, cosine, linear"),
+        ({"decays": (("(", 0.0),)}, "decays has a rule that is no regular expression"),
         ({"moments": "half"}, "'half' is unknown; there are: full, bfloat16, factored"),
         ({"warmups": 1}, r"config's optim has no argument 'warmups' \(did you mean warmup\?\)"),
     ],
