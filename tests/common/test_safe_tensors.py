@@ -44,6 +44,14 @@ def test_tensors_are_mapped_and_equal_the_librarys(tmp_path):
     assert SafeTensors(small)["x"].astype(np.float32).tolist() == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("length", [0x80, 0x4B50])
+def test_a_header_may_have_the_length_of_another_formats_first_bytes(length, tmp_path):
+    """Of a pickle and of a zip archive."""
+    header = json.dumps({"x": entry()}).encode()
+    path = written(tmp_path / "m.safetensors", header + b" " * (length - len(header)), bytes(8))
+    assert read_header(path)["x"].shape == (2,)
+
+
 BAD = {
     "its header has 1,000,000,000,000;": struct.pack("<Q", 10**12) + b"{}",
     "its header has 18,446,744,073,709,551,615;": b"\xff" * 8 + b"{}",

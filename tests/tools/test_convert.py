@@ -1,0 +1,256 @@
+"""Published weights into what a run starts from and back, through the tool: bit by bit, and every error at once."""
+
+import json
+import pathlib
+import shutil
+import sys
+import types
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from src.common.leaves import Arrays
+from src.common.safe_tensors import SafeTensors
+from src.models.initial import Initial, write_initial
+from src.models.pretrained import names_of, place_of
+from src.tools import convert
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
+def run(capsys, **flags):
+    """(exit code, standard output, standard error) of the tool."""
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    code = convert.main(["convert", *words])
+    return code, *capsys.readouterr()
+
+
+def copied(name, folder, change=None, shards=1):
+    """A golden checkpoint, in files of an index, as `change(tensors, config)` leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = load_file(GOLDEN / name / "model.safetensors")
+    config = json.loads((GOLDEN / name / "config.json").read_text())
+    if change:
+        change(tensors, config)
+    (folder / "config.json").write_text(json.dumps(config))
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+        return tensors
+    table = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in set(table.values()):
+        save_file({n: t for n, t in tensors.items() if table[n] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    return tensors
+
+
+def halves(tensors, config):
+    """The way TinyLlama is published."""
+    for name in tensors:
+        tensors[name] = tensors[name].astype(ml_dtypes.bfloat16)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)  # of older files
+    config["torch_dtype"] = "bfloat16"
+
+
+def same(ours, theirs):
+    assert sorted(ours) == sorted(theirs)
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype and ours[name].tobytes() == tensor.tobytes(), name
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_llama_goes_in_and_out_bit_by_bit(shards, tmp_path, capsys):
+    """With four more words, of which everything else is independent."""
+    tensors = copied("llama", tmp_path / "there", halves, shards)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (tmp_path / "there" / name).write_bytes(b"{}")
+    code, out, _ = run(capsys, source=tmp_path / "there", out=tmp_path / "init", shard_mb=1)
+    first = Initial(tmp_path / "init")
+    assert code == 0 and f"63,024 parameters, bfloat16, hash {first.hash}" in out, out
+    assert "tokenizer files: tokenizer.model, tokenizer_config.json" in out
+    del tensors["model.layers.0.self_attn.rotary_emb.inv_freq"]
+
+    assert run(capsys, source=tmp_path / "init", out=tmp_path / "back")[0] == 0
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config.pop("mlp_bias") is False  # today's transformers write it
+    assert config == json.loads((tmp_path / "there" / "config.json").read_text()) | {"vocab_size": 101}
+    assert (tmp_path / "back" / "tokenizer.model").exists()
+    grown = {name: back[name] for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    assert all(tensor.shape == (101, 48) for tensor in grown.values())
+    same(back | {name: tensor[:97] for name, tensor in grown.items()}, tensors)
+    new = np.concatenate([tensor[97:].astype(np.float32) for tensor in grown.values()])
+    assert 0.017 < new.std() < 0.023 and abs(new.mean()) < 0.003 and len(np.unique(new)) > 300
+
+    assert run(capsys, source=tmp_path / "back", out=tmp_path / "again", new_words=0)[0] == 0
+    again = Initial(tmp_path / "again")
+    assert again.hash == first.hash
+    same(dict(again.tensors), dict(first.tensors))
+
+
+def test_new_words_may_begin_as_the_mean(tmp_path, capsys):
+    tensors = copied("llama", tmp_path / "there")
+    assert run(capsys, source=tmp_path / "there", out=tmp_path / "init", new_rows="mean", new_words=2)[0] == 0
+    leaves = Initial(tmp_path / "init").tensors
+    for name, there in (("model.embed_tokens.weight", leaves["text/table/embedding"]),
+                        ("lm_head.weight", leaves["text_head/linear/kernel"].T)):  # fmt: skip
+        np.testing.assert_array_equal(there[:97], tensors[name])
+        np.testing.assert_allclose(there[97:], np.tile(tensors[name].mean(0), (2, 1)), rtol=1e-5, atol=1e-8)
+
+
+def understanding(tensors, config):
+    """With the projector of a vision encoder and, as some were saved, its frozen tower."""
+    rng = np.random.default_rng(0)
+    shapes = {"0.weight": (64, 24), "0.bias": (64,), "2.weight": (64, 64), "2.bias": (64,)}
+    tensors |= {f"im_embedder.{n}": rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    tensors["vision_encoder.vision_tower.vision_model.x"] = np.zeros(3, np.float16)
+
+
+@pytest.mark.parametrize("change", [None, understanding])
+def test_monoformer_and_its_average_go_in_and_out_bit_by_bit(change, tmp_path, capsys):
+    def average(tensors, config):
+        if change:
+            change(tensors, config)
+        for name in tensors:
+            tensors[name] = tensors[name] * 0.5
+
+    want = (
+        copied("monoformer", tmp_path / "there", change, shards=2),
+        copied("monoformer", tmp_path / "there" / "ema", average),
+    )
+    assert run(capsys, source=tmp_path / "there", out=tmp_path / "init")[0] == 0
+    made_for = Initial(tmp_path / "init").meta["about"]
+    assert (made_for["image_head.order"], made_for["image_head.variance"]) == ("rsc", "learned")
+    assert run(capsys, source=tmp_path / "init", out=tmp_path / "back")[0] == 0
+    for tensors, folder in zip(want, (tmp_path / "back", tmp_path / "back" / "ema"), strict=True):
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("vision_encoder.")}
+        same(load_file(folder / "model.safetensors"), kept)
+        config = json.loads((folder / "config.json").read_text())
+        old = json.loads((GOLDEN / "monoformer" / "config.json").read_text())
+        assert config == old | {"mlp_bias": False, "torch_dtype": "float32"}
+    _, out, _ = run(capsys, source=tmp_path / "there", info=True)
+    assert "MonoFormerForCausalLM" in out and "model.layers.*.mlp.up_proj.weight" in out
+    assert "beside it: ema/" in out and "NOT SOUND" not in out
+
+
+def test_names_are_inverse():
+    for name in load_file(GOLDEN / "monoformer" / "model.safetensors"):
+        path, block = place_of(name)
+        assert names_of(path, 3)[block or 0] == name
+    assert names_of("vision/second/bias", 1) == ("im_embedder.2.bias",)
+    assert names_of("labels/table/embedding", 1) is None and names_of("trunk/layers/new/kernel", 2) is None
+
+
+def spoilt(tensors, config):
+    del tensors["model.layers.1.mlp.up_proj.weight"], tensors["t_projector.2.bias"]
+    tensors["model.norm.weight"] = np.zeros(63, np.float32)
+    tensors["lm_head.weight"] = np.zeros((96, 64), np.int32)
+    tensors["model.layers.3.input_layernorm.weight"] = np.zeros(64, np.float32)
+    tensors["surprise.weight"] = np.zeros(2, np.float32)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_everything_that_is_wrong_is_in_one_message(shards, tmp_path, capsys):
+    copied("monoformer", tmp_path / "there", spoilt, shards)
+    code, _, error = run(capsys, source=tmp_path / "there", out=tmp_path / "init")
+    assert code == 1 and not (tmp_path / "init").exists() and error.count("\n") == 1
+    for words in ("model.layers.1.mlp.up_proj.weight is missing", "t_projector.2.bias is missing",
+                  "model.norm.weight has shape [63], the config says [64]",
+                  "lm_head.weight is int32, no float of 16 bits or more",
+                  "'model.layers.3.input_layernorm.weight' is not in this model",
+                  "'surprise.weight' is not in this model"):  # fmt: skip
+        assert words in error, words
+    config = json.loads((tmp_path / "there" / "config.json").read_text())
+    (tmp_path / "there" / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
+    _, _, error = run(capsys, source=tmp_path / "there", out=tmp_path / "init")
+    assert "known are LlamaForCausalLM and MonoFormerForCausalLM" in error
+
+
+def test_flags_and_sources_that_mean_nothing_are_one_sentence(tmp_path, capsys, monkeypatch):
+    full = tmp_path / "full"
+    copied("llama", full)
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    head = {"use_adaln_final_layer": False, "use_pos_embed": False}
+    copied("monoformer", tmp_path / "head", lambda tensors, config: config.update(head))
+    for flags, words in (
+        ({}, "give --source"),
+        ({"source": full}, "give --out"),
+        ({"source": full, "out": full}, "is there already and not empty"),
+        ({"source": tmp_path / "pickled", "out": "x"}, "may run code"),
+        ({"source": tmp_path / "none", "out": "x"}, "give a folder, or owner/name of the Hugging Face hub"),
+        ({"source": "no.such/Llama", "out": "x"}, "pip install huggingface_hub, or fetch its files in another way"),
+        ({"source": GOLDEN / "clip_vision", "out": "x"}, "needs no conversion"),
+        ({"source": full / "model.safetensors", "out": "x"}, "has no config.json beside its tensors"),
+        ({"source": full, "out": "x", "new_rows": "zero"}, "a flag is wrong"),
+        ({"source": tmp_path / "head", "out": "x"}, "use_adaln_final_layer=False"),
+    ):
+        code, _, error = run(capsys, **flags)
+        assert code == 1 and words in error and error.count("\n") == 1, (flags, error)
+    assert not pathlib.Path("x").exists()
+
+
+def test_a_name_of_the_hub_is_fetched_where_its_client_is(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, **options):
+        asked.append((name, options))
+        if name == "gone/away":
+            raise RuntimeError("no route to host")
+        return str(GOLDEN / "llama")
+
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert run(capsys, source="some.one/Llama", out=tmp_path / "init", revision="abc")[0] == 0
+    ((name, options),) = asked
+    assert (name, options["revision"]) == ("some.one/Llama", "abc")
+    assert not [pattern for pattern in options["allow_patterns"] if "bin" in pattern]
+    assert Initial(tmp_path / "init").shapes["text/table/embedding"].shape == (101, 48)
+    code, _, error = run(capsys, source="gone/away", info=True)
+    assert code == 1 and "no route to host" in error and "where there is no network" in error
+
+
+def test_info_tells_of_every_kind(tmp_path, capsys):
+    run(capsys, source=GOLDEN / "llama", out=tmp_path / "init")
+    for source, words in (
+        (GOLDEN / "llama", ("LlamaForCausalLM", "hidden_size=48", "62,640 parameters, 250,560 bytes")),
+        (tmp_path / "init", ("initial weights, hash", "trunk.heads=6", "63,024 parameters")),
+        (GOLDEN / "autoencoder_kl", ("AutoencoderKL", "latent_channels=4", "167,959 parameters")),
+        (GOLDEN / "clip_vision", ("CLIP", "patch_size=7", "vision_model.encoder.layers.*.mlp.fc1.weight")),
+        (GOLDEN / "llama" / "model.safetensors", ("tensors without a config.json", "lm_head.weight")),
+    ):
+        code, out, error = run(capsys, source=source, info=True)
+        assert code == 0 and all(word in out for word in words), (source, out, error)
+    copied("llama", tmp_path / "odd", lambda tensors, config: config.update(vocab_size=98))
+    assert "NOT SOUND: " in run(capsys, source=tmp_path / "odd", info=True)[1]
+
+
+def test_initial_weights_are_known_by_their_hash_and_damage_is_found(tmp_path):
+    rng = np.random.default_rng(0)
+    leaves = {"trunk/layers/a/kernel": rng.normal(size=(2, 3, 5)).astype(np.float32),
+              "b": rng.normal(size=7).astype(ml_dtypes.bfloat16)}  # fmt: skip
+    names = [write_initial(tmp_path / str(i), Arrays(leaves), {"trunk.depth": 2}, shard_bytes=size)
+             for i, size in enumerate((10**9, 16))]  # fmt: skip
+    assert names[0] == names[1] and (tmp_path / "1" / "model-00002-of-00002.safetensors").exists()
+    same(dict(SafeTensors(tmp_path / "1")), leaves)
+    assert write_initial(tmp_path / "2", Arrays(leaves | {"b": leaves["b"] * 2}), {"trunk.depth": 2}) != names[0]
+    assert write_initial(tmp_path / "3", Arrays(leaves), {"trunk.depth": 3}) != names[0]
+
+    meta = json.loads((tmp_path / "0" / "weights.json").read_text())
+    for change, words in (
+        ({"format": 2}, "have format 2, read are formats up to 1"),
+        ({"hash": "0" * 32}, "whose hash is not that of its content"),
+        ({"about": {"trunk.depth": 3}}, "whose hash is not that of its content"),
+        ({"leaves": 3}, "not what was written"),
+    ):
+        (tmp_path / "0" / "weights.json").write_text(json.dumps(meta | change))
+        with pytest.raises(ValueError, match=words):
+            Initial(tmp_path / "0")
+    shutil.copy(tmp_path / "3" / "weights.json", tmp_path / "0" / "weights.json")
+    save_file({"b": leaves["b"]}, tmp_path / "0" / "model.safetensors")
+    with pytest.raises(ValueError, match="differs in 'trunk/layers/a/kernel'"):
+        Initial(tmp_path / "0")
+    with pytest.raises(FileNotFoundError, match=r"have no weights\.json: give a folder that"):
+        Initial(tmp_path)
