@@ -203,7 +203,7 @@ def _side(config: Mapping[str, Any]) -> int:
     from src.build import build_system
 
     try:
-        tasks = build_system(ConfigDict(config)).tasks.values()
+        tasks = build_system(ConfigDict(_tuples(config))).tasks.values()
         shapes = {plan.task.image_shape for plan in tasks if plan.task.image_shape is not None}
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(f"the size of the run's images is not known ({error}): give --image_size") from error
@@ -211,6 +211,13 @@ def _side(config: Mapping[str, Any]) -> int:
     if shapes or height != width:
         raise ValueError("the run's images are not square, or of several sizes, which config.json cannot say")
     return height
+
+
+def _tuples(value: Any) -> Any:
+    """A config as it was before it was JSON."""
+    if isinstance(value, Mapping):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 # --------------------------------------------------------------------------- what is there
