@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from src.common.fingerprint import fingerprints
+from src.common.fingerprint import Running
 from src.common.leaves import is_stacked
 from src.common.tree import unflatten
 from src.train import contents
@@ -63,11 +63,12 @@ class Trained:
         args = ocp.args.PyTreeRestore(wanted, restore_args=kinds, partial_restore=True)
         try:
             (leaf,) = jax.tree.leaves(self._reader.restore(self.folder / "state", args=args))
-            if fingerprints({path: leaf})[path] != self._saved[path]["print"]:
+            leaf = np.asarray(leaf)
+            if Running().add(leaf).value() != self._saved[path]["print"]:
                 raise DamageError(f"state: the leaf {self._part}/{path} is not what was saved")
         except Exception as error:  # Orbax has its own kinds
             raise self._damaged(error) from error
-        return np.asarray(leaf)
+        return leaf
 
     def _damaged(self, error: Exception) -> ValueError:
         told = error if isinstance(error, DamageError) else DamageError(str(error).splitlines()[0][:200])

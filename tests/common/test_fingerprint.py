@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.common.fingerprint import fingerprint, fingerprints, on_device
+from src.common.fingerprint import Running, fingerprint, fingerprints, on_device
 from src.common.sharding import ShardingRules, make_mesh
 
 
@@ -27,6 +27,17 @@ def test_equals_the_definition_on_every_sharding():
         program = on_device.lower({"x": leaf}).compile().as_text()
         moved = set(re.findall(r"= (\S+?)(?:\{\S*)? (all-reduce|all-gather|all-to-all|collective-permute)\b", program))
         assert moved == ({("u32[]", "all-reduce")} if axes["fsdp"] > 1 else set()), "only sums leave a device"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_piece_by_piece_on_the_host_it_is_the_same(dtype, monkeypatch):
+    monkeypatch.setattr("src.common.fingerprint.PIECE", 100)
+    x = np.random.default_rng(0).normal(size=(7, 50)).astype(jnp.dtype(dtype))
+    running = Running()
+    for piece in (x[:2], x[2:2], x[2:]):
+        running.add(piece)
+    assert running.value() == int(fingerprint(jnp.asarray(x)))
+    assert Running().add(x.T.copy()).value() != running.value() == Running().add(x.T.copy().T).value()
 
 
 @pytest.mark.parametrize(
