@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +21,25 @@ def fingerprint(x: Shaped[Array, "*shape"]) -> UInt32[Array, ""]:
     sum over elements i of mix(bits_i xor mix(i)) mod 2^32, where mix is the 32-bit finalizer of MurmurHash3 (Appleby
     2011), a bijection: every change of one element is seen, others are missed with a chance of about 2^-32.
     """
+    return _share(x, np.uint32(0))
+
+
+def fingerprint_by_rows(x: Shaped[Array, "N ..."], dtype: Any) -> UInt32[Array, ""]:
+    """`fingerprint` of x in another dtype, one row of the first axis after the other, in the memory of one."""
+    starts = np.arange(x.shape[0], dtype=np.uint64) * np.uint64(math.prod(x.shape[1:])) % np.uint64(2**32)
+    shares = jax.lax.map(lambda row: _share(row[0].astype(dtype), row[1]), (x, jnp.asarray(starts, jnp.uint32)))
+    return jnp.sum(shares, dtype=jnp.uint32)
+
+
+def _share(x: Shaped[Array, "*shape"], start: UInt32[Array | np.generic, ""]) -> UInt32[Array, ""]:
+    """What an array adds whose elements are those from place `start` on of another one."""
     if jnp.iscomplexobj(x):
         x = jnp.stack([x.real, x.imag], axis=-1)
     if x.dtype == jnp.bool_ or (jnp.issubdtype(x.dtype, jnp.integer) and jnp.iinfo(x.dtype).bits < 8):
         x = x.astype(jnp.int8)
     width = 8 * min(x.dtype.itemsize, 4)  # 64-bit elements become two of 32
     bits = jax.lax.bitcast_convert_type(x, f"uint{width}").astype(jnp.uint32)
-    place = jnp.zeros(bits.shape, jnp.uint32)
+    place = jnp.zeros(bits.shape, jnp.uint32) + start
     stride = 1
     for axis in reversed(range(bits.ndim)):
         place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(stride % 2**32)

@@ -26,7 +26,7 @@ from etils import epath
 
 from src.common import tree
 from src.common.distributed import check_same
-from src.common.fingerprint import fingerprint
+from src.common.fingerprint import fingerprint_by_rows
 from src.common.inside import shown
 from src.common.leaves import place
 from src.models.initial import Initial, read_meta
@@ -129,8 +129,17 @@ def _prints(leaves: Mapping[str, jax.Array], found: Initial) -> dict[str, int]:
     """Checksums of the leaves as they were in the folder; not of those that lost digits on the way here."""
     kinds = {path: found.shapes[path].dtype for path in leaves}
     exact = {path: leaf for path, leaf in leaves.items() if jnp.promote_types(kinds[path], leaf.dtype) == leaf.dtype}
-    make = jax.jit(lambda flat: {path: fingerprint(leaf.astype(kinds[path])) for path, leaf in flat.items()})
-    return {path: int(value) for path, value in jax.device_get(make(exact)).items()}
+
+    def make(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        # Rows one after the other, because some compilers keep 32 bits of every element that is summed.
+        return {path: fingerprint_by_rows(_rows(leaf), kinds[path]) for path, leaf in flat.items()}
+
+    return {path: int(value) for path, value in jax.device_get(jax.jit(make)(exact)).items()}
+
+
+def _rows(leaf: jax.Array) -> jax.Array:
+    """With a first axis that no device splits."""
+    return leaf if leaf.ndim > 2 else leaf[None]
 
 
 def make_start(config: Any) -> Start | None:
