@@ -45,7 +45,7 @@ class ImageField:
     """A continuous field: pixels or latents, channels last; the step gets features [B, N, F] in a vision segment.
 
     `valid` is False for rows that no objective may count, whatever their values, and that a vision segment leaves
-    empty; None: all rows count.
+    empty; None: all rows count. A packed row has several images: `*B` is then B, M.
     """
 
     values: Float[Array, "*B height width C"] | Float[Array, "*B N F"]
@@ -59,7 +59,20 @@ class LabelField:
     ids: Int[Array, "*B"]
 
 
-Field = TokenField | ImageField | LabelField
+@struct.dataclass
+class PlaceField:
+    """Where things lie in packed rows (`sequence.document.Document`).
+
+    segment  number of the packed example that each slot belongs to, from 1; 0: padding. An example's slots are
+             neighbours
+    begins   by image field: the first slot of each image, -1 where there is none
+    """
+
+    segment: Int[Array, "*B S"]
+    begins: dict[str, Int[Array, "*B M"]]
+
+
+Field = TokenField | ImageField | LabelField | PlaceField
 Batch = Mapping[str, Field]
 
 
@@ -187,29 +200,40 @@ class View:
     valid    by segment name: `[B, N]`; absent means all valid
     times    by image segment name: process time `[B, T]`, already mapped by `Process.time_input`; absent = clean
     labels   class index `[B]` or None
+    places   of packed rows; their images are `[B, M, N, P]` with times `[B, M]`, their only `valid` `[B, S]` is that
+             of all slots
     """
 
     inputs: dict[str, Array]
     valid: dict[str, Array]
     times: dict[str, Array]
     labels: Array | None = None
+    places: PlaceField | None = None
 
 
 @struct.dataclass
 class Hidden:
-    """The trunk's output for the rows of one task, and the conditioning vector of each image segment."""
+    """The trunk's output for the rows of one task, and the conditioning vector of each image segment.
+
+    Packed rows have `places`, M images of a segment `[B, M, N, D]`, and a vector for each.
+    """
 
     sequence: Float[Array, "B S D"]
     valid: Bool[Array, "B S"]
     vectors: dict[str, Float[Array, "B T D"]]
     layout: Any = struct.field(pytree_node=False)  # sequence.layout.Layout
+    places: PlaceField | None = None
 
-    def of(self, name: str) -> Float[Array, "B N D"]:
+    def of(self, name: str) -> Float[Array, "B N D"] | Float[Array, "B M N D"]:
         """Hidden states of one segment."""
+        if self.places is not None:
+            return self.layout.states(self.sequence, self.places, name)
         return self.sequence[:, self.layout.slices()[name]]
 
     def before(self, name: str) -> tuple[Float[Array, "B N D"], Bool[Array, "B N"]]:
         """The hidden state that precedes each token of a segment (what predicts it), and whether there is one."""
+        if self.places is not None:
+            return self.layout.before(self.sequence, self.valid, self.places)
         where = self.layout.slices()[name]
         sequence, valid = (jnp.pad(a, [(0, 0), (1, 0)] + [(0, 0)] * (a.ndim - 2)) for a in (self.sequence, self.valid))
         return sequence[:, where], valid[:, where]

@@ -18,7 +18,9 @@ from src.interfaces import Hidden, Prediction, PyTree, SequenceSpec, View
 from src.models.conditioning import Condition, Conditioning, TimestepEmbedder
 from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder, VisionEmbedder
 from src.models.heads import ImageHead, TextHead
+from src.models.packed import embed_document
 from src.models.transformer import Cache, Tap, Transformer
+from src.sequence.document import Document
 from src.sequence.layout import Layout, positions, time_name
 
 STACKED = "trunk/layers/"  # where parameters have a first axis of layers
@@ -75,7 +77,7 @@ class Model(nnx.Module):
             ends = np.cumsum([embedded[task][0].x.shape[0] for task in tasks])[:-1]
             for task, rows in zip(tasks, jnp.split(sequence, ends), strict=True):
                 e, vectors = embedded[task]
-                out[task] = Hidden(rows, e.spec.segment > 0, vectors, views[task][0])
+                out[task] = Hidden(rows, e.spec.segment > 0, vectors, views[task][0], views[task][1].places)
         return out
 
     def text_logits(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
@@ -125,6 +127,9 @@ class Model(nnx.Module):
 
     def _embed(self, layout: Layout, view: View) -> tuple[Embedded, dict[str, Array]]:
         """Vectors, visibility and condition of whole segments, and the condition of each image by name."""
+        if isinstance(layout, Document):
+            *embedded, vectors = embed_document(self, layout, view)
+            return Embedded(*embedded), vectors
         rows = next(iter(view.inputs.values())).shape[0]
         vectors = {name: self._vector(name, rows, view) for name in layout.named("image")}
         parts = [self._segment(s, view, vectors) for s in layout.segments]

@@ -77,6 +77,15 @@ class Layout:
         """Names of the segments of one kind, in order."""
         return [s.name for s in self.segments if s.kind == kind]
 
+    def timed(self) -> Layout:
+        """The layout with one `time` token before each image segment."""
+        segments = []
+        for segment in self.segments:
+            if segment.kind == "image":
+                segments.append(Segment(time_name(segment.name), "time", 1))
+            segments.append(segment)
+        return Layout(tuple(segments))
+
     def static_orders(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`read`, `write`, `group`, numpy `[S]`: known before any data, so that block-sparse kernels can be static."""
         slices = self.slices()
@@ -103,12 +112,7 @@ def positions(valid: Bool[Array, "B S"]) -> Int[Array, "B S 1"]:
 
 def with_time_tokens(layout: Layout) -> Layout:
     """The layout with one `time` token before each image segment (MonoFormer's `add_before_image_tokens`)."""
-    segments = []
-    for segment in layout.segments:
-        if segment.kind == "image":
-            segments.append(Segment(time_name(segment.name), "time", 1))
-        segments.append(segment)
-    return Layout(tuple(segments))
+    return layout.timed()
 
 
 def time_name(image: str) -> str:

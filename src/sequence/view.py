@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from src.interfaces import Batch, LabelField, TokenField, View
+from src.sequence.document import Document, document_view
 from src.sequence.layout import Layout
 
 
@@ -19,6 +20,8 @@ def clean_view(layout: Layout, batch: Batch, encode: Callable[[Array], Array], g
     corrupt; samplers name what they will generate, and what follows it is not needed.
     Raises KeyError when the batch lacks a field of the layout.
     """
+    if isinstance(layout, Document):
+        return document_view(layout, batch, encode)
     names = [s.name for s in layout.segments if s.kind != "time"]
     needed = names[: max(names.index(n) for n in generated) + 1] if generated else names
     missing = [n for n in needed if n not in batch and n not in generated]
