@@ -17,9 +17,10 @@ from src.sequence.document import Document
 from src.sequence.layout import Layout, Segment
 from src.sequence.view import clean_view
 
-SLOTS, IMAGES, PATCHES = 28, 3, 4
-# An example is text of some length, or an image `g`, which has a slot for its time token in front.
-KINDS = {"a": (3, "g", 2), "b": (1, "g", 2, "g", 1), "c": (4,)}
+SLOTS, IMAGES, PATCHES, FEATURES = 30, 3, 4, (3, 5)
+# A part is text of some length, an image `g`, which has a slot for its time token in front, or one that is understood.
+KINDS = {"a": (3, "g", 2), "b": (1, "g", 2, "p", 1, "g", 1), "c": (1, "p", 3)}
+LENGTH = {"g": 1 + PATCHES, "p": FEATURES[0]}
 VOCAB = 11
 
 
@@ -27,8 +28,8 @@ def make(conditioning):
     """(graph, params) of a small model of random numbers, made without running its initializers."""
     config = {"dtype": "float32", "conditioning": {"name": f"conditioning:{conditioning}"}}
     config["trunk"] = {"width": 16, "depth": 2, "heads": 4, "kv_heads": 2, "mlp_width": 24, "qk_norm": True}
-    config |= {group: {} for group in ("time", "text", "text_head", "image", "image_head", "labels")}
-    build = lambda: nnx.split(build_model(config, Fields(VOCAB, 4, 1, (2, 2), None), nnx.Rngs(0)))
+    config |= {group: {} for group in ("time", "text", "text_head", "image", "image_head", "labels", "vision")}
+    build = lambda: nnx.split(build_model(config, Fields(VOCAB, 4, 1, (2, 2), None, FEATURES[1]), nnx.Rngs(0)))
     graph, state = nnx.eval_shape(build)
     rng = np.random.default_rng(0)
     return graph, jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) / 3, a.dtype), nnx.to_pure_dict(state))
@@ -40,7 +41,12 @@ encode = lambda values: values.reshape(len(values), PATCHES, -1)
 def examples(rows):
     """By row, its examples: (kind, tokens by part, images [h, w, C] by part)."""
     rng = np.random.default_rng(0)
-    part = lambda p: rng.normal(size=(4, 4, 1)).astype(np.float32) if p == "g" else rng.integers(0, VOCAB, p)
+
+    def part(size):
+        if isinstance(size, int):
+            return rng.integers(0, VOCAB, size).astype(np.int32)
+        return rng.normal(size=(4, 4, 1) if size == "g" else FEATURES).astype(np.float32)
+
     return [[(kind, [part(p) for p in KINDS[kind]]) for kind in row] for row in rows]
 
 
@@ -48,39 +54,42 @@ def packed(rows):
     """The batch of packed rows; an image slot that no example uses holds NaN."""
     shape = (len(rows), SLOTS)
     ids, valid, loss = np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, bool)
-    segment, begins = np.zeros(shape, np.int32), np.full((len(rows), IMAGES), -1, np.int32)
-    images = np.full((len(rows), IMAGES, 4, 4, 1), np.nan, np.float32)
+    segment, begins = np.zeros(shape, np.int32), {k: np.full((len(rows), IMAGES), -1, np.int32) for k in "gp"}
+    values = {k: np.full((len(rows), IMAGES, *s), np.nan, np.float32) for k, s in (("g", (4, 4, 1)), ("p", FEATURES))}
     for r, row in enumerate(rows):
-        at = image = 0
+        at, count = 0, {"g": 0, "p": 0}
         for number, (kind, parts) in enumerate(row):
             first = at
             for size, part in zip(KINDS[kind], parts, strict=True):
-                if size == "g":
-                    begins[r, image], images[r, image] = at + 1, part
-                    at, image = at + 1 + PATCHES, image + 1
+                if isinstance(size, int):
+                    ids[r, at : at + size], valid[r, at : at + size], loss[r, at : at + size] = part, True, True
                 else:
-                    ids[r, at : at + size], valid[r, at : at + size] = part, True
-                    loss[r, at : at + size] = True
-                    at += size
+                    begins[size][r, count[size]], values[size][r, count[size]] = at + (size == "g"), part
+                    count[size] += 1
+                at += LENGTH.get(size, size)
             segment[r, first:at] = number + 1
-    flags = begins >= 0
-    text = TokenField(ids, valid, loss)
-    places = PlaceField(segment, {"image": begins})
-    return jax.tree.map(jnp.asarray, {"text": text, "image": ImageField(images, flags), "places": places})
+    names = {"g": "image", "p": "picture"}
+    fields = {name: ImageField(values[k], begins[k] >= 0) for k, name in names.items()}
+    places = PlaceField(segment, {name: begins[k] for k, name in names.items()})
+    return jax.tree.map(jnp.asarray, fields | {"text": TokenField(ids, valid, loss), "places": places})
 
 
 def static(kind, mode):
     """The layout of one example without padding."""
     segments = []
     for i, size in enumerate(KINDS[kind]):
-        image = Segment(f"image{i}", "image", PATCHES, mode) if size == "g" else None
-        segments.append(image or Segment(f"text{i}", "text", size))
+        images = {
+            "g": Segment(f"image{i}", "image", PATCHES, mode),
+            "p": Segment(f"picture{i}", "vision", FEATURES[0]),
+        }
+        segments.append(images.get(size) or Segment(f"text{i}", "text", size))
     return Layout(tuple(segments))
 
 
 def document(mode):
     image = Segment("image", "image", PATCHES, mode)
-    return Document((Segment("text", "text", SLOTS), image), slots=SLOTS)
+    picture = Segment("picture", "vision", FEATURES[0])
+    return Document((Segment("text", "text", SLOTS), image, picture), slots=SLOTS)
 
 
 def objective(field):
@@ -98,7 +107,7 @@ def places(rows):
         at = image = 0
         for kind, parts in row:
             yield r, at, image, kind, parts
-            at += sum(1 + PATCHES if size == "g" else size for size in KINDS[kind])
+            at += sum(LENGTH.get(size, size) for size in KINDS[kind])
             image += KINDS[kind].count("g")
 
 
@@ -125,12 +134,11 @@ def test_every_example_gets_what_it_gets_alone(conditioning, mode, kinds, gradie
         """Hidden states `[examples, length, D]` and loss terms of all examples of a kind, in their static layout."""
         one = static(kind, mode).timed() if timed else static(kind, mode)
         fields, terms = {}, []
-        for i, size in enumerate(KINDS[kind]):
-            values = np.stack([parts[i] for *_, parts in members])
+        for segment, *values in zip(static(kind, mode).segments, *(parts for *_, parts in members), strict=True):
+            values = np.stack(values)
             flags = np.ones(values.shape, bool)
-            fields[f"image{i}" if size == "g" else f"text{i}"] = (
-                ImageField(values) if size == "g" else TokenField(values.astype(np.int32), flags, flags)
-            )
+            text = segment.kind == "text"
+            fields[segment.name] = TokenField(values, flags, flags) if text else ImageField(values)
         fields = jax.tree.map(jnp.asarray, fields)
         shown = clean_view(one, fields, encode)
         where = {}
@@ -169,16 +177,17 @@ def test_every_example_gets_what_it_gets_alone(conditioning, mode, kinds, gradie
         (_, found), grads = jax.jit(jax.value_and_grad(together, has_aux=True))(params)
         (_, expected), other = jax.jit(jax.value_and_grad(apart, has_aux=True))(params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), grads, other)
-        assert all(np.abs(a).max() > 0 for a in jax.tree.leaves(grads["image"]) + jax.tree.leaves(grads["time"]))
+        assert all(np.abs(a).max() > 0 for a in jax.tree.leaves([grads[k] for k in ("image", "time", "vision")]))
     else:
         (_, found), (_, expected) = jax.jit(together)(params), jax.jit(apart)(params)
     np.testing.assert_allclose(found[1:], expected[1:], rtol=1e-5)
     assert found[2] == sum(row.count("a") + 2 * row.count("b") for row in kinds)
+    assert found[4] == sum(5 * row.count("a") + 5 * row.count("b") + 4 * row.count("c") - len(row) for row in kinds)
     seen = dict.fromkeys(KINDS, 0)
     for r, at, _, kind, _ in places(rows):
         slots, slot = [], at
         for size in KINDS[kind]:
-            count = 1 + PATCHES if size == "g" else size
+            count = LENGTH.get(size, size)
             slots += list(range(slot + (size == "g" and not timed), slot + count))
             slot += count
         np.testing.assert_allclose(found[0][r, np.asarray(slots)], expected[0][kind][seen[kind]], atol=1e-5)
