@@ -21,6 +21,7 @@ from src.models.model import bind
 from src.sampling.generate import ImageSampler, TextSampler
 from src.sampling.guidance import Guidance
 from src.sampling.predictor import Predictor
+from src.sequence.document import Document
 from src.sequence.layout import Layout, with_time_tokens
 from src.train.frozen import Frozen
 from src.train.start import make_start
@@ -60,7 +61,7 @@ def build_system(config: Any) -> System:
     time_tokens = lookup("models", config.model.conditioning.name).tokens
     plans = {}
     for name, task in tasks.items():
-        layout = Layout(task.segments)
+        layout = getattr(task, "layout", None) or Layout(task.segments)
         objectives = {k: build_objective(c, process) for k, c in config.tasks[name].objectives.items()}
         check_task(name, layout, objectives)
         plans[name] = TaskPlan(task, with_time_tokens(layout) if time_tokens else layout, rows[name], objectives)
@@ -143,7 +144,8 @@ def build_task(name: str, data: Any, codec: Any, frozen: Frozen, config: Any) ->
     """One data task; it gets the codec, the encoder of what is understood, and the size of a patch in the units of its
     images, when it asks for them."""
     cls = lookup("data", data.name)
-    accepted = {p for c in cls.__mro__ if c is not object for p in inspect.signature(c.__init__).parameters}
+    known = [inspect.signature(c.__init__).parameters for c in reversed(cls.__mro__) if c is not object]
+    accepted = {name: parameter for parameters in known for name, parameter in parameters.items()}
     extra = {"codec": codec, "patch": config.patch.size, "vision": frozen.vision}
     options = {k: v for k, v in dict(data).items() if k != "name"}
     unknown = sorted(set(options) - accepted)
@@ -151,7 +153,7 @@ def build_task(name: str, data: Any, codec: Any, frozen: Frozen, config: Any) ->
         raise ValueError(f"tasks.{name}.data: {cls.__name__} has no option {unknown[0]!r}; it has {sorted(accepted)}")
     if "codec" in accepted and codec is None:
         raise ValueError(f"tasks.{name} has text, but text_codec.name is empty; set it, e.g. to 'text:SentencePiece'")
-    if "vision" in accepted and frozen.vision is None:
+    if frozen.vision is None and "vision" in accepted and accepted["vision"].default is inspect.Parameter.empty:
         raise ValueError(f"tasks.{name} shows images, but vision.name is empty; set it, e.g. to 'vision:Clip'")
     try:
         task = cls(**{k: v for k, v in extra.items() if k in accepted}, **options)
@@ -259,7 +261,9 @@ def build_predictor(
     for name, plan in plans.items():
         owned = {f for objective, _ in plan.objectives.values() for f in objective.fields}
         last = [s.name for s in plan.layout.segments if s.name in owned][-1]
-        tasks[name] = (plan.task, plan.layout, last)
+        layout = _sampled(plan, last)
+        if layout is not None:
+            tasks[name] = (plan.task, layout, last)
     return Predictor(
         bind=functools.partial(bind, graph),
         tasks=tasks,
@@ -274,6 +278,14 @@ def build_predictor(
         rows=config.sample.rows,
         longest=config.sample.longest,
     )
+
+
+def _sampled(plan: TaskPlan, name: str) -> Layout | None:
+    """The layout in which a task's segment is generated, or None: packed rows are generated one example at a time."""
+    if not isinstance(plan.layout, Document):
+        return plan.layout
+    layout = plan.task.sampled(name)
+    return with_time_tokens(layout) if layout and plan.layout.time else layout
 
 
 def _drawn(patch: Patch | None, frozen: Frozen) -> tuple[int, int, int] | None:

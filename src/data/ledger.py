@@ -32,26 +32,36 @@ class BadRow(Exception):
     reason    a few words, the same for all rows that fail alike: they are counted by it
     where     the file and the line or record
     detail    what exactly was found there
+    rest      the arrays of what can be used of the row all the same (some examples of a packed row); None: nothing
     """
 
-    def __init__(self, reason: str, where: object = "", detail: object = ""):
+    def __init__(
+        self, reason: str, where: object = "", detail: object = "", rest: Mapping[str, np.ndarray] | None = None
+    ):
         self.reason, self.where, self.detail = (" ".join(str(part).split()) for part in (reason, where, detail))
         told = f"{self.where}: {self.reason}" if self.where else self.reason
         super().__init__(f"{told} ({self.detail})" if self.detail else told)
+        self.rest = rest
 
     def pack(self) -> np.ndarray:
         """As uint8 `[FLAW_BYTES]`, which travels with the batch; what is too long is cut."""
         text = f"{self.reason[:80]}\n{self.where[-100:]}\n{self.detail}"
-        data = text.encode(errors="replace")[:FLAW_BYTES].ljust(FLAW_BYTES, b"\0")
-        return np.frombuffer(data, np.uint8)
+        data = text.encode(errors="replace")[: FLAW_BYTES - 1].ljust(FLAW_BYTES - 1, b"\0")
+        return np.frombuffer(data + (b"\0" if self.rest is None else PARTLY), np.uint8)
 
     @classmethod
     def unpack(cls, data: np.ndarray) -> BadRow:
         """What `pack` gave."""
-        return cls(*data.tobytes().rstrip(b"\0").decode(errors="ignore").split("\n", 2))
+        return cls(*data[:-1].tobytes().rstrip(b"\0").decode(errors="ignore").split("\n", 2))
 
 
 SOUND = np.zeros(FLAW_BYTES, np.uint8)  # instead of a packed flaw
+PARTLY = b"\1"  # ends a packed flaw of a row whose rest is used
+
+
+def usable(flaws: np.ndarray) -> np.ndarray:
+    """Which rows `[B]` can be used, at least in part; `flaws` is `[B, FLAW_BYTES]`."""
+    return ~flaws.any(axis=1) | (flaws[:, -1] == PARTLY[0])
 
 
 class TooManyBadRowsError(ValueError):

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from src.data.ledger import Ledger
+from src.data.ledger import Ledger, usable
 from src.data.source import Reader, Source, build_rows, read_row, refused
 from src.data.waits import Waits
 from src.interfaces import Field, ImageField, TokenField
@@ -86,7 +86,7 @@ class Stream:
         index = row[:, 0].astype(np.int64)
         self._ledger.add(self._name, len(index), refused(index, flaws))
         self._ledger.check()
-        return build_rows(self._source, "train", index, row[:, 1:], element, ~flaws.any(axis=1))
+        return build_rows(self._source, "train", index, row[:, 1:], element, usable(flaws))
 
     def _fetch(self) -> dict[str, np.ndarray]:
         while True:
@@ -263,14 +263,14 @@ def _pass(source: Source, split: str, batch: int, shard: tuple[int, int], rows: 
             logging.warning("split %s: %s", split, flaw)
         ledger.add(split, len(index), bad)
         ledger.check()
-        fields = build_rows(source, split, index, None, extra, ~np.stack(flaws).any(axis=1))
+        fields = build_rows(source, split, index, None, extra, usable(np.stack(flaws)))
         yield {name: _masked(field, real) for name, field in fields.items()}
 
 
 def _masked(field: Field, real: np.ndarray) -> Field:
     if isinstance(field, TokenField):
         return field.replace(loss=field.loss & real[:, None])
-    return field.replace(valid=field.valid & real) if isinstance(field, ImageField) else field
+    return field.replace(valid=np.logical_and(field.valid.T, real).T) if isinstance(field, ImageField) else field
 
 
 def split_batch(batch: int, weights: Mapping[str, int | float], multiple: int = 1) -> dict[str, int]:

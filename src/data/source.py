@@ -21,7 +21,8 @@ class Source(Protocol):
 
     draws     number of uniform numbers of one row
     rows      number of rows of a split
-    read      arrays of one row that are slow to fetch (files), by name; {} when all is in memory; raises BadRow
+    read      arrays of one row that are slow to fetch (files), by name; {} when all is in memory; raises BadRow, whose
+              `rest` is used in place of the row
     blank     what `read` gives, of the same shapes, for a row that it refused
     build     fields of the rows `index` [B], with `uniforms` [B, draws] in training and None in the ordered pass; gets
               sound rows only, perhaps none (B = 0)
@@ -80,7 +81,7 @@ def read_row(source: Source, split: str, index: int) -> tuple[dict[str, np.ndarr
     try:
         return source.read(split, index), SOUND
     except BadRow as flaw:
-        return source.blank(), flaw.pack()
+        return source.blank() if flaw.rest is None else dict(flaw.rest), flaw.pack()
 
 
 def refused(index: np.ndarray, flaws: np.ndarray) -> list[tuple[int, BadRow]]:
@@ -109,5 +110,5 @@ def build_rows(
         extra = {name: leaf[sound] for name, leaf in extra.items()}
         uniforms = None if uniforms is None else uniforms[sound]
         fields = jax.tree.map(spread, source.build(split, index[sound], uniforms, extra))
-    kept = lambda field: sound if field.valid is None else field.valid & sound
-    return {n: f.replace(valid=kept(f)) if isinstance(f, ImageField) else f for n, f in fields.items()}
+    whole = lambda field: isinstance(field, ImageField) and field.valid is None
+    return {n: f.replace(valid=sound) if whole(f) else f for n, f in fields.items()}

@@ -17,6 +17,7 @@ from src.common.distributed import data_shard
 from src.common.rng import stream
 from src.common.sharding import replicated
 from src.common.writers import MetricWriter
+from src.data.ledger import usable
 from src.data.source import build_rows, read_row
 from src.doctor.vitals import hasty
 from src.interfaces import Batch, LossTerm, PyTree
@@ -112,7 +113,7 @@ class Panels:
                 index = np.concatenate([blocks[b] for b in np.split(np.asarray(order), count)[mine]])
                 reads, flaws = zip(*(read_row(plan.task, "test", int(i)) for i in index), strict=True)
                 extra = {k: np.stack([r[k] for r in reads]) for k in reads[0]}
-                batch[name] = build_rows(plan.task, "test", index, None, extra, ~np.stack(flaws).any(axis=1))
+                batch[name] = build_rows(plan.task, "test", index, None, extra, usable(np.stack(flaws)))
             yield batch
 
 

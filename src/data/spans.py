@@ -1,0 +1,176 @@
+"""Documents of text and images as spans of tokens: what the lines of a file say, and how much of it a row takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from src.data.ledger import BadRow
+from src.data.pictures import CHARACTERS
+
+ROLES = {"generate": "image", "understand": "picture"}  # and the field that holds such images
+
+
+class Part(NamedTuple):
+    """A text, or the name of an image with the field that it goes to (`image` or `picture`).
+
+    loss   whether the tokens of a text are targets; of an image its first token, <|im_start|>
+    """
+
+    field: str
+    value: Any
+    loss: bool
+
+
+Turn = Sequence[Part]  # <s> parts </s>
+
+
+class Room(NamedTuple):
+    """What a row has: slots, images that are generated, and pictures that are understood."""
+
+    slots: int
+    images: int = 0
+    pictures: int = 0
+
+
+class Spans(NamedTuple):
+    """An example, slot by slot, and its images.
+
+    ids      of every slot; those of images hold the codec's `image`
+    kind     what is there: PADDING (the time token of an image), TEXT, WORDS (of a text, not special) or IMAGE
+    loss     whether the slot is a target of a text objective
+    images   by field: (name, first slot) of each image
+    whole    whether nothing was cut
+    """
+
+    ids: np.ndarray
+    kind: np.ndarray
+    loss: np.ndarray
+    images: dict[str, list[tuple[Any, int]]]
+    whole: bool
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """What it takes of a `Room`."""
+        return len(self.ids), len(self.images["image"]), len(self.images["picture"])
+
+
+PADDING, TEXT, WORDS, IMAGE = range(4)
+
+
+def document(told: dict[str, Any], where: str) -> list[Turn]:
+    """The one turn of {"parts": [{"text": "…", "loss": true}, {"image": "a.png", "role": "generate"}, …]}.
+
+    `loss` is true by default, but for images to `understand`; `role` is `generate` by default. Raises BadRow.
+    """
+    parts = told.get("parts")
+    if not isinstance(parts, list) or not parts:
+        raise BadRow("there are no parts", where)
+    return [[_part(part, f"part {i + 1}", where) for i, part in enumerate(parts)]]
+
+
+def _part(told: Any, which: str, where: str) -> Part:
+    if not isinstance(told, dict) or ("text" in told) == ("image" in told):
+        raise BadRow("a part is neither a text nor an image", where, which)
+    text = "text" in told
+    unknown = sorted(told.keys() - ({"text", "loss"} if text else {"image", "role", "loss"}))
+    if unknown:
+        raise BadRow("a part has an unknown key", where, f"{which}: {unknown[0]!r}")
+    role = told.get("role", "generate")
+    if not isinstance(role, str) or role not in ROLES:
+        raise BadRow("the role of an image is neither generate nor understand", where, f"{which}: {role!r}")
+    loss = told.get("loss", text or role == "generate")
+    if not isinstance(loss, bool):
+        raise BadRow("loss is neither true nor false", where, which)
+    if text and (not isinstance(told["text"], str) or not told["text"]):
+        raise BadRow("a text is empty or no text", where, which)
+    return Part("text", told["text"], loss) if text else Part(ROLES[role], told["image"], loss)
+
+
+def chat(told: dict[str, Any], where: str) -> list[Turn]:
+    """The turns of {"data": ["question", "answer", "question", …]} (UltraChat), with the loss on the answers.
+
+    A last question without an answer is left out. Raises BadRow.
+    """
+    said = told.get("data")
+    if not isinstance(said, list) or len(said) < 2:
+        raise BadRow("there are no turns", where)
+    if not all(isinstance(text, str) and text for text in said):
+        raise BadRow("a text is empty or no text", where)
+    return [[Part("text", q, False), Part("text", a, True)] for q, a in zip(said[::2], said[1::2], strict=False)]
+
+
+def encode(turns: Sequence[Turn], codec: Any, room: Room, where: str) -> tuple[list[Turn], bool]:
+    """The turns with the ids of their texts in place of these, and whether they are all there: far more characters than
+    a row may take are not looked at. Raises BadRow for a text that cannot be encoded."""
+    out, left = [], CHARACTERS * room.slots
+    for turn in turns:
+        parts = []
+        for part in turn:
+            value = part.value
+            if part.field == "text":  # a text of a megabyte is cut before it costs anything
+                value, left = value[: max(left, 0)], left - len(value)
+                try:
+                    value = codec.encode(value)
+                except ValueError as error:
+                    raise BadRow("a text cannot be encoded", where, error) from error
+            parts.append(part._replace(value=value))
+        out.append(parts)
+        if left < 0:
+            break
+    return out, left >= 0
+
+
+def lay_out(turns: Sequence[Turn], codec: Any, room: Room, lengths: dict[str, int]) -> Spans:
+    """As much of the turns as a row takes: texts end anywhere, images are whole or not there.
+
+        <s> words <|im_start|> (time) image <|im_end|> words <|im_start|> picture <|im_end|> … </s>
+
+    turns     of encoded texts; `lengths` has the tokens of an image by field
+    """
+    ids: list[int] = []
+    kind: list[int] = []
+    loss: list[bool] = []
+    images: dict[str, list[tuple[Any, int]]] = {"image": [], "picture": []}
+
+    def add(new: Sequence[int], what: int, target: bool) -> None:
+        new = new[: room.slots - len(ids)]
+        ids.extend(new)
+        kind.extend([what] * len(new))
+        loss.extend([target] * len(new))
+        return True
+
+    def image(part: Part) -> bool:
+        time, length = int(part.field == "image"), lengths.get(part.field, 0)
+        most = room.images if part.field == "image" else room.pictures
+        if len(ids) + 2 + time + length > room.slots or len(images[part.field]) == most:
+            return False
+        add([codec.image_start], TEXT, part.loss)
+        add([codec.image] * time, PADDING, False)
+        images[part.field].append((part.value, len(ids)))
+        add([codec.image] * length, IMAGE, False)
+        add([codec.image_end], TEXT, False)
+        return True
+
+    def text(part: Part) -> bool:
+        fits = len(part.value) <= room.slots - len(ids)
+        add(part.value, WORDS, part.loss)
+        return fits
+
+    def turn(parts: Turn) -> bool:
+        if len(ids) + 2 > room.slots:  # neither <s> alone
+            return False
+        add([codec.bos], TEXT, False)
+        if not all((text if part.field == "text" else image)(part) for part in parts):
+            return False
+        fits = len(ids) < room.slots
+        add([codec.eos], TEXT, parts[-1].loss)
+        return fits
+
+    whole = all(turn(parts) for parts in turns)
+    return Spans(np.asarray(ids, np.int32), np.asarray(kind, np.int8), np.asarray(loss, bool), images, whole)
+
+
+Parse = Callable[[dict[str, Any], str], list[Turn]]

@@ -1,0 +1,229 @@
+"""Documents in packed rows: each once, whole where it has room, refused by name where it cannot be used."""
+
+import io
+import json
+import pickle
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.codecs.text import Bytes
+from src.data.documents import Chats, Documents
+from src.data.ledger import BadRow
+from src.data.pipeline import Mixture
+from src.models.vision import Pixels
+
+CODEC, LENGTH, PATCHES = Bytes(), 48, 4
+START, END, BOS, EOS = CODEC.image_start, CODEC.image_end, CODEC.bos, CODEC.eos
+COUNT = 24
+
+
+def pixels(seed):
+    return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def png(seed):
+    file = io.BytesIO()
+    Image.fromarray(pixels(seed)).save(file, "PNG")
+    return file.getvalue()
+
+
+def corpus(folder, count=COUNT):
+    """A folder of documents: two images with words between them, an image that is understood and its caption, words."""
+    (folder / "a").mkdir(parents=True)
+    lines = []
+    for i in range(count):
+        for k, name in enumerate("xy"):
+            (folder / f"a/{i}{name}.png").write_bytes(png(2 * i + k))
+        kinds = [
+            [{"text": f"draw {i}"}, {"image": f"a/{i}x.png"}, {"text": "and"}, {"image": f"a/{i}y.png", "loss": False}],
+            [{"image": f"a/{i}x.png", "role": "understand"}, {"text": "?", "loss": False}, {"text": f"it is {i}"}],
+            [{"text": f"only words {i}"}],
+        ]
+        lines.append(json.dumps({"parts": kinds[i % 3]}))
+    (folder / "documents.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def expected(i):
+    """Ids, which are valid, which are targets (by hand), and the images of document i."""
+    o, x, y = CODEC.image, 2 * i, 2 * i + 1
+    if i % 3 == 0:
+        first = [BOS, *f"draw {i}".encode(), START]
+        ids = [*first, o, *[o] * PATCHES, END, *b"and", START, o, *[o] * PATCHES, END, EOS]
+        loss = [0] + [1] * (len(first) - 1) + [0] * (PATCHES + 2) + [1] * 3 + [0] * (PATCHES + 4)
+        second = len(first) + PATCHES + 6
+        return ids, loss, [("image", len(first) + 1, x), ("image", second + 1, y)]
+    if i % 3 == 1:
+        said = f"it is {i}".encode()
+        loss = [0] * (PATCHES + 4) + [1] * (len(said) + 1)
+        return [BOS, START, *[o] * PATCHES, END, *b"?", *said, EOS], loss, [("picture", 2, x)]
+    said = f"only words {i}".encode()
+    return [BOS, *said, EOS], [0] + [1] * (len(said) + 1), []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return corpus(tmp_path_factory.mktemp("data") / "documents")
+
+
+def task(folder, **options):
+    given = {"images": 2, "pictures": 2, "size": 8, "patch": 4, "vision": Pixels(8, 4)}
+    return Documents(folder, CODEC, LENGTH, **given | options)
+
+
+def fields_of(data, row, uniforms=None):
+    arrays = {name: a[None] for name, a in data.read("train", row).items()}
+    return data.build("train", np.asarray([row]), uniforms, arrays)
+
+
+def examples(fields, r=0):
+    """The packed examples of a row: ids, flags, and (field, first slot, first pixel) of its images."""
+    segment, text, places = fields["places"].segment[r], fields["text"], fields["places"].begins
+    for s in range(1, segment.max() + 1):
+        here = np.flatnonzero(segment == s)
+        assert (np.diff(here) == 1).all()
+        images = [
+            (name, int(begin) - int(here[0]), fields[name].values[r, i])
+            for name in places
+            for i, begin in enumerate(places[name][r])
+            if here[0] <= begin <= here[-1] and fields[name].valid[r, i]
+        ]
+        yield *(a[r, here].tolist() for a in (text.ids, text.valid, text.loss)), images
+
+
+def test_every_document_lies_in_one_row_with_its_images_and_flags(folder):
+    data = task(folder)
+    rows = data.rows("train")
+    found = {tuple(e[0]): e[1:] for r in range(rows) for e in examples(fields_of(data, r))}
+    assert len(found) == sum(len(list(examples(fields_of(data, r)))) for r in range(rows)) == COUNT
+    for i in range(COUNT):
+        ids, targets, images = expected(i)
+        valid, loss, shown = found[tuple(ids)]
+        assert valid == [c != CODEC.image for c in ids] and loss == [bool(t) for t in targets]
+        assert [e[:2] for e in shown] == [e[:2] for e in images]
+        for (*_, values), (*_, seed) in zip(shown, images, strict=True):
+            np.testing.assert_allclose(values, pixels(seed) / 127.5 - 1, atol=1e-6)
+    assert rows < COUNT and sum(len(e[0]) for e in map(expected, range(COUNT))) / (rows * LENGTH) == pytest.approx(
+        1 - data.plan("train").packs.padding
+    )
+    copy = pickle.loads(pickle.dumps(data))  # what a worker process gets
+    assert "_lines" not in vars(copy) and copy._plans and copy.read("train", 0)["ids"].any()
+    shape = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
+    assert shape(data.fake(3, 0)) == shape(data.element_spec(3)) and len(list(examples(data.fake(1, 0)))) > 1
+    assert shape(fields_of(data, 0)) == shape(data.element_spec(1))
+
+
+def test_words_are_dropped_where_something_is_drawn_and_nowhere_else(folder):
+    data = task(folder, drop=0.5)
+    for row in range(data.rows("train")):
+        whole, none = (list(examples(fields_of(data, row, np.full((1, 2), u)))) for u in (0.6, 0.4))
+        for (ids, valid, loss, images), (_, fewer, less, _) in zip(whole, none, strict=True):
+            drawn = any(name == "image" for name, *_ in images)
+            words = [v and c < 256 for c, v in zip(ids, valid, strict=True)]
+            assert fewer == ([v and not w for v, w in zip(valid, words, strict=True)] if drawn else valid)
+            assert less == ([v and not w for v, w in zip(loss, words, strict=True)] if drawn else loss)
+
+
+def line(*parts):
+    return json.dumps({"parts": parts}).encode()
+
+
+BROKEN = [
+    (b'{"parts": [', "the line is not JSON"),
+    (b"[]", "the line is not a JSON object"),
+    (b"{}", "there are no parts"),
+    (line(), "there are no parts"),
+    (line("text"), "a part is neither a text nor an image"),
+    (line({"text": "a", "image": "a/0x.png"}), "a part is neither a text nor an image"),
+    (line({"text": "a", "los": True}), "a part has an unknown key"),
+    (line({"text": "a", "loss": 1}), "loss is neither true nor false"),
+    (line({"text": ""}), "a text is empty or no text"),
+    (line({"image": "a/0x.png", "role": "draw"}), "the role of an image is neither generate nor understand"),
+    (line({"image": "a/0x.png", "role": ["generate"]}), "the role of an image is neither generate nor understand"),
+]
+SPOILT = [  # known only when the images are read
+    (line({"text": "1"}, {"image": "a/none.png"}), "an image is missing"),
+    (line({"text": "2"}, {"image": "a/text.png"}), "an image cannot be read"),
+    (line({"text": "3"}, {"image": "../outside.png"}), "the name of an image is not allowed"),
+    (line({"text": "4"}, {"image": 7}), "the name of an image is not allowed"),
+]
+
+
+def test_bad_documents_are_refused_by_name_and_spoil_no_other(folder, tmp_path):
+    where = corpus(tmp_path / "documents", 3)
+    (where / "a/text.png").write_bytes(b"not an image")
+    good = (where / "documents.jsonl").read_bytes()
+    (where / "documents.jsonl").write_bytes(b"\n".join([good, *(data for data, _ in BROKEN + SPOILT)]))
+    data = task(where, images=16)
+    reasons, kept, bad = {}, [], 0
+    for row in range(data.rows("train")):
+        try:
+            arrays = data.read("train", row)
+        except BadRow as flaw:
+            arrays, bad = flaw.rest, bad + 1
+            reasons[flaw.where] = flaw.reason
+            reasons |= {name.strip(): "shared" for name in flaw.detail.partition("row: ")[2].split(", ") if name}
+        if arrays is not None:
+            fields = data.build("train", np.asarray([row]), None, {k: a[None] for k, a in arrays.items()})
+            kept += [tuple(e[0]) for e in examples(fields)]
+    assert sorted(kept) == sorted(tuple(expected(i)[0]) for i in range(3))
+    assert set(reasons) == {f"documents.jsonl line {4 + i}" for i in range(len(BROKEN + SPOILT))}
+    for i, (_, reason) in enumerate(BROKEN + SPOILT):
+        assert reasons[f"documents.jsonl line {4 + i}"] in (reason, "shared")
+    seen, batches = [], Mixture({"d": data}, {"d": data.rows("train")}, 0)
+    batches.ledger.least = 1000
+    fields = next(batches)["d"]
+    for r in range(data.rows("train")):
+        seen += [tuple(e[0]) for e in examples(fields, r)]
+    assert sorted(seen) == sorted(kept) and batches.ledger.skipped["d"] == bad > len(BROKEN)
+    batches.close()
+
+
+def test_documents_larger_than_a_row_are_cut_or_refused(tmp_path):
+    where = corpus(tmp_path / "documents", 3)
+    x, y = ({"image": f"a/0{name}.png"} for name in "xy")
+    lines = [line({"text": "a" * 30}, x, {"text": "b" * 30}), line(x, y, x), line({"text": "c" * 40}, x), line(x, y)]
+    (where / "documents.jsonl").write_bytes(b"\n".join(lines))
+    data = task(where)
+    found = sorted((e for r in range(data.rows("train")) for e in examples(fields_of(data, r))), key=lambda e: e[0])
+    image = [START, *[CODEC.image] * (PATCHES + 1), END]
+    assert [e[0] for e in found] == sorted(
+        [[BOS, *b"a" * 30, *image, *b"b" * 10], [BOS, *image, *image], [BOS, *b"c" * 40], [BOS, *image, *image, EOS]]
+    )
+    assert data.plan("train").cut == 3
+    data = task(where, too_long="skip")
+    assert data.rows("train") == 4 and next(examples(fields_of(data, 0)))[0] == [BOS, *image, *image, EOS]
+    for row in (1, 2, 3):
+        with pytest.raises(BadRow, match="the document is too long"):
+            data.read("train", row)
+
+
+def test_conversations_share_rows_and_are_learned_where_they_answer(tmp_path):
+    (tmp_path / "1.jsonl").write_text(json.dumps({"data": ["hi", "hello", "and?", "bye"]}) + "\n")
+    (tmp_path / "2.jsonl").write_text(json.dumps({"data": ["a", "b", "left out"]}) + "\n" + '{"data": ["a"]}\n')
+    data = Chats(tmp_path, CODEC, 32)
+    assert [s.name for s in data.segments] == ["text"] and data.rows("train") == 2
+    found = sorted(examples(fields_of(data, 0)), key=lambda e: len(e[0]))
+    turns = [[BOS, *b"ab", EOS], [BOS, *b"hihello", EOS, BOS, *b"and?bye", EOS]]
+    assert [e[0] for e in found] == turns
+    assert [i for i, loss in enumerate(found[1][2]) if loss] == [3, 4, 5, 6, 7, 8, 14, 15, 16, 17]
+    with pytest.raises(BadRow, match=r"2.jsonl line 2: there are no turns"):
+        data.read("train", 1)
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"too_long": "bend"}, "too_long='bend' is unknown"),
+        ({"size": 0}, "give their size"),
+        ({"vision": None}, "set vision.name"),
+        ({"size": 64}, "no room for one image"),
+        ({"held_out": -1}, "is not possible"),
+    ],
+)
+def test_refusals(folder, options, match):
+    with pytest.raises(ValueError, match=match):
+        task(folder, **options)
