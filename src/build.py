@@ -148,7 +148,7 @@ def build_task(name: str, data: Any, codec: Any, frozen: Frozen, config: Any) ->
     accepted = {name: parameter for parameters in known for name, parameter in parameters.items()}
     extra = {"codec": codec, "patch": config.patch.size, "vision": frozen.vision}
     options = {k: v for k, v in dict(data).items() if k != "name"}
-    unknown = sorted(set(options) - accepted)
+    unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise ValueError(f"tasks.{name}.data: {cls.__name__} has no option {unknown[0]!r}; it has {sorted(accepted)}")
     if "codec" in accepted and codec is None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from src.doctor.finding import Finding
-from src.interfaces import Batch, TokenField
+from src.interfaces import Batch, SequenceSpec, TokenField
+from src.sequence.document import Document, placed
 from src.sequence.layout import Layout
 from src.train.step import Measured
 from src.train.system import System
@@ -55,7 +57,32 @@ def local_rows(array: Any) -> np.ndarray:
 
 def row_valid(layout: Layout, batch: Batch) -> np.ndarray:
     """Which places of the rows are no padding, `[B, S]` bool; segments without flags are all valid."""
+    if isinstance(layout, Document):
+        return np.asarray(placed(layout, batch)[1])
     rows = len(jax.tree.leaves(dict(batch))[0])
     flags = {name: field.valid for name, field in batch.items() if isinstance(field, TokenField)}
     parts = [flags.get(s.name, np.ones((rows, s.length), bool)) for s in layout.segments]
     return np.concatenate(parts, axis=1)
+
+
+def foretold(layout: Layout, batch: Batch, name: str) -> np.ndarray:
+    """Which tokens of a text segment have a place before them that predicts them, `[B, N]` bool."""
+    seen = row_valid(layout, batch)
+    if isinstance(layout, Document):
+        return np.asarray(layout.before(seen[..., None], seen, placed(layout, batch)[0])[1])
+    where = layout.slices()[name]
+    return np.pad(seen, [(0, 0), (1, 0)])[:, where]
+
+
+def row_specs(layout: Layout, batch: Batch, most: int) -> Iterator[tuple[np.ndarray, SequenceSpec]]:
+    """Rows of different patterns, at most so many: which places are no padding, `[S]`, and who sees whom, numpy."""
+    valid = row_valid(layout, batch)
+    if isinstance(layout, Document):
+        specs = jax.device_get(layout.spec_of(jnp.asarray(valid), placed(layout, batch)[0]))
+        for row in range(min(len(valid), most)):
+            pick = lambda a, row=row: a[row] if a.ndim > 1 else a
+            yield valid[row], jax.tree.map(pick, specs)
+        return
+    read, write, group = layout.static_orders()
+    for row in np.unique(valid, axis=0)[:most]:
+        yield row, SequenceSpec(read, write, group, row.astype(np.int32), np.zeros((len(row), 1), np.int32))

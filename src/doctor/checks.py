@@ -28,7 +28,7 @@ from src.train.trainer import Trainer
 
 STEPS = 6
 STARVED = 8  # times that the share in the loss may be above the share in the rows
-SCREENS: tuple[Check, ...] = (data.values, data.flags, data.blind, data.padding, data.given)
+SCREENS: tuple[Check, ...] = (data.values, data.flags, data.blind, data.padding, data.vacant, data.given)
 
 
 def examine(

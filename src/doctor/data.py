@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from src.common.tree import flatten, listed
-from src.doctor.case import Case, row_valid
+from src.doctor.case import Case, foretold, row_specs, row_valid
 from src.doctor.finding import Finding, error, note, warning
-from src.interfaces import ImageField, LabelField, SequenceSpec, TokenField
+from src.interfaces import ImageField, LabelField, PlaceField, TokenField
+from src.sequence.document import Document, placed
+from src.sequence.layout import Layout
 from src.sequence.mask import visible
 
 PADDED = 0.6  # share of padding that is worth a note
@@ -101,9 +103,7 @@ def flags(case: Case) -> list[Finding]:
                     " first batch: mark them in the data, or leave the field out"
                 )
             )
-        start = plan.layout.slices()[name].start
-        seen = np.pad(row_valid(plan.layout, case.batch[task]), [(0, 0), (1, 0)])[:, start : start + marked.shape[1]]
-        lost = int((marked & ~seen).sum())
+        lost = int((marked & ~foretold(plan.layout, case.batch[task], name)).sum())
         if lost:
             found.append(
                 warning(
@@ -122,13 +122,10 @@ def blind(case: Case) -> list[Finding]:
         empty = int((~valid.any(1)).sum())
         if empty:
             found.append(warning(f"{empty} of {len(valid)} rows of task {task} have no token: leave them out"))
-        read, write, group = plan.layout.static_orders()
-        for row in np.unique(valid, axis=0)[:PATTERNS]:
-            segment = row.astype(np.int32)
-            rule = SequenceSpec(read, write, group, segment, np.zeros((len(row), 1), np.int32))
+        for row, rule in row_specs(plan.layout, case.batch[task], PATTERNS):
             places = np.flatnonzero(row & ~visible(rule, rule).any(-1))
             if places.size:
-                names = [n for n, s in plan.layout.slices().items() if ((places >= s.start) & (places < s.stop)).any()]
+                names = _holding(plan.layout, places)
                 found.append(
                     error(
                         f"{places.size} tokens of a row of task {task} (in {listed(names)}) may see no token, not even"
@@ -137,6 +134,13 @@ def blind(case: Case) -> list[Finding]:
                 )
                 break
     return found
+
+
+def _holding(layout: Layout, places: np.ndarray) -> list[str]:
+    """Names of the segments that some of these places lie in."""
+    if isinstance(layout, Document):
+        return [f"slots {listed(places)}"]
+    return [n for n, s in layout.slices().items() if ((places >= s.start) & (places < s.stop)).any()]
 
 
 def padding(case: Case) -> list[Finding]:
@@ -149,12 +153,38 @@ def padding(case: Case) -> list[Finding]:
     return found
 
 
+def vacant(case: Case) -> list[Finding]:
+    """Packed rows whose places for images are mostly empty: each of them costs what an image costs."""
+    found = []
+    for task, plan in case.system.tasks.items():
+        if not isinstance(plan.layout, Document):
+            continue
+        for name, begins in placed(plan.layout, case.batch[task])[0].begins.items():
+            there = np.asarray(begins) >= 0
+            if not there.any():
+                found.append(
+                    warning(
+                        f"no row of the first batch of task {task} has one of its {there.shape[1]} images in {name}:"
+                        " say in the config that there are none, or look at the documents"
+                    )
+                )
+            elif 1 - there.mean() > PADDED:
+                found.append(
+                    note(
+                        f"{1 - there.mean():.0%} of the {there.shape[1]} images that a row of task {task} may have in"
+                        f" {name} are not there: fewer would be as good and faster"
+                    )
+                )
+    return found
+
+
 def given(case: Case) -> list[Finding]:
     """Fields that are read and never predicted, which is right for prompts."""
     found = []
     for task, plan in case.system.tasks.items():
         owned = {name for objective, _ in plan.objectives.values() for name in objective.fields}
-        names = [n for n, f in case.batch[task].items() if n not in owned and not isinstance(f, LabelField)]
+        aside = (LabelField, PlaceField)
+        names = [n for n, f in case.batch[task].items() if n not in owned and not isinstance(f, aside)]
         if names:
             found.append(note(f"task {task} reads {listed(names)} and predicts {listed(sorted(owned))}"))
     return found
@@ -163,4 +193,5 @@ def given(case: Case) -> list[Finding]:
 def _fields(case: Case) -> Iterator[tuple[str, str, TokenField | ImageField | LabelField]]:
     for task, fields in case.batch.items():
         for name, field in fields.items():
-            yield task, name, field
+            if not isinstance(field, PlaceField):
+                yield task, name, field

@@ -15,6 +15,7 @@ from src.common import tree
 from src.common.sharding import replicated
 from src.interfaces import Batch, PyTree, TokenField
 from src.models.model import STACKED
+from src.sequence.document import Document, placed
 from src.train.state import TrainState
 from src.train.step import Measured
 from src.train.system import System
@@ -96,8 +97,11 @@ def padding_shares(system: System, batch: Mapping[str, Batch]) -> dict[str, Floa
     """By task: the places of its rows without a valid token, over all places."""
     shares = {}
     for name, plan in system.tasks.items():
-        fields: Sequence[Any] = [field for field in batch[name].values() if isinstance(field, TokenField)]
-        empty = sum((~field.valid).sum() for field in fields)
+        if isinstance(plan.layout, Document):
+            empty = (~placed(plan.layout, batch[name])[1]).sum()
+        else:
+            fields: Sequence[Any] = [field for field in batch[name].values() if isinstance(field, TokenField)]
+            empty = sum((~field.valid).sum() for field in fields)
         shares[name] = jnp.asarray(empty / (plan.rows * plan.layout.length), jnp.float32)
     return shares
 

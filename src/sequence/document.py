@@ -138,20 +138,32 @@ def document_view(layout: Document, batch: Batch, encode: Callable[[Array], Arra
     Raises KeyError when the batch lacks a field of the layout, or its places.
     """
     missing = [s.name for s in layout.segments if s.name not in batch]
-    found = [field for field in batch.values() if isinstance(field, PlaceField)]
-    if missing or len(found) != 1:
-        raise KeyError(f"the batch has fields {sorted(batch)}, packed rows also need {missing or 'their places'}")
-    inputs, begins = {}, {}
+    if missing:
+        raise KeyError(f"the batch has fields {sorted(batch)}, the layout also needs {missing}")
+    places, seen = placed(layout, batch)
+    inputs = {layout.text: batch[layout.text].ids}
     for segment in layout.images:
-        field: ImageField = batch[segment.name]
-        values, there = field.values, found[0].begins[segment.name] >= 0
-        there = there if field.valid is None else there & field.valid
+        values, there = batch[segment.name].values, places.begins[segment.name] >= 0
         if segment.kind == "image":
             values = encode(values.reshape(-1, *values.shape[2:]))
             values = values.reshape(*there.shape, *values.shape[1:])
         inputs[segment.name] = jnp.where(there.reshape(*there.shape, *[1] * (values.ndim - 2)), values, 0)
-        begins[segment.name] = jnp.where(there, found[0].begins[segment.name], -1)
+    return View(inputs, {layout.text: seen}, {}, places=places)
+
+
+def placed(layout: Document, batch: Batch) -> tuple[PlaceField, Bool[Array, "B S"]]:
+    """Where the images of these rows are that count, and which slots are no padding.
+
+    Raises KeyError when the batch does not say it.
+    """
+    found = [field for field in batch.values() if isinstance(field, PlaceField)]
+    if len(found) != 1:
+        raise KeyError(f"the batch has fields {sorted(batch)}, packed rows also need their places")
+    begins = {}
+    for segment in layout.images:
+        field: ImageField = batch[segment.name]
+        begin = jnp.asarray(found[0].begins[segment.name])
+        begins[segment.name] = begin if field.valid is None else jnp.where(field.valid, begin, -1)
     places = PlaceField(jnp.asarray(found[0].segment), begins)
     text: TokenField = batch[layout.text]
-    seen = layout.seen(jnp.asarray(text.valid), places)
-    return View(inputs | {layout.text: text.ids}, {layout.text: seen}, {}, places=places)
+    return places, layout.seen(jnp.asarray(text.valid), places)

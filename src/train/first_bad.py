@@ -124,6 +124,7 @@ def _forward(trainer: Trainer, params: PyTree, batch: Mapping[str, Batch], step:
             whole: Flags = OrderedDict()
             for (kind, task, name), count in here.items():  # every device knows its own rows
                 if count.ndim:
+                    count = count.reshape(*count.shape[:-1], len(numbers[task]), -1).sum(-1)  # images of packed rows
                     empty = jnp.zeros((*count.shape[:-1], sizes[task]), jnp.int32)
                     count = empty.at[..., numbers[task]].add(count)
                 whole[kind, f"task {task}{name and ', '}{name}"] = count

@@ -185,13 +185,13 @@ def test_bad_documents_are_refused_by_name_and_spoil_no_other(folder, tmp_path):
 def test_documents_larger_than_a_row_are_cut_or_refused(tmp_path):
     where = corpus(tmp_path / "documents", 3)
     x, y = ({"image": f"a/0{name}.png"} for name in "xy")
-    lines = [line({"text": "a" * 30}, x, {"text": "b" * 30}), line(x, y, x), line({"text": "c" * 40}, x), line(x, y)]
+    lines = [line({"text": "a" * 30}, x, {"text": "b" * 30}), line(x, y, x), line({"text": "c" * 42}, x), line(x, y)]
     (where / "documents.jsonl").write_bytes(b"\n".join(lines))
     data = task(where)
     found = sorted((e for r in range(data.rows("train")) for e in examples(fields_of(data, r))), key=lambda e: e[0])
     image = [START, *[CODEC.image] * (PATCHES + 1), END]
     assert [e[0] for e in found] == sorted(
-        [[BOS, *b"a" * 30, *image, *b"b" * 10], [BOS, *image, *image], [BOS, *b"c" * 40], [BOS, *image, *image, EOS]]
+        [[BOS, *b"a" * 30, *image, *b"b" * 10], [BOS, *image, *image], [BOS, *b"c" * 42], [BOS, *image, *image, EOS]]
     )
     assert data.plan("train").cut == 3
     data = task(where, too_long="skip")
