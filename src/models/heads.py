@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from src.interfaces import Prediction
+from src.models.divergence import Side, divergence_in_pieces
 from src.models.layers import LayerNorm, initializer, linear
 from src.models.vocabulary import nats_in_pieces, nats_of_logits
 
@@ -49,6 +50,13 @@ class TextHead(nnx.Module):
         if kernel.shape[1] <= self.chunk:
             return nats_of_logits(self(hidden), ids)
         return nats_in_pieces(hidden, kernel, ids, chunk=self.chunk, dtype=self.dtype)
+
+    def divergence(
+        self, hidden: Float[Array, "B N D"], teacher: TextHead, taught: Float[Array, "B N D"], temperature: float
+    ) -> Float[Array, "B N"]:
+        """temperature² · KL(teacher(taught) || self(hidden)) of the next token; the teacher gets no gradient."""
+        ours, theirs = Side(hidden, self.linear.kernel[...]), Side(taught, teacher.linear.kernel[...])
+        return divergence_in_pieces(ours, theirs, temperature=temperature, chunk=self.chunk, dtype=self.dtype)
 
 
 class ImageHead(nnx.Module):

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from src.common.activations import automatic_axes
 
@@ -67,7 +68,7 @@ def _nats(hidden: Array, kernel: Array, ids: Array, cut: Cut) -> Array:
 
 
 def _forward(hidden: Array, kernel: Array, ids: Array, cut: Cut) -> tuple[Array, tuple[Array, ...]]:
-    shards = _shards(kernel, cut)
+    shards = shards_of(kernel, cut)
 
     def body(carry, index):
         top, total, target = carry  # [B, N, T], each device for itself: there is no collective in the loop
@@ -85,12 +86,32 @@ def _forward(hidden: Array, kernel: Array, ids: Array, cut: Cut) -> tuple[Array,
 
 def _backward(cut: Cut, saved: tuple[Array, ...], grad: Float[Array, "B N"]) -> tuple[Array, Array, None]:
     hidden, kernel, ids, log_sum = saved
-    shards, h = _shards(kernel, cut), hidden.astype(cut.dtype)
+    shards = shards_of(kernel, cut)
+
+    def errors(index):
+        logits, hit, weight = _logits(hidden, shards, ids, index, cut)
+        error = (jnp.exp(logits - log_sum[..., None, None]) - hit) * grad[..., None, None]
+        return error, weight
+
+    return *gradients_in_pieces(errors, hidden, kernel, cut), None
+
+
+_nats.defvjp(_forward, _backward)
+
+
+def gradients_in_pieces(
+    errors: Callable[[Array], tuple[Array, Array]], hidden: Float[Array, "B N D"], kernel: Float[Array, "D V"], cut: Cut
+) -> tuple[Float[Array, "B N D"], Float[Array, "D V"]]:
+    """Gradients of hidden states and kernel, in their dtypes.
+
+    errors   number of the piece -> gradient of its logits `[B, N, T, c]` (0 where the piece before had them), and its
+             columns of the kernel `[D, T, c]`
+    """
+    h = hidden.astype(cut.dtype)
 
     def body(carry, index):
         to_hidden, to_shards = carry
-        logits, hit, weight = _logits(hidden, shards, ids, index, cut)
-        error = (jnp.exp(logits - log_sum[..., None, None]) - hit) * grad[..., None, None]
+        error, weight = errors(index)
         error = error.astype(cut.dtype)
         to_hidden += jnp.einsum("bntc,dtc->tbnd", error, weight, preferred_element_type=jnp.float32)
         to_weight = jnp.einsum("bnd,bntc->dtc", h, error, preferred_element_type=jnp.float32)
@@ -101,38 +122,48 @@ def _backward(cut: Cut, saved: tuple[Array, ...], grad: Float[Array, "B N"]) -> 
         return (to_hidden, to_shards), None
 
     # One sum over `tensor` after the loop, not one in every turn.
-    to_hidden = _spread(jnp.zeros((cut.tensor, *hidden.shape), jnp.float32), 0)
-    to_shards = _spread(jnp.zeros(shards.shape, jnp.float32), 1)
+    to_hidden = spread(jnp.zeros((cut.tensor, *hidden.shape), jnp.float32), 0)
+    to_shards = spread(jnp.zeros((kernel.shape[0], cut.tensor, cut.own), jnp.float32), 1)
     (to_hidden, to_shards), _ = jax.lax.scan(body, (to_hidden, to_shards), jnp.arange(cut.count))
-    return to_hidden.sum(0).astype(hidden.dtype), to_shards.reshape(kernel.shape).astype(kernel.dtype), None
+    return to_hidden.sum(0).astype(hidden.dtype), to_shards.reshape(kernel.shape).astype(kernel.dtype)
 
 
-_nats.defvjp(_forward, _backward)
-
-
-def _shards(kernel: Array, cut: Cut) -> Float[Array, "D T own"]:
-    return _spread(kernel.reshape(kernel.shape[0], cut.tensor, cut.own), 1)
+def shards_of(kernel: Float[Array, "D V"], cut: Cut) -> Float[Array, "D T own"]:
+    """The kernel by device of `tensor`."""
+    return spread(kernel.reshape(kernel.shape[0], cut.tensor, cut.own), 1)
 
 
 def _start(index: Array, cut: Cut) -> Array:
     return jnp.minimum(index * cut.size, cut.own - cut.size)
 
 
+def columns(index: Array, cut: Cut) -> tuple[Int[Array, "T c"], Bool[Array, " c"]]:
+    """The entries of the vocabulary that a piece has of each device, and which of them no piece before it had."""
+    place = _start(index, cut) + jnp.arange(cut.size)
+    return place + cut.own * jnp.arange(cut.tensor)[:, None], place >= index * cut.size
+
+
+def logits_of_piece(
+    hidden: Float[Array, "B N D"], shards: Float[Array, "D T own"], index: Int[Array, ""], cut: Cut
+) -> tuple[Float[Array, "B N T c"], Float[Array, "D T c"]]:
+    """f32 logits of a piece, -inf where the piece before had them, and its columns of the kernel."""
+    weight = jax.lax.dynamic_slice_in_dim(shards, _start(index, cut), cut.size, axis=2).astype(cut.dtype)
+    weight = spread(weight, 1)
+    logits = jnp.einsum("bnd,dtc->bntc", hidden.astype(cut.dtype), weight, preferred_element_type=jnp.float32)
+    if cut.count * cut.size != cut.own:
+        logits = jnp.where(columns(index, cut)[1], logits, -jnp.inf)
+    return logits, weight
+
+
 def _logits(hidden: Array, shards: Array, ids: Array, index: Array, cut: Cut) -> tuple[Array, Array, Array]:
     """f32 logits `[B, N, T, c]` of a piece, which of them are the targets', and its columns `[D, T, c]`."""
-    start = _start(index, cut)
-    weight = jax.lax.dynamic_slice_in_dim(shards, start, cut.size, axis=2).astype(cut.dtype)
-    weight = _spread(weight, 1)
-    logits = jnp.einsum("bnd,dtc->bntc", hidden.astype(cut.dtype), weight, preferred_element_type=jnp.float32)
-    place = start + jnp.arange(cut.size)
-    hit = place + cut.own * jnp.arange(cut.tensor)[:, None] == ids[..., None, None]
-    if cut.count * cut.size != cut.own:
-        fresh = place >= index * cut.size
-        logits, hit = jnp.where(fresh, logits, -jnp.inf), hit & fresh
-    return logits, hit, weight
+    logits, weight = logits_of_piece(hidden, shards, index, cut)
+    place, fresh = columns(index, cut)
+    hit = place == ids[..., None, None]
+    return logits, hit & fresh if cut.count * cut.size != cut.own else hit, weight
 
 
-def _spread(x: Array, axis: int) -> Array:
+def spread(x: Array, axis: int) -> Array:
     """Pins one axis of `x` to the mesh axis `tensor`, if the compiler partitions over it and it divides."""
     if x.shape[axis] % automatic_axes().get("tensor", x.shape[axis] + 1):
         return x
