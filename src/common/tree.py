@@ -61,6 +61,11 @@ def rebuild(flat: Mapping[str, Any], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [flat[path] for path in paths])
 
 
+def joined(*parts: Any) -> Any:
+    """One nested dictionary with the leaves of several; where two have a leaf of one path, the later one's."""
+    return unflatten({path: leaf for part in parts for path, leaf in flatten(part).items()})
+
+
 def count_parameters(tree: Any) -> int:
     """The number of elements of all leaves (arrays or abstract arrays)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

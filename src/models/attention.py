@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from src.common.activations import constrain
 from src.common.lookup import lookup
 from src.interfaces import SequenceSpec
+from src.models.copies import Kinds, part
 from src.models.layers import RMSNorm, linear, rotate
 
 # Keys and values of all layers, `[L, B, K, S, h]`, and the layer: written in place, and read without transposing.
@@ -62,14 +64,20 @@ class Attention(nnx.Module):
         angles: Float[Array, "*B Q half"],
         cache: Stored | None = None,
         start: int | Int[Array, ""] | None = None,
+        image: Attention | None = None,
+        kinds: Kinds = None,
     ) -> tuple[Float[Array, "B Q D"], Stored | None]:
-        """Attends from x to itself, or to the cache into which x is written at slot `start`."""
+        """Attends from x to itself, or to the cache into which x is written at slot `start`.
+
+        Image tokens (`kinds`) take the projections and norms of `image`, if it is there; the attention is one.
+        """
         rows, length, _ = x.shape
-        q = self.q(x).reshape(rows, length, self.heads, self.head_dim)
-        k = self.k(x).reshape(rows, length, self.kv_heads, self.head_dim)
-        v = self.v(x).reshape(rows, length, self.kv_heads, self.head_dim)
+        of = functools.partial(part, self, image, kinds=kinds)
+        q = of("q")(x).reshape(rows, length, self.heads, self.head_dim)
+        k = of("k")(x).reshape(rows, length, self.kv_heads, self.head_dim)
+        v = of("v")(x).reshape(rows, length, self.kv_heads, self.head_dim)
         if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = of("q_norm")(q), of("k_norm")(k)
         if self.rope:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
@@ -80,7 +88,7 @@ class Attention(nnx.Module):
         q = constrain(q, "rows", "places", "features", None)
         k, v = (constrain(a, "rows", None, "features", None) for a in (k, v))  # every place reads all of them
         out = attend(q, k, v)
-        return self.out(out.reshape(rows, length, -1)), cache
+        return of("out")(out.reshape(rows, length, -1)), cache
 
 
 def _write(stored: Array, new: Float[Array, "B Q K h"], layer: Array, start: int | Array) -> Array:

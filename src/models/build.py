@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from src.common.lookup import check_arguments, lookup
+from src.models import lora
 from src.models.conditioning import TimestepEmbedder
 from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder, VisionEmbedder
 from src.models.heads import ImageHead, TextHead
@@ -63,4 +64,6 @@ def build_model(config: Mapping[str, Any], fields: Fields, rngs: nnx.Rngs) -> Mo
     if fields.classes is not None:
         parts["labels"] = part(LabelEmbedder, "labels", classes=fields.classes, width=width)
     trunk = part(Transformer, "trunk", layer=kind.Layer)
-    return Model(trunk, part(kind, "conditioning", width=width), **parts)
+    model = Model(trunk, part(kind, "conditioning", width=width), **parts)
+    lora.adapt(trunk, **config.get("lora", {}), rngs=rngs)  # last, so that what is drawn before does not depend on it
+    return model

@@ -14,16 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from src.models.layers import linear, timestep_features
 
 
 class Condition(NamedTuple):
-    """Conditioning vectors `[B, T, D]` and, for every token, which of them it belongs to (-1: none)."""
+    """Conditioning vectors `[B, T, D]` and, for every token, which of them it belongs to (-1: none).
+
+    `image`: whether the token is no text, but of an image or its time; None: all are text.
+    """
 
     vector: Float[Array, "B T D"]
     owner: Int[Array | np.ndarray, "*B S"]
+    image: Bool[Array | np.ndarray, "*B S"] | None = None
 
 
 class Modulation(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from src.common.activations import automatic_axes, constrain
 from src.common.placement import Placement
-from src.interfaces import Hidden, Prediction, PyTree, SequenceSpec, View
+from src.common.tree import joined
+from src.interfaces import Hidden, Net, Prediction, PyTree, SequenceSpec, View
 from src.models.conditioning import Condition, Conditioning, TimestepEmbedder
 from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder, VisionEmbedder
 from src.models.heads import ImageHead, TextHead
@@ -24,6 +25,7 @@ from src.sequence.document import Document
 from src.sequence.layout import Layout, positions, time_name
 
 STACKED = "trunk/layers/"  # where parameters have a first axis of layers
+TEACHER = "teacher"  # beside the parts of a model, parameters that the run began with
 
 
 class Embedded(NamedTuple):
@@ -57,6 +59,7 @@ class Model(nnx.Module):
         self.trunk, self.conditioning, self.time, self.labels = trunk, conditioning, time, labels
         self.text, self.text_head, self.image, self.image_head = text, text_head, image, image_head
         self.vision = vision
+        self.open_teacher: Callable[[], Model] | None = None
 
     # ------------------------------------------------------------------ training: whole rows
 
@@ -87,6 +90,18 @@ class Model(nnx.Module):
     def text_nats(self, hidden: Float[Array, "B N D"], ids: Int[Array, "B N"]) -> Float[Array, "B N"]:
         """-log p(ids | hidden), f32; large vocabularies go in pieces (`models/vocabulary.py`)."""
         return self.text_head.nats(hidden, ids)
+
+    def text_divergence(
+        self, hidden: Float[Array, "B N D"], teacher: Net, taught: Float[Array, "B N D"], temperature: float
+    ) -> Float[Array, "B N"]:
+        """temperature² · KL(teacher's next token given `taught` || ours given `hidden`), f32, in pieces."""
+        return self.text_head.divergence(hidden, teacher.text_head, taught, temperature)
+
+    def teacher(self) -> Model:
+        """The model with the parameters that the run began with. Raises ValueError when nobody kept them."""
+        if self.open_teacher is None:
+            raise ValueError("these parameters bring no teacher: bind what `train.state.shown` makes of a state")
+        return self.open_teacher()
 
     def image_prediction(self, hidden: Float[Array, "B N D"], vector: Float[Array, "B T D"]) -> Prediction:
         """The denoiser's output for the patches of one image segment, f32."""
@@ -162,7 +177,8 @@ def _condition(layout: Layout, vectors: dict[str, Array], none: Array) -> Condit
             times, length = vectors[name].shape[1], where.stop - where.start
             owner[where] = first + np.arange(length) * times // length
             first += times
-    return Condition(jnp.concatenate(list(vectors.values()), axis=1) if vectors else none, owner)
+    image = np.concatenate([np.full(s.length, s.kind != "text") for s in layout.segments])
+    return Condition(jnp.concatenate(list(vectors.values()), axis=1) if vectors else none, owner, image)
 
 
 def _join(parts: list[Embedded]) -> Embedded:
@@ -173,10 +189,13 @@ def _join(parts: list[Embedded]) -> Embedded:
     def widen(e: Embedded) -> Embedded:
         shape = e.x.shape[:2]
         static = {k: jnp.broadcast_to(getattr(e.spec, k), shape) for k in ("read", "write", "group")}
-        owner = jnp.broadcast_to(e.condition.owner, shape)
-        return e._replace(spec=e.spec.replace(**static), condition=e.condition._replace(owner=owner))
+        owner, image = jnp.broadcast_to(e.condition.owner, shape), np.broadcast_to(e.condition.image, shape)
+        return e._replace(spec=e.spec.replace(**static), condition=e.condition._replace(owner=owner, image=image))
 
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(widen(e) for e in parts))
+    def stack(*leaves: Array) -> Array:  # what is known before any data stays so
+        return (np if isinstance(leaves[0], np.ndarray) else jnp).concatenate(leaves)
+
+    return jax.tree.map(stack, *(widen(e) for e in parts))
 
 
 def _pad(e: Embedded, places: int) -> Embedded:
@@ -192,8 +211,9 @@ def _pad(e: Embedded, places: int) -> Embedded:
     last = {k: widen(a, a.ndim - 1) for k in ("read", "write", "group", "segment") for a in [getattr(spec, k)]}
     relation = None if spec.relation is None else widen(widen(spec.relation, 1), 2)
     spec = SequenceSpec(**last, position=widen(spec.position, 1), relation=relation)
-    owner = e.condition.owner
-    return Embedded(widen(e.x, 1), spec, e.condition._replace(owner=widen(owner, owner.ndim - 1, -1)))
+    owner, image = e.condition.owner, e.condition.image
+    owner, image = widen(owner, owner.ndim - 1, -1), widen(image, image.ndim - 1)
+    return Embedded(widen(e.x, 1), spec, e.condition._replace(owner=owner, image=image))
 
 
 def _place(layout: Layout, valid: Bool[Array, "B N"], start, cache: Cache) -> SequenceSpec:
@@ -208,15 +228,17 @@ def bind(graph: nnx.GraphDef, params: PyTree, placement: Placement | None = None
 
     With a placement, parameters are fetched from where they lie: those of the blocks layer by layer, when the trunk
     gets to them, the others here. With a tap, each pass of the trunk leaves what the tap says of every block's output.
+    What lies below `TEACHER` takes the place of the parameters of its paths in `teacher()`, which has no gradient.
     """
+    own = {name: part for name, part in params.items() if name != TEACHER}
     if placement is None:
-        model = nnx.merge(graph, nnx.State(params))
-        model.trunk.tap = tap
-        return model
-    blocks = params["trunk"]["layers"]
-    rest = params | {"trunk": {k: v for k, v in params["trunk"].items() if k != "layers"}}
-    rest = placement.fetch(rest)
-    model = nnx.merge(graph, nnx.State(rest | {"trunk": rest["trunk"] | {"layers": blocks}}))
-    model.trunk.fetch = lambda layer: placement.fetch(layer, STACKED, stacked=True)
+        model = nnx.merge(graph, nnx.State(own))
+    else:
+        rest = own | {"trunk": {k: v for k, v in own["trunk"].items() if k != "layers"}}
+        rest = placement.fetch(rest)
+        model = nnx.merge(graph, nnx.State(rest | {"trunk": rest["trunk"] | {"layers": own["trunk"]["layers"]}}))
+        model.trunk.fetch = lambda layer: placement.fetch(layer, STACKED, stacked=True)
     model.trunk.tap = tap
+    if TEACHER in params:
+        model.open_teacher = lambda: bind(graph, jax.lax.stop_gradient(joined(own, params[TEACHER])), placement)
     return model

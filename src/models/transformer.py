@@ -19,6 +19,7 @@ from src.interfaces import PyTree, SequenceSpec
 from src.models import layers
 from src.models.attention import Attend, Attention, Sizes, find_backend, prepare_attention
 from src.models.conditioning import Condition, Modulation, modulate
+from src.models.copies import Copies, check_copies, part
 
 NORMS = {"rms": layers.RMSNorm, "layer": layers.LayerNorm}
 MLPS = {"swiglu": layers.SwiGLU, "gelu": layers.GELU}
@@ -68,7 +69,10 @@ class Cache(NamedTuple):
 
 
 class Block(nnx.Module):
-    """h += gate · attention(norm h); h += gate · mlp(norm h), each optionally modulated by the condition."""
+    """h += gate · attention(norm h); h += gate · mlp(norm h), each optionally modulated by the condition.
+
+    image: the parts that image tokens have for themselves, or None (`models/copies.py`)
+    """
 
     def __init__(self, config: Transformer, *, rngs: nnx.Rngs):
         c, args = config, {"init": config.init, "bias": config.bias, "dtype": config.dtype, "rngs": rngs}
@@ -77,15 +81,18 @@ class Block(nnx.Module):
         self.attention = Attention(c.width, c.heads, c.kv_heads, qk_norm=c.qk_norm, rope=c.rope, **args)
         self.mlp = MLPS[c.mlp](c.width, c.mlp_width, **args)
         self.modulation = c.layer(c.width, dtype=c.dtype, rngs=rngs) if c.layer else None
+        self.image = Copies(self, c.copies) if c.copies else None
 
     def __call__(self, x, attend: Attend, angles, condition: Condition, cache=None, start=None):
+        kinds = condition.image
+        of = functools.partial(part, self, self.image, kinds=kinds)
         m = self.modulation(condition) if self.modulation is not None else Modulation()
         x = x if m.add is None else x + m.add
-        y = modulate(self.attention_norm(x), m.shift_attention, m.scale_attention)
-        y, cache = self.attention(y, attend, angles, cache, start)
+        y = modulate(of("attention_norm")(x), m.shift_attention, m.scale_attention)
+        y, cache = self.attention(y, attend, angles, cache, start, getattr(self.image, "attention", None), kinds)
         y = checkpoint_name(y, "attention_branch")
         x = x + (y if m.gate_attention is None else m.gate_attention * y)
-        y = checkpoint_name(self.mlp(modulate(self.mlp_norm(x), m.shift_mlp, m.scale_mlp)), "mlp_branch")
+        y = checkpoint_name(of("mlp")(modulate(of("mlp_norm")(x), m.shift_mlp, m.scale_mlp)), "mlp_branch")
         return x + (y if m.gate_mlp is None else m.gate_mlp * y), cache
 
 
@@ -97,6 +104,7 @@ class Transformer(nnx.Module):
     remat:      what the backward pass recomputes: none | dots (all but products with weights) | names (all but what
                 attention gives, before and after its projection, and the mlp's output where a gate needs it) | full
     init:       deviation of the kernels, or the name of an initializer
+    copies:     parts of a block of which image tokens have their own copy (`models/copies.py`)
 
     Raises ValueError when heads, kv_heads and width do not divide, or a name is unknown.
     """
@@ -120,6 +128,7 @@ class Transformer(nnx.Module):
         attention: str = "auto",
         remat: str = "none",
         init: str | float = 0.02,
+        copies: tuple[str, ...] = (),
         layer: type | None = None,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -128,7 +137,7 @@ class Transformer(nnx.Module):
         self.mlp_width = 4 * width if mlp_width is None else mlp_width
         self.norm, self.norm_epsilon, self.mlp, self.bias, self.qk_norm = norm, norm_epsilon, mlp, bias, qk_norm
         self.rope, self.rope_theta, self.remat, self.init = rope, rope_theta, remat, init
-        self.layer, self.attention, self.dtype = layer, attention, dtype
+        self.layer, self.attention, self.dtype, self.copies = layer, attention, dtype, check_copies(copies)
         self._check()
         self.layers = nnx.vmap(lambda keys: Block(self, rngs=keys))(rngs.fork(split=depth))
         self.final_norm = NORMS[norm](width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs) if final_norm else None
