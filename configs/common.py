@@ -38,6 +38,9 @@ def base() -> ConfigDict:
                 # A run stops when more than this share of the rows that a task read is bad, and at least so many.
                 "max_bad": {"share": 0.05, "least": 10},
             },
+            # The parameters at the start, to which an objective `distill` holds the network: float32 | bfloat16 (half
+            # the memory; then the student starts a rounding away from its teacher)
+            "teacher": {"dtype": "float32"},
             "guard": guard(),
             "log": {"every": 50},
             # keep: the newest that stay; keep_every: those at multiples of it stay too (0: none); best: and so many of
@@ -94,7 +97,12 @@ def model() -> dict:
             "attention": "auto",  # auto | dense | splash (TPU) | cudnn (GPU)
             "remat": "none",  # none | dots | names | full: ever less is kept for the backward pass
             "init": "normal:0.02",  # or a name of flax.nnx.initializers: lecun_normal, xavier_uniform, zeros, …
+            # parts of a block of which image tokens have their own: attention_norm, attention, mlp_norm, mlp
+            "copies": (),
         },
+        # Low-rank adapters on the linear layers of the trunk's blocks that the regex `targets` is the whole path of;
+        # rank 0: none. With them the trunk itself is frozen, whatever optim.multipliers say (models/lora.py).
+        "lora": {"rank": 0, "alpha": 16.0, "targets": "attention/(q|k|v|out)|mlp/(gate|up|down)"},
         # conditioning:TimeToken | AdaLNBeforeTrunk | AdditivePerLayer | AdaLNPerLayer | Conditioning (head only)
         "conditioning": {"name": "conditioning:TimeToken"},
         "time": {"features": 256, "init": "normal:0.02"},
@@ -192,6 +200,11 @@ def denoise(field: str = "image", weight: float = 1.0, times: str = "times:Logit
 def next_token(*fields: str, weight: float = 1.0) -> dict:
     """Cross-entropy of some text fields."""
     return {"name": "next_token", "fields": fields, "weight": weight}
+
+
+def distill(*fields: str, weight: float = 1.0, temperature: float = 1.0) -> dict:
+    """Divergence of some text fields from what the model said at the start of the run."""
+    return {"name": "distill", "fields": fields, "weight": weight, "temperature": temperature}
 
 
 def official(config: ConfigDict, channels: int = 3) -> ConfigDict:

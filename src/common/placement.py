@@ -55,25 +55,27 @@ class Placement:
 
         return jax.tree_util.tree_map_with_path(one, params)
 
-    def local(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
+    def local(self, function: Callable[..., Any], params: Any, rows: Any, fixed: Any = None) -> Any:
         """function(params, rows, add) -> (gradients, sums), run by every device on its part of both.
 
         params   the parameters; inside, each is the device's own piece (see `fetch`)
         rows     a tree of arrays `[B, …]`; inside, they hold the device's rows
         add      sums over the devices that have other rows
+        fixed    if given, more parameters, by their paths, that get no gradient; `function` takes them last
 
         Gradients come back where their parameters lie, summed over all rows; `sums` must be added up by `function`.
         """
         mesh = jax.sharding.get_abstract_mesh()
         axes = tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
+        more = () if fixed is None else (fixed,)
         if not axes:
-            return function(params, rows, lambda x: x)
+            return function(params, rows, lambda x: x, *more)
 
         def add(x: Any) -> Any:
             return jax.lax.psum(x, axes)
 
-        def body(params: Any, rows: Any) -> Any:
-            grads, sums = function(params, rows, add)
+        def body(params: Any, rows: Any, *more: Any) -> Any:
+            grads, sums = function(params, rows, add, *more)
 
             def reduce(path: Any, grad: Any) -> Any:
                 # The gather's transpose has summed over fsdp already.
@@ -87,15 +89,15 @@ class Placement:
             spec = self.specs[tree.path_string(path)]
             return PartitionSpec(*[entry if entry == "fsdp" else None for entry in spec])
 
-        where = jax.tree_util.tree_map_with_path(pieces, params)
+        where, *wheres = (jax.tree_util.tree_map_with_path(pieces, each) for each in (params, *more))
         split = jax.shard_map(
             body,
-            in_specs=(where, PartitionSpec(axes)),
+            in_specs=(where, PartitionSpec(axes), *wheres),
             out_specs=(where, PartitionSpec()),
             axis_names=set(axes),
             check_vma=False,  # sums over devices are written out above
         )
-        return split(params, rows)
+        return split(params, rows, *more)
 
 
 def _gather(leaf: Any, axis: int, split: PartitionSpec | None) -> Any:

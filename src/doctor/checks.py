@@ -17,11 +17,12 @@ import numpy as np
 import optax
 
 from src.common.distributed import agree
-from src.common.tree import flatten, listed, match_rules
+from src.common.tree import flatten, listed
 from src.doctor import data
 from src.doctor.case import Case, Check, open_case
 from src.doctor.finding import Finding, error, errors, note, warning
 from src.interfaces import Batch
+from src.train.rates import rates
 from src.train.state import TrainState
 from src.train.step import Measured, Step
 from src.train.trainer import Trainer
@@ -90,9 +91,10 @@ def at_peak(opt_state: optax.OptState, step: int) -> optax.OptState:
 
 
 def frozen(case: Case) -> list[Finding]:
-    """Parameters that `optim.multipliers` keeps as they are."""
-    paths = _frozen(case.trainer)
-    return [note(f"optim.multipliers freezes {len(paths)} tensors: {listed(paths)}")] if paths else []
+    """Parameters that `optim.multipliers`, or the adapters of `model.lora`, keep as they are."""
+    paths, what = _frozen(case.trainer), "optim.multipliers"
+    what += " and model.lora" * bool(case.system.config.model.lora.rank)
+    return [note(f"{what} freezes {len(paths)} tensors: {listed(paths)}")] if paths else []
 
 
 def unsplit(case: Case) -> list[Finding]:
@@ -204,5 +206,5 @@ def _without(trainer: Trainer, steps: Sequence[Measured]) -> dict[str, np.ndarra
 
 
 def _frozen(trainer: Trainer) -> list[str]:
-    rates = match_rules(flatten(trainer.abstract.params), trainer.system.config.optim.multipliers)
-    return [path for path, rate in rates.items() if rate == 0]
+    shares = rates(trainer.system.config, flatten(trainer.abstract.params))
+    return [path for path, share in shares.items() if share == 0]

@@ -21,7 +21,7 @@ from src.data.ledger import usable
 from src.data.source import build_rows, read_row
 from src.doctor.vitals import hasty
 from src.interfaces import Batch, LossTerm, PyTree
-from src.train.state import TrainState
+from src.train.state import TrainState, shown
 from src.train.step import Add
 from src.train.system import System, TaskPlan, losses, prepare
 from src.train.trainer import Trainer
@@ -60,9 +60,9 @@ class Panels:
         began = time.monotonic()
         params = state.ema if self.trainer.system.config.eval.ema else state.params
         if self.batches and self.plans:
-            now = self.heldout(params)
+            now = self.heldout(shown(state, params))
             if self._initial is None:
-                self._initial = self.heldout(self.trainer.init_params())
+                self._initial = self.heldout(shown(state, self.trainer.init_params()))
             change = {name: value - self._initial[name] for name, value in now.items()}
             found = {f"heldout/{k}": v for k, v in now.items()} | {f"forgetting/{k}": v for k, v in change.items()}
             writer.write_scalars(step, found)

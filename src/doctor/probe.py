@@ -26,7 +26,7 @@ from src.common.tree import split_rows
 from src.doctor.vitals import block, hasty, told
 from src.interfaces import Batch, PyTree
 from src.models.transformer import Tap
-from src.train.state import TrainState
+from src.train.state import TrainState, shown
 from src.train.step import Add, Measured
 from src.train.system import Prepared, System, losses, prepare, weighted_sum
 from src.train.trainer import Trainer
@@ -79,7 +79,7 @@ class Probe:
         if not self.due(step):
             return {}
         try:
-            found = jax.device_get(self._compiling.result()(state.params, state.extra["seed"], state.step, batch))
+            found = jax.device_get(self._compiling.result()(shown(state), state.extra["seed"], state.step, batch))
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() > 1:  # the other processes would wait for this one
                 raise
@@ -98,7 +98,7 @@ class Probe:
 
         with jax.set_mesh(trainer.mesh):
             jitted = jax.jit(measure, out_shardings=replicated(trainer.mesh), compiler_options=hasty(trainer))
-            return jitted.lower(state.params, state.extra["seed"], state.step, spec).compile()
+            return jitted.lower(shown(state), state.extra["seed"], state.step, spec).compile()
 
 
 def labels(system: System) -> list[tuple[str, str]]:

@@ -13,7 +13,11 @@ FREE = ("steps", "log", "eval", "checkpoint", "sample", "guard", "doctor", "watc
 WHERE = {"tokenizer": ("text_codec.path", "text_codec.folder"), "weights": ("init_from.path",)}
 # What a config means that does not have the field, because it was made before there was one, or after it was dropped.
 ASSUMED: dict[str, Any] = {
+    "model.lora.alpha": 16.0,
+    "model.lora.rank": 0,
+    "model.lora.targets": "attention/(q|k|v|out)|mlp/(gate|up|down)",
     "model.trunk.attention": "auto",
+    "model.trunk.copies": [],
     "model.text_head.chunk": 8192,
     "optim.moments": "full",
     "optim.decays": (),
@@ -27,6 +31,7 @@ ASSUMED: dict[str, Any] = {
     "init_from.ema": False,
     "init_from.skip": (),
     "weights": None,
+    "teacher.dtype": "float32",
 }
 RENAMED: dict[str, str] = {}  # a field, or all below it, of older configs: its name now
 ABSENT = "absent"

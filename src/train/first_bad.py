@@ -167,6 +167,7 @@ class _Heads:
         self.heard: dict[str, Array] = {}
         for name in (name for name in vars(Net) if not name.startswith("_")):  # its own, which a Protocol looks for
             setattr(self, name, functools.partial(self._call, name, getattr(net, name)))
+        self.teacher = net.teacher  # a net and no head
 
     def _call(self, name: str, method: Callable[..., Any], *args: Any) -> Any:
         out = method(*args)

@@ -15,13 +15,11 @@ the median.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from src.common import tree
 from src.interfaces import PyTree
 
 WINDOW = 128
@@ -68,9 +66,3 @@ def is_spike(norms: Float[Array, "W"], norm: Float[Array, ""], spike: float) -> 
 def choose(good: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     """`new` where the step is taken, else `old`."""
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
-
-
-def trained_square(squares: Mapping[str, Array], multipliers: Any) -> Float[Array, ""]:
-    """The squared global norm of what is trained; a frozen parameter's gradient harms nobody."""
-    rates = tree.match_rules(squares, multipliers, "optim.multipliers' rules")
-    return sum(square.sum() for path, square in squares.items() if rates[path])

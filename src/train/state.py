@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Int, UInt32
 
 from src.common.rng import stream
 from src.interfaces import PyTree
+from src.models.model import TEACHER
 from src.train import guard
 
 
@@ -19,8 +21,9 @@ from src.train import guard
 class TrainState:
     """Everything that a checkpoint holds of the network.
 
-    `extra` has the `seed` of the run, an input of the compiled step, so that another seed needs no other program, and
-    the `guard`'s memory; it is room for adaptive schedules and the like.
+    `extra` has the `seed` of the run, an input of the compiled step, so that another seed needs no other program, the
+    `guard`'s memory, and of a run that distils its `teacher` (`train/teacher.py`); it is room for adaptive schedules
+    and the like.
     """
 
     step: Int[Array, ""]
@@ -30,12 +33,17 @@ class TrainState:
     extra: dict[str, Any]
 
 
-def init_state(init: Any, optimizer: optax.GradientTransformation, seed: int | UInt32[Array, ""]) -> TrainState:
+Keep = Callable[[PyTree], PyTree]  # parameters -> those that the teacher needs, or none
+
+
+def init_state(
+    init: Any, optimizer: optax.GradientTransformation, seed: int | UInt32[Array, ""], keep: Keep | None = None
+) -> TrainState:
     """A fresh state; run it under `jax.jit` with output shardings so that nothing is ever whole on one device.
 
     `seed` is below 2^32 and may be traced.
     """
-    return first_state(init_params(init, seed), optimizer, seed)
+    return first_state(init_params(init, seed), optimizer, seed, keep)
 
 
 def init_params(init: Any, seed: int | UInt32[Array, ""]) -> PyTree:
@@ -43,12 +51,21 @@ def init_params(init: Any, seed: int | UInt32[Array, ""]) -> PyTree:
     return init(stream(jax.random.key(jnp.asarray(seed, jnp.uint32)), "init"))
 
 
-def first_state(params: PyTree, optimizer: optax.GradientTransformation, seed: int | UInt32[Array, ""]) -> TrainState:
-    """The state of these parameters before the first step."""
+def first_state(
+    params: PyTree, optimizer: optax.GradientTransformation, seed: int | UInt32[Array, ""], keep: Keep | None = None
+) -> TrainState:
+    """The state of these parameters before the first step; what `keep` makes of them stays as the teacher."""
+    extra = {"seed": jnp.asarray(seed, jnp.uint32), "guard": guard.fresh()}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
-        extra={"seed": jnp.asarray(seed, jnp.uint32), "guard": guard.fresh()},
+        extra=extra | ({TEACHER: keep(params)} if keep else {}),
     )
+
+
+def shown(state: TrainState, params: PyTree | None = None) -> PyTree:
+    """The parameters of a state (or others instead), and its teacher, if there is one: what `bind` takes."""
+    params = state.params if params is None else params
+    return params | {TEACHER: state.extra[TEACHER]} if TEACHER in state.extra else params

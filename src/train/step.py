@@ -16,9 +16,10 @@ from src.common.placement import Placement
 from src.common.rng import step_key
 from src.interfaces import Batch, LossTerm, PyTree
 from src.models.model import STACKED
-from src.train.guard import COUNTS, choose, judge, trained_square
+from src.train import rates
+from src.train.guard import COUNTS, choose, judge
 from src.train.optim import ema_update
-from src.train.state import TrainState
+from src.train.state import TrainState, shown
 from src.train.system import System, losses, prepare, weighted_sum
 
 Add = Callable[[PyTree], PyTree]
@@ -30,7 +31,7 @@ class Measured:
 
     terms    sums and counts by name: every loss term, the weighted `total`, and the norms of gradient and update
     squares  sums of squares of "grad" (before clipping), "update" and "param" (after the step) by the parameter's path;
-             `[L]`, layer by layer, in the trunk's stack, else `[]`
+             `[L]`, layer by layer, in the trunk's stack, else `[]`; a frozen parameter has no gradient
     guard    steps that were `skipped` in all, and the `streak` of them that ends with this one (0: it was taken); terms
              and "grad" are then of what was refused. `restored`: how often the run went back to a checkpoint
     """
@@ -53,16 +54,18 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
 
     def step(state: TrainState, batch: Mapping[str, Batch]) -> tuple[TrainState, Measured]:
         prepared = prepare(system, batch, step_key(state.extra["seed"], state.step), True)
+        trained, frozen = rates.split(state.params, config)
 
-        def local(params: PyTree, rows: PyTree, add: Add) -> tuple[PyTree, PyTree]:
-            grads, terms, total = gradients(system, params, *rows, accumulate, placement, add)
+        def local(trained: PyTree, rows: PyTree, add: Add, fixed: PyTree) -> tuple[PyTree, PyTree]:
+            grads, terms, total = gradients(system, trained, *rows, accumulate, placement, add, fixed)
             return grads, add((terms, total))
 
-        grads, (terms, total) = placement.local(local, state.params, (batch, prepared))
+        grads, (terms, total) = placement.local(local, trained, (batch, prepared), shown(state, frozen))
         seen = squared(grads)
-        square = trained_square(seen, config.optim.multipliers)
+        square = sum(values.sum() for values in seen.values())
         good, guard = judge(state.extra["guard"], state.step, total, square, config.guard.spike)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        still = jax.tree.map(jnp.zeros_like, frozen)
+        updates, opt_state = optimizer.update(tree.joined(grads, still), state.opt_state, state.params)
         params = choose(good, optax.apply_updates(state.params, updates), state.params)
         averaged = ema_update(state.ema, params, ema.decay, state.step, warmup=ema.warmup)
         new = state.replace(
@@ -99,15 +102,20 @@ def gradients(
     accumulate: int = 1,
     placement: Placement | None = None,
     add: Add = lambda x: x,
+    fixed: PyTree = None,
 ) -> tuple[PyTree, dict[str, LossTerm], Array]:
     """Gradient of the weighted sum, the terms, and the sum itself, over `accumulate` microbatches of these rows.
 
+    `fixed` are parameters that the network needs beside `params` and that get no gradient: none is computed.
     `add` sums over the devices that have the other rows: the counts that the terms are divided by are of all rows, so
     that gradients, terms and sums of the devices only need to be added.
     """
 
+    def forward(params, rows):
+        return losses(system, tree.joined(params, fixed) if fixed else params, *rows, placement)
+
     def part(params, counts, micro):
-        terms = losses(system, params, *micro, placement)
+        terms = forward(params, micro)
         counts = {k: add(v.count) for k, v in terms.items()} if counts is None else counts
         return weighted_sum(system, terms, counts), terms
 
@@ -119,7 +127,7 @@ def gradients(
         return one(None, (batch, prepared))
 
     # Counts do not depend on the network: the compiler drops everything else of this forward pass.
-    counts = {k: add(v.count) for k, v in losses(system, params, batch, prepared, placement).items()}
+    counts = {k: add(v.count) for k, v in forward(params, (batch, prepared)).items()}
     micros = tree.split_rows((batch, prepared), accumulate)
     shapes = jax.eval_shape(one, counts, jax.tree.map(lambda a: a[0], micros))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

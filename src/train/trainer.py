@@ -23,9 +23,11 @@ from src.data.ledger import Ledger
 from src.data.pipeline import Mixture
 from src.interfaces import Batch, PyTree
 from src.train.optim import Schedule, build_optimizer
-from src.train.state import TrainState, first_state, init_params, init_state
+from src.train.rates import multipliers
+from src.train.state import TrainState, first_state, init_params, init_state, shown
 from src.train.step import make_train_step
 from src.train.system import System
+from src.train.teacher import keeper
 
 
 @dataclasses.dataclass
@@ -97,7 +99,7 @@ class Trainer:
     @functools.cached_property
     def _first_state(self) -> Callable[[PyTree, np.uint32], TrainState]:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        make = lambda params, seed: first_state(params, self.optimizer, seed)
+        make = lambda params, seed: first_state(params, self.optimizer, seed, keeper(self.system))
         return jax.jit(make, donate_argnums=0, out_shardings=shardings)
 
     def lower(self) -> jax.stages.Lowered:
@@ -131,8 +133,9 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
     shapes = jax.eval_shape(system.init, jax.random.key(0))
     settings = config.optim.to_dict()
     settings["steps"] = settings["steps"] or config.steps
+    settings["multipliers"] = multipliers(config)
     optimizer, schedule = build_optimizer(settings, shapes)
-    state = jax.eval_shape(lambda: init_state(system.init, optimizer, config.seed))
+    state = jax.eval_shape(lambda: init_state(system.init, optimizer, config.seed, keeper(system)))
     rules = ShardingRules(**config.sharding)
     rules.check(shapes, mesh)
     trunk, tensor = config.model.trunk, mesh.shape.get("tensor", 1)
@@ -143,7 +146,7 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
         )  # fmt: skip
     shardings = rules.shardings(state, mesh)
     abstract = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), state, shardings)
-    specs = {path: leaf.sharding.spec for path, leaf in flatten(abstract.params).items()}
+    specs = {path: leaf.sharding.spec for path, leaf in flatten(shown(abstract)).items()}
     return Trainer(system, mesh, optimizer, schedule, abstract, Placement(specs, jnp.dtype(config.model.dtype)))
 
 

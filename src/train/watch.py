@@ -16,7 +16,7 @@ from src.common.tree import listed
 from src.interfaces import Batch
 from src.train.checkpoint import Checkpointer
 from src.train.first_bad import Finder
-from src.train.state import TrainState
+from src.train.state import TrainState, shown
 from src.train.step import Measured
 from src.train.trainer import Trainer
 
@@ -67,7 +67,7 @@ class Watch:
         if wrong:
             what = f"{listed(wrong)} {'was' if len(wrong) == 1 else 'were'} NaN or infinite"
             try:
-                place = self.finder.find(state.params, batch, step - 1, measured.squares["grad"])
+                place = self.finder.find(shown(state), batch, step - 1, measured.squares["grad"])
                 what += (
                     f" (first seen in {place})" if place else " (but not when it was repeated: suspect the hardware)"
                 )

@@ -1,0 +1,47 @@
+"""The parameters that a run began with, kept where an objective holds the network to them (`objectives/distill.py`).
+
+They lie in `state.extra["teacher"]`, placed like the parameters and saved with every checkpoint, so that a resumed run
+needs no other file. Only what text alone passes through is kept, and of that only what is trained: what is frozen is
+the student's. With adapters on the trunk the teacher costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from src.common import tree
+from src.interfaces import PyTree
+from src.models import copies
+from src.train.rates import rates
+from src.train.state import Keep
+from src.train.system import System
+
+PARTS = ("trunk/", "text/", "text_head/")
+IMAGES = (copies.PREFIX, "trunk/layers/modulation/")  # of the trunk, what no text token passes through
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def keeper(system: System) -> Keep | None:
+    """What the teacher of this system keeps of the parameters; None when no objective needs one.
+
+    Raises ValueError for an unknown `config.teacher.dtype`, and when called, where nothing is left to keep.
+    """
+    name = system.config.get("teacher", {"dtype": "float32"})["dtype"]
+    if name not in DTYPES:
+        raise ValueError(f"teacher.dtype={name!r} is unknown; use one of {', '.join(DTYPES)}")
+    objectives = [objective for plan in system.tasks.values() for objective, _ in plan.objectives.values()]
+    if not any(getattr(objective, "taught", False) for objective in objectives):
+        return None
+
+    def keep(params: PyTree) -> PyTree:
+        flat = tree.flatten(params)
+        shares = rates(system.config, flat)
+        kept = [p for p in flat if p.startswith(PARTS) and not p.startswith(IMAGES) and shares[p]]
+        if not kept:
+            raise ValueError(
+                "an objective distils, but all that text passes through is frozen and cannot leave its beginning: take"
+                " the objective out, or see optim.multipliers"
+            )
+        return tree.unflatten({path: jnp.array(flat[path], DTYPES[name]) for path in kept})
+
+    return keep
