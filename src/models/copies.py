@@ -28,7 +28,7 @@ PARTS = ("attention_norm", "attention", "mlp_norm", "mlp")
 COPIES = "image"  # of a block: `trunk/layers/image/mlp/up/kernel` is the copy of `trunk/layers/mlp/up/kernel`
 PREFIX = f"trunk/layers/{COPIES}/"
 
-Kinds = Bool[Array, "*B S"] | Bool[np.ndarray, "*B S"] | None  # whether a token is of an image; None: none is
+Kinds = Bool[Array, "*R S"] | Bool[np.ndarray, "*R S"] | None  # whether a token is of an image; None: none is
 
 
 class Copies(nnx.Module):

@@ -192,7 +192,7 @@ def _join(parts: list[Embedded]) -> Embedded:
         owner, image = jnp.broadcast_to(e.condition.owner, shape), np.broadcast_to(e.condition.image, shape)
         return e._replace(spec=e.spec.replace(**static), condition=e.condition._replace(owner=owner, image=image))
 
-    def stack(*leaves: Array) -> Array:  # what is known before any data stays so
+    def stack(*leaves):  # what is known before any data stays so
         return (np if isinstance(leaves[0], np.ndarray) else jnp).concatenate(leaves)
 
     return jax.tree.map(stack, *(widen(e) for e in parts))

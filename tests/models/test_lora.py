@@ -1,0 +1,81 @@
+"""Adapters against the sum that they stand for."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from src.common.tree import flatten, joined
+from src.models import lora
+from src.models.build import Fields, build_model
+from src.models.model import bind
+from tests.models.test_model import VOCAB, row
+
+SETTINGS = {"rank": 3, "alpha": 12.0, "targets": "attention/(q|v|out)|mlp/.*"}
+ADAPTED = [f"attention/{n}" for n in ("out", "q", "v")] + [f"mlp/{n}" for n in ("down", "gate", "up")]
+
+
+def make(conditioning="TimeToken", lora=None, **trunk):
+    """(graph, params) of a small model; every tensor is random, B and copies too, and nothing is compiled."""
+    config = {
+        "dtype": "float32",
+        "trunk": {"width": 16, "depth": 2, "heads": 4, "kv_heads": 2, "mlp_width": 24, "qk_norm": True} | trunk,
+        "conditioning": {"name": f"conditioning:{conditioning}"},
+        "lora": lora or {},
+    }
+    config |= {group: {} for group in ("time", "text", "text_head", "image", "image_head")}
+    build = lambda key: nnx.split(build_model(config, Fields(VOCAB, 4, 1, (2, 2)), nnx.Rngs(key)))
+    graph, state = nnx.eval_shape(build, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return graph, jax.tree.map(lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), s.dtype), nnx.to_pure_dict(state))
+
+
+def states(graph, params):
+    layout, view = row("bidirectional", "AdaLNPerLayer")
+    return bind(graph, params).hidden({"t": (layout, view)})["t"].sequence
+
+
+def test_merged_kernels_give_what_adapters_give_and_zeros_give_the_plain_model():
+    """The plain tree is that of a model without adapters, path by path."""
+    plain_graph, plain = make("AdaLNPerLayer", copies=("mlp",))
+    graph, params = make("AdaLNPerLayer", copies=("mlp",), lora=SETTINGS)  # all tensors random, B too
+    merged = lora.merge(params, SETTINGS["alpha"])
+    assert flatten(merged).keys() == flatten(plain).keys()
+    stems = {p.removeprefix("trunk/layers/").rpartition("/")[0] for p in flatten(params) if lora.is_adapter(p)}
+    assert sorted(stems) == ADAPTED, "no adapters on copies or on what conditions a block"
+    run = jax.jit(states, static_argnums=0)
+    adapted = run(graph, params)
+    np.testing.assert_allclose(run(plain_graph, merged), adapted, atol=2e-5)
+    kernels = {p: leaf for p, leaf in flatten(params).items() if not lora.is_adapter(p)}
+    assert np.abs(run(plain_graph, joined(kernels)) - adapted).max() > 0.1, "the adapters do nothing"
+    zeros = {p: jnp.zeros_like(leaf) for p, leaf in flatten(params).items() if p.endswith(lora.B)}
+    np.testing.assert_array_equal(run(graph, joined(params, zeros)), run(plain_graph, joined(kernels)))
+    np.testing.assert_array_equal(merged["text"]["table"]["embedding"], params["text"]["table"]["embedding"])
+
+
+def test_the_rule_freezes_the_trunk_but_what_no_language_model_has():
+    _, params = make("AdaLNPerLayer", copies=("mlp", "mlp_norm"), lora=SETTINGS)
+    ((rule, value),) = lora.frozen(SETTINGS)
+    assert value == 0 and lora.frozen(SETTINGS | {"rank": 0}) == lora.frozen(None) == ()
+    trained = {p for p in flatten(params) if p.startswith("trunk/") and not re.search(rule, p)}
+    ours = {p for p in trained if not lora.is_adapter(p)}
+    assert {p.split("/")[2] for p in ours} == {"image", "modulation"} and len(trained - ours) == 2 * len(ADAPTED)
+    assert not [p for p in flatten(params) if re.search(rule, p) and not p.startswith("trunk/")]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"rank": -1}, r"rank=-1 and alpha=12.0; rank is 0 or more"),
+        ({"alpha": 0.0}, "rank=3 and alpha=0.0; rank is 0 or more, alpha above 0"),
+        ({"rank": 17}, "rank=17 is above 16, the rank of a whole attention/out"),
+        ({"targets": "attn/q"}, "'attn/q' matches no layer; there are attention/k, attention/out, "),
+        ({"targets": "("}, "'\\(' is no regular expression"),
+    ],
+)
+def test_refusals(changes, words):
+    with pytest.raises(ValueError, match=words):
+        make(lora=SETTINGS | changes)
