@@ -13,8 +13,6 @@ where W + s A B would cost that and the gradient of W. `merge` forms it, for exp
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,9 +83,9 @@ def adapt(trunk: nnx.Module, *, rank: int = 0, alpha: float = 16.0, targets: str
         setattr(place, last, Adapted(found[path], rank, alpha, rngs=rngs))
 
 
-def frozen(settings: Mapping[str, Any] | None) -> tuple[tuple[str, float], ...]:
+def frozen(rank: int) -> tuple[tuple[str, float], ...]:
     """The rule that freezes what adapters stand in for, to go before `optim.multipliers`; none without adapters."""
-    return ((FROZEN, 0.0),) if settings and settings["rank"] else ()
+    return ((FROZEN, 0.0),) if rank else ()
 
 
 def is_adapter(path: str) -> bool:

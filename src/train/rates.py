@@ -14,7 +14,7 @@ WHAT = "optim.multipliers' rules"
 
 def multipliers(config: Any) -> tuple[tuple[str, float], ...]:
     """`optim.multipliers`, after the rule by which adapters (`model.lora`) freeze what they stand in for."""
-    return (*lora.frozen(config.get("model", {}).get("lora")), *config.optim.multipliers)
+    return (*lora.frozen(config.get("model", {}).get("lora", {}).get("rank", 0)), *config.optim.multipliers)
 
 
 def rates(config: Any, paths: Iterable[str]) -> dict[str, float]:

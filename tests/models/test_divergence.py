@@ -40,7 +40,7 @@ def with_gradients(function, temperature):
     return jax.jit(run)
 
 
-@pytest.mark.parametrize("vocab, temperature", [(203, 2.5), (50, 0.5)])
+@pytest.mark.parametrize("vocab, temperature", [(203, 2.5), pytest.param(50, 0.5, marks=pytest.mark.faults)])
 def test_equal_to_the_direct_divergence(vocab, temperature):
     inputs = sides(vocab)
     expected = with_gradients(direct, temperature)(*inputs)
@@ -50,13 +50,14 @@ def test_equal_to_the_direct_divergence(vocab, temperature):
     assert not any(np.any(g) for g in to_teacher)
 
 
-@pytest.mark.parametrize("vocab", [203, 50])
+@pytest.mark.parametrize("vocab", [203, pytest.param(50, marks=pytest.mark.faults)])
 def test_a_student_that_is_its_teacher_has_no_divergence_and_no_gradient(vocab):
     student, _, weight = sides(vocab)
     for value in with_gradients(pieces, 1.7)(student, Side(*(a.copy() for a in student)), weight):
         np.testing.assert_array_equal(value, 0)
 
 
+@pytest.mark.faults
 def test_on_a_mesh_and_without_an_array_of_all_tokens_and_words():
     student, teacher, weight = sides(8 * 521)
     mesh = make_mesh({"data": 2, "tensor": 4})

@@ -12,7 +12,7 @@ from src.interfaces import LossTerm
 from src.sequence.layout import Layout
 from src.train import guard
 from src.train import system as systems
-from src.train.state import TrainState
+from src.train.state import TrainState, first_state
 from src.train.step import make_train_step
 from src.train.system import System, TaskPlan
 
@@ -71,6 +71,32 @@ def test_one_step_by_hand(step):
     np.testing.assert_allclose(new.params["w"], updated, rtol=1e-5)
     np.testing.assert_allclose(new.ema["w"], DECAY * -5.0 + (1 - DECAY) * updated, rtol=1e-5)
     assert int(new.step) == 5
+
+
+def test_what_is_frozen_has_no_gradient_and_what_the_run_began_with_is_shown(monkeypatch):
+    """w' = w - lr · still · teacher, with three parameters of which one is trained."""
+
+    class Product(Pull):
+        def loss(self, net, hidden, batch, aux):
+            p = net.params
+            return {"product": LossTerm(p["trunk"]["w"] * p["trunk"]["still"] * p["teacher"]["w"], jnp.ones(()))}
+
+    monkeypatch.setattr(systems, "bind", lambda graph, params, placement, tap: Net(params))
+    config = {"accumulate": 1, "ema": {"decay": DECAY, "warmup": False}, "guard": {"spike": 0.0}}
+    config = ConfigDict(config | {"optim": {"multipliers": (("still", 0.0), (".*", 1.0))}})
+    system = System(
+        config, None, None, {"t": TaskPlan(None, Layout(()), 1, {"o": (Product(), 1.0)})}, lambda values: values
+    )
+    params = {"trunk": {"w": jnp.asarray(3.0), "still": jnp.asarray(-2.0)}}
+    optimizer = optax.partition(
+        {"train": optax.sgd(LR), "frozen": optax.set_to_zero()}, {"trunk": {"w": "train", "still": "frozen"}}
+    )
+    state = first_state(params, optimizer, 0, lambda p: {"w": 2 * p["trunk"]["w"]})
+    new, measured = jax.jit(make_train_step(system, optimizer, config, Placement({}, jnp.float32)))(state, {"t": {}})
+    np.testing.assert_allclose(new.params["trunk"]["w"], 3.0 - LR * -2.0 * 6.0, rtol=1e-6)
+    assert (new.params["trunk"]["still"], new.ema["trunk"]["still"], new.extra["teacher"]["w"]) == (-2, -2, 6)
+    np.testing.assert_allclose(measured.squares["grad"]["trunk/w"], 144)
+    assert measured.squares["grad"].keys() == {"trunk/w"} and measured.squares["update"]["trunk/still"] == 0
 
 
 def test_noise_is_a_function_of_the_seed_and_the_step(step):

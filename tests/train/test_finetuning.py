@@ -1,0 +1,149 @@
+"""Fine-tuning switches in the train step: what is frozen stays, adapters, copies and a teacher on any mesh."""
+
+import contextlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from src.build import build_system
+from src.common.tree import flatten, joined
+from src.models import copies, lora
+from src.train import loop
+from src.train.checkpoint import Checkpointer
+from src.train.trainer import make_trainer, open_data
+from tests.train.test_step import Recorder, close, config_of
+
+ALL = {
+    "model.lora.rank": 2,
+    "model.trunk.copies": ("mlp_norm", "mlp"),
+    "optim.multipliers": (("^text/", 0.0), ("lora_b$", 4.0), (".*", 1.0)),
+    "optim.weight_decay": 0.1,
+    "optim.decays": (("norm|bias|scale", 0.0),),
+    "optim.schedule": "constant",
+    "model.text_head.chunk": 90,
+}
+KL = "number_sentences/keep/kl"
+
+
+def config_with(steps=2, **changes):
+    """The digits' debug system with a teacher of its sentences, and these changes."""
+    config = config_of(**{"model.trunk.kv_heads": 2, "text_codec.vocab_size": 200} | changes)
+    with config.unlocked():
+        del config.tasks["image_to_caption"]
+        config.batch, config.steps = 32, steps
+        config.tasks.number_sentences.objectives.keep = common.distill("sentence", temperature=2.0)
+    return config
+
+
+def train(devices=1, **changes):
+    """(state before, state after, what each step measured), on the host."""
+    config = config_with(**changes)
+    trainer = make_trainer(build_system(config), jax.devices()[:devices])
+    state, step, data = trainer.init(), trainer.compile(), open_data(trainer)
+    before, measured = jax.device_get(state), []
+    with jax.set_mesh(trainer.mesh):
+        for number in range(config.steps):
+            state, found = step(state, trainer.place(next(data), number))
+            measured.append(jax.device_get(found))
+    data.close()
+    return before, jax.device_get(state), measured
+
+
+@pytest.mark.faults
+def test_all_switches_together_train_what_they_should_and_nothing_else():
+    before, after, (first, second) = train(**ALL)
+    params, rule = flatten(before.params), lora.FROZEN
+    frozen = {path for path in params if path.startswith("text/") or re.search(rule, path)}
+    adapters = {path for path in params if lora.is_adapter(path)}
+    copied = {path for path in params if copies.is_copy(path)}
+    assert len(adapters) == 14 and len(copied) == 4 and frozen > {"trunk/final_norm/scale", "text/table/embedding"}
+    # No moments, no gradient, no drift, no weight decay.
+    moments = [path for path in flatten(after.opt_state) if "/mu/" in path]
+    assert {path.split("/mu/")[1] for path in moments} == params.keys() - frozen == first.squares["grad"].keys()
+    for path, start in params.items():
+        for tree in (after.params, after.ema):
+            assert np.array_equal(flatten(tree)[path], start) == (path in frozen), path
+    # The teacher is the start of what is trained and text passes through; the first step finds no difference to it.
+    taught = flatten(before.extra["teacher"])
+    assert taught.keys() == adapters | {"text_head/linear/kernel"}
+    jax.tree.map(np.testing.assert_array_equal, taught, flatten(after.extra["teacher"]))
+    jax.tree.map(np.testing.assert_array_equal, taught, {path: params[path] for path in taught})
+    assert first.terms[KL].total == 0 and second.terms[KL].total > 0
+    assert first.terms[KL].count == second.terms[KL].count == first.terms["number_sentences/text/nats"].count
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("switch", [{}, {"model.lora.rank": 2}, {"model.trunk.copies": copies.PARTS}, ALL], ids=str)
+def test_the_first_step_is_that_of_the_plain_run(switch):
+    """Losses; of the gradients, what is neither adapted nor copied. Copies share out the gradient of what they copy."""
+    plain, changed = (train(steps=1, **c)[2][0] for c in ({}, switch))
+    for name, term in plain.terms.items():
+        if "norm" not in name:
+            np.testing.assert_allclose(changed.terms[name].total, term.total, rtol=1e-5, atol=1e-6, err_msg=name)
+    for path in ("image/linear/kernel", "time/first/kernel", "text_head/linear/kernel"):
+        np.testing.assert_allclose(changed.squares["grad"][path], plain.squares["grad"][path], rtol=1e-4, err_msg=path)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "mesh, more",
+    [((1, 8, 1, 1), {}), ((1, 2, 2, 2), {}), ((2, 2, 2, 1), {"accumulate": 2, "model.trunk.remat": "dots"})],
+    ids=str,
+)
+def test_on_a_mesh_all_switches_do_what_they_do_on_one_device(mesh, more):
+    changes = ALL | {"sharding.min_size": 1}
+    sizes = {f"mesh.{axis}": n for axis, n in zip(("data", "fsdp", "tensor", "context"), mesh, strict=True)}
+    _, alone, expected = train(steps=3, **changes)
+    _, state, found = train(8, steps=3, **changes | sizes | more)
+    pick = lambda measured: [{k: v.total for k, v in m.terms.items() if k != "update_norm"} for m in measured]
+    close(pick(found), pick(expected), rtol=2e-4, atol=1e-5)
+    close((state.params, state.ema, state.extra["teacher"]), (alone.params, alone.ema, alone.extra["teacher"]),
+          rtol=0, atol=2e-4)  # fmt: skip
+
+
+@pytest.mark.faults
+def test_a_resumed_run_has_the_teacher_of_the_first(tmp_path):
+    """Bit for bit; the teacher comes from the checkpoint, not from what the parameters are by then."""
+
+    def run(folder, last=None):
+        system = build_system(config_with(steps=6, **ALL | {"checkpoint.every": 3}))
+        checkpoints, recorder = Checkpointer(str(folder), every=3), Recorder(last)
+        with contextlib.closing(checkpoints), contextlib.suppress(KeyboardInterrupt):
+            return jax.device_get(loop.train(make_trainer(system, jax.devices()[:1]), checkpoints, recorder, 0.0)[0])
+
+    straight = run(tmp_path / "straight")
+    assert run(tmp_path / "cut", last=4) is None
+    jax.tree.map(np.testing.assert_array_equal, run(tmp_path / "cut"), straight)
+
+
+@pytest.mark.faults
+def test_merged_parameters_give_the_losses_of_the_adapted_run():
+    """After some steps, on the plain system without adapters."""
+    from src.train.system import losses, prepare
+
+    _, state, _ = train(steps=3, **{"model.lora.rank": 2})
+    adapted, plain = (build_system(config_with(**{"model.lora.rank": rank})) for rank in (2, 0))
+    batch = {name: plan.task.fake(plan.rows, 0) for name, plan in plain.tasks.items()}
+    merged = lora.merge(state.params, 16.0)
+    assert flatten(merged).keys() == flatten(jax.eval_shape(plain.init, jax.random.key(0))).keys()
+
+    def terms(system, params):
+        shown = joined(params, {"teacher": params})
+        found = losses(system, shown, batch, prepare(system, batch, jax.random.key(0), True))
+        return {name: term.total for name, term in found.items()}
+
+    found = jax.jit(lambda p, q: (terms(adapted, p), terms(plain, q)))(state.params, merged)
+    close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_distillation_that_holds_nothing_is_refused():
+    def build(**changes):
+        make_trainer(build_system(config_with(**{"optim.schedule": "constant"} | changes)), jax.devices()[:1])
+
+    with pytest.raises(ValueError, match="all that text passes through is frozen"):
+        build(**{"optim.multipliers": (("^(trunk|text|text_head)/", 0.0), (".*", 1.0))})
+    with pytest.raises(ValueError, match=r"teacher\.dtype='half' is unknown; use one of float32, bfloat16"):
+        build(**{"teacher.dtype": "half"})
