@@ -240,6 +240,76 @@ def official(config: ConfigDict, channels: int = 3) -> ConfigDict:
     return config
 
 
+def tinyllama(config: ConfigDict) -> ConfigDict:
+    """MonoFormer's model: TinyLlama 1.1B, begun from its weights, with a time token; AdamW at 1e-4 for a pod."""
+    config.init_from.path = "weights/tinyllama"  # what src.tools.convert wrote
+    with config.unlocked():
+        config.text_codec.update({"name": "text:Llama", "path": "weights/tinyllama/tokenizer.model", "pieces": 32_000})
+    config.model.trunk.update({"width": 2048, "depth": 22, "heads": 32, "kv_heads": 4, "mlp_width": 5632})
+    config.model.trunk.remat = "dots"
+    config.model.dtype = "bfloat16"
+    config.mesh.update({"data": -1, "fsdp": 16})
+    config.optim.max_norm = 2.0
+    return config
+
+
+def sd_latents(config: ConfigDict) -> ConfigDict:
+    """Images as latents of Stable Diffusion's autoencoder, noised as DDPM does, with a learned variance."""
+    with config.unlocked():
+        config.image_codec = {"name": "latents", "path": "weights/sd-vae", "channels": 4, "factor": 8}
+    config.process = ddpm()
+    config.model.image_head.update({"variance": "learned", "init": "normal:0.02", "adaln_init": "normal:0.02"})
+    config.sample.image.sampler = {"name": "gaussian:Ancestral"}
+    return config
+
+
+def adaln_before_trunk(config: ConfigDict) -> ConfigDict:
+    """The conditioning that the MonoFormer paper describes: adaLN with the time, once, before the trunk."""
+    with config.unlocked():
+        config.model.conditioning = {"name": "conditioning:AdaLNBeforeTrunk", "init": "normal:0.02"}
+    return config
+
+
+def journeydb(share: float) -> dict:
+    """Text to image on JourneyDB, from moments of latents."""
+    return {
+        "share": share,
+        "data": {
+            "name": "journeydb:CaptionToImage",
+            "records": "data/journeydb256",  # what src.tools.latents wrote; or "", annotations and images
+            "annotations": "",
+            "images": "",
+            "text": "prompt",  # or caption
+            "size": 32,
+            "channels": 8,  # mean and log-variance of 4 each
+            "length": 128,
+            "newline": False,
+        },
+        "objectives": {"diffusion": denoise(times="times:Grid")},
+    }
+
+
+def journeydb_pixels(config: ConfigDict) -> ConfigDict:
+    """JourneyDB's own files instead of moments."""
+    data = {"records": "", "annotations": "data/journeydb/train_anno.jsonl", "images": "data/journeydb/imgs"}
+    config.tasks.caption_to_image.data.update(data | {"size": 256, "channels": 3})
+    return config
+
+
+def tiny_latents(config: ConfigDict) -> ConfigDict:
+    """For `debug`: an autoencoder that makes one latent of 2 x 2 pixels, everything initialised anew, one device."""
+    config.image_codec.update({"factor": 2} if config.image_codec.name else {})
+    config.mesh.fsdp = 1
+    return config
+
+
+def tiny_journeydb(config: ConfigDict) -> ConfigDict:
+    """For `debug`: images of 8 x 8 pixels, or 4 x 4 latents."""
+    data = config.tasks.caption_to_image.data
+    data.size, data.length = 8 if data.channels == 3 else 4, 64
+    return config
+
+
 def debug(config: ConfigDict) -> ConfigDict:
     """The same system, tiny: some steps in seconds."""
     config.model.trunk.update({"width": 32, "depth": 2, "heads": 2, "kv_heads": 1, "mlp_width": 64})

@@ -116,7 +116,7 @@ def build_codec(config: Any) -> Any:
         return None
     cls = lookup("codecs", settings["name"])
     if not hasattr(cls, "cached") or settings.get("path"):
-        return build("codecs", {k: v for k, v in settings.items() if k in ("name", "path") and v})
+        return build("codecs", {k: v for k, v in settings.items() if k in ("name", "path", "pieces") and v})
     texts: dict[str, None] = {}
     for task in config.tasks.values():
         source = lookup("data", task.data.name)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from src.common.lookup import check_arguments, lookup
 from src.models import lora
-from src.models.conditioning import TimestepEmbedder
+from src.models.conditioning import Conditioning, TimestepEmbedder
 from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder, VisionEmbedder
 from src.models.heads import ImageHead, TextHead
 from src.models.model import Model
@@ -49,12 +49,13 @@ def build_model(config: Mapping[str, Any], fields: Fields, rngs: nnx.Rngs) -> Mo
         check_arguments(cls, arguments, where=f"model.{group} ({cls.__name__})")
         return cls(**arguments)
 
-    kind = lookup("models", config["conditioning"]["name"])
+    pictured = fields.patch_features is not None
+    kind = lookup("models", config["conditioning"]["name"]) if pictured else Conditioning  # no time without an image
     parts: dict[str, Any] = {}
     if fields.vocab is not None:
         parts["text"] = part(TokenEmbedder, "text", vocab=fields.vocab, width=width)
         parts["text_head"] = part(TextHead, "text_head", vocab=fields.vocab, width=width)
-    if fields.patch_features is not None:
+    if pictured:
         size = {"width": width, "features": fields.patch_features}
         parts["image"] = part(PatchEmbedder, "image", grid=fields.grid, **size)
         parts["image_head"] = part(ImageHead, "image_head", channels=fields.channels, **size)
@@ -64,6 +65,8 @@ def build_model(config: Mapping[str, Any], fields: Fields, rngs: nnx.Rngs) -> Mo
     if fields.classes is not None:
         parts["labels"] = part(LabelEmbedder, "labels", classes=fields.classes, width=width)
     trunk = part(Transformer, "trunk", layer=kind.Layer)
-    model = Model(trunk, part(kind, "conditioning", width=width), **parts)
+    model = Model(
+        trunk, part(kind, "conditioning", width=width) if pictured else Conditioning(width, rngs=rngs), **parts
+    )
     lora.adapt(trunk, **config.get("lora", {}), rngs=rngs)  # last, so that what is drawn before does not depend on it
     return model

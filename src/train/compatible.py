@@ -32,6 +32,7 @@ ASSUMED: dict[str, Any] = {
     "init_from.skip": (),
     "weights": None,
     "teacher.dtype": "float32",
+    "text_codec.pieces": 32_000,
 }
 RENAMED: dict[str, str] = {}  # a field, or all below it, of older configs: its name now
 ABSENT = "absent"

@@ -1,0 +1,72 @@
+"""MonoFormer on JourneyDB and UltraChat, nine to one: text to image, and chat (arXiv 2409.16280, section 4.2).
+
+    python -m src.main --config=configs/journeydb_ultrachat.py --workdir=gs://…/journeydb_ultrachat
+
+The model is that of imagenet256.py. It needs weights/tinyllama, weights/sd-vae, data/journeydb256 (moments of latents,
+src.tools.latents) and data/ultrachat, a folder of jsonl files (docs/data.md).
+
+Arithmetic: a batch has 1152 rows of 128 prompt + 1 time + 256 image + 2 tail = 387 tokens, and 128 rows of 512 tokens of
+chat: 511,360 tokens a step. Rows of a batch are exact, not drawn: 1280 = 10 · 128 divides nine to one over up to 128
+devices (the paper's 1024 does not). The text head is used on the chats only.
+Expect the diffusion loss of imagenet256, and the chats' loss to start near what TinyLlama has and to stay there: the
+panel `forgetting` of the log shows it.
+Variants: `official` (the released scripts), `paper` (adaLN before the trunk), `pixels` (JourneyDB's own files), `debug`.
+"""
+
+from configs import common
+
+
+def get_config(name: str | None = None):
+    """The fixed default: both losses count alike, all turns of a chat are read, answers are learned."""
+    config = common.tinyllama(common.base())
+    config.steps, config.batch = 500_000, 1280
+    config.tasks = {
+        "caption_to_image": common.journeydb(share=0.9),
+        "chat": {
+            "share": 0.1,
+            "data": {
+                "name": "chats:ChatToText",
+                "folder": "data/ultrachat",
+                "records": "",
+                "length": 512,
+                "turns": "all",
+                "too_long": "split",
+                "train_on_source": False,
+            },
+            "objectives": {"text": common.next_token("text")},
+        },
+    }
+    config = common.sd_latents(config)
+    config.sample.image.steps = 250
+    config.sample.image.guidance.scale = 4.0
+    config.checkpoint.every = 10_000
+    return common.variant(config, name, official=official, paper=paper, pixels=pixels, debug=debug)
+
+
+def official(config):
+    """The released scripts: text loss weighted 0.01, the last pair of turns, loss on questions too.
+
+    Their batch of 128 rows is drawn row by row; 160 is the next that divides nine to one over 16 devices.
+    """
+    config = common.official(config)
+    config.batch = 160
+    config.tasks.caption_to_image.data.newline = True
+    config.tasks.chat.data.update({"turns": "last", "too_long": "cut", "train_on_source": True})
+    return config
+
+
+def paper(config):
+    """The paper's text: adaLN with the time before the trunk, instead of a token."""
+    return common.adaln_before_trunk(config)
+
+
+def pixels(config):
+    """JourneyDB's own files, encoded by the autoencoder in every step."""
+    return common.journeydb_pixels(config)
+
+
+def debug(config):
+    """The same system, tiny."""
+    config = common.debug(common.tiny_journeydb(common.tiny_latents(config)))
+    config.batch, config.tasks.chat.data.length = 80, 64
+    return config

@@ -1,0 +1,86 @@
+"""MonoFormer on JourneyDB and LLaVA's mix665k: text to image, and answers about images (arXiv 2409.16280, section 4.3).
+
+    python -m src.main --config=configs/llava_journeydb.py --workdir=gs://…/llava_journeydb
+
+The model is that of imagenet256.py and a projector of 6.3M parameters for the features of CLIP's vision tower. It needs
+weights/tinyllama, weights/sd-vae, weights/clip-vit-large-patch14 (as published), data/journeydb256 (moments of latents)
+and data/llava with llava_v1_5_mix665k.json and the images (docs/data.md).
+
+Arithmetic: a batch has 224 rows of 387 tokens (see journeydb_ultrachat.py) and 32 rows of 64 head + 256 picture + 448
+rest = 768 tokens: 111,264 tokens a step. Seven to one is about the ratio of the two data sets (4.2 million to 665,000),
+which the released script joins. Pictures are encoded by CLIP (303,179,776 frozen parameters) in every step.
+Variants: `official` (the released scripts), `paper` (adaLN before the trunk), `vae` (pictures are read as latents in a
+square with black borders, instead of CLIP's features), `pixels` (JourneyDB's own files), `debug`.
+"""
+
+from configs import common
+
+
+def get_config(name: str | None = None):
+    """The fixed default: <|im_start|> and <|im_end|> stand around pictures as they do at inference."""
+    config = common.tinyllama(common.base())
+    config.steps, config.batch = 100_000, 256
+    config.tasks = {
+        "caption_to_image": common.journeydb(share=0.875),
+        "picture_chat": {
+            "share": 0.125,
+            "data": {
+                "name": "llava:PictureChatToText",
+                "annotations": "data/llava/llava_v1_5_mix665k.json",
+                "images": "data/llava",
+                "records": "",
+                "head_length": 64,
+                "length": 448,
+                "marks": True,
+                "train_on_source": False,
+            },
+            "objectives": {"text": common.next_token("rest")},
+        },
+    }
+    config = common.sd_latents(config)
+    with config.unlocked():
+        config.vision = {"name": "vision:Clip", "path": "weights/clip-vit-large-patch14"}
+    config.sample.image.guidance.scale = 4.0
+    config.sample.longest = 128
+    config.checkpoint.every = 10_000
+    return common.variant(config, name, official=official, paper=paper, vae=vae, pixels=pixels, debug=debug)
+
+
+def official(config):
+    """The released scripts: text loss weighted 0.01 and on questions too, no tokens around pictures, batch 16."""
+    config = common.official(config)
+    config.batch = 16
+    config.tasks.caption_to_image.data.newline = True
+    config.tasks.picture_chat.data.update({"marks": False, "train_on_source": True})
+    config.tasks.picture_chat.objectives.text.fields = ("head", "rest")
+    return config
+
+
+def paper(config):
+    """The paper's text: adaLN with the time before the trunk, instead of a token."""
+    return common.adaln_before_trunk(config)
+
+
+def vae(config):
+    """Pictures as latents of the autoencoder."""
+    with config.unlocked():
+        config.vision = {"name": "vision:Latents", "path": config.image_codec.path, "size": 256}
+    return config
+
+
+def pixels(config):
+    """JourneyDB's own files, encoded by the autoencoder in every step."""
+    return common.journeydb_pixels(config)
+
+
+def debug(config):
+    """The same system, tiny; pictures are read as patches of their pixels unless `vae` comes first."""
+    config = common.debug(common.tiny_journeydb(common.tiny_latents(config)))
+    config.batch = 64
+    config.tasks.picture_chat.data.update({"head_length": 48, "length": 64})
+    with config.unlocked():
+        if config.vision.name == "vision:Latents":
+            config.vision.update({"size": 8, "factor": 2})
+        else:
+            config.vision = {"name": "vision:Pixels", "size": 8, "patch": 4}
+    return config
