@@ -5,12 +5,13 @@
 The model is that of imagenet256.py. It needs weights/tinyllama, weights/sd-vae, data/journeydb256 (moments of latents,
 src.tools.latents) and data/ultrachat, a folder of jsonl files (docs/data.md).
 
-Arithmetic: a batch has 1152 rows of 128 prompt + 1 time + 256 image + 2 tail = 387 tokens, and 128 rows of 512 tokens of
-chat: 511,360 tokens a step. Rows of a batch are exact, not drawn: 1280 = 10 · 128 divides nine to one over up to 128
+Arithmetic: a batch has 1152 rows of 128 prompt + 1 time + 256 image + 2 tail = 387 tokens, and 128 rows of 512 tokens
+of chat: 511,360 tokens a step. Rows of a batch are exact, not drawn: 1280 = 10 · 128 divides nine to one over up to 128
 devices (the paper's 1024 does not). The text head is used on the chats only.
 Expect the diffusion loss of imagenet256, and the chats' loss to start near what TinyLlama has and to stay there: the
 panel `forgetting` of the log shows it.
-Variants: `official` (the released scripts), `paper` (adaLN before the trunk), `pixels` (JourneyDB's own files), `debug`.
+Variants: `official` (the released scripts), `paper` (adaLN before the trunk), `pixels` (JourneyDB's own files),
+`debug`.
 """
 
 from configs import common

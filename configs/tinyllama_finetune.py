@@ -1,4 +1,4 @@
-"""TinyLlama fine-tuned on chats alone: what the language loss does without images (arXiv 2409.16280, the text-only run).
+"""TinyLlama fine-tuned on chats alone: what the language loss does without images (arXiv 2409.16280).
 
     python -m src.main --config=configs/tinyllama_finetune.py --workdir=gs://…/tinyllama_finetune
 

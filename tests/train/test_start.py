@@ -35,7 +35,8 @@ FIELDS = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_
 def published(folder, seed=0, **fields):
     """A tiny Llama as TinyLlama is published, in bfloat16."""
     fields, rng = FIELDS | fields, np.random.default_rng(seed)
-    shapes = {"model.embed_tokens.weight": (258, 32), "lm_head.weight": (258, 32), "model.norm.weight": (32,)}
+    table = (fields["vocab_size"], 32)
+    shapes = {"model.embed_tokens.weight": table, "lm_head.weight": table, "model.norm.weight": (32,)}
     block = {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32),
              "self_attn.o_proj": (32, 32), "mlp.gate_proj": (64, 32), "mlp.up_proj": (64, 32),
              "mlp.down_proj": (32, 64), "input_layernorm": (32,), "post_attention_layernorm": (32,)}  # fmt: skip

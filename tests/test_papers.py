@@ -1,0 +1,155 @@
+"""The paper's four experiments on small files of the true formats: from downloads to a run that is resumed and used.
+
+The commands are those of docs/imagenet.md and docs/data.md, with smaller sizes.
+"""
+
+import io
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import sentencepiece
+
+from src.codecs.vae import Vae, VaeConfig
+from src.codecs.vae_files import write_vae
+from tests import formats
+from tests.train.test_start import published
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = VaeConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)  # one latent for 2 x 2 pixels
+PIECES = 340
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with the programs, a tiny TinyLlama with its tokenizer, an autoencoder, and data of all formats."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("src", "configs"):
+        (home / name).symlink_to(ROOT / name)
+    (home / "downloads").mkdir()
+    llama = home / "downloads" / "TinyLlama-1.1B-Chat-v1.0"
+    model = tokenizer()
+    published(llama, vocab_size=sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size())
+    (llama / "tokenizer.model").write_bytes(model)
+    write_vae(home / "weights" / "sd-vae", Vae(TINY), Vae(TINY).init(jax.random.key(0)))
+    formats.make_imagenet(home / "data" / "imagenet", each=20, height=9, width=12)
+    formats.make_journeydb(home / "data" / "journeydb", rows=80)
+    formats.make_ultrachat(home / "data" / "ultrachat", rows=40)
+    formats.make_llava(home / "data" / "llava", rows=40)
+    return home
+
+
+def tokenizer():
+    """A model of Llama's format."""
+    file = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["Please generate an image of a red fox.", "What is it? A tench."] * 4),
+        model_writer=file, model_type="bpe", vocab_size=PIECES, byte_fallback=True, split_digits=True,
+        hard_vocab_limit=False, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, character_coverage=1.0, minloglevel=3,
+        remove_extra_whitespaces=False, normalization_rule_name="identity",
+    )  # fmt: skip
+    return file.getvalue()
+
+
+def run(home, command):
+    """What a command says, which ends well."""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"XDG_CACHE_HOME": str(home / "cache")}
+    words = command.split()
+    assert words[:2] == ["python", "-m"], command
+    done = subprocess.run([sys.executable, *words[1:]], cwd=home, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def pieces(home):
+    """How many pieces the tokenizer got."""
+    model = str(home / "downloads" / "TinyLlama-1.1B-Chat-v1.0" / "tokenizer.model")
+    return sentencepiece.SentencePieceProcessor(model_file=model).get_piece_size()
+
+
+def train(home, config, variant, workdir, *flags):
+    """A run of so many steps more, then a second start of the same command that goes on."""
+    small = [f"--config.text_codec.pieces={pieces(home)}", f"--workdir=runs/{workdir}", "--config.mesh.data=1", *flags]
+    command = f"python -m src.main --config=configs/{config}.py:{variant} {' '.join(small)}"
+    run(home, f"{command} --config.steps=4")
+    said = run(home, command)
+    assert "resuming from step 4" in said
+    lines = [json.loads(line) for line in (home / "runs" / workdir / "log.jsonl").read_text().splitlines()]
+    steps = {line["step"] for line in lines}
+    losses = [line["loss/total"] if "loss/total" in line else line["loss"] for line in lines if "loss" in line]
+    assert max(steps) == 8 and np.isfinite(losses).all()
+    return command, said
+
+
+def documented():
+    """The three commands of docs/imagenet.md."""
+    text = (ROOT / "docs" / "imagenet.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    commands = re.findall(r"^python -m [^\n]*(?:\n[^\n]+)*?(?=\n\n|\npython|\Z)", "\n".join(blocks), re.MULTILINE)
+    joined = [re.sub(r"\s*\\\n\s*", " ", command).strip() for command in commands]
+    return [
+        next(c for c in joined if f"-m {name}" in c) for name in ("src.tools.convert", "src.tools.latents", "src.main")
+    ]
+
+
+def test_imagenet_in_the_three_commands_of_its_page(home):
+    convert, latents, main = documented()
+    assert "--source=downloads/TinyLlama-1.1B-Chat-v1.0" in convert and "--out=weights/tinyllama" in convert
+    run(home, convert)
+    said = run(home, latents.replace("--size=256", "--size=8") + " --rows=30")
+    assert "100 rows in 4 shards" in said
+    assert "--config=configs/imagenet256.py" in main and "--workdir=runs/imagenet256" in main
+    command, said = train(home, "imagenet256", "debug", "imagenet256")
+    assert command.startswith(main.split(" --workdir")[0]) and "initial weights" not in said
+    for variant in ("official,debug", "paper,debug", "pixels,debug"):
+        train(home, "imagenet256", variant, variant.replace(",", "-"))
+    run(home, f"{command} --mode=sample --prompt=tench --count=2 --output=fox.png")
+    assert (home / "fox.png").stat().st_size > 100
+    run(home, "python -m src.tools.convert --source=runs/imagenet256 --out=published --ema --image_size=8")
+    said = run(home, "python -m src.tools.convert --source=published --info")
+    assert "MonoFormerForCausalLM" in said
+    # A run that is begun from what was exported has the very weights.
+    run(home, "python -m src.tools.convert --source=published --out=again")
+    fields = json.loads((home / "again" / "weights.json").read_text())
+    assert fields["hash"] and (home / "published" / "tokenizer.model").exists()
+
+
+def test_journeydb_and_ultrachat(home):
+    if not (home / "weights" / "tinyllama").exists():
+        run(home, documented()[0])
+    run(home, "python -m src.tools.prepare --source=journeydb:Journey --set=annotations=data/journeydb/train_anno.jsonl"
+              " --set=images=data/journeydb/imgs --out=data/journeydb --processes=2 --rows=30")  # fmt: skip
+    run(home, "python -m src.tools.latents --source=records:Shards --set=folder=data/journeydb --vae=weights/sd-vae"
+              " --size=8 --out=data/journeydb256 --rows=30")  # fmt: skip
+    command, said = train(home, "journeydb_ultrachat", "debug", "mixed")
+    assert "caption_to_image 0.900, chat 0.100" in said.replace("(", "").replace(")", ""), said
+    train(home, "journeydb_ultrachat", "official,pixels,debug", "mixed-official")
+    train(home, "journeydb_ultrachat", "paper,debug", "mixed-paper")
+    run(home, f"{command} --mode=sample --task=caption_to_image --prompt=fox --count=1 --output=fox2.png")
+    assert run(home, f"{command} --mode=sample --task=chat --prompt=fox").strip()
+
+
+def test_journeydb_and_llava(home):
+    if not (home / "weights" / "tinyllama").exists():
+        run(home, documented()[0])
+    for variant in ("pixels,debug", "pixels,vae,debug", "official,pixels,debug", "paper,pixels,debug"):
+        command, _ = train(home, "llava_journeydb", variant, f"llava-{variant.replace(',', '-')}")
+    picture = home / "data" / "llava" / "images" / "coco" / "0.jpg"
+    said = run(home, f"{command} --mode=sample --task=picture_chat --image={picture} --prompt=What")
+    assert said.strip()
+
+
+def test_chats_alone(home):
+    if not (home / "weights" / "tinyllama").exists():
+        run(home, documented()[0])
+    for variant in ("debug", "official,debug", "lora,debug", "keep,debug"):
+        command, said = train(home, "tinyllama_finetune", variant, f"chats-{variant.replace(',', '-')}")
+    run(home, "python -m src.tools.convert --source=runs/chats-lora-debug --out=published-chat")
+    assert "LlamaForCausalLM" in run(home, "python -m src.tools.convert --source=published-chat --info")
