@@ -159,5 +159,9 @@ def open_data(trainer: Trainer, workdir: Any = None) -> Mixture:
     check_same({f"the number of rows of {name}": task.rows("train") for name, task in tasks.items()})
     shard, order = data_shard(trainer.mesh)
     config, rows = trainer.system.config, {name: plan.rows for name, plan in plans.items()}
+    if len(rows) > 1:
+        total = sum(rows.values())
+        shares = ", ".join(f"{name} {count} ({count / total:.3f})" for name, count in rows.items())
+        logging.info("a batch of %d rows: %s", total, shares)
     ledger = Ledger(workdir, **config.data.max_bad)
     return Mixture(tasks, rows, config.seed, shard, order=order, workers=config.data.workers, ledger=ledger)
