@@ -60,7 +60,11 @@ def row_valid(layout: Layout, batch: Batch) -> np.ndarray:
     if isinstance(layout, Document):
         return np.asarray(placed(layout, batch)[1])
     rows = len(jax.tree.leaves(dict(batch))[0])
+    kinds = {s.name: s.kind for s in layout.segments}
     flags = {name: field.valid for name, field in batch.items() if isinstance(field, TokenField)}
+    for name, field in batch.items():  # an image to understand that is not there is padding
+        if kinds.get(name) == "vision" and field.valid is not None:
+            flags[name] = np.broadcast_to(np.asarray(field.valid)[:, None], (rows, layout.segment(name).length))
     parts = [flags.get(s.name, np.ones((rows, s.length), bool)) for s in layout.segments]
     return np.concatenate(parts, axis=1)
 

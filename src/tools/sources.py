@@ -15,11 +15,18 @@ from ml_collections import config_flags
 from src.common.lookup import check_arguments, lookup
 
 
+def flags_of_config(about: str) -> flags.FlagValues:
+    """The flag of a config, and that of whole tracebacks."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, about, flag_values=values)
+    flags.DEFINE_boolean("traceback", False, "Show the whole traceback of an error.", flag_values=values)
+    return values
+
+
 def define() -> flags.FlagValues:
     """The flags that name a source, where its shards go, and how many rows may be bad."""
-    values = flags.FlagValues()
+    values = flags_of_config("The config whose data are read.")
     common = {"flag_values": values}
-    config_flags.DEFINE_config_file("config", None, "The config whose data are read.", **common)
     flags.DEFINE_string("task", None, "--config: the task; needed where there are several.", **common)
     flags.DEFINE_string("source", None, "A source of src/data, e.g. imagenet:ImageFolders.", **common)
     flags.DEFINE_multi_string("set", [], "--source: an option, name=value.", **common)
@@ -27,7 +34,6 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer("rows", 1000, "Rows of the source for each shard.", 1, **common)
     flags.DEFINE_float("max_bad_share", 0.05, "Stop when a larger share of the rows is bad, …", 0, 1, **common)
     flags.DEFINE_integer("max_bad_least", 10, "… and at least so many.", 0, **common)
-    flags.DEFINE_boolean("traceback", False, "Show the whole traceback of an error.", **common)
     return values
 
 
@@ -41,7 +47,7 @@ def main(argv: list[str], values: flags.FlagValues, run: Callable[[flags.FlagVal
             lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
             raise ValueError(f"a flag or the config is wrong: {lines[-1]}") from error
         if rest[1:]:
-            raise ValueError(f"what is {rest[1]!r}? Give --source or --config, and --out")
+            raise ValueError(f"what is {rest[1]!r}? flags begin with --, as in --config=…")
         run(values, config)
         return 0
     except KeyboardInterrupt:

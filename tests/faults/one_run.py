@@ -148,7 +148,7 @@ def small_loop(monkeypatch, writer, data=None, update=None, compiles=None, evalu
     )
     trainer = types.SimpleNamespace(
         system=system, schedule=lambda step: 0.1, abstract=state, init=lambda: state,
-        mesh=jax.make_mesh((1,), ("data",)),
+        mesh=jax.make_mesh((1,), ("data",)), place=lambda rows, step: rows,
         compile=compiles or (lambda: update or (lambda state, batch: (state, measured))),
     )  # fmt: skip
     monkeypatch.setattr(loop, "open_data", lambda trainer, workdir: data or Endless())
