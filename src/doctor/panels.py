@@ -62,14 +62,24 @@ class Panels:
         if self.batches and self.plans:
             now = self.heldout(shown(state, params))
             if self._initial is None:
-                self._initial = self.heldout(shown(state, self.trainer.init_params()))
-            change = {name: value - self._initial[name] for name, value in now.items()}
+                self._initial = self._at_the_start(state)
+            change = {name: value - self._initial[name] for name, value in now.items() if self._initial}
             found = {f"heldout/{k}": v for k, v in now.items()} | {f"forgetting/{k}": v for k, v in change.items()}
             writer.write_scalars(step, found)
-            writer.write_texts(step, {"forgetting": table(self._initial, now)})
+            if self._initial:
+                writer.write_texts(step, {"forgetting": table(self._initial, now)})
         if self.drawings:
             writer.write_images(step, drawings(self.trainer.system, params, self.drawings))
         logging.info("the panel of step %d took %.1f s", step, time.monotonic() - began)
+
+    def _at_the_start(self, state: TrainState) -> dict[str, float]:
+        """What the initial parameters had; nothing where the weights that they came from are gone (`init_from`)."""
+        try:
+            params = self.trainer.init_params()
+        except OSError as error:
+            logging.warning("the panels do not tell what is forgotten, because %s", error)
+            return {}
+        return self.heldout(shown(state, params))
 
     def heldout(self, params: PyTree) -> dict[str, float]:
         """Mean of every term, "task/objective/term", over the held-out rows."""

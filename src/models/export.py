@@ -115,8 +115,9 @@ def published_config(
 
 def check_exportable(leaves: Leaves, made_for: Mapping[str, Any]) -> None:
     """Raises ValueError, in one sentence that lists everything that no published checkpoint has."""
-    wrong = [f"model.{name}={made_for[name]!r}, there {value!r} only" for name, value in ONLY.items()
-             if made_for[name] != value]  # fmt: skip
+    wrong = [f"model.{name} is not known" for name in (*ONLY, *TRUNK) if name not in made_for]
+    wrong += [f"model.{name}={made_for[name]!r}, there {value!r} only" for name, value in ONLY.items()
+              if made_for.get(name, value) != value]  # fmt: skip
     for path, leaf in leaves.shapes.items():
         if names_of(path, leaf.shape[0] if is_stacked(path) else 1) is None:
             wrong.append(f"the parameter {path}")

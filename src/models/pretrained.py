@@ -128,7 +128,7 @@ class Published:
 
 def check_complete(found: Published, config: PublishedConfig) -> None:
     """Raises ValueError, in one sentence that lists every tensor that is missing, extra or misshaped by the config."""
-    wanted = {}
+    wanted: dict[str, tuple[int, ...]] = {}
     for path, shape in expected(found.shapes, config).items():
         inner = shape[is_stacked(path) :]
         names = names_of(path, config.num_hidden_layers) or ()

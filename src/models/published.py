@@ -75,7 +75,11 @@ def read_config(path: str | os.PathLike[str]) -> PublishedConfig:
     """
     path = epath.Path(path)
     path = path if path.name.endswith(".json") else path / "config.json"
-    fields, where = read_json(path, limit=BYTES, what="config"), f"the config {shown(path)}"
+    return parse_config(read_json(path, limit=BYTES, what="config"), f"the config {shown(path)}")
+
+
+def parse_config(fields: Any, where: str) -> PublishedConfig:
+    """The same, of what a `config.json` holds; `where` begins the messages."""
     if not isinstance(fields, dict):
         raise ValueError(f"{where} is no table of fields: fetch it anew")
     kinds = fields.get("architectures")

@@ -15,9 +15,11 @@ from src.common.leaves import Leaves
 from src.common.safe_tensors import SafeTensors
 from src.common.strict_json import read_json
 from src.common.tensor_files import SHARD_BYTES, check_room
+from src.common.tree import listed
 from src.models.export import (
     LLAMA,
     ORDER,
+    PIXELS,
     about,
     about_model,
     check_exportable,
@@ -26,8 +28,8 @@ from src.models.export import (
     write_published,
 )
 from src.models.initial import Initial, is_initial, summary, write_initial
-from src.models.pretrained import Grown, Published, check_complete
-from src.models.published import read_config
+from src.models.pretrained import Grown, Published, check_complete, expected
+from src.models.published import parse_config, read_config
 from src.tools.hub import download, is_hub_name
 from src.tools.tokenizer_files import copy_tokenizer
 from src.train.checkpoint import Checkpointer
@@ -139,33 +141,68 @@ def _published(path: epath.Path, options: Options) -> tuple[Leaves, dict[str, An
 # --------------------------------------------------------------------------- out
 
 
+class Job(NamedTuple):
+    """What one exported folder is made of; see `published_config` for the last three."""
+
+    leaves: Leaves
+    made_for: Mapping[str, Any]
+    base: Mapping[str, Any]
+    patch: int
+    side: int
+    target: epath.Path
+
+
 def _export(source: Source, out: epath.Path, options: Options) -> Iterator[str]:
-    if source.kind == "initial":
-        folders = [(source.path, out)] + ([(source.path / EMA, out / EMA)] if is_initial(source.path / EMA) else [])
-        jobs = [(leaves := Initial(folder), leaves.meta["about"], leaves.meta["published"], target)
-                for folder, target in folders]  # fmt: skip
-        tokenizer, patch = source.path, jobs[0][2].get("patch_size", 2)
-        side = jobs[0][2].get("image_size", 0) // 8
-    else:
-        run = find_trained(source.path, options)
-        images = any(path.startswith("image/") for path in run.shapes)
-        base, tokenizer = _base(run.config)
-        jobs = [(run, about_model(run.config["model"], images), base, out)]
-        patch = run.config["patch"]["size"]
-        side = 0 if options.image_size or not images else _side(run.config)
-    side = options.image_size // 8 if options.image_size else side
-    for leaves, made_for, _, _ in jobs:
-        check_exportable(leaves, made_for)
-    for leaves, made_for, base, target in jobs:
-        fields = published_config(leaves, made_for, base, patch, side, options.dtype)
-        order = made_for.get(ORDER, "rsc")
-        files = write_published(target, leaves, order, patch, options.dtype, options.shard_bytes)
-        write_config(target, fields)
-        told = summary(leaves.shapes)
-        yield f"{target}: {fields['architectures'][0]}, {told['parameters']:,} parameters in {len(files)} file(s)"
+    jobs, tokenizer = (_initial_jobs if source.kind == "initial" else _run_jobs)(source.path, out, options)
+    configs = [_config(job, source, options) for job in jobs]  # all of them before anything is written
+    for job, fields in zip(jobs, configs, strict=True):
+        order = job.made_for.get(ORDER, "rsc")
+        files = write_published(job.target, job.leaves, order, job.patch, options.dtype, options.shard_bytes)
+        write_config(job.target, fields)
+        told = summary(job.leaves.shapes)
+        yield f"{job.target}: {fields['architectures'][0]}, {told['parameters']:,} parameters, {', '.join(files)}"
     tokenizer = options.tokenizer or tokenizer
     copied = copy_tokenizer(tokenizer, out) if tokenizer else []
     yield f"tokenizer files: {', '.join(copied) or 'none there (see --tokenizer)'}"
+
+
+def _config(job: Job, source: Source, options: Options) -> dict[str, Any]:
+    """The fields of config.json, once everything fits."""
+    shapes = job.leaves.shapes
+    check_exportable(job.leaves, job.made_for)
+    fields = published_config(job.leaves, job.made_for, job.base, job.patch, job.side, options.dtype)
+    wanted = expected(shapes, parse_config(fields, f"the config that {shown(source.path)} would get"))
+    wrong = sorted(path for path in {*shapes, *wanted} if path not in shapes or shapes[path].shape != wanted.get(path))
+    if wrong:
+        raise ValueError(
+            f"{shown(source.path)} is no whole Llama or MonoFormer: {listed(wrong, 100)} are missing or of other "
+            "shapes than its config says"
+        )
+    return fields
+
+
+def _initial_jobs(path: epath.Path, out: epath.Path, options: Options) -> tuple[list[Job], Any]:
+    """Of initial weights, and of their average where it is beside them; and where their tokenizer is."""
+    folders = [(path, out)] + ([(path / EMA, out / EMA)] if is_initial(path / EMA) else [])
+    jobs = []
+    for folder, target in folders:
+        leaves = Initial(folder)
+        base = leaves.meta["published"]
+        patch, size = (base.get(name) for name in ("patch_size", "image_size"))
+        patch = patch if type(patch) is int and patch > 0 else 2
+        size = options.image_size or (size if type(size) is int else 0)
+        jobs.append(Job(leaves, leaves.meta["about"], base, patch, size // PIXELS, target))
+    return jobs, path
+
+
+def _run_jobs(path: epath.Path, out: epath.Path, options: Options) -> tuple[list[Job], Any]:
+    """Of a checkpoint of a run; and where its tokenizer is."""
+    run = find_trained(path, options)
+    images = any(path.startswith("image/") for path in run.shapes)
+    base, tokenizer = _base(run.config)
+    side = options.image_size // PIXELS if options.image_size else _side(run.config) if images else 0
+    made_for = about_model(run.config["model"], images)
+    return [Job(run, made_for, base, run.config["patch"]["size"], side, out)], tokenizer
 
 
 def find_trained(workdir: epath.Path, options: Options) -> Trained:
@@ -199,17 +236,18 @@ def _base(config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
 
 
 def _side(config: Mapping[str, Any]) -> int:
-    """Elements of a side of what the run's images are, from its own config."""
+    """Elements of a side of the latents that the run draws, from its own config."""
     from src.build import build_system
 
     try:
-        tasks = build_system(ConfigDict(_tuples(config))).tasks.values()
-        shapes = {plan.task.image_shape for plan in tasks if plan.task.image_shape is not None}
+        system = build_system(ConfigDict(_tuples(config)))
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(f"the size of the run's images is not known ({error}): give --image_size") from error
+    shapes = {plan.task.image_shape for plan in system.tasks.values() if plan.task.image_shape is not None}
+    shapes = {system.frozen.image.shape(shape) for shape in shapes} if system.frozen.image else shapes
     height, width, _ = shapes.pop()
     if shapes or height != width:
-        raise ValueError("the run's images are not square, or of several sizes, which config.json cannot say")
+        raise ValueError("the run's images are not square, or of several sizes: give --image_size, which is one number")
     return height
 
 

@@ -25,7 +25,7 @@ from absl import logging
 from etils import epath
 
 from src.common import tree
-from src.common.distributed import check_same
+from src.common.distributed import agree, check_same
 from src.common.fingerprint import fingerprint_by_rows
 from src.common.inside import shown
 from src.common.leaves import place
@@ -72,7 +72,7 @@ class Start:
         Raises FileNotFoundError, OSError, and ValueError, in one sentence, when the folder cannot be read or its
         weights are for another model, with all that differs.
         """
-        found, wanted = Initial(self.folder), tree.flatten(abstract)
+        found, wanted = self._opened(), tree.flatten(abstract)
         skipped = [path for path in found.shapes if any(re.search(rule, path) for rule in self.skip)]
         taken = [path for path in wanted if path in found.shapes and path not in skipped]
         self._check(found, wanted, taken)
@@ -85,11 +85,22 @@ class Start:
         self._tell(found, wanted, taken, fresh, skipped)
         return tree.rebuild(leaves, abstract)
 
+    def _opened(self) -> Initial:
+        found, problem = None, None
+        try:
+            found = Initial(self.folder)
+        except (OSError, ValueError) as error:
+            problem = error
+        if reason := agree("" if problem is None else str(problem)):  # the others do not wait for this process
+            raise problem or OSError(reason)
+        return found
+
     def _check(self, found: Initial, wanted: Mapping[str, Any], taken: list[str]) -> None:
         wrong, advice = [], []
         for name, value in found.meta["about"].items():
             part, _, field = name.partition(".")
-            now = self.model.get(part, {}).get(field, value)
+            group = self.model.get(part)
+            now = group.get(field, value) if isinstance(group, Mapping) else value
             if any(path.startswith(f"{part}/") for path in taken) and now != value:
                 wrong.append(f"model.{name} is {value!r} there and {now!r} here")
                 advice.append(f"model.{name}={value}")

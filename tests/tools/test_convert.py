@@ -167,6 +167,25 @@ def test_everything_that_is_wrong_is_in_one_message(shards, tmp_path, capsys):
     assert "known are LlamaForCausalLM and MonoFormerForCausalLM" in error
 
 
+def test_weights_that_are_no_whole_model_are_not_exported(tmp_path, capsys):
+    assert run(capsys, source=GOLDEN / "llama", out=tmp_path / "init")[0] == 0
+    whole = Initial(tmp_path / "init")
+    leaves, made_for = dict(whole.tensors), whole.meta["about"]
+    bias = leaves | {"trunk/layers/mlp/up/bias": np.zeros((3, 80), np.float32)}
+    wide = leaves | {"trunk/final_norm/scale": np.zeros(47, np.float32)}
+    for number, (changed, about, words) in enumerate((
+        (bias, made_for | {"trunk.bias": True}, "model.trunk.bias=True, there False only, the parameter trunk/layers/"),
+        ({}, {}, "model.trunk.width is not known"),
+        ({p: x for p, x in wide.items() if p != "trunk/layers/mlp/up/kernel"}, made_for,
+         "no whole Llama or MonoFormer: trunk/final_norm/scale, trunk/layers/mlp/up/kernel are missing or of other"),
+        (leaves, made_for | {"trunk.heads": 7}, "hidden_size=48 is no even multiple of num_attention_heads=7"),
+    )):  # fmt: skip
+        write_initial(tmp_path / str(number), Arrays(changed), about)
+        code, _, error = run(capsys, source=tmp_path / str(number), out=tmp_path / "out")
+        assert code == 1 and words in error and error.count("\n") == 1, error
+        assert not (tmp_path / "out").exists()
+
+
 def test_flags_and_sources_that_mean_nothing_are_one_sentence(tmp_path, capsys, monkeypatch):
     full = tmp_path / "full"
     copied("llama", full)
