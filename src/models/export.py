@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from src.common.files import write_whole
+from src.common.inside import shown
 from src.common.leaves import Leaves, is_stacked
 from src.common.tensor_files import SHARD_BYTES, Tensor, write_tensors
 from src.common.tree import listed
@@ -119,8 +120,9 @@ def check_exportable(leaves: Leaves, made_for: Mapping[str, Any]) -> None:
     wrong += [f"model.{name}={made_for[name]!r}, there {value!r} only" for name, value in ONLY.items()
               if made_for.get(name, value) != value]  # fmt: skip
     for path, leaf in leaves.shapes.items():
-        if names_of(path, leaf.shape[0] if is_stacked(path) else 1) is None:
-            wrong.append(f"the parameter {path}")
+        axes = 2 + is_stacked(path) if path.endswith(("kernel", "embedding")) else 1 + is_stacked(path)
+        if len(leaf.shape) != axes or names_of(path, leaf.shape[0] if is_stacked(path) else 1) is None:
+            wrong.append(f"the parameter {shown(path)}")
     wrong += [f"no parameter {path}" for path in (TABLE, "text_head/linear/kernel") if path not in leaves.shapes]
     if wrong:
         raise ValueError(f"this model cannot be published as Llama or MonoFormer, which lack: {listed(wrong, 100)}")

@@ -94,9 +94,9 @@ def read_meta(folder: str | os.PathLike[str]) -> dict[str, Any]:
     meta = read_json(path, what="file")
     if isinstance(meta, dict) and isinstance(meta.get("format"), int) and meta["format"] > FORMAT:
         raise ValueError(f"{where} have format {meta['format']}, read are formats up to {FORMAT}: use a later version")
-    if not isinstance(meta, dict) or any(not isinstance(meta.get(name), kind) for name, kind in HEAD.items()):
+    if not isinstance(meta, dict) or any(type(meta.get(name)) is not kind for name, kind in HEAD.items()):
         raise ValueError(f"{where} have a {FILE} that is not what was written: convert them anew")
-    if seal(meta) != meta["hash"]:
+    if meta["format"] < 1 or seal(meta) != meta["hash"]:
         raise ValueError(f"{where} have a {FILE} whose hash is not that of its content: convert them anew")
     return meta
 

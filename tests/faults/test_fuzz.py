@@ -19,15 +19,24 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from src.codecs.text import SentencePiece, train_sentencepiece
+from src.common.fingerprint import Running
 from src.common.images import Limits, read_image
 from src.common.npy import read_npy
 from src.common.safe_tensors import SafeTensors
+from src.models.export import ONLY, TRUNK
+from src.models.initial import Initial, seal
 from src.models.published import read_config
+from src.tools import weights
 from src.train import contents
 from src.train.damage import DamageError, together
 
+WEIGHTS = {
+    "text/table/embedding": np.ones((5, 8), np.float32), "text_head/linear/kernel": np.ones((8, 5), np.float32),
+    "trunk/final_norm/scale": np.ones(8, np.float32), "trunk/layers/attention_norm/scale": np.ones((2, 8), np.float16),
+}  # fmt: skip
 ROOM = 512 << 20  # bytes of memory that a reader may ask for; the seeds are below 20 kB
 NUMBERS = (0, 1, 2, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**64 - 1)
 TOKENS = (
@@ -166,6 +175,37 @@ def read_meta(path):
         contents.check_leaves(meta["leaves"], {}, "it")
 
 
+def seeds_of_initial():
+    about = ONLY | dict(zip(TRUNK, (8, 2, 2, 1, 6, 1e-5, 1e4), strict=True))
+    leaves = {
+        path: {"dtype": array.dtype.name, "shape": list(array.shape), "print": Running().add(array).value()}
+        for path, array in WEIGHTS.items()
+    }
+    meta = {"format": 1, "about": about, "published": {"max_position_embeddings": 64}, "leaves": leaves}
+    return [json.dumps(meta | {"hash": seal(meta)}).encode()]
+
+
+def read_initial(path):
+    """As a run and an export read them."""
+    if not (path.parent / "model.safetensors").exists():
+        save_file(WEIGHTS, path.parent / "model.safetensors")
+    found = Initial(path.parent)
+    for name in found.shapes:
+        found.check({name: Running().add(np.stack(list(found.blocks(name)))).value()})
+    with contextlib.suppress(ValueError):  # of another model
+        weights._config(weights._initial_jobs(path.parent, path.parent / "out", weights.Options())[0][0],
+                        weights.Source(path.parent, "initial"), weights.Options())  # fmt: skip
+
+
+def mend_initial(data):
+    """The hash of whatever is there now."""
+    try:
+        meta = {key: value for key, value in json.loads(data).items() if key != "hash"}
+        return json.dumps(meta | {"hash": seal(meta)}).encode()
+    except (ValueError, AttributeError, RecursionError, KeyError):
+        return data
+
+
 def mend_safetensors(data):
     """The header's length as far as its last brace, so that what is in it is looked at."""
     end = data.rfind(b"}") + 1
@@ -211,6 +251,7 @@ READERS = {
     "npy": (seeds_of_npy, "a.npy", read_array, mend_npy),
     "sentencepiece": (seeds_of_sentencepiece, "a.model", read_tokenizer, as_is),
     "meta": (seeds_of_meta, "metadata", read_meta, mend_meta),
+    "initial": (seeds_of_initial, "weights.json", read_initial, mend_initial),
 }
 
 

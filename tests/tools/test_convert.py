@@ -174,7 +174,7 @@ def test_weights_that_are_no_whole_model_are_not_exported(tmp_path, capsys):
     bias = leaves | {"trunk/layers/mlp/up/bias": np.zeros((3, 80), np.float32)}
     wide = leaves | {"trunk/final_norm/scale": np.zeros(47, np.float32)}
     for number, (changed, about, words) in enumerate((
-        (bias, made_for | {"trunk.bias": True}, "model.trunk.bias=True, there False only, the parameter trunk/layers/"),
+        (bias, made_for | {"trunk.bias": True}, "model.trunk.bias=True, there False only, the parameter 'trunk/"),
         ({}, {}, "model.trunk.width is not known"),
         ({p: x for p, x in wide.items() if p != "trunk/layers/mlp/up/kernel"}, made_for,
          "no whole Llama or MonoFormer: trunk/final_norm/scale, trunk/layers/mlp/up/kernel are missing or of other"),

@@ -17,6 +17,7 @@ from configs import imagenet256
 from src.build import build_system
 from src.common.leaves import Arrays
 from src.common.tree import flatten, rebuild
+from src.doctor.panels import Panels
 from src.models.heads import ImageHead
 from src.models.initial import Initial, write_initial
 from src.tools import convert
@@ -131,6 +132,7 @@ def test_the_run_goes_on_without_the_folder_and_notices_another(world, tmp_path)
             restore(begun(trainer, path), Checkpointer(tmp_path / "run"))
     with pytest.raises(FileNotFoundError, match=r"have no weights\.json"):
         begun(trainer, tmp_path / "nowhere").init_params()
+    assert Panels(begun(trainer, tmp_path / "nowhere"))._at_the_start() == {}
 
 
 def with_checkpoint(workdir, trainer, state):
