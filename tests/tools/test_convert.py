@@ -211,6 +211,23 @@ def test_flags_and_sources_that_mean_nothing_are_one_sentence(tmp_path, capsys, 
     assert not pathlib.Path("x").exists()
 
 
+def test_weights_go_to_a_store_and_come_from_it(tmp_path, capsys, bucket, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tensors = copied("llama", tmp_path / "there")
+    code, *told = run(capsys, source=tmp_path / "there", out="gs://b/init", new_words=0, shard_mb=1)
+    assert code == 0, told
+    assert run(capsys, source="gs://b/init", out="gs://b/back")[0] == 0
+    same(dict(SafeTensors("gs://b/back")), tensors)
+    code, _, error = run(capsys, source="gs://b/init", out="gs://b/back")
+    assert code == 1 and "is there already and not empty" in error
+
+
+def test_a_disk_without_room_is_told_of_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("src.common.tensor_files.shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    code, _, error = run(capsys, source=GOLDEN / "llama", out=tmp_path / "init")
+    assert code == 1 and "GB left and 0.000252 are needed: make room" in error and not (tmp_path / "init").exists()
+
+
 def test_a_name_of_the_hub_is_fetched_where_its_client_is(tmp_path, capsys, monkeypatch):
     asked = []
 
