@@ -13,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from src.common.leaves import Arrays
 from src.common.safe_tensors import SafeTensors
+from src.common.tree import flatten, unflatten
 from src.models.initial import Initial, write_initial
-from src.models.pretrained import names_of, place_of
+from src.models.pretrained import names_of, place_of, read_checkpoint
 from src.tools import convert
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -120,7 +121,10 @@ def test_monoformer_and_its_average_go_in_and_out_bit_by_bit(change, tmp_path, c
         copied("monoformer", tmp_path / "there" / "ema", average),
     )
     assert run(capsys, source=tmp_path / "there", out=tmp_path / "init")[0] == 0
-    made_for = Initial(tmp_path / "init").meta["about"]
+    first = Initial(tmp_path / "init")
+    golden = read_checkpoint(tmp_path / "there", unflatten(first.shapes))  # whose numbers tests/test_golden.py holds
+    same({path: np.asarray(leaf) for path, leaf in flatten(golden).items()}, dict(first.tensors))
+    made_for = first.meta["about"]
     assert (made_for["image_head.order"], made_for["image_head.variance"]) == ("rsc", "learned")
     assert run(capsys, source=tmp_path / "init", out=tmp_path / "back")[0] == 0
     for tensors, folder in zip(want, (tmp_path / "back", tmp_path / "back" / "ema"), strict=True):
