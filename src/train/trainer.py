@@ -87,14 +87,15 @@ class Trainer:
             return jax.jit(lambda seed: init_params(self.system.init, seed), out_shardings=shardings)
         places, start = flatten(shardings), self.system.start
 
-        def some(seed: np.uint32, paths: Sequence[str]) -> dict[str, jax.Array]:
+        @functools.cache
+        def some(paths: tuple[str, ...]) -> Callable[[np.uint32], dict[str, jax.Array]]:
             def make(seed: np.uint32) -> dict[str, jax.Array]:
                 leaves = flatten(init_params(self.system.init, seed))
                 return {path: leaves[path] for path in paths}
 
-            return jax.jit(make, out_shardings={path: places[path] for path in paths})(seed)
+            return jax.jit(make, out_shardings={path: places[path] for path in paths})
 
-        return lambda seed: start.read(self.abstract.params, functools.partial(some, seed))
+        return lambda seed: start.read(self.abstract.params, lambda paths: some(tuple(paths))(seed))
 
     @functools.cached_property
     def _first_state(self) -> Callable[[PyTree, np.uint32], TrainState]:
