@@ -14,7 +14,7 @@ from PIL import Image
 from src.codecs.text import Bytes
 from src.data import chats, imagenet, journeydb, json_list, llava, pictures, records, tars, tfds
 from src.data.ledger import BadRow
-from src.data.pipeline import Stream
+from src.data.pipeline import Stream, ordered
 from src.models.vision import Pixels
 from tests import formats
 
@@ -254,6 +254,11 @@ def test_llava_rows_have_the_picture_where_its_marker_was(tmp_path):
         == "the chat is too long"
     )
 
+    (images / "coco" / "1.jpg").unlink()
+    batch = next(ordered(llava.PictureChatToText(head_length=24, length=96, held_out=7, **options), "test", 8))
+    assert batch["picture"].valid.tolist() == [False, True, False, True, True, True, False, False]
+    assert not batch["rest"].valid[0].any() and batch["rest"].valid[2].any()  # 1 is bad, 3 and 7 have no picture
+
 
 def test_broken_elements_of_the_list_are_bad_rows_and_no_other_is(tmp_path):
     path, images = formats.make_llava(tmp_path)
@@ -265,6 +270,7 @@ def test_broken_elements_of_the_list_are_bad_rows_and_no_other_is(tmp_path):
         ({"conversations": [talk[0], talk[0], talk[1]]}, "the turns are not question and answer"),
         ({"conversations": [talk[0], {"from": "gpt", "value": None}]}, "the turns are no list of texts"),
         ({"conversations": talk, "image": "coco/0.jpg"}, "the questions have not one <image>"),
+        ({"conversations": good[0]["conversations"] * 2, "image": "coco/0.jpg"}, "the questions have not one <image>"),
         ({"conversations": good[0]["conversations"], "image": "coco/none.jpg"}, "the image is missing"),
         ({"conversations": good[0]["conversations"], "image": "/etc/passwd"}, "the name of the image is not allowed"),
         (7, "the line is not a JSON object"),
@@ -272,11 +278,11 @@ def test_broken_elements_of_the_list_are_bad_rows_and_no_other_is(tmp_path):
     texts = [json.dumps(element) for element, _ in odd] + ['{"id": nonsense, "x": [1,,2]}']
     path.write_text("[" + ",\n".join([json.dumps(good[0]), *texts, json.dumps(good[1])]) + "]")
     task = llava.PictureChatToText(CODEC, Pixels(8, 4), 24, 96, annotations=path, images=images)
-    assert task.rows("train") == 11
+    assert task.rows("train") == 12
     reasons = [*(reason for _, reason in odd), "the line is not JSON"]
     for row, reason in enumerate(reasons, start=1):
         assert flaw(task, row) == (f"llava_mix665k.json element {row + 1}", reason)
-    assert task.read("train", 0)["seen"] and task.read("train", 10)["seen"]
+    assert task.read("train", 0)["seen"] and task.read("train", 11)["seen"]
     late = [{"from": "gpt", "value": "Hello."}, *good[3]["conversations"], {"from": "human", "value": "and?"}]
     assert llava.conversation(late, "") == [turn["value"] for turn in good[3]["conversations"]]
     for text, words in (
@@ -334,6 +340,7 @@ def test_tar_shards_are_read_in_place(tmp_path):
             "f.json": b'{"caption": "late"}',
             "f.png": good,
             "f.txt": b"first",
+            "f.jpg": b"no",
         }
         files |= {"g.cls": b"3", "h.jpg": good, "h.txt": b"\xff", "x" * 150 + ".jpg": good, "x" * 150 + ".txt": b"long"}
         for name, data in files.items():

@@ -1,0 +1,135 @@
+"""Measures how many rows a core reads, decodes and encodes, for each data task of a config. No network runs.
+
+python -m src.tools.bench_data --config=configs/imagenet256.py --seconds=20
+python -m src.tools.bench_data --config=configs/imagenet256.py --task=class_prompt_to_image --json=data.json
+
+Rows come in the shuffled order of a training run, one after the other, in one thread. Seconds are those of the
+processor, so that other work on the machine changes them little; a run with `data.workers` processes has so many cores.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no network runs
+
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+BATCH = 32
+FLAGS = flags.FlagValues()
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", flag_values=FLAGS)
+TASKS = flags.DEFINE_list("task", None, "The tasks to measure; all by default.", flag_values=FLAGS)
+SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each task is measured.", flag_values=FLAGS)
+JSON = flags.DEFINE_string("json", None, "File that gets the figures.", flag_values=FLAGS)
+
+
+def bench(config: Any, names: list[str] | None = None, seconds: float = 5.0) -> dict[str, dict[str, Any]]:
+    """Figures by task.
+
+    Raises ValueError for an unknown task.
+    """
+    from src.build import build_system
+
+    tasks = {name: plan.task for name, plan in build_system(config).tasks.items()}
+    unknown = [name for name in names or () if name not in tasks]
+    if unknown:
+        raise ValueError(f"--task={unknown[0]} is no task of this config; there are {', '.join(tasks)}")
+    return {name: measure(tasks[name], seconds) for name in names or tasks}
+
+
+def measure(task: Any, seconds: float, seed: int = 0) -> dict[str, Any]:
+    """Rows that one core makes in a second, in batches of `BATCH`.
+
+    rows_per_second      of the processor's time: fetching, decoding, scaling and encoding of texts, and the batch
+    images_per_second    the same for pictures, drawn or understood; 0 for text alone
+    tokens_per_second    valid tokens of texts
+    open_seconds         until the first row can be read (files are looked through once, then the index is kept)
+    bytes_per_row        of the file's image, on average; 0 where the task has no files
+    """
+    from src.data.source import build_rows, read_row
+
+    began = time.perf_counter()
+    rows = task.rows("train")
+    opened = time.perf_counter() - began
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(rows)
+    count = bad = images = tokens = 0
+    _batch(task, order[:BATCH], rng, read_row, build_rows)  # opens what is opened at the first row
+    began, cpu = time.perf_counter(), time.process_time()
+    while count == 0 or time.perf_counter() - began < seconds:
+        fields, sound = _batch(task, order[np.arange(count, count + BATCH) % rows], rng, read_row, build_rows)
+        count, bad = count + BATCH, bad + int((~sound).sum())
+        images += sum(int(f.valid.sum()) for f in fields.values() if hasattr(f, "values"))
+        tokens += sum(int(f.valid.sum()) for f in fields.values() if hasattr(f, "loss"))
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - began
+    return {
+        "rows": rows,
+        "open_seconds": opened,
+        "read": count,
+        "bad": bad,
+        "rows_per_second": count / cpu,
+        "images_per_second": images / cpu,
+        "tokens_per_second": tokens / cpu,
+        "bytes_per_row": _bytes(task, order[:BATCH]),
+        "busy": cpu / wall,
+    }
+
+
+def _batch(task: Any, index: np.ndarray, rng: np.random.Generator, read_row: Any, build_rows: Any) -> tuple[dict, Any]:
+    reads, flaws = zip(*(read_row(task, "train", int(i)) for i in index), strict=True)
+    extra = {name: np.stack([read[name] for read in reads]) for name in reads[0]}
+    sound = ~np.stack(flaws).any(axis=1)
+    return build_rows(task, "train", index, rng.random((len(index), task.draws)), extra, sound), sound
+
+
+def _bytes(task: Any, index: np.ndarray) -> float:
+    """Mean bytes of the image files of some rows."""
+    from src.data.ledger import BadRow
+
+    sizes = []
+    for row in index if hasattr(task, "example") else ():
+        try:
+            image = task.example("train", int(row)).image
+            sizes.append(len(image) if isinstance(image, bytes) else image.stat().length)
+        except (BadRow, OSError, AttributeError):  # no picture
+            continue
+    return float(np.mean(sizes)) if sizes else 0.0
+
+
+def table(figures: dict[str, dict[str, Any]]) -> str:
+    """The figures as Markdown."""
+    lines = ["| task | rows/s a core | images/s a core | text tokens/s a core | image file | opened in |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name, f in figures.items():
+        size = f"{f['bytes_per_row'] / 1e3:,.0f} kB" if f["bytes_per_row"] else ""
+        rates = " | ".join(f"{f[key]:,.0f}" for key in ("rows_per_second", "images_per_second", "tokens_per_second"))
+        lines.append(f"| {name} | {rates} | {size} | {f['open_seconds']:.2f} s |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Exit code; errors that a person can mend are one sentence on standard error."""
+    try:
+        FLAGS(argv)
+        if CONFIG.value is None:
+            raise ValueError("no config is given: add --config=configs/imagenet256.py (or another file of configs/)")
+        figures = bench(CONFIG.value, TASKS.value, SECONDS.value)
+        from src.tools.bench_clock import where
+    except (flags.Error, ValueError, OSError, RuntimeError, ImportError, AttributeError, KeyError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    here = where()
+    print(", ".join(f"{name} {value}" for name, value in here.items()) + f", load {os.getloadavg()[0]:.1f}\n")
+    print(table(figures))
+    if JSON.value:
+        with open(JSON.value, "w") as file:
+            json.dump({name: group | {"where": here} for name, group in figures.items()}, file, indent=2)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

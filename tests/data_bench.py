@@ -1,0 +1,85 @@
+"""A config over generated files of every format, of the size of real ones, for the bench of the data pipelines.
+
+python -m src.tools.bench_data --config=tests/data_bench.py --seconds=20
+"""
+
+import json
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+
+from configs import common
+from src.data.prepare import Plan, prepare
+from tests import formats
+
+FOLDER = pathlib.Path(tempfile.gettempdir(), f"monoformer-jax-data-bench-{os.getuid()}")
+IMAGES = 128  # different ones; each file is written under several names
+SIZE = 256
+
+
+def photograph(seed, height=375, width=500):
+    """Pixels whose spectrum falls as that of photographs, so that a JPEG of them has as many bytes."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]) + 1 / width
+    waves = rng.standard_normal((3, height, width)) + 1j * rng.standard_normal((3, height, width))
+    field = np.fft.ifft2(waves / frequency**1.35).real
+    field = (field - field.mean((1, 2), keepdims=True)) / field.std((1, 2), keepdims=True)
+    return (128 + 50 * field).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+
+
+def write(folder):
+    """All formats below the folder."""
+    formats.picture = lambda seed, *size: photograph(seed % IMAGES)
+    formats.make_imagenet(folder / "imagenet", each=60)
+    formats.make_journeydb(folder / "journeydb", rows=300)
+    formats.make_llava(folder / "llava", rows=300)
+    formats.make_tars(folder / "tars", each=150)
+    formats.make_tfds(folder / "tfds", rows=300)
+    words = np.array(["the", "of", "and", "to", "in", "is", "that", "it", "for", "as", "with", "was", "on", "which"])
+    rng = np.random.default_rng(0)
+    talk = lambda n: " ".join(words[rng.integers(len(words), size=n)])
+    (folder / "chats").mkdir()
+    lines = [json.dumps({"data": [talk(40 if t % 2 == 0 else 200) for t in range(8)]}) for _ in range(3000)]
+    (folder / "chats" / "train_0.jsonl").write_text("\n".join(lines) + "\n")
+    for name, size in (("whole", 0), ("small", SIZE)):
+        from etils import epath
+
+        from src.data.imagenet import ImageFolders
+
+        source = lambda: ImageFolders(epath.Path(folder / "imagenet" / "train"), folder / "imagenet" / "names.json")
+        prepare(source, folder / f"shards-{name}", Plan(size=size))
+    (folder / "done").touch()
+
+
+def get_config(name=None):
+    """One task for each format."""
+    if not (FOLDER / "done").exists():
+        write(FOLDER)
+    config = common.base()
+    config.text_codec.update({"name": "text:Bytes"})
+    with config.unlocked():
+        config.vision = {"name": "vision:Pixels", "size": 224, "patch": 14}
+    names = str(FOLDER / "imagenet" / "names.json")
+    tfds = {"name": "tfds:ClassPromptToImage", "folder": str(FOLDER / "tfds" / "mini" / "1.0.0")}
+    prompt = {"name": "imagenet:ClassPromptToImage", "size": SIZE, "prompt_length": 64, "names": names}
+    caption = {"size": SIZE, "length": 128}
+    chat = {"name": "chats:ChatToText", "length": 2048, "folder": str(FOLDER / "chats")}
+    data = {
+        "ImageNet, folders": prompt | {"folder": str(FOLDER / "imagenet" / "train")},
+        "ImageNet, shards": prompt | {"records": str(FOLDER / "shards-whole")},
+        "ImageNet, shards of 256 pixels": prompt | {"records": str(FOLDER / "shards-small")},
+        "ImageNet, TFDS": prompt | tfds,
+        "JourneyDB": caption | {"name": "journeydb:CaptionToImage", "images": str(FOLDER / "journeydb" / "imgs"),
+                                "annotations": str(FOLDER / "journeydb" / "train_anno.jsonl")},
+        "tar shards": caption | {"name": "tars:CaptionToImage", "folder": str(FOLDER / "tars")},
+        "LLaVA": {"name": "llava:PictureChatToText", "annotations": str(FOLDER / "llava" / "llava_mix665k.json"),
+                  "images": str(FOLDER / "llava" / "images"), "head_length": 32, "length": 256},
+        "UltraChat": chat,
+    }  # fmt: skip
+    for task, options in data.items():
+        drawn = task not in ("LLaVA", "UltraChat")
+        text = common.next_token("text" if task == "UltraChat" else "rest")
+        config.tasks[task] = {"share": 1.0, "data": options, "objectives": {"o": common.denoise() if drawn else text}}
+    return common.variant(config, name)
