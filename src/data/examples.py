@@ -23,8 +23,10 @@ from src.common.strict_json import parse_json
 from src.data.ledger import BadRow
 from src.data.moments import check_moments
 from src.data.rows import RowTask, check_split
+from src.data.tables import cached_table, stamp
 
 LINE_BYTES = 4 << 20  # longer lines are not read
+KEPT = 1 << 26  # bytes of a file from which on the places of its lines are kept in the cache
 MARKER = "<image>"
 
 
@@ -55,7 +57,11 @@ class LineFile:
     def __init__(self, path: epath.Path, name: str = ""):
         self.name = name or path.name
         self.path = local_copy(path)
-        self.ends = line_ends(self.path)
+        large = self.path.stat().st_size > KEPT
+        self.ends = cached_table("lines", [stamp(self.path)], self._find) if large else self._find()
+
+    def _find(self) -> np.ndarray:
+        return line_ends(self.path)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -153,12 +159,13 @@ class ExampleTask(RowTask):
     """A task over a source of files, or over shards that `tools.prepare` made of it.
 
     records    a folder of such shards, read instead of the source's own files
-    held_out   how many of the last rows are the split "test"
+    held_out   how many rows are the split "test": the last ones, or, with `spread`, some all over the source
 
     The source is opened at the first row, so that spec and `fake` work without it. Subclasses say how (`open`).
     """
 
     kind: ClassVar[str] = "captions"
+    spread: ClassVar[bool] = False
 
     def __init__(self, *, records: str | os.PathLike[str] = "", held_out: int = 0):
         if held_out < 0:
@@ -210,7 +217,18 @@ class ExampleTask(RowTask):
 
     def example(self, split: str, index: int) -> Example:
         """The example of a row. Raises BadRow."""
-        return self.examples[index + (self.rows("train") if split == "test" else 0)]
+        return self.examples[self.place(split, index)]
+
+    def place(self, split: str, index: int) -> int:
+        """Number of a row in the source."""
+        if not self.held_out:
+            return index
+        if not self.spread:
+            return index + (self.rows("train") if split == "test" else 0)
+        held = (2 * np.arange(self.held_out) + 1) * len(self.examples) // (2 * self.held_out)
+        if split == "test":
+            return int(held[index])
+        return index + int(np.searchsorted(held - np.arange(self.held_out), index, side="right"))
 
 
 def given(value: str | os.PathLike[str], option: str, task: str) -> epath.Path:

@@ -147,6 +147,7 @@ class _Classes(ExampleTask):
     """Rows of a class and an image, by whatever `source` subclasses name."""
 
     kind = "classes"
+    spread = True  # rows are sorted by class
     source: Any = ImageFolders
 
     def __init__(self, folder, size, *, names, ambiguous, channels, records, held_out):
@@ -173,7 +174,7 @@ class ClassPromptToImage(_Classes, ClassPrompts):
     """Class name -> image in [-1, 1], its centre of `size` x `size` pixels, with `ClassPrompts` around it.
 
     names      file of the classes' names (prepared shards have names of their own)
-    records    shards that `tools.prepare` made, read instead of `folder`; `held_out`: the last rows are "test"
+    records    shards that `tools.prepare` made, read instead of `folder`; `held_out` rows are "test"
     phrases    fixed | official | released: see `PHRASES`
     """
 

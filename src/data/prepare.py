@@ -53,7 +53,7 @@ class Plan:
     check     pictures are decoded, so that those that cannot be read are left out now (with a size they always are)
     """
 
-    rows: int = 1000
+    rows: int = 5000
     size: int = 0
     check: bool = True
 

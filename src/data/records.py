@@ -31,6 +31,7 @@ from src.data.moments import Moments, moments_of_manifest
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+OPEN = 256  # shards at a time
 OPTIONS = "group_size:1"  # a record has its own checksum: damage spoils no other
 
 
@@ -53,8 +54,7 @@ class Shards:
         self.moments: Moments | None = schema["moments"]
         self.names = [shard["name"] for shard in shards]
         self._starts = np.cumsum([0, *(shard["rows"] for shard in shards)])
-        self._readers: dict[int, Any] = {}
-        self._lock = threading.Lock()
+        self._readers = Readers()
         wrong = [f"{shard['name']} {reason}" for shard in shards if (reason := self._flaw(**shard))]
         if wrong:
             raise ValueError(
@@ -69,13 +69,7 @@ class Shards:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         record = index - int(self._starts[shard])
         where = f"{self.names[shard]} record {record}"
-        with self._lock:
-            try:
-                if shard not in self._readers:
-                    self._readers[shard] = open_shard(local_copy(self.folder / self.names[shard]))
-                data = self._readers[shard].read([record])[0]
-            except RuntimeError as error:
-                raise BadRow("the record is damaged", where, error) from error
+        data = self._readers.read(self.folder / self.names[shard], record, where)
         end = 4 + int.from_bytes(data[:4], "little")
         if end > min(len(data), LINE_BYTES):
             raise BadRow("the record is cut off", where, f"{len(data)} of {end} bytes")
@@ -173,6 +167,26 @@ def write_shards(
         name = f"{number:05d}.arrayrecord"
         shards.append({"name": name} | write_shard(target / name, part))
     return write_manifest(target, shards, schema={"kind": "captions"})
+
+
+class Readers:
+    """Open shards, shared by threads: the last `OPEN` that were read."""
+
+    def __init__(self) -> None:
+        self._open: dict[epath.Path, Any] = {}
+        self._lock = threading.Lock()
+
+    def read(self, path: epath.Path, record: int, where: str) -> bytes:
+        """One record of a shard. Raises BadRow."""
+        with self._lock:
+            try:
+                reader = self._open.pop(path, None) or open_shard(local_copy(path))
+                self._open[path] = reader  # the last one
+                if len(self._open) > OPEN:
+                    close_shard(self._open.pop(next(iter(self._open))))
+                return reader.read([record])[0]
+            except RuntimeError as error:
+                raise BadRow("the record is damaged", where, error) from error
 
 
 def open_shard(path: Any) -> Any:

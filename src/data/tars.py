@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import tarfile
-import threading
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -58,8 +57,6 @@ class Tars:
                 " copy them again, and unpack .gz and the like"
             )
         self._table = np.concatenate(tables)
-        self._files: dict[int, int] = {}
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -87,11 +84,8 @@ class Tars:
         return Example(where, told, self._read(shard, row[IMAGE], row[IMAGE_SIZE]))
 
     def _read(self, shard: int, start: Any, size: Any) -> bytes:
-        with self._lock:
-            if shard not in self._files:
-                self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
-        # One call that leaves the file's position alone: threads share it.
-        return os.pread(self._files[shard], int(size), int(start))
+        with open(self._paths[shard], "rb", buffering=0) as file:  # thousands of archives cannot all stay open
+            return os.pread(file.fileno(), int(size), int(start))
 
     def _name(self, shard: int, row: np.ndarray) -> str:
         """The name in the header before the example's first file, as far as it fits there."""

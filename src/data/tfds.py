@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from src.data import imagenet, pictures
 from src.data.examples import Example, given
 from src.data.imagenet import named_classes
 from src.data.ledger import BadRow
-from src.data.records import close_shard, open_shard
+from src.data.records import Readers, close_shard, open_shard
 
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 LABELS = 1 << 24  # bytes of a file of class names
@@ -60,7 +59,7 @@ class Tfds:
             raise ValueError(f"the data set {os.fspath(folder)!r} has no {listed(missing)}: it has {listed(features)}")
         self.classes = named_classes(self._ids(), names, ambiguous) if label else []
         self._starts = np.cumsum([0, *(rows for _, rows in shards)])
-        self.names, self._readers, self._lock = [name for name, _ in shards], {}, threading.Lock()
+        self.names, self._readers = [name for name, _ in shards], Readers()
         wrong = [name for name, rows in shards if not self._sound(name, rows)]
         if wrong:
             raise ValueError(
@@ -89,13 +88,7 @@ class Tfds:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         record = index - int(self._starts[shard])
         where = f"{self.names[shard]} record {record}"
-        with self._lock:
-            try:
-                if shard not in self._readers:
-                    self._readers[shard] = open_shard(local_copy(self.folder / self.names[shard]))
-                data = self._readers[shard].read([record])[0]
-            except RuntimeError as error:
-                raise BadRow("the record is damaged", where, error) from error
+        data = self._readers.read(self.folder / self.names[shard], record, where)
         values = parse_record(data, where)
         told: dict[str, Any] = {}
         if self._label:

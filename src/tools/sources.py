@@ -31,7 +31,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_string("source", None, "A source of src/data, e.g. imagenet:ImageFolders.", **common)
     flags.DEFINE_multi_string("set", [], "--source: an option, name=value.", **common)
     flags.DEFINE_string("out", None, "The folder of the shards.", **common)
-    flags.DEFINE_integer("rows", 1000, "Rows of the source for each shard.", 1, **common)
+    flags.DEFINE_integer("rows", 5000, "Rows of the source for each shard.", 1, **common)
     flags.DEFINE_float("max_bad_share", 0.05, "Stop when a larger share of the rows is bad, …", 0, 1, **common)
     flags.DEFINE_integer("max_bad_least", 10, "… and at least so many.", 0, **common)
     return values

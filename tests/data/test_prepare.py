@@ -140,6 +140,7 @@ def test_stopped_work_goes_on_and_gives_the_same_bytes(tmp_path):
         prepare(partial(pictures.Lines, epath.Path(other)), tmp_path / "o", Plan(rows=3), ledger=ledger("o"))
     said = []
     again = prepare(opened, tmp_path / "o", Plan(rows=3), ledger=ledger("o"), say=lambda *told: said.append(told))
+    assert not list((tmp_path / "o").glob(".*"))
     assert again == whole and said[0] == (3, 7, 9) and said[-1] == (7, 7, 20)
     now = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "o").glob("*.arrayrecord")}
     assert {name for name in kept if kept[name] != now[name]} == {"00001.arrayrecord"}

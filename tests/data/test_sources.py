@@ -121,6 +121,18 @@ def test_class_names_are_given_and_told_apart(tmp_path):
         imagenet.ClassToImage(8, 5, folder=folder).rows("train")
 
 
+def test_held_out_images_are_of_all_classes_and_never_trained_on(tmp_path):
+    folder, _ = formats.make_imagenet(tmp_path, each=4)
+    whole = [imagenet.ClassToImage(8, 5, folder=folder).read("train", i)["image"].tobytes() for i in range(20)]
+    for held in (1, 5, 7, 19):
+        task = imagenet.ClassToImage(8, 5, folder=folder, held_out=held)
+        parts = [[task.read(split, i) for i in range(task.rows(split))] for split in ("train", "test")]
+        assert [len(part) for part in parts] == [20 - held, held]
+        train, test = ([whole.index(row["image"].tobytes()) for row in part] for part in parts)
+        assert sorted(train + test) == list(range(20)) and train == sorted(train) and test == sorted(test)
+        assert held < 5 or {int(row["label"]) for row in parts[1]} == set(range(5))
+
+
 def test_an_epoch_is_one_permutation_of_a_source_for_any_number_of_processes(tmp_path):
     folder, _ = formats.make_imagenet(tmp_path, each=4)  # 20 images
     whole = Stream(imagenet.ClassToImage(8, 5, folder=folder, drop=0), 4, 3)
