@@ -7,14 +7,17 @@ import io
 import os
 import pathlib
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from absl import logging
 
 from src.common.files import cache_folder, write_whole
 from src.common.npy import read_npy
 
 VERSION = 1  # of what the tables mean
+LONG = 5.0  # seconds that are worth a word
 _LOCK = threading.Lock()
 
 
@@ -32,7 +35,10 @@ def cached_table(what: str, key: Iterable[str], make: Callable[[], np.ndarray]) 
         try:
             return read_npy(path, mapped=True)
         except (OSError, ValueError):
+            began = time.monotonic()
             table = make()
+            if (seconds := time.monotonic() - began) > LONG:
+                logging.info("looked through %s in %.0f s; the cache keeps what was found", what, seconds)
         data = io.BytesIO()
         np.save(data, table)
         try:

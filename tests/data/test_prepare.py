@@ -213,3 +213,21 @@ def test_killed_work_of_several_processes_goes_on(tmp_path):
     print(f"{kills} kills")
     again = json.loads((tmp_path / "o" / "manifest.json").read_text())
     assert kills and again["shards"] == whole["shards"]
+
+
+def test_data_of_a_bucket_become_shards_in_a_bucket(tmp_path, bucket):
+    local = {"imagenet": formats.make_imagenet(tmp_path / "i", each=2)[0], "tars": formats.make_tars(tmp_path / "t")}
+    for name, folder in local.items():
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            epath.Path(f"gs://b/{name}/{path.relative_to(folder)}").write_bytes(path.read_bytes())
+    makers = {
+        "imagenet": (partial(imagenet.ClassToImage, SIZE, 5), "folder"),
+        "tars": (partial(tars.CaptionToImage, CODEC, SIZE, 32), "folder"),
+    }
+    for name, (make, option) in makers.items():
+        here, there = make(**{option: local[name]}), make(**{option: f"gs://b/{name}"})
+        assert contents(here) == contents(there)
+        prepare(there.open, f"gs://b/{name}-shards", Plan(rows=3), name=name)
+        assert contents(make(records=f"gs://b/{name}-shards")) == contents(here)
+        left = {p.name for p in epath.Path(f"gs://b/{name}-shards").iterdir()}
+        assert all(n == "manifest.json" or n.endswith(".arrayrecord") for n in left)

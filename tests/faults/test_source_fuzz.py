@@ -1,0 +1,92 @@
+"""Damaged and hostile files of the sources: what is wrong is one sentence or a bad row, and no other row changes."""
+
+import json
+import random
+
+import pytest
+from etils import epath
+
+from src.codecs.text import Bytes
+from src.data import chats, journeydb, llava, tars, tfds
+from src.data.ledger import BadRow
+from src.models.vision import Pixels
+from tests import formats
+
+pytestmark = pytest.mark.faults
+CODEC = Bytes()
+
+
+def made(folder):
+    """(files that are damaged, how they are opened, rows that one byte may change) by format."""
+    (anno, images), (talk, seen) = formats.make_journeydb(folder / "j"), formats.make_llava(folder / "l")
+    archives, split, talks = (formats.make_tars(folder / "t"), formats.make_tfds(folder / "f"),
+                              formats.make_ultrachat(folder / "u"))  # fmt: skip
+    shards = sorted(split.glob("mini-*"))
+    labelled = lambda: tfds.ClassToImage(size=8, classes=5, folder=split)
+    shown = lambda: llava.PictureChatToText(CODEC, Pixels(8, 4), 24, 96, annotations=talk, images=seen)
+    journey = lambda: journeydb.CaptionToImage(CODEC, 8, 64, annotations=anno, images=images)
+    return {
+        "journey": ([anno, *sorted(images.rglob("*.jpg"))], journey, 2),
+        "llava": ([talk, *sorted(seen.rglob("*.jpg"))], shown, 8),
+        "chats": (sorted(talks.iterdir()), lambda: chats.ChatToText(CODEC, 64, folder=talks), 2),
+        "split": (sorted(talks.iterdir()), lambda: chats.ChatToText(CODEC, 40, folder=talks, too_long="split"), 8),
+        "tars": (sorted(archives.iterdir()), lambda: tars.CaptionToImage(CODEC, 8, 32, folder=archives), 4),
+        "tfds": (shards, labelled, 1),
+        "tfds description": ([split / "dataset_info.json", split / "features.json"], labelled, 7),
+    }
+
+
+def contents(task):
+    found = []
+    for row in range(task.rows("train")):
+        try:
+            found.append(b"".join(leaf.tobytes() for leaf in task.read("train", row).values()))
+        except BadRow:
+            found.append(None)
+    return found
+
+
+@pytest.mark.parametrize("name", ["journey", "llava", "chats", "split", "tars", "tfds", "tfds description"])
+def test_damaged_files_are_told_and_spoil_nothing_else(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    paths, opened, most = made(tmp_path)[name]
+    sound, draw = contents(opened()), random.Random(0)
+    counts = {"refused": 0, "changed": 0, "same": 0}
+    for _ in range(400):
+        path = draw.choice(paths)
+        kept = path.read_bytes()
+        data = bytearray(kept)
+        places = [i for i, byte in enumerate(data) if byte] if name in ("tars", "tfds") else range(len(data))
+        kind = draw.randrange(4)
+        for _ in range(1 if kind < 2 else 8):
+            data[draw.choice(places)] = draw.choice((0, 34, 44, 91, 92, 93, 123, 125, 255, draw.randrange(256)))
+        path.write_bytes(data[: draw.randrange(len(data))] if kind == 3 else data)
+        try:
+            found = contents(opened())
+            changed = sum(a != b for a, b in zip(sound, found, strict=False)) if len(found) == len(sound) else 0
+            assert kind >= 2 or changed <= most, (path, changed)
+            counts["changed" if found != sound else "same"] += 1
+        except (ValueError, OSError) as error:
+            assert "\n" not in str(error)
+            counts["refused"] += 1
+        path.write_bytes(kept)
+    print(name, counts)
+    assert contents(opened()) == sound and counts["refused"] + counts["changed"] > 50
+
+
+def test_records_of_strangers_are_bad_rows(tmp_path):
+    """Any bytes in the place of a tf.train.Example."""
+    draw = random.Random(0)
+    whole = formats.tf_example({"image": [b"x" * 40], "label": [3], "captions/text": [b"fox"]})
+    for _ in range(20_000):
+        data = bytearray(whole)
+        for _ in range(draw.randrange(1, 5)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        try:
+            values = tfds.parse_record(bytes(data), "")
+            assert all(isinstance(v, list) for v in values.values())
+        except BadRow:
+            continue
+    with pytest.raises((ValueError, OSError)):
+        (tmp_path / "dataset_info.json").write_text(json.dumps({"fileFormat": "array_record", "splits": 7}))
+        tfds.Tfds(epath.Path(tmp_path))
