@@ -75,8 +75,9 @@ def write(values: flags.FlagValues, config: Any, plan: Any, processes: int = 1) 
     except TooManyBadRowsError as error:
         raise ValueError(str(error).replace("data.max_bad.share", "--max_bad_share")) from error
     bad = f"; {manifest['bad_rows']:,} bad rows are in {out}/skipped.jsonl" if manifest["bad_rows"] else ""
-    size = sum(shard["bytes"] for shard in manifest["shards"])
-    print(f"{manifest['rows']:,} rows in {len(manifest['shards'])} shards, {size / 1e9:.3g} GB, in {out}{bad}")
+    size, count = sum(shard["bytes"] for shard in manifest["shards"]), len(manifest["shards"])
+    shards = f"{count:,} shard{'s' if count > 1 else ''}"
+    print(f"{manifest['rows']:,} rows in {shards}, {size / 1e9:.3g} GB, in {out}{bad}")
 
 
 def open_source(values: flags.FlagValues, config: Any) -> tuple[str, Any]:
