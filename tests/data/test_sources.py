@@ -266,6 +266,16 @@ def test_llava_rows_have_the_picture_where_its_marker_was(tmp_path):
         == "the chat is too long"
     )
 
+    later = [("human", "Hi"), ("gpt", "Hello."), ("human", "<image>\nWhat?"), ("gpt", "Fox.")]
+    element = {"image": "coco/0.jpg", "conversations": [{"from": who, "value": text} for who, text in later]}
+    (tmp_path / "later.json").write_text(json.dumps([element]))
+    options["annotations"] = tmp_path / "later.json"
+    found = rows_of(llava.PictureChatToText(head_length=24, length=96, **options))
+    assert (pairs(found["head"], 0), pairs(found["rest"], 0)) == ("<s>HiHello.</s><s><i>", "</i>\nWhat?[Fox.</s>]")
+    found = rows_of(llava.PictureChatToText(head_length=24, length=96, **options, marks=False, train_on_source=True))
+    assert (pairs(found["head"], 0), pairs(found["rest"], 0)) == ("<s>[HiHello.</s><s>]", "[\nWhat?Fox.</s>]")
+
+    options["annotations"] = path
     (images / "coco" / "1.jpg").unlink()
     batch = next(ordered(llava.PictureChatToText(head_length=24, length=96, held_out=7, **options), "test", 8))
     assert batch["picture"].valid.tolist() == [False, True, False, True, True, True, False, False]
