@@ -140,8 +140,8 @@ class ChatToText(ExampleTask):
 
     turns            all | last: all questions with their answers, or only the last pair (as published)
     too_long         what happens to longer chats: `cut` (their beginning is used), `split` (several rows, each of whole
-                     questions with answers and of at most 3 · length characters; what is longer is cut), `skip` (bad
-                     rows)
+                     questions with answers and of at most 3 · length characters, what is longer is cut; records hold
+                     such rows if they were prepared so), `skip` (bad rows)
     train_on_source  the loss is on the questions, too (as published)
     template         "### Human: " and "### Assistant: " before the turns
     question         tokens of a question with its <s>, longer ones are cut (published: 128); 0: any number
@@ -173,8 +173,8 @@ class ChatToText(ExampleTask):
             raise ValueError(
                 f"question={question}, length={length} is not possible: use 0 or more, and at least 3 tokens"
             )
-        if too_long == "split" and (turns == "last" or records):
-            raise ValueError("too_long='split' does not go with turns='last' or records: split when they are prepared")
+        if too_long == "split" and turns == "last":
+            raise ValueError("too_long='split' does not go with turns='last': use turns='all'")
         self.codec, self.folder, self.turns, self.too_long = codec, folder, turns, too_long
         self.train_on_source, self.template, self.question = train_on_source, template, question
         self.segments = (Segment("text", "text", length),)
