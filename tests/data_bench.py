@@ -11,6 +11,7 @@ import tempfile
 import numpy as np
 
 from configs import common
+from src.codecs.text import train_sentencepiece
 from src.data.prepare import Plan, prepare
 from tests import formats
 
@@ -37,9 +38,11 @@ def write(folder):
     formats.make_llava(folder / "llava", rows=300)
     formats.make_tars(folder / "tars", each=150)
     formats.make_tfds(folder / "tfds", rows=300)
-    words = np.array(["the", "of", "and", "to", "in", "is", "that", "it", "for", "as", "with", "was", "on", "which"])
     rng = np.random.default_rng(0)
-    talk = lambda n: " ".join(words[rng.integers(len(words), size=n)])
+    letters = np.array([*"aaabcdeeeefghiiijklmnnooopqrrsstttuuvwxyz"])
+    words = np.array(["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(5000)])
+    talk = lambda n: " ".join(words[(5000 * rng.random(n) ** 3).astype(int)])  # some words are frequent
+    train_sentencepiece([talk(200) for _ in range(1000)], 4000, folder / "tokenizer.model", byte_fallback=True)
     (folder / "chats").mkdir()
     lines = [json.dumps({"data": [talk(40 if t % 2 == 0 else 200) for t in range(8)]}) for _ in range(3000)]
     (folder / "chats" / "train_0.jsonl").write_text("\n".join(lines) + "\n")
@@ -58,7 +61,7 @@ def get_config(name=None):
     if not (FOLDER / "done").exists():
         write(FOLDER)
     config = common.base()
-    config.text_codec.update({"name": "text:Bytes"})
+    config.text_codec.update({"name": "text:SentencePiece", "path": str(FOLDER / "tokenizer.model")})
     with config.unlocked():
         config.vision = {"name": "vision:Pixels", "size": 224, "patch": 14}
     names = str(FOLDER / "imagenet" / "names.json")
