@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -89,16 +90,24 @@ def pixels_of(
     """The centre of an example's image, `shape` (size, size, C), or its moments, float16. Raises BadRow."""
     if shape[2] not in PICTURES:
         return moments_of(example.image, shape, example.where)
+    return fitted(example, shape[2], lambda pixels: crop(pixels, shape[0]))
+
+
+def fitted(example: Example, channels: int, fit: Callable[[np.ndarray], Any]) -> Any:
+    """What `fit` makes of the pixels [h, w, channels] of an example's image, where it may raise ValueError.
+
+    Raises BadRow.
+    """
     try:
         if example.image is None:
             raise FileNotFoundError
-        pixels = read_image(example.image, channels=shape[2])
+        pixels = read_image(example.image, channels=channels)
     except FileNotFoundError as error:
         raise BadRow("the image is missing", example.where, example.image or "") from error
     except (ValueError, OSError) as error:
         raise BadRow("the image cannot be read", example.where, error) from error
     try:
-        return crop(pixels, shape[0])
+        return fit(pixels)
     except ValueError as error:
         raise BadRow("the image is too narrow", example.where, error) from error
 
@@ -159,12 +168,21 @@ class _Pictures(ExampleTask):
         ids = self._encode(self.phrase.format(caption_of(example.told, example.where, self.text)), example.where)
         filled = np.full(self.room, self.codec.pad, np.int32)
         filled[: len(ids)] = ids
-        return {"image": pixels_of(example, self.image_shape), "ids": filled, "used": np.asarray(len(ids))}
+        return self._image_of(example) | {"ids": filled, "used": np.asarray(len(ids))}
 
     def blank(self) -> dict[str, np.ndarray]:
         """Arrays of the same shapes for a row that was refused."""
         none = np.zeros(self.room, np.int32)
         return {"image": blank_image(self.image_shape), "ids": none, "used": np.asarray(0)}
+
+    def _image_of(self, example: Example) -> dict[str, np.ndarray]:
+        if self.image_shape[2] not in PICTURES:
+            return {"image": moments_of(example.image, self.image_shape, example.where)}
+        return fitted(example, self.image_shape[2], self.fit)
+
+    def fit(self, pixels: UInt8[np.ndarray, "h w C"]) -> dict[str, np.ndarray]:
+        """The array `image` of the task's shape. Raises ValueError for an image that is too narrow."""
+        return {"image": crop(pixels, self.image_shape[0])}
 
     def _encode(self, caption: str, where: str) -> list[int]:
         """Ids of the text segment: its first token, the caption, its last token."""
