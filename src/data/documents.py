@@ -279,10 +279,13 @@ class Documents(RowTask):
     ) -> dict[str, Field]:
         """Fields of the rows: `text`, `image`, `picture` as there are such, and `places`."""
         valid = (extra["kind"] == spans.TEXT) | (extra["kind"] == spans.WORDS)
+        loss = extra["loss"].copy()
         if uniforms is not None and self.drop:
-            padded = np.pad(uniforms < self.drop, ((0, 0), (1, 0)))
-            valid &= ~np.take_along_axis(padded, extra["owner"], axis=1)
-        fields: dict[str, Field] = {"text": TokenField(extra["ids"], valid, extra["loss"] & valid)}
+            left_out = np.pad(uniforms < self.drop, ((0, 0), (1, 0)))
+            left_out = np.take_along_axis(left_out, extra["owner"], axis=1)
+            valid &= ~left_out
+            loss[:, 1:] &= ~left_out[:, :-1]  # nothing predicts what follows
+        fields: dict[str, Field] = {"text": TokenField(extra["ids"], valid, loss & valid)}
         begins = {f: extra[f"{f}_begins"] for f in FIELDS if f in extra}
         if "image" in extra:
             fields["image"] = ImageField(extra["image"].astype(np.float32) / 127.5 - 1, begins["image"] >= 0)

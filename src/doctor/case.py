@@ -73,7 +73,8 @@ def foretold(layout: Layout, batch: Batch, name: str) -> np.ndarray:
     """Which tokens of a text segment have a place before them that predicts them, `[B, N]` bool."""
     seen = row_valid(layout, batch)
     if isinstance(layout, Document):
-        return np.asarray(layout.before(seen[..., None], seen, placed(layout, batch)[0])[1])
+        nothing = jnp.zeros((*seen.shape, 1))
+        return np.asarray(layout.before(nothing, jnp.asarray(seen), placed(layout, batch)[0])[1])
     where = layout.slices()[name]
     return np.pad(seen, [(0, 0), (1, 0)])[:, where]
 

@@ -1,0 +1,125 @@
+"""A system that learns from packed documents: text, images that are drawn and images that are understood."""
+
+import contextlib
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from src.build import build_system
+from src.common.writers import JsonLines
+from src.doctor.case import open_case
+from src.doctor.checks import SCREENS
+from src.doctor.data import spec
+from src.doctor.mode import consult
+from src.train import loop
+from src.train.checkpoint import Checkpointer
+from src.train.first_bad import Finder
+from src.train.trainer import make_trainer, open_data
+from tests.data.test_documents import corpus
+from tests.train.test_step import close, logged
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return corpus(tmp_path_factory.mktemp("data") / "documents", 48)
+
+
+def config_of(folder, mesh=(1, 1, 1, 1), **changes):
+    config = common.base()
+    config.text_codec.name = "text:Bytes"
+    config.patch.size = 4
+    data = {"name": "documents:Documents", "folder": str(folder), "length": 48, "images": 2, "pictures": 2, "size": 8}
+    config.tasks = {
+        "documents": {
+            "share": 1.0,
+            "data": data | {"drop": 0.2, "prompt": 16},
+            "objectives": {"diffusion": common.denoise(), "text": common.next_token("text", weight=0.5)},
+        }
+    }
+    with config.unlocked():
+        config.vision = {"name": "vision:Pixels", "size": 8, "patch": 4}
+    config = common.debug(config)
+    config.batch, config.steps, config.log.every, config.sharding.min_size = 16, 6, 1, 1
+    config.checkpoint.every, config.model.trunk.kv_heads = 3, 2
+    config.mesh.update(dict(zip(("data", "fsdp", "tensor", "context"), mesh, strict=True)))
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def told(findings):
+    return [str(f) for f in findings if f.severity != "note"]
+
+
+def test_a_system_of_packed_documents_fits_together_and_is_found_healthy(folder):
+    system = build_system(config_of(folder))
+    assert system.tasks["documents"].layout.time and system.predictor.tasks["documents"][1].length == 16 + 1 + 4
+    trainer = make_trainer(system, jax.devices()[:1])
+    with contextlib.closing(open_data(trainer)) as data:
+        batch = trainer.place(next(data), 0)
+    case = open_case(trainer, batch)
+    found = [f for check in (spec, *SCREENS) for f in check(case)]
+    assert told(found) == []
+    assert any("reads picture and predicts image and text" in str(f) for f in found), found
+
+    bare = {t: dict(fields) for t, fields in case.batch.items()}
+    field = bare["documents"]["picture"]
+    bare["documents"]["picture"] = field.replace(valid=np.zeros_like(field.valid))
+    text = bare["documents"]["text"]
+    first = np.diff(bare["documents"]["places"].segment, axis=1, prepend=0) > 0
+    bare["documents"]["text"] = text.replace(loss=text.loss | first & text.valid)
+    found = [f for check in SCREENS for f in check(open_case(trainer, bare))]
+    assert len(told(found)) == 2 and f"{first.sum()} tokens in text" in told(found)[0]
+    assert "no row of the first batch of task documents has one of its 2 images in picture" in told(found)[1]
+
+
+def run(folder, data, mesh=(1, 1, 1, 1), **changes):
+    """Trains and returns the state and the lines of the log."""
+    folder.mkdir(exist_ok=True)
+    system = build_system(config_of(data, mesh, **changes))
+    trainer = make_trainer(system, jax.devices()[: math.prod(mesh)])
+    checkpoints = Checkpointer(str(folder), every=system.config.checkpoint.every)
+    with contextlib.closing(checkpoints):
+        state, _ = loop.train(trainer, checkpoints, JsonLines(folder / "log.jsonl"), 0.0)
+    return jax.device_get((state.params, state.ema)), logged(folder)
+
+
+def losses(lines):
+    return [{k: v for k, v in line.items() if k.startswith(("loss", "grad_norm"))} for line in lines]
+
+
+@pytest.mark.faults
+def test_any_mesh_learns_the_same_and_a_resumed_run_is_the_same_run(folder, tmp_path):
+    weights, lines = run(tmp_path / "one", folder)
+    assert len(lines) == 6 and {"loss/documents/diffusion/mse", "loss/documents/text/nats"} <= lines[0].keys()
+    nats = [line["loss/documents/text/nats"] for line in lines]
+    assert nats[-1] < nats[0]
+    run(tmp_path / "two", folder, steps=3)
+    again, resumed = run(tmp_path / "two", folder)
+    assert resumed == lines
+    jax.tree.map(np.testing.assert_array_equal, again, weights)
+    for mesh, changes in (((2, 4, 1, 1), {}), ((1, 2, 2, 2), {}), ((2, 1, 1, 1), {"accumulate": 2})):
+        other, found = run(tmp_path / str(mesh), folder, mesh, **changes)
+        close(losses(found), losses(lines), rtol=3e-4, atol=1e-5)
+        close(other, weights, rtol=0, atol=3e-4)
+
+
+@pytest.mark.faults
+def test_the_doctor_and_the_search_for_bad_values_know_packed_rows(folder):
+    system = build_system(config_of(folder))
+    report = consult(system, steps=3, devices=jax.devices()[:1])
+    assert "rehearsal: 3 steps" in report.text and "errors" in report.text and "doctor: 0 errors" in report.text
+    trainer = make_trainer(system, jax.devices()[:1])
+    with contextlib.closing(open_data(trainer)) as data:
+        batch = trainer.place(next(data), 0)
+    params = trainer.init_params()
+    find = lambda: Finder(trainer).find(params, batch, 0, {})
+    assert find() == ""
+    params["image_head"]["linear"]["kernel"] = params["image_head"]["linear"]["kernel"] + 3e38
+    assert re.match(r"head: task documents, diffusion, image prediction, row 0, 1, 2", find())
+    images = system.predictor.with_params(trainer.init_params()).draw("documents", words=["draw 3", "a"])
+    assert images.shape == (2, 8, 8, 3)
