@@ -159,6 +159,8 @@ def build_task(name: str, data: Any, codec: Any, frozen: Frozen, config: Any) ->
         task = cls(**{k: v for k, v in extra.items() if k in accepted}, **options)
         if frozen.image and task.image_shape and "patch" in accepted:
             scale = task.image_shape[0] // frozen.image.shape(task.image_shape)[0]
+            if scale > 1 and hasattr(task, "buckets"):
+                raise ValueError("pictures in buckets cannot be encoded in a run: leave image_codec.name empty")
             if scale > 1:  # the patches are those of the latents
                 extra["patch"] *= scale
                 task = cls(**{k: v for k, v in extra.items() if k in accepted}, **options)
@@ -269,6 +271,7 @@ def build_predictor(
         tasks=tasks,
         encode=patch.encode if patch else _no_images,
         decode=patch.decode if patch else _no_images,
+        shaped=lambda grid: patch.shaped(grid).decode if patch else _no_images,
         codec=codec,
         image=image,
         text=text,

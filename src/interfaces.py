@@ -46,10 +46,14 @@ class ImageField:
 
     `valid` is False for rows that no objective may count, whatever their values, and that a vision segment leaves
     empty; None: all rows count. A packed row has several images: `*B` is then B, M.
+
+    `grid`, in buckets of aspect ratios: rows and columns of each image's patches. They lie in their order in `values`,
+    which has one shape for all (`codecs/buckets.py`). None: as `values` are.
     """
 
     values: Float[Array, "*B height width C"] | Float[Array, "*B N F"]
     valid: Bool[Array, "*B"] | None = None
+    grid: Int[Array, "*B 2"] | None = None
 
 
 @struct.dataclass
@@ -202,6 +206,7 @@ class View:
     labels   class index `[B]` or None
     places   of packed rows; their images are `[B, M, N, P]` with times `[B, M]`, their only `valid` `[B, S]` is that
              of all slots
+    grids    by image segment name: rows and columns of patches, `[B, 2]` or `[B, M, 2]`; absent: those of the model
     """
 
     inputs: dict[str, Array]
@@ -209,6 +214,7 @@ class View:
     times: dict[str, Array]
     labels: Array | None = None
     places: PlaceField | None = None
+    grids: dict[str, Array] | None = None
 
 
 @struct.dataclass

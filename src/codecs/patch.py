@@ -50,6 +50,15 @@ class Patch:
         """P, the length of one token."""
         return self.channels * self.size**2
 
+    def shaped(self, grid: tuple[int, int]) -> Patch:
+        """The codec of images in another grid of as many tokens, rows and columns (`codecs/buckets.py`).
+
+        Raises ValueError for a grid of another number of tokens.
+        """
+        if min(grid) < 1 or grid[0] * grid[1] != self.tokens:
+            raise ValueError(f"a grid of {grid[0]} x {grid[1]} has not {self.tokens} patches: give one that has")
+        return dataclasses.replace(self, height=grid[0] * self.size, width=grid[1] * self.size)
+
     def encode(self, values: Float[Array, "B height width C"]) -> Float[Array, "B N P"]:
         """Tokens of images.
 

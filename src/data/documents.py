@@ -38,6 +38,7 @@ from src.sequence.layout import Layout, Segment
 from src.sequence.packing import Packs, pack
 
 FIELDS = ("image", "picture")
+Loaded = dict[str, list[dict[str, np.ndarray]]]  # by field, of each of a document's images the arrays that a row keeps
 
 
 class Plan(NamedTuple):
@@ -219,9 +220,9 @@ class Documents(RowTask):
             raise BadRow(flaws[0].reason, flaws[0].where, detail, rest=row if examples else None)
         return row
 
-    def _load(self, found: Spans, where: str) -> dict[str, list[np.ndarray]]:
-        """The pixels of a document's images by field, as the row keeps them. Raises BadRow."""
-        out: dict[str, list[np.ndarray]] = {}
+    def _load(self, found: Spans, where: str) -> Loaded:
+        """A document's images. Raises BadRow."""
+        out: Loaded = {}
         for field in FIELDS:
             out[field] = []
             for name, _ in found.images[field]:
@@ -232,15 +233,17 @@ class Documents(RowTask):
                 try:
                     channels = self.image_shape[2] if field == "image" else self.vision.shape[2]
                     pixels = read_image(path, channels=channels)
-                    out[field].append(self._fit(pixels) if field == "image" else self.vision.preprocess(pixels))
+                    shown = field == "picture"
+                    out[field].append({field: self.vision.preprocess(pixels)} if shown else self.fit(pixels))
                 except FileNotFoundError as error:
                     raise BadRow("an image is missing", where, path) from error
                 except (ValueError, OSError) as error:
                     raise BadRow("an image cannot be read", where, error) from error
         return out
 
-    def _fit(self, pixels: np.ndarray) -> np.ndarray:
-        return crop(pixels, self.image_shape[0])
+    def fit(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """What a row keeps of an image that is generated. Raises ValueError for an image that is too narrow."""
+        return {"image": crop(pixels, self.image_shape[0])}
 
     def blank(self) -> dict[str, np.ndarray]:
         """A row without documents.
@@ -258,18 +261,19 @@ class Documents(RowTask):
             row |= {"picture": np.zeros((pictures, *self.vision.shape), np.float32)}
         return row | {f"{f}_begins": np.full(len(row[f]), -1, np.int32) for f in FIELDS if f in row}
 
-    def _row(self, examples: list[tuple[Spans, dict[str, list[np.ndarray]]]]) -> dict[str, np.ndarray]:
+    def _row(self, examples: list[tuple[Spans, Loaded]]) -> dict[str, np.ndarray]:
         """The arrays of a row that holds these examples."""
         row, at, count = self.blank(), 0, dict.fromkeys(FIELDS, 0)
-        for number, (found, pixels) in enumerate(examples):
+        for number, (found, loaded) in enumerate(examples):
             here = slice(at, at + len(found.ids))
             row["ids"][here], row["kind"][here], row["loss"][here] = found.ids, found.kind, found.loss
             row["segment"][here] = number + 1
             if found.images["image"]:
                 row["owner"][here] = np.where(found.kind == spans.WORDS, 1 + count["image"], 0)
             for field in FIELDS:
-                for (_, begin), values in zip(found.images[field], pixels[field], strict=True):
-                    row[field][count[field]], row[f"{field}_begins"][count[field]] = values, at + begin
+                for (_, begin), arrays in zip(found.images[field], loaded[field], strict=True):
+                    for name, values in (arrays | {f"{field}_begins": at + begin}).items():
+                        row[name][count[field]] = values
                     count[field] += 1
             at += len(found.ids)
         return row
@@ -288,7 +292,8 @@ class Documents(RowTask):
         fields: dict[str, Field] = {"text": TokenField(extra["ids"], valid, loss & valid)}
         begins = {f: extra[f"{f}_begins"] for f in FIELDS if f in extra}
         if "image" in extra:
-            fields["image"] = ImageField(extra["image"].astype(np.float32) / 127.5 - 1, begins["image"] >= 0)
+            values, there = extra["image"].astype(np.float32) / 127.5 - 1, begins["image"] >= 0
+            fields["image"] = ImageField(values, there, extra.get("image_grid"))
         if "picture" in extra:
             fields["picture"] = ImageField(extra["picture"], begins["picture"] >= 0)
         return fields | {"places": PlaceField(extra["segment"], begins)}
@@ -305,17 +310,21 @@ class Documents(RowTask):
     def _build(self, rows: list[dict[str, np.ndarray]]) -> dict[str, Field]:
         return self.build("train", np.arange(len(rows)), None, {k: np.stack([row[k] for row in rows]) for k in rows[0]})
 
-    def _invent(self, rng: np.random.Generator) -> Iterator[tuple[Spans, dict[str, list[np.ndarray]]]]:
-        """Examples for one row: a text, all images of a kind, a text; until nothing has room."""
+    def _invent(self, rng: np.random.Generator) -> Iterator[tuple[Spans, Loaded]]:
+        """Examples for one row: a text, all images, a text; until nothing has room."""
         room = self.room
+
+        def load(field: str) -> dict[str, np.ndarray]:
+            if field == "picture":
+                return {field: rng.normal(size=self.vision.shape).astype(np.float32)}
+            return self.fit(rng.integers(0, 256, self.image_shape).astype(np.uint8))
+
         while room.slots >= 5:
             text = [Part("text", rng.integers(0, self.codec.vocab_size, n).tolist(), True) for n in (1, 3)]
             fields = [field for field, most in zip(FIELDS, room[1:], strict=True) for _ in range(most)]
             images = [Part(field, None, False) for field in fields]
             found = spans.lay_out([[text[0], *images, text[1]]], self.codec, room, self._lengths)
-            shapes = {"image": self.image_shape, "picture": getattr(self.vision, "shape", None)}
-            draw = {"image": lambda s: rng.integers(0, 256, s), "picture": lambda s: rng.normal(size=s)}
-            yield found, {field: [draw[field](shapes[field]) for _ in found.images[field]] for field in FIELDS}
+            yield found, {field: [load(field) for _ in found.images[field]] for field in FIELDS}
             room = Room(*(have - taken for have, taken in zip(room, found.size, strict=True)))
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from src.common.activations import automatic_axes
-from src.models.layers import initializer, linear, sincos_2d
+from src.models.layers import initializer, linear, sincos_1d, sincos_2d
 
 
 class TokenEmbedder(nnx.Module):
@@ -50,7 +51,11 @@ def look_up(table: Float[Array, "V D"], ids: Int[Array, "*N"], dtype: Any) -> Fl
 
 
 class PatchEmbedder(nnx.Module):
-    """Patch features -> vectors: a linear layer, plus fixed 2-D sin-cos positions of the patch grid."""
+    """Patch features -> vectors: a linear layer, plus fixed 2-D sin-cos positions of the patch grid.
+
+    The grid is the same for all images, or, in buckets of aspect ratios, given for each: (rows, columns), whose product
+    is always N.
+    """
 
     def __init__(
         self,
@@ -65,8 +70,14 @@ class PatchEmbedder(nnx.Module):
         self.grid, self.width, self.dtype = tuple(grid), width, dtype
         self.linear = linear(features, width, init=init, bias=True, dtype=dtype, rngs=rngs)
 
-    def __call__(self, patches: Float[Array, "B N P"]) -> Float[Array, "B N D"]:
-        return self.linear(patches) + jnp.asarray(sincos_2d(*self.grid, self.width), self.dtype)
+    def __call__(self, patches: Float[Array, "B N P"], grid: Int[Array, "B 2"] | None = None) -> Float[Array, "B N D"]:
+        if grid is None:
+            return self.linear(patches) + jnp.asarray(sincos_2d(*self.grid, self.width), self.dtype)
+        tokens = np.arange(self.grid[0] * self.grid[1])
+        columns = jnp.maximum(grid[:, 1:], 1)  # where there is no image, there is none
+        table = jnp.asarray(sincos_1d(tokens, self.width), self.dtype)
+        places = jnp.concatenate([table[tokens % columns], table[tokens // columns]], axis=-1)
+        return self.linear(patches) + places
 
 
 class VisionEmbedder(nnx.Module):

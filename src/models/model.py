@@ -161,7 +161,8 @@ class Model(nnx.Module):
         if segment.kind == "text":
             return self.text(view.inputs[segment.name])
         if segment.kind == "image":
-            return self.conditioning.before(self.image(view.inputs[segment.name]), vectors[segment.name])
+            x = self.image(view.inputs[segment.name], (view.grids or {}).get(segment.name))
+            return self.conditioning.before(x, vectors[segment.name])
         if segment.kind == "vision":
             return self.vision(view.inputs[segment.name])
         image = next(name for name in vectors if time_name(name) == segment.name)

@@ -36,7 +36,8 @@ def embed_document(
         patches = view.inputs[name]
         count = patches.shape[1]
         vector = vectors[name] = model.time(view.times.get(name, jnp.zeros((rows, count), jnp.float32)))
-        x = model.image(_fold(patches))
+        grid = (view.grids or {}).get(name)
+        x = model.image(_fold(patches), None if grid is None else grid.reshape(-1, 2))
         image, token = layout.owner(places, name)
         add(model.conditioning.before(x, vector.reshape(-1, 1, width)), image, token)
         owner, images = jnp.where(image >= 0, images + image, owner), images + count

@@ -28,6 +28,7 @@ class Predictor:
     bind      parameters -> the network
     tasks     by name: (data task, its layout in the model, the segment that it generates)
     encode    pixels or latents `[B, h, w, C]` -> patches, `decode` the inverse
+    shaped    grid (rows, columns) -> what `decode` is for images in such a bucket
     shape     (h, w, C) of the images that `draw` gives
     shown     (kind of segment, images as the data deliver them) -> as the network is shown them
     pictures  what `decode` gives -> pictures, in [-1, 1]
@@ -45,6 +46,7 @@ class Predictor:
     shape: tuple[int, int, int] | None = None
     shown: Callable[[str, np.ndarray], np.ndarray] = lambda kind, images: images
     pictures: Callable[[np.ndarray], np.ndarray] = lambda images: images
+    shaped: Callable[[tuple[int, int]], Callable[[Array], Array]] | None = None
     rows: int = 128
     longest: int = 16
     params: PyTree = None
@@ -60,10 +62,14 @@ class Predictor:
         words: Sequence[str] | None = None,
         labels: Sequence[int] | None = None,
         seed: int = 0,
+        grid: tuple[int, int] | None = None,
     ) -> np.ndarray:
         """Images `[n, h, w, C]`, one for each prompt or label, guided as the config says.
 
-        Raises ValueError for words that the tokenizer does not know or that do not fit.
+        grid    rows and columns of patches, for a model that has learned buckets of aspect ratios
+
+        Raises ValueError for words that the tokenizer does not know or that do not fit, and for a grid that has another
+        number of patches.
         """
         data, layout, name = self.task(task, "image")
         if (labels is None) != (data.classes is None) or (words is None) == (labels is None):
@@ -79,8 +85,9 @@ class Predictor:
         else:
             given = {"label": LabelField(np.asarray(labels, np.int32))}
             null = {"label": LabelField(np.full(len(labels), data.classes, np.int32))}
-        patches = self._run(layout, name, given, null if self.image.guidance.scale != 1 else None, seed)
-        return np.asarray(self.pictures(np.asarray(self.decode(jnp.asarray(patches)))))
+        decode, more = (self.decode, {}) if grid is None else (self.shaped(grid), {"grid": grid})
+        patches = self._run(layout, name, given, null if self.image.guidance.scale != 1 else None, seed, **more)
+        return np.asarray(self.pictures(np.asarray(decode(jnp.asarray(patches)))))
 
     def write(
         self,
@@ -121,7 +128,15 @@ class Predictor:
             raise ValueError(f"task {task} generates {layout.segment(name).kind}, not {kind}")
         return data, layout, name
 
-    def _run(self, layout: Layout, name: str, given: PyTree, null: PyTree | None, seed: int) -> np.ndarray:
+    def _run(
+        self,
+        layout: Layout,
+        name: str,
+        given: PyTree,
+        null: PyTree | None,
+        seed: int,
+        grid: tuple[int, int] | None = None,
+    ) -> np.ndarray:
         """Rows in chunks of one size, so that one compilation serves any number of them."""
         count = len(jax.tree.leaves(given)[0])
         out = []
@@ -130,7 +145,8 @@ class Predictor:
             chunk = jax.tree.map(lambda a, pick=pick: a[pick], (given, null))
             stopping.check()
             key = stream(jax.random.key(seed), name, start)
-            out.append(to_host(_generate(self._static(layout, name), self.params, *chunk, key)))
+            shape = () if grid is None else (np.asarray(grid, np.int32),)
+            out.append(to_host(_generate(self._static(layout, name), self.params, *chunk, key, *shape)))
         return np.concatenate(out)[:count]
 
     def _static(self, layout: Layout, name: str) -> _Static:
@@ -150,10 +166,15 @@ class _Static:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _generate(static: _Static, params: PyTree, given: PyTree, null: PyTree | None, key: Array) -> Array:
+def _generate(
+    static: _Static, params: PyTree, given: PyTree, null: PyTree | None, key: Array, grid: Array | None = None
+) -> Array:
     net = static.bind(params)
     view = clean_view(static.layout, given, static.encode, generated=(static.name,))
     free = None if null is None else clean_view(static.layout, null, static.encode, generated=(static.name,))
+    if grid is not None:
+        grids = {static.name: jnp.broadcast_to(grid, (len(jax.tree.leaves(given)[0]), 2))}
+        view, free = (v and v.replace(grids=grids) for v in (view, free))
     out = generate(
         net, static.layout, view, key, generated=(static.name,), text=static.text, image=static.image, null=free
     )

@@ -148,7 +148,8 @@ def document_view(layout: Document, batch: Batch, encode: Callable[[Array], Arra
             values = encode(values.reshape(-1, *values.shape[2:]))
             values = values.reshape(*there.shape, *values.shape[1:])
         inputs[segment.name] = jnp.where(there.reshape(*there.shape, *[1] * (values.ndim - 2)), values, 0)
-    return View(inputs, {layout.text: seen}, {}, places=places)
+    grids = {n: f.grid for n, f in batch.items() if isinstance(f, ImageField) and f.grid is not None}
+    return View(inputs, {layout.text: seen}, {}, places=places, grids=grids or None)
 
 
 def placed(layout: Document, batch: Batch) -> tuple[PlaceField, Bool[Array, "B S"]]:

@@ -64,7 +64,7 @@ def test_a_system_of_packed_documents_fits_together_and_is_found_healthy(folder)
     case = open_case(trainer, batch)
     found = [f for check in (spec, *SCREENS) for f in check(case)]
     assert told(found) == []
-    assert any("reads picture and predicts image and text" in str(f) for f in found), found
+    assert any("reads picture and predicts image, text" in str(f) for f in found), found
 
     bare = {t: dict(fields) for t, fields in case.batch.items()}
     field = bare["documents"]["picture"]

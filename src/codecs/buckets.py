@@ -1,0 +1,75 @@
+"""Buckets of aspect ratios whose images have one number of patches, so that all shapes stay static.
+
+Every bucket is a grid of patches, such as 16 x 16, 8 x 32 and 32 x 8, with the same product N. An image of a bucket
+travels as an array of the first one's shape: its k-th patch, counted by rows in its own grid, lies where the first
+grid has its k-th. Tokens, losses and kernels do not notice; the model is told the grid for its positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+Grid = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """Grids (rows, columns) of patches of `patch` x `patch` pixels; arrays have the shape of the first grid.
+
+    Raises ValueError for grids of different numbers of patches, and for one that is there twice.
+    """
+
+    grids: tuple[Grid, ...]
+    patch: int
+
+    def __post_init__(self):
+        counts = {rows * columns for rows, columns in self.grids}
+        if len(counts) != 1 or min(map(min, self.grids), default=0) < 1 or self.patch < 1:
+            raise ValueError(f"buckets {self.grids} must be grids (rows, columns) with one product")
+        if len(set(self.grids)) < len(self.grids):
+            raise ValueError(f"buckets {self.grids} has a grid twice")
+
+    def pixels(self, grid: Grid) -> tuple[int, int]:
+        """Height and width of the images of a bucket."""
+        return grid[0] * self.patch, grid[1] * self.patch
+
+    def nearest(self, height: int, width: int) -> Grid:
+        """The bucket whose ratio of height to width is nearest, the first of equals."""
+        apart = lambda grid: abs(math.log(grid[0] / grid[1]) - math.log(height / width))
+        return min(self.grids, key=apart)
+
+    def fold(self, images: np.ndarray, grid: Grid) -> np.ndarray:
+        """Images `[…, h, w, C]` of a bucket as arrays `[…, H, W, C]` of the first one's shape."""
+        return _rearrange(images, self.patch, grid, self.grids[0])
+
+    def unfold(self, values: np.ndarray, grid: Grid) -> np.ndarray:
+        """What `fold` was given."""
+        return _rearrange(values, self.patch, self.grids[0], grid)
+
+
+def _rearrange(images: np.ndarray, patch: int, source: Grid, target: Grid) -> np.ndarray:
+    """The same patches, by rows, in another grid."""
+    *lead, height, width, channels = images.shape
+    if (height, width) != (source[0] * patch, source[1] * patch):
+        raise ValueError(f"an image of {height} x {width} has no {source[0]} x {source[1]} patches of {patch} pixels")
+    x = np.moveaxis(images.reshape(-1, source[0], patch, source[1], patch, channels), 2, 3)
+    x = x.reshape(-1, *target, patch, patch, channels)
+    return np.moveaxis(x, 3, 2).reshape(*lead, target[0] * patch, target[1] * patch, channels)
+
+
+def as_grids(grids: Any) -> tuple[Grid, ...]:
+    """Grids of a config, lists or tuples.
+
+    Raises ValueError for what is no list of pairs of whole numbers.
+    """
+    try:
+        found = tuple((rows, columns) for rows, columns in grids)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"buckets={grids!r} is not a list of pairs (rows, columns)") from error
+    if not all(type(side) is int for grid in found for side in grid):
+        raise ValueError(f"buckets={grids!r} is not a list of pairs of whole numbers")
+    return found

@@ -1,0 +1,94 @@
+"""Tasks whose images keep about their aspect ratio: each is cut to the nearest of some grids of patches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from src.codecs.buckets import Buckets, as_grids
+from src.data import documents, pictures
+from src.interfaces import Field
+
+
+def crop_to(pixels: UInt8[np.ndarray, "h w C"], height: int, width: int) -> UInt8[np.ndarray, "height width C"]:
+    """The centre of an image, scaled as `pictures.crop` does until it covers height x width.
+
+    Raises ValueError for an image that is more than `STRETCH` times as long as it is wide.
+    """
+    if max(pixels.shape[:2]) > pictures.STRETCH * min(pixels.shape[:2]):
+        raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels are too long for their width")
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    while image.width >= 2 * width and image.height >= 2 * height:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(width / image.width, height / image.height)
+    size = max(round(image.width * scale), width), max(round(image.height * scale), height)
+    found = np.asarray(image.resize(size, Image.Resampling.BICUBIC)).reshape(size[1], size[0], -1)
+    top, left = (found.shape[0] - height) // 2, (found.shape[1] - width) // 2
+    return found[top : top + height, left : left + width]
+
+
+class _Bucketed:
+    """What a task with pictures of one size needs to have them in buckets.
+
+    buckets   grids (rows, columns) of patches, all with one product; the first one is that of `size`
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        codec: Any,
+        *arguments: Any,
+        buckets: Sequence[Sequence[int]],
+        patch: int = 2,
+        **options: Any,
+    ):
+        super().__init__(folder, codec, *arguments, patch=patch, **options)
+        self.buckets = Buckets(as_grids(buckets), patch)
+        if self.image_shape is None or self.buckets.pixels(self.buckets.grids[0]) != self.image_shape[:2]:
+            raise ValueError(
+                f"the first of the buckets {self.buckets.grids} has images of"
+                f" {self.buckets.pixels(self.buckets.grids[0])}, the task of {(self.image_shape or ())[:2]}: make the"
+                " first one that of size"
+            )
+
+    def fit(self, pixels: UInt8[np.ndarray, "h w C"]) -> dict[str, np.ndarray]:
+        """The image in the shape of the first bucket, and its grid. Raises ValueError for one that is too narrow."""
+        grid = self.buckets.nearest(*pixels.shape[:2])
+        image = crop_to(pixels, *self.buckets.pixels(grid))
+        return {"image": self.buckets.fold(image, grid), "image_grid": np.asarray(grid, np.int32)}
+
+    def blank(self) -> dict[str, np.ndarray]:
+        """The arrays of a row that was refused; a grid is nowhere 0."""
+        row = super().blank()
+        lead = row["image"].shape[:-3]
+        return row | {"image_grid": np.full((*lead, 2), self.buckets.grids[0], np.int32)}
+
+
+class CaptionToImage(_Bucketed, pictures.CaptionToImage):
+    """`pictures.CaptionToImage` in buckets."""
+
+    name = "bucket_caption_to_image"
+
+    def element_spec(self, batch: int) -> dict[str, Field]:
+        """The fields of a batch as shapes and dtypes (jax.ShapeDtypeStruct), without touching any data."""
+        spec = super().element_spec(batch)
+        grid = jax.ShapeDtypeStruct((batch, 2), np.int32)
+        return spec | {"image": spec["image"].replace(grid=grid)}
+
+    def fake(self, batch: int, seed: int) -> dict[str, Field]:
+        """Random rows of the same spec, in all buckets."""
+        rows = super().fake(batch, seed)
+        grids = np.asarray(self.buckets.grids, np.int32)[np.arange(batch) % len(self.buckets.grids)]
+        return rows | {"image": rows["image"].replace(grid=grids)}
+
+
+class Documents(_Bucketed, documents.Documents):
+    """`documents.Documents` whose generated images are in buckets."""
+
+    name = "bucket_documents"
