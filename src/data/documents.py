@@ -16,11 +16,10 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 
 from src.common.images import read_image
@@ -30,33 +29,15 @@ from src.data import spans
 from src.data.jsonl import JsonLines
 from src.data.ledger import BadRow
 from src.data.pictures import crop
+from src.data.plan import Plan, measure, plan_rows
 from src.data.rows import RowTask, check_split, image_tokens, prompt_field
 from src.data.spans import Part, Room, Spans
 from src.interfaces import Field, ImageField, PlaceField, TokenField
 from src.sequence.document import Document
 from src.sequence.layout import Layout, Segment
-from src.sequence.packing import Packs, pack
 
 FIELDS = ("image", "picture")
 Loaded = dict[str, list[dict[str, np.ndarray]]]  # by field, of each of a document's images the arrays that a row keeps
-
-
-class Plan(NamedTuple):
-    """Which documents share a row: those of `packs`, by their place in `good`; then each bad one has a row."""
-
-    good: np.ndarray
-    packs: Packs
-    bad: np.ndarray
-    cut: int
-
-    def __len__(self) -> int:
-        return len(self.packs) + len(self.bad)
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        """The documents of a row."""
-        if row < len(self.packs):
-            return self.good[self.packs[row]]
-        return self.bad[row - len(self.packs) : row - len(self.packs) + 1]
 
 
 class Documents(RowTask):
@@ -128,7 +109,7 @@ class Documents(RowTask):
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens the files itself, but does not plan again.
-        return {name: value for name, value in self.__dict__.items() if name != "_lines"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lines", "_sizes")}
 
     @property
     def layout(self) -> Document:
@@ -167,26 +148,13 @@ class Documents(RowTask):
                     f"split {split!r} of {os.fspath(self.folder)!r} is empty: it has {total} documents and"
                     f" held_out={self.held_out} of them are for test"
                 )
-            self._plans[split] = self._plan(split, numbers)
+            self._plans[split] = plan_rows(f"{self.name}, split {split}", numbers, self._sizes[numbers], self.room)
         return self._plans[split]
 
-    def _plan(self, split: str, numbers: np.ndarray) -> Plan:
-        sizes, cut = np.zeros((len(numbers), len(self.room)), np.int32), 0
-        for i, number in enumerate(numbers):
-            try:
-                found = self._spans(int(number))
-            except BadRow:
-                continue
-            sizes[i], cut = found.size, cut + (not found.whole)
-        sound = sizes[:, 0] > 0
-        order = np.random.default_rng(0).permutation(np.flatnonzero(sound))  # neighbours may be alike
-        packs = pack(sizes[order], self.room)
-        logging.info(
-            "%s: %d documents of split %s in %d rows of %d slots, %.1f%% of them padding; %d documents are cut, %d"
-            " cannot be used", self.name, len(numbers), split, len(packs), self.room.slots, 100 * packs.padding, cut,
-            np.sum(~sound),
-        )  # fmt: skip
-        return Plan(numbers[order], packs, numbers[~sound], cut)
+    @functools.cached_property
+    def _sizes(self) -> np.ndarray:
+        options = [self.parse.__name__, list(self.room), self._lengths, self.too_long]
+        return measure(len(self._lines), self._spans, [self._lines.identity(), self.codec.fingerprint(), *options])
 
     def rows(self, split: str) -> int:
         """Rows of the split, with those of bad documents.

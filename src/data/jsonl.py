@@ -27,6 +27,11 @@ class JsonLines:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def identity(self) -> list[tuple[str, int, int]]:
+        """Path, bytes and time of the last change of each file: what changes when they do."""
+        found = [(os.fspath(file.path), os.stat(file.path)) for file in self.files]
+        return [(os.path.abspath(path), status.st_size, status.st_mtime_ns) for path, status in found]
+
     def where(self, index: int) -> str:
         """The name of a line in reports."""
         file, line = self._find(index)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from src.codecs.text import Bytes
+from src.data import plan
 from src.data.documents import Chats, Documents
 from src.data.ledger import BadRow
 from src.data.pipeline import Mixture
@@ -126,6 +127,31 @@ def test_words_are_dropped_where_something_is_drawn_and_nowhere_else(folder):
             assert fewer == ([v and not w for v, w in zip(valid, words, strict=True)] if drawn else valid)
             after = [w or b for w, b in zip(words, [False, *words], strict=False)]
             assert less == ([v and not w for v, w in zip(loss, after, strict=True)] if drawn else loss)
+
+
+def test_what_took_long_to_learn_is_remembered_until_the_files_change(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(plan, "WORTH", 0.0)
+    where, asked = corpus(tmp_path / "documents", 6), []
+
+    class Counting(Bytes):
+        def encode(self, text):
+            asked.append(text)
+            return super().encode(text)
+
+    def rows():
+        asked.clear()
+        data = Documents(where, Counting(), LENGTH, images=2, pictures=2, size=8, patch=4, vision=Pixels(8, 4))
+        return [data.plan("train")[row].tolist() for row in range(data.rows("train"))]
+
+    first = rows()
+    assert asked and rows() == first and not asked
+    (kept,) = (tmp_path / "cache/monoformer-jax/documents").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])  # damaged
+    assert rows() == first and asked
+    with open(where / "documents.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"parts": [{"text": "one more"}]}))
+    assert sum(map(len, rows())) == 7 and asked
 
 
 def line(*parts):

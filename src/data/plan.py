@@ -1,0 +1,84 @@
+"""Which documents share a row: decided once, from how long they are, which is remembered between the runs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from src.common.files import cache_folder, write_whole
+from src.common.npy import read_npy
+from src.data.ledger import BadRow
+from src.data.spans import Room, Spans
+from src.sequence.packing import Packs, pack
+
+WORTH = 10.0  # seconds that it takes to learn the sizes, above which they are kept in a file
+
+
+class Plan(NamedTuple):
+    """Which documents share a row: those of `packs`, by their place in `good`; then each bad one has a row."""
+
+    good: np.ndarray
+    packs: Packs
+    bad: np.ndarray
+    cut: int
+
+    def __len__(self) -> int:
+        return len(self.packs) + len(self.bad)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """The documents of a row."""
+        if row < len(self.packs):
+            return self.good[self.packs[row]]
+        return self.bad[row - len(self.packs) : row - len(self.packs) + 1]
+
+
+def plan_rows(name: str, numbers: np.ndarray, sizes: np.ndarray, room: Room) -> Plan:
+    """The rows of the documents `numbers` [N], whose sizes are `sizes` [N, 4], see `measure`. The log tells them."""
+    sound = sizes[:, 0] > 0
+    order = np.random.default_rng(0).permutation(np.flatnonzero(sound))  # neighbours may be alike
+    packs = pack(sizes[order, :-1], room)
+    cut, bad = int((sizes[sound, -1] == 0).sum()), numbers[~sound]
+    logging.info(
+        "%s: %d documents in %d rows of %d slots, %.1f%% of them padding; %d documents are cut, %d cannot be used",
+        name, len(numbers), len(packs), room.slots, 100 * packs.padding, cut, len(bad),
+    )  # fmt: skip
+    return Plan(numbers[order], packs, bad, cut)
+
+
+def measure(count: int, read: Callable[[int], Spans], about: Any) -> np.ndarray:
+    """Tokens, images, pictures and whether it is whole (1), int32 `[count, 4]`, of each document; 0 of what `read`
+    refuses.
+
+    about    all that the sizes depend on, as JSON: what took long is kept under it in the user's cache
+    """
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+    path = os.path.join(cache_folder(), "documents", f"{digest}.npy")
+    try:
+        known = read_npy(path)
+        if known.shape == (count, 4) and known.dtype == np.int32:
+            return known
+    except (ValueError, OSError):  # it is made anew
+        pass
+    began, sizes = time.monotonic(), np.zeros((count, 4), np.int32)
+    for number in range(count):
+        try:
+            found = read(number)
+        except BadRow:
+            continue
+        sizes[number] = *found.size, found.whole
+    if time.monotonic() - began > WORTH:
+        file = io.BytesIO()
+        np.save(file, sizes)
+        try:
+            write_whole(path, file.getvalue())
+        except OSError as error:
+            logging.warning("the sizes of the documents cannot be kept in %s: %s", path, error)
+    return sizes
