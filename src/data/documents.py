@@ -114,7 +114,7 @@ class Documents(RowTask):
     @property
     def layout(self) -> Document:
         """Packed rows."""
-        return Document(self.segments, slots=self.room.slots)
+        return Document(self.segments, self.room.slots, (("image", self.room.images), ("picture", self.room.pictures)))
 
     def sampled(self, name: str) -> Layout | None:
         """One example, without packing, whose segment `name` is generated after a prompt; None: there is no way."""

@@ -19,6 +19,7 @@ from src.data.ledger import BadRow
 from src.data.spans import Room, Spans
 from src.sequence.packing import Packs, pack
 
+FORMAT = 1  # of what is kept; to be raised when documents are laid out otherwise
 WORTH = 10.0  # seconds that it takes to learn the sizes, above which they are kept in a file
 
 
@@ -59,7 +60,7 @@ def measure(count: int, read: Callable[[int], Spans], about: Any) -> np.ndarray:
 
     about    all that the sizes depend on, as JSON: what took long is kept under it in the user's cache
     """
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps([FORMAT, about], sort_keys=True).encode()).hexdigest()[:32]
     path = os.path.join(cache_folder(), "documents", f"{digest}.npy")
     try:
         known = read_npy(path)

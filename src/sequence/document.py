@@ -19,7 +19,8 @@ class Document(Layout):
     """Rows of `slots` slots that hold packed examples of text and images, each where the row's `PlaceField` says.
 
     segments   one text segment of `slots` tokens, and one segment for each image field, with the length and the mode of
-               one of its images; a row has at most M of them
+               one of its images
+    most       how many images M of a segment a row has room for, by name; 1 where it is not told
     time       whether the slot before each image of kind `image` is its time token. The slot is there in any case, so
                that rows do not depend on the network; without time tokens it is padding
 
@@ -31,6 +32,7 @@ class Document(Layout):
     """
 
     slots: int = 0
+    most: tuple[tuple[str, int], ...] = ()
     time: bool = False
 
     def __post_init__(self):
@@ -58,6 +60,10 @@ class Document(Layout):
 
     def slices(self) -> dict[str, slice]:
         raise ValueError("the segments of packed rows have no fixed places: see the places of each row")
+
+    def copies(self, name: str) -> int:
+        """How many images of a segment a row has room for."""
+        return dict(self.most).get(name, 1)
 
     def timed(self) -> Document:
         """The layout whose rows use their slots of time tokens."""

@@ -86,6 +86,10 @@ class Layout:
             segments.append(segment)
         return Layout(tuple(segments))
 
+    def copies(self, name: str) -> int:
+        """How many images of a segment a row has room for."""
+        return 1
+
     def static_orders(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`read`, `write`, `group`, numpy `[S]`: known before any data, so that block-sparse kernels can be static."""
         slices = self.slices()

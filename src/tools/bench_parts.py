@@ -88,7 +88,7 @@ def tokens_and_images(system: System) -> tuple[int, int]:
     """Tokens (padding included) and images of one step."""
     plans = system.tasks.values()
     return (sum(p.rows * p.layout.length for p in plans),
-            sum(p.rows * len(p.layout.named("image")) for p in plans))  # fmt: skip
+            sum(p.rows * p.layout.copies(name) for p in plans for name in p.layout.named("image")))  # fmt: skip
 
 
 def speed(system: System, median: float, flops: int, peak: float) -> dict[str, float]:

@@ -33,6 +33,7 @@ RULES = (
     (r"^time/", "vectors"),
     (r"^conditioning/", "vectors"),
     (r"^image/", "patches"),
+    (r"^vision/", "features"),
     (r"^image_head/adaln/", "denoised_images"),
     (r"^image_head/", "denoised_patches"),
     (r"^text_head/", "predicted"),
@@ -45,20 +46,25 @@ def acting_counts(system: System) -> dict[str, int]:
 
     tokens            of all rows, padding included
     vectors, patches  images (which have one vector each), and their patches
+    features          those of images that are understood
     denoised_images, denoised_patches    those that a denoising objective reads
     predicted         tokens of the text fields that a next-token objective reads
     """
-    counts = dict.fromkeys(("tokens", "vectors", "patches", "denoised_images", "denoised_patches", "predicted"), 0)
+    names = ("tokens", "vectors", "patches", "features", "denoised_images", "denoised_patches", "predicted")
+    counts = dict.fromkeys(names, 0)
     for plan in system.tasks.values():
         owned = [name for objective, _ in plan.objectives.values() for name in objective.fields]
         counts["tokens"] += plan.rows * plan.layout.length
         for segment in plan.layout.segments:
-            size = plan.rows * segment.length
+            images = plan.rows * plan.layout.copies(segment.name)
+            size = images * segment.length
             if segment.kind == "image":
-                counts["vectors"] += plan.rows
+                counts["vectors"] += images
                 counts["patches"] += size
-                counts["denoised_images"] += plan.rows * owned.count(segment.name)
+                counts["denoised_images"] += images * owned.count(segment.name)
                 counts["denoised_patches"] += size * owned.count(segment.name)
+            elif segment.kind == "vision":
+                counts["features"] += size
             elif segment.kind == "text":
                 counts["predicted"] += size * owned.count(segment.name)
     return counts | {"nothing": 0}

@@ -28,7 +28,7 @@ class Meter:
     def __init__(self, system: System, schedule: Schedule):
         plans = system.tasks.values()
         self.tokens = sum(p.rows * p.layout.length for p in plans)
-        self.images = sum(p.rows * len(p.layout.named("image")) for p in plans)
+        self.images = sum(p.rows * p.layout.copies(name) for p in plans for name in p.layout.named("image"))
         self.schedule, self.pending = schedule, []
         self._clear()
 
