@@ -8,12 +8,15 @@ from typing import Any
 import jax
 
 from src.common.tree import count_parameters
+from src.train.rates import split
 from src.train.system import System
+from src.train.teacher import keeper
 from src.train.trainer import Trainer
 
 GIB = 2**30
 MOMENTS = {"full": 8, "bfloat16": 6, "factored": 2}  # bytes a weight, see `train/optim.py`
-ALWAYS = 12  # bytes a weight: itself, its average and its gradient
+FROZEN = 8  # bytes a weight: itself and its average
+GRADIENT = 4
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
 ELSEWHERE = (
     "run it on more or larger devices, or ask `python -m src.tools.aot --config=…` which pod it fits (nothing is"
@@ -27,13 +30,16 @@ def check_state(system: System) -> None:
     It knows nothing of activations yet and takes no time; `check_step` asks the compiler.
     """
     have = room()
-    each = ALWAYS + MOMENTS[system.config.optim.moments]
-    count = count_parameters(jax.eval_shape(system.init, jax.random.key(0)))
+    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    count, trained = count_parameters(shapes), count_parameters(split(shapes, system.config)[0])
+    need = count * FROZEN + trained * (GRADIENT + MOMENTS[system.config.optim.moments])
+    if (keep := keeper(system)) is not None:
+        need += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(keep, shapes)))
     devices = 1 if _shared() else jax.device_count()
-    if have is not None and count * each > have * devices:
+    if have is not None and need > have * devices:
         raise ValueError(
-            f"{count:,} parameters with average, moments and gradients take {count * each / GIB:.1f} GiB, and this"
-            f" machine has {have * devices / GIB:.1f} GiB: {ELSEWHERE}"
+            f"{count:,} parameters with average, moments and gradients take {need / GIB:.1f} GiB, and this machine has"
+            f" {have * devices / GIB:.1f} GiB: {ELSEWHERE}"
         )
 
 

@@ -1,7 +1,8 @@
 """How many floating-point operations a train step needs, counted from the model and not from the compiled program.
 
 1. A matrix of N weights that acts on T vectors costs 2 N T operations forward and 4 N T backward: 6 N T (Kaplan et al.
-   2020, section 2.1). Biases, norms, look-ups, softmax and the optimizer are left out, as is usual.
+   2020, section 2.1), of a frozen one 4 N T, since it has no gradient of its own. Biases, norms, look-ups, softmax and
+   the optimizer are left out, as is usual, and so is what a teacher computes.
 2. What a matrix acts on follows from its place: the trunk on every token of every row, the text head on the tokens of
    the fields that a next-token objective owns, the image head on the patches that a denoising objective owns (its adaLN
    on their rows), the time embedding once per image.
@@ -22,13 +23,16 @@ import numpy as np
 
 from src.common.tree import flatten
 from src.interfaces import SequenceSpec
+from src.models import copies, lora
 from src.sequence.layout import Layout
 from src.sequence.mask import visible
+from src.train.rates import rates
 from src.train.system import System
 
 # What the matrices below a path act on; the first match wins.
 RULES = (
     (r"^trunk/.*modulation/", "vectors"),
+    (rf"^{copies.PREFIX}", "shown"),
     (r"^trunk/", "tokens"),
     (r"^time/", "vectors"),
     (r"^conditioning/", "vectors"),
@@ -44,13 +48,14 @@ RULES = (
 def acting_counts(system: System) -> dict[str, int]:
     """Vectors that the parts of the model act on in one step.
 
-    tokens            of all rows, padding included
+    tokens            of all rows, padding included; shown, written: those of images and their times, and of text
     vectors, patches  images (which have one vector each), and their patches
     features          those of images that are understood
     denoised_images, denoised_patches    those that a denoising objective reads
     predicted         tokens of the text fields that a next-token objective reads
     """
-    names = ("tokens", "vectors", "patches", "features", "denoised_images", "denoised_patches", "predicted")
+    names = ("tokens", "shown", "written", "vectors", "patches", "features")
+    names = (*names, "denoised_images", "denoised_patches", "predicted")
     counts = dict.fromkeys(names, 0)
     for plan in system.tasks.values():
         owned = [name for objective, _ in plan.objectives.values() for name in objective.fields]
@@ -58,6 +63,7 @@ def acting_counts(system: System) -> dict[str, int]:
         for segment in plan.layout.segments:
             images = plan.rows * plan.layout.copies(segment.name)
             size = images * segment.length
+            counts["shown"] += size if segment.kind != "text" else 0
             if segment.kind == "image":
                 counts["vectors"] += images
                 counts["patches"] += size
@@ -67,6 +73,7 @@ def acting_counts(system: System) -> dict[str, int]:
                 counts["features"] += size
             elif segment.kind == "text":
                 counts["predicted"] += size * owned.count(segment.name)
+    counts["written"] = counts["tokens"] - counts["shown"]
     return counts | {"nothing": 0}
 
 
@@ -85,17 +92,27 @@ def step_flops(system: System) -> dict[str, int]:
     """
     counts = acting_counts(system)
     matrices: dict[str, int] = {}
-    for path, leaf in flatten(jax.eval_shape(system.init, jax.random.key(0))).items():
-        if leaf.ndim < 2 or not path.endswith(("kernel", "embedding")):
+    leaves = flatten(jax.eval_shape(system.init, jax.random.key(0)))
+    trained = rates(system.config, leaves)
+    copied = {_layer(copies.original(path)) for path in leaves if copies.is_copy(path)}
+    for path, leaf in leaves.items():
+        if leaf.ndim < 2 or not path.endswith(("kernel", "embedding", lora.A, lora.B)):
             continue
         what = next((what for pattern, what in RULES if re.search(pattern, path)), None)
+        what = "written" if _layer(path) in copied else what
         if what is None:
             raise ValueError(f"nothing says what {path} acts on; add a rule to src/tools/flops.py")
         part = path.split("/")[0]
-        matrices[part] = matrices.get(part, 0) + 6 * int(np.prod(leaf.shape)) * counts[what]
+        each = 6 if trained[path] else 4
+        matrices[part] = matrices.get(part, 0) + each * int(np.prod(leaf.shape)) * counts[what]
     attention = attention_flops(system)
     matrices = {part: value for part, value in matrices.items() if value}
     return matrices | {"attention": attention, "total": sum(matrices.values()) + attention}
+
+
+def _layer(path: str) -> str:
+    """The path of the layer that a parameter belongs to."""
+    return path.rpartition("/")[0]
 
 
 def attention_flops(system: System, masked: bool = True) -> int:

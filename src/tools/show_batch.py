@@ -3,9 +3,9 @@
 python -m src.tools.show_batch --config=configs/digits.py --rows=4 --out=batch
 
 For each task: the segments of its rows; of each row the text, with [[what is learned]] in brackets, and where its
-images are; in `<out>/<task>.png` the images as the data deliver them, as they come back from the codec, and noised as the
-network gets them; in `<out>/<task>-mask-<row>.png` who sees whom: a line for each token, dark what it sees, colored by
-the part that is seen.
+images are; in `<out>/<task>.png` the images as the data deliver them, as they come back from the codec, and noised as
+the network gets them; in `<out>/<task>-mask-<row>.png` who sees whom: a line for each token, dark what it sees, colored
+by the part that is seen.
 """
 
 from __future__ import annotations

@@ -73,6 +73,21 @@ def test_operations_are_those_counted_by_hand():
     assert flops["total"] == sum(value for name, value in flops.items() if name != "total")
 
 
+def test_operations_of_copies_are_those_of_the_plain_trunk_and_frozen_weights_cost_two_thirds():
+    """Rank 3 on q and down, of which the latter acts on text alone."""
+    config = digits.get_config("debug")
+    config.model.trunk.copies = ("mlp",)
+    plain = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64
+    assert step_flops(build_system(config))["trunk"] == 6 * 2 * plain * 1776
+    config.model.lora.update({"rank": 3, "targets": "attention/q|mlp/down"})
+    text, image = 32 * 9 + 24 * 9 + 32 * 10, (32 + 24) * 17
+    attention, mlp = (32 * 32 * 2 + 32 * 16 * 2) * 1776, 3 * 32 * 64 * text
+    adapters = 3 * (32 + 32) * 1776 + 3 * (64 + 32) * text
+    assert step_flops(build_system(config))["trunk"] == 2 * (
+        4 * (attention + mlp) + 6 * (3 * 32 * 64 * image + adapters)
+    )
+
+
 def test_spread():
     assert bench_clock.spread([5.0, 1.0, 2.0, 3.0, 4.0]) == {"median": 3.0, "p10": 1.0, "p90": 5.0, "count": 5}
 
