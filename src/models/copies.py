@@ -12,7 +12,7 @@ several layouts in one array), or `context` splits the sequence, both parts see 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -96,13 +96,14 @@ def _runs(values: np.ndarray) -> list[slice]:
     return [slice(i, j) for i, j in zip(starts, [*starts[1:], len(values)], strict=True)]
 
 
-def filled(params: PyTree) -> PyTree:
-    """The parameters with every copy equal to what it is a copy of: after the weights of a plain model were read.
+def filled(params: PyTree, only: Container[str] | None = None) -> PyTree:
+    """The parameters with every copy (or those of the paths `only`) equal to what it is a copy of.
 
-    Trees without copies come back as they are.
+    For weights of a plain model, which have no copies; trees without copies come back as they are.
     """
     flat = tree.flatten(params)
-    return tree.rebuild({p: jnp.copy(flat[original(p)]) if is_copy(p) else leaf for p, leaf in flat.items()}, params)
+    chosen = [path for path in flat if is_copy(path) and (only is None or path in only)]
+    return tree.rebuild(flat | {path: jnp.copy(flat[original(path)]) for path in chosen}, params)
 
 
 def is_copy(path: str) -> bool:

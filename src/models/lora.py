@@ -13,9 +13,12 @@ where W + s A B would cost that and the gradient of W. `merge` forms it, for exp
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -91,6 +94,25 @@ def frozen(rank: int) -> tuple[tuple[str, float], ...]:
 def is_adapter(path: str) -> bool:
     """Whether the parameter of this path belongs to an adapter."""
     return path.endswith((f"/{A}", f"/{B}"))
+
+
+class Merged:
+    """Leaves that are read block by block (`shapes` by path, `blocks(path)`) with the adapters among them merged, one
+    layer of one kernel in memory at a time: `merge` for models that no host holds twice."""
+
+    def __init__(self, leaves: Any, alpha: float):
+        self._leaves, self._alpha = leaves, alpha
+        self.shapes = {path: shape for path, shape in leaves.shapes.items() if not is_adapter(path)}
+
+    def blocks(self, path: str) -> Iterator[np.ndarray]:
+        """The layers of a stacked leaf, one after the other, or the whole of another one."""
+        stem = path.removesuffix("kernel")
+        if not path.endswith("/kernel") or stem + A not in self._leaves.shapes:
+            yield from self._leaves.blocks(path)
+            return
+        for kernel, a, b in zip(*(self._leaves.blocks(p) for p in (path, stem + A, stem + B)), strict=True):
+            grown = np.asarray(a, np.float32) @ np.asarray(b, np.float32)
+            yield (np.asarray(kernel, np.float32) + self._alpha / a.shape[-1] * grown).astype(kernel.dtype)
 
 
 def merge(params: PyTree, alpha: float) -> PyTree:

@@ -11,7 +11,7 @@ from flax import nnx
 from src.common.tree import flatten, joined
 from src.models import lora
 from src.models.build import Fields, build_model
-from src.models.model import bind
+from src.models.model import STACKED, bind
 from tests.models.test_model import VOCAB, row
 
 SETTINGS = {"rank": 3, "alpha": 12.0, "targets": "attention/(q|v|out)|mlp/.*"}
@@ -33,6 +33,16 @@ def make(conditioning="TimeToken", lora=None, **trunk):
     return graph, jax.tree.map(lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), s.dtype), nnx.to_pure_dict(state))
 
 
+class Leaves:
+    """What is read block by block, from memory."""
+
+    def __init__(self, leaves):
+        self.shapes = self.leaves = jax.device_get(leaves)
+
+    def blocks(self, path):
+        return iter(self.leaves[path] if path.startswith(STACKED) else [self.leaves[path]])
+
+
 def states(graph, params):
     layout, view = row("bidirectional", "AdaLNPerLayer")
     return bind(graph, params).hidden({"t": (layout, view)})["t"].sequence
@@ -44,6 +54,11 @@ def test_merged_kernels_give_what_adapters_give_and_zeros_give_the_plain_model()
     graph, params = make("AdaLNPerLayer", copies=("mlp",), lora=SETTINGS)  # all tensors random, B too
     merged = lora.merge(params, SETTINGS["alpha"])
     assert flatten(merged).keys() == flatten(plain).keys()
+    streamed = lora.Merged(Leaves(flatten(params)), SETTINGS["alpha"])
+    assert streamed.shapes.keys() == flatten(merged).keys()
+    for path, leaf in flatten(merged).items():
+        found = np.stack(list(streamed.blocks(path)))
+        np.testing.assert_allclose(found if path.startswith(STACKED) else found[0], leaf, atol=1e-6)
     stems = {p.removeprefix("trunk/layers/").rpartition("/")[0] for p in flatten(params) if lora.is_adapter(p)}
     assert sorted(stems) == ADAPTED, "no adapters on copies or on what conditions a block"
     kernels = {p: leaf for p, leaf in flatten(params).items() if not lora.is_adapter(p)}
