@@ -67,8 +67,8 @@ def sharding() -> dict:
     """Which axis of a parameter `mesh.tensor` splits, by rule; the first match wins."""
     return {
         "tensor": (
-            ("attention/[qkv]/|mlp/(gate|up)/", -1),
-            ("(attention/out|mlp/down)/kernel", -2),
+            ("(attention/[qkv]|mlp/(gate|up))/(kernel|bias|lora_b)", -1),
+            ("(attention/out|mlp/down)/(kernel|lora_a)", -2),
             ("(^|/)text/table/embedding", 0),
             ("(^|/)text_head/linear/kernel", -1),
         ),

@@ -92,9 +92,9 @@ def at_peak(opt_state: optax.OptState, step: int) -> optax.OptState:
 
 def frozen(case: Case) -> list[Finding]:
     """Parameters that `optim.multipliers`, or the adapters of `model.lora`, keep as they are."""
-    paths, what = _frozen(case.trainer), "optim.multipliers"
-    what += " and model.lora" * bool(case.system.config.model.lora.rank)
-    return [note(f"{what} freezes {len(paths)} tensors: {listed(paths)}")] if paths else []
+    paths = _frozen(case.trainer)
+    what = "model.lora and optim.multipliers freeze" if case.system.config.model.lora.rank else "optim.multipliers freezes"
+    return [note(f"{what} {len(paths)} tensors: {listed(paths)}")] if paths else []
 
 
 def unsplit(case: Case) -> list[Finding]:

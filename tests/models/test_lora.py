@@ -14,7 +14,7 @@ from src.models.build import Fields, build_model
 from src.models.model import STACKED, bind
 from tests.models.test_model import VOCAB, row
 
-SETTINGS = {"rank": 3, "alpha": 12.0, "targets": "attention/(q|v|out)|mlp/.*"}
+SETTINGS = {"rank": 3, "alpha": 12.0, "targets": "attention/(q|v|out)|.*mlp/.*|modulation/.*"}
 ADAPTED = [f"attention/{n}" for n in ("out", "q", "v")] + [f"mlp/{n}" for n in ("down", "gate", "up")]
 
 
