@@ -92,8 +92,8 @@ def at_peak(opt_state: optax.OptState, step: int) -> optax.OptState:
 
 def frozen(case: Case) -> list[Finding]:
     """Parameters that `optim.multipliers`, or the adapters of `model.lora`, keep as they are."""
-    paths = _frozen(case.trainer)
-    what = "model.lora and optim.multipliers freeze" if case.system.config.model.lora.rank else "optim.multipliers freezes"
+    paths, adapted = _frozen(case.trainer), case.system.config.model.lora.rank
+    what = "model.lora and optim.multipliers freeze" if adapted else "optim.multipliers freezes"
     return [note(f"{what} {len(paths)} tensors: {listed(paths)}")] if paths else []
 
 
