@@ -5,8 +5,8 @@ Attention stays one for all tokens; norms, the feed-forward network and the proj
 the kind of the token. Copies start equal to what they were copied from, so the first step is that of the plain model.
 
 Which tokens are of images follows from the layout and is numpy, known before any data: rows are cut into runs of one
-kind, each part sees its own runs only, and a block costs what a plain one does. Where the kinds are data (rows of
-several layouts in one array), or `context` splits the sequence, both parts see all tokens and a `where` chooses.
+kind, each part sees its own runs only, and a block costs what a plain one does. Where the kinds are traced, or
+`context` splits the sequence, both parts see all tokens and a `where` chooses.
 """
 
 from __future__ import annotations

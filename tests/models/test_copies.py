@@ -60,14 +60,23 @@ def test_every_token_gets_its_own_part_once(kinds):
 
 
 def test_copies_start_as_what_they_are_copies_of_and_text_alone_never_meets_them():
-    """Of all parts; filled copies give the plain model bit by bit, others change images and what follows them."""
+    """Of all parts; filled copies give the plain model, others change images and what follows them. Images alone get
+    what the plain model gives whose parameters are the copies."""
     plain, _ = make()
     graph, params = make(copies=copies.PARTS)
     base = joined({p: leaf for p, leaf in flatten(params).items() if not copies.is_copy(p)})
     text = View({"s": jnp.ones((3, LAYOUT.length), jnp.int32)}, {}, {})
     views = {"t": (LAYOUT, VIEW), "s": (OTHER, text)}  # one pass: rows of two layouts
-    run = jax.jit(lambda p, q, moved: [hidden(g, x, **views) for g, x in ((plain, p), (graph, q), (graph, moved))])
-    expected, filled, moved = jax.device_get(run(base, copies.filled(params), params))
+    alone = {"i": (Layout(LAYOUT.segments[1:3]), VIEW)}
+    turned = joined(base, {copies.original(p): leaf for p, leaf in flatten(params).items() if copies.is_copy(p)})
+
+    @jax.jit
+    def run(base, turned, filled, params):
+        found = [hidden(g, p, **views) for g, p in ((plain, base), (graph, filled), (graph, params))]
+        return *found, hidden(plain, turned, **alone)["i"], hidden(graph, params, **alone)["i"]
+
+    expected, filled, moved, apart, same = jax.device_get(run(base, turned, copies.filled(params), params))
+    np.testing.assert_allclose(same, apart, atol=2e-5)
     for name in views:
         np.testing.assert_allclose(filled[name], expected[name], atol=1e-6)
     np.testing.assert_array_equal(moved["s"], filled["s"])
