@@ -116,7 +116,8 @@ def build_codec(config: Any) -> Any:
         return None
     cls = lookup("codecs", settings["name"])
     if not hasattr(cls, "cached") or settings.get("path"):
-        return build("codecs", {k: v for k, v in settings.items() if k in ("name", "path", "pieces") and v})
+        sized = {"pieces"} & set(inspect.signature(cls.__init__).parameters)
+        return build("codecs", {k: v for k, v in settings.items() if k in {"name", "path", *sized} and v})
     texts: dict[str, None] = {}
     for task in config.tasks.values():
         source = lookup("data", task.data.name)

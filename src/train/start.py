@@ -29,6 +29,7 @@ from src.common.distributed import agree, check_same
 from src.common.fingerprint import fingerprint_by_rows
 from src.common.inside import shown
 from src.common.leaves import place
+from src.models import copies
 from src.models.initial import Initial, read_meta
 
 EMA = "ema"
@@ -81,6 +82,9 @@ class Start:
         fresh = [path for path in wanted if path not in taken]
         leaves = dict(init(fresh)) if fresh else {}
         leaves |= {path: place(found, path, wanted[path].dtype, wanted[path].sharding) for path in taken}
+        for path in fresh:  # copies begin as what they are copies of
+            if copies.is_copy(path) and copies.original(path) in taken:
+                leaves[path] = jnp.copy(leaves[copies.original(path)])
         found.check(_prints({path: leaves[path] for path in taken}, found))
         self._tell(found, wanted, taken, fresh, skipped)
         return tree.rebuild(leaves, abstract)
