@@ -56,6 +56,8 @@ def config_from(path, **init_from):
     config.text_codec.update({"name": "text:Bytes", "path": ""})
     config.mesh.update({"data": 2, "fsdp": 4})
     config.sharding.min_size, config.batch = 64, 8
+    config.image_codec.name = ""  # latents, without their codec
+    config.tasks.class_prompt_to_image.data.update({"size": 32, "channels": 4})
     config.init_from.update({"path": str(path)} | init_from)
     return config.lock()
 
@@ -133,7 +135,7 @@ def test_the_run_goes_on_without_the_folder_and_notices_another(world, tmp_path,
     with pytest.raises(FileNotFoundError, match=r"have no weights\.json"):
         begun(trainer, tmp_path / "nowhere").init_params()
     monkeypatch.setattr("src.doctor.panels._held_out", lambda name, plan: False)  # there are no data
-    assert Panels(begun(trainer, tmp_path / "nowhere"))._at_the_start() == {}
+    assert Panels(begun(trainer, tmp_path / "nowhere"))._at_the_start(state) == {}
 
 
 def with_checkpoint(workdir, trainer, state):
