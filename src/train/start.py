@@ -14,6 +14,7 @@ more, and is not taken for one that began from other weights.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,13 +27,14 @@ from etils import epath
 
 from src.common import tree
 from src.common.distributed import agree, check_same
-from src.common.fingerprint import fingerprint_by_rows
+from src.common.fingerprint import fingerprint, fingerprint_by_rows
 from src.common.inside import shown
 from src.common.leaves import place
 from src.models import copies
 from src.models.initial import Initial, read_meta
 
 EMA = "ema"
+LARGE = 2**24  # elements
 
 
 @dataclasses.dataclass
@@ -144,17 +146,21 @@ def _prints(leaves: Mapping[str, jax.Array], found: Initial) -> dict[str, int]:
     """Checksums of the leaves as they were in the folder; not of those that lost digits on the way here."""
     kinds = {path: found.shapes[path].dtype for path in leaves}
     exact = {path: leaf for path, leaf in leaves.items() if jnp.promote_types(kinds[path], leaf.dtype) == leaf.dtype}
-
-    def make(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        # Rows one after the other, because some compilers keep 32 bits of every element that is summed.
-        return {path: fingerprint_by_rows(_rows(leaf), kinds[path]) for path, leaf in flat.items()}
-
-    return {path: int(value) for path, value in jax.device_get(jax.jit(make)(exact)).items()}
+    sums = _sums(exact, tuple((path, kinds[path].name) for path in exact))
+    return {path: int(value) for path, value in jax.device_get(sums).items()}
 
 
-def _rows(leaf: jax.Array) -> jax.Array:
-    """With a first axis that no device splits."""
-    return leaf if leaf.ndim > 2 else leaf[None]
+@functools.partial(jax.jit, static_argnums=1)
+def _sums(flat: dict[str, jax.Array], kinds: tuple[tuple[str, str], ...]) -> dict[str, jax.Array]:
+    """`fingerprint` of each leaf in another dtype."""
+
+    def one(leaf: jax.Array, kind: str) -> jax.Array:
+        if leaf.size < LARGE:
+            return fingerprint(leaf.astype(kind))
+        # Some compilers keep 32 bits of every element that is summed. No device splits the first axis of a stack.
+        return fingerprint_by_rows(leaf if leaf.ndim > 2 else leaf[None], kind)
+
+    return {path: one(flat[path], kind) for path, kind in kinds}
 
 
 def make_start(config: Any) -> Start | None:
