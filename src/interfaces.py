@@ -46,13 +46,17 @@ class ImageField:
 
     `valid` is False for rows that no objective may count, whatever their values, and that a vision segment leaves
     empty; None: all rows count. A packed row has several images: `*B` is then B, M.
-
-    `grid`, in buckets of aspect ratios: rows and columns of each image's patches. They lie in their order in `values`,
-    which has one shape for all (`codecs/buckets.py`). None: as `values` are.
     """
 
     values: Float[Array, "*B height width C"] | Float[Array, "*B N F"]
     valid: Bool[Array, "*B"] | None = None
+
+
+@struct.dataclass
+class BucketField(ImageField):
+    """Images in buckets of aspect ratios. Their patches lie in their order in `values`, of one shape for all
+    (`codecs/buckets.py`); `grid` is rows and columns of each image's patches."""
+
     grid: Int[Array, "*B 2"] | None = None
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from src.codecs.buckets import Buckets, as_grids
 from src.data import documents, pictures
-from src.interfaces import Field
+from src.interfaces import BucketField, Field, ImageField
 
 
 def crop_to(pixels: UInt8[np.ndarray, "h w C"], height: int, width: int) -> UInt8[np.ndarray, "height width C"]:
@@ -63,11 +63,22 @@ class _Bucketed:
         image = crop_to(pixels, *self.buckets.pixels(grid))
         return {"image": self.buckets.fold(image, grid), "image_grid": np.asarray(grid, np.int32)}
 
+    def build(
+        self, split: str, index: np.ndarray, uniforms: np.ndarray | None, extra: dict[str, np.ndarray]
+    ) -> dict[str, Field]:
+        """Fields of the rows, the images with their grids."""
+        fields = super().build(split, index, uniforms, extra)
+        return fields | {"image": _bucket(fields["image"], extra["image_grid"])}
+
     def blank(self) -> dict[str, np.ndarray]:
         """The arrays of a row that was refused; a grid is nowhere 0."""
         row = super().blank()
         lead = row["image"].shape[:-3]
         return row | {"image_grid": np.full((*lead, 2), self.buckets.grids[0], np.int32)}
+
+
+def _bucket(field: ImageField, grid: Any) -> BucketField:
+    return BucketField(field.values, field.valid, grid)
 
 
 class CaptionToImage(_Bucketed, pictures.CaptionToImage):
@@ -79,13 +90,13 @@ class CaptionToImage(_Bucketed, pictures.CaptionToImage):
         """The fields of a batch as shapes and dtypes (jax.ShapeDtypeStruct), without touching any data."""
         spec = super().element_spec(batch)
         grid = jax.ShapeDtypeStruct((batch, 2), np.int32)
-        return spec | {"image": spec["image"].replace(grid=grid)}
+        return spec | {"image": _bucket(spec["image"], grid)}
 
     def fake(self, batch: int, seed: int) -> dict[str, Field]:
         """Random rows of the same spec, in all buckets."""
         rows = super().fake(batch, seed)
         grids = np.asarray(self.buckets.grids, np.int32)[np.arange(batch) % len(self.buckets.grids)]
-        return rows | {"image": rows["image"].replace(grid=grids)}
+        return rows | {"image": _bucket(rows["image"], grids)}
 
 
 class Documents(_Bucketed, documents.Documents):

@@ -261,7 +261,7 @@ class Documents(RowTask):
         begins = {f: extra[f"{f}_begins"] for f in FIELDS if f in extra}
         if "image" in extra:
             values, there = extra["image"].astype(np.float32) / 127.5 - 1, begins["image"] >= 0
-            fields["image"] = ImageField(values, there, extra.get("image_grid"))
+            fields["image"] = ImageField(values, there)
         if "picture" in extra:
             fields["picture"] = ImageField(extra["picture"], begins["picture"] >= 0)
         return fields | {"places": PlaceField(extra["segment"], begins)}

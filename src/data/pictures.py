@@ -201,7 +201,7 @@ class _Pictures(ExampleTask):
         raise NotImplementedError
 
     def _images(self, extra: dict[str, np.ndarray]) -> ImageField:
-        return image_field(extra["image"]).replace(grid=extra.get("image_grid"))
+        return image_field(extra["image"])
 
 
 def blank_image(shape: tuple[int, int, int]) -> np.ndarray:

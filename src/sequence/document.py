@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from src.interfaces import Batch, ImageField, PlaceField, SequenceSpec, TokenField, View
+from src.interfaces import Batch, BucketField, ImageField, PlaceField, SequenceSpec, TokenField, View
 from src.sequence.layout import Layout, Segment
 
 
@@ -154,7 +154,7 @@ def document_view(layout: Document, batch: Batch, encode: Callable[[Array], Arra
             values = encode(values.reshape(-1, *values.shape[2:]))
             values = values.reshape(*there.shape, *values.shape[1:])
         inputs[segment.name] = jnp.where(there.reshape(*there.shape, *[1] * (values.ndim - 2)), values, 0)
-    grids = {n: f.grid for n, f in batch.items() if isinstance(f, ImageField) and f.grid is not None}
+    grids = {name: field.grid for name, field in batch.items() if isinstance(field, BucketField)}
     return View(inputs, {layout.text: seen}, {}, places=places, grids=grids or None)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from src.interfaces import Batch, ImageField, LabelField, TokenField, View
+from src.interfaces import Batch, BucketField, LabelField, TokenField, View
 from src.sequence.document import Document, document_view
 from src.sequence.layout import Layout
 
@@ -41,5 +41,5 @@ def clean_view(layout: Layout, batch: Batch, encode: Callable[[Array], Array], g
         else:
             patches = encode(field.values)
             inputs[name] = patches if field.valid is None else jnp.where(field.valid[:, None, None], patches, 0)
-    grids = {n: f.grid for n, f in batch.items() if isinstance(f, ImageField) and f.grid is not None}
+    grids = {name: field.grid for name, field in batch.items() if isinstance(field, BucketField)}
     return View(inputs, valid, {}, labels, grids=grids or None)
