@@ -40,7 +40,7 @@ def divergence_in_pieces(student: Side, teacher: Side, *, temperature: float, ch
     everything else is f32. On a mesh the pieces are split over `tensor` as the kernels are.
     """
     cut = cut_vocabulary(student.kernel.shape[1], chunk, automatic_axes().get("tensor", 1), dtype)
-    return _divergence(student, jax.lax.stop_gradient(teacher), temperature, cut)
+    return _divergence(student, teacher, temperature, cut)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -79,7 +79,7 @@ def _backward(temperature: float, cut: Cut, saved: tuple, grad: Float[Array, "B 
         p, q = jnp.exp(a - log_a[..., None, None]), jnp.exp(b / temperature - log_b[..., None, None])
         return temperature * (q - p) * grad[..., None, None], weight
 
-    return Side(*gradients_in_pieces(errors, student.hidden, student.kernel, cut)), None
+    return Side(*gradients_in_pieces(errors, student.hidden, student.kernel, cut)), None  # none for the teacher
 
 
 _divergence.defvjp(_forward, _backward)
