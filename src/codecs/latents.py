@@ -44,6 +44,10 @@ class Latents:
             raise ValueError(f"image_codec.dtype={dtype!r} is unknown; use float32 or bfloat16")
         self.path, self.channels, self.factor, self.dtype, self.rows = path, channels, factor, dtype, rows
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A data worker prepares pictures; it needs no parameters.
+        return {name: value for name, value in self.__dict__.items() if name not in ("params", "fingerprint")}
+
     def shape(self, delivered: tuple[int, int, int]) -> tuple[int, int, int]:
         """Shape of the latents of what the data deliver, both (h, w, C).
 

@@ -73,6 +73,10 @@ class Clip:
         self.shape, self.tokens = (size, size, 3), (size // patch) ** 2
         self._wanted = {"image_size": size, "patch_size": patch, "hidden_size": features}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A data worker prepares pictures; it needs no parameters.
+        return {name: value for name, value in self.__dict__.items() if name not in ("params", "fingerprint")}
+
     @functools.cached_property
     def tower(self) -> clip.Clip:
         """The tower without its parameters. Raises as `read_clip_config`, and ValueError if it is another one."""
