@@ -7,7 +7,6 @@ never black.
 
 from __future__ import annotations
 
-import copy
 import os
 from typing import Any
 
@@ -108,12 +107,6 @@ class PictureChatToText(ExampleTask):
             Segment("picture", "vision", vision.tokens),
             Segment("rest", "text", length),
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A worker process prepares pictures and runs no network.
-        vision = copy.copy(self.vision)
-        vars(vision).pop("params", None)
-        return super().__getstate__() | {"vision": vision}
 
     def open(self) -> Llava:
         """The list."""
