@@ -242,9 +242,9 @@ def official(config: ConfigDict, channels: int = 3) -> ConfigDict:
 
 def tinyllama(config: ConfigDict) -> ConfigDict:
     """MonoFormer's model: TinyLlama 1.1B, begun from its weights, with a time token; AdamW at 1e-4 for a pod."""
-    config.init_from.path = "weights/tinyllama"  # what src.tools.convert wrote
+    config.init_from.path = "data/tinyllama"  # what src.tools.convert wrote
     with config.unlocked():
-        config.text_codec.update({"name": "text:Llama", "path": "weights/tinyllama/tokenizer.model", "pieces": 32_000})
+        config.text_codec.update({"name": "text:Llama", "path": "data/tinyllama/tokenizer.model", "pieces": 32_000})
     config.model.trunk.update({"width": 2048, "depth": 22, "heads": 32, "kv_heads": 4, "mlp_width": 5632})
     config.model.trunk.remat = "dots"
     config.model.dtype = "bfloat16"
@@ -256,7 +256,7 @@ def tinyllama(config: ConfigDict) -> ConfigDict:
 def sd_latents(config: ConfigDict) -> ConfigDict:
     """Images as latents of Stable Diffusion's autoencoder, noised as DDPM does, with a learned variance."""
     with config.unlocked():
-        config.image_codec = {"name": "latents", "path": "weights/sd-vae", "channels": 4, "factor": 8}
+        config.image_codec = {"name": "latents", "path": "data/sd-vae", "channels": 4, "factor": 8}
     config.process = ddpm()
     config.model.image_head.update({"variance": "learned", "init": "normal:0.02", "adaln_init": "normal:0.02"})
     config.sample.image.sampler = {"name": "gaussian:Ancestral"}

@@ -3,7 +3,7 @@
     python -m src.main --config=configs/imagenet256.py --workdir=gs://…/imagenet256
 
 1,121,673,248 parameters: TinyLlama 1.1B with four more tokens, and 21.6M for images. It needs three folders, which two
-commands make of the downloads (docs/imagenet.md): weights/tinyllama (src.tools.convert), weights/sd-vae (as published)
+commands make of the downloads (docs/imagenet.md): data/tinyllama (src.tools.convert), data/sd-vae (as published)
 and data/imagenet256, the moments of all images' latents (src.tools.latents).
 
 Arithmetic: a row has 32 prompt + 1 time + 256 image + 2 tail = 291 tokens, and a step of 1024 rows 297,984. A step is

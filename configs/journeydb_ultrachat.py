@@ -2,7 +2,7 @@
 
     python -m src.main --config=configs/journeydb_ultrachat.py --workdir=gs://…/journeydb_ultrachat
 
-The model is that of imagenet256.py. It needs weights/tinyllama, weights/sd-vae, data/journeydb256 (moments of latents,
+The model is that of imagenet256.py. It needs data/tinyllama, data/sd-vae, data/journeydb256 (moments of latents,
 src.tools.latents) and data/ultrachat, a folder of jsonl files (docs/data.md).
 
 Arithmetic: a batch has 1152 rows of 128 prompt + 1 time + 256 image + 2 tail = 387 tokens, and 128 rows of 512 tokens

@@ -3,7 +3,7 @@
     python -m src.main --config=configs/llava_journeydb.py --workdir=gs://…/llava_journeydb
 
 The model is that of imagenet256.py and a projector of 6.3M parameters for the features of CLIP's vision tower. It needs
-weights/tinyllama, weights/sd-vae, weights/clip-vit-large-patch14 (as published), data/journeydb256 (moments of latents)
+data/tinyllama, data/sd-vae, data/clip-vit-large-patch14 (as published), data/journeydb256 (moments of latents)
 and data/llava with llava_v1_5_mix665k.json and the images (docs/data.md).
 
 Arithmetic: a batch has 224 rows of 387 tokens (see journeydb_ultrachat.py) and 32 rows of 64 head + 256 picture + 448
@@ -39,7 +39,7 @@ def get_config(name: str | None = None):
     }
     config = common.sd_latents(config)
     with config.unlocked():
-        config.vision = {"name": "vision:Clip", "path": "weights/clip-vit-large-patch14"}
+        config.vision = {"name": "vision:Clip", "path": "data/clip-vit-large-patch14"}
     config.sample.image.guidance.scale = 4.0
     config.sample.longest = 128
     config.checkpoint.every = 10_000

@@ -2,7 +2,7 @@
 
     python -m src.main --config=configs/tinyllama_finetune.py --workdir=gs://…/tinyllama_finetune
 
-1,100,064,768 parameters: TinyLlama 1.1B with four more tokens. It needs weights/tinyllama (src.tools.convert) and
+1,100,064,768 parameters: TinyLlama 1.1B with four more tokens. It needs data/tinyllama (src.tools.convert) and
 data/ultrachat, a folder of jsonl files (docs/data.md).
 
 Arithmetic: a row holds as many whole chats as fit into 2048 tokens; a batch of 128 rows is 262,144 tokens, a step about

@@ -38,7 +38,7 @@ def home(tmp_path_factory):
     model = tokenizer()
     published(llama, vocab_size=sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size())
     (llama / "tokenizer.model").write_bytes(model)
-    write_vae(home / "weights" / "sd-vae", Vae(TINY), Vae(TINY).init(jax.random.key(0)))
+    write_vae(home / "data" / "sd-vae", Vae(TINY), Vae(TINY).init(jax.random.key(0)))
     formats.make_imagenet(home / "data" / "imagenet", each=20, height=9, width=12)
     formats.make_journeydb(home / "data" / "journeydb", rows=80)
     formats.make_ultrachat(home / "data" / "ultrachat", rows=40)
@@ -101,7 +101,7 @@ def documented():
 
 def test_imagenet_in_the_three_commands_of_its_page(home):
     convert, latents, main = documented()
-    assert "--source=downloads/TinyLlama-1.1B-Chat-v1.0" in convert and "--out=weights/tinyllama" in convert
+    assert "--source=downloads/TinyLlama-1.1B-Chat-v1.0" in convert and "--out=data/tinyllama" in convert
     run(home, convert)
     said = run(home, latents.replace("--size=256", "--size=8") + " --rows=30")
     assert "100 rows in 4 shards" in said
@@ -122,11 +122,11 @@ def test_imagenet_in_the_three_commands_of_its_page(home):
 
 
 def test_journeydb_and_ultrachat(home):
-    if not (home / "weights" / "tinyllama").exists():
+    if not (home / "data" / "tinyllama").exists():
         run(home, documented()[0])
     run(home, "python -m src.tools.prepare --source=journeydb:Journey --set=annotations=data/journeydb/train_anno.jsonl"
               " --set=images=data/journeydb/imgs --out=data/journeydb --processes=2 --rows=30")  # fmt: skip
-    run(home, "python -m src.tools.latents --source=records:Shards --set=folder=data/journeydb --vae=weights/sd-vae"
+    run(home, "python -m src.tools.latents --source=records:Shards --set=folder=data/journeydb --vae=data/sd-vae"
               " --size=8 --out=data/journeydb256 --rows=30")  # fmt: skip
     command, said = train(home, "journeydb_ultrachat", "debug", "mixed")
     assert "caption_to_image 72 (0.900), chat 8 (0.100)" in said, said
@@ -137,7 +137,7 @@ def test_journeydb_and_ultrachat(home):
 
 
 def test_journeydb_and_llava(home):
-    if not (home / "weights" / "tinyllama").exists():
+    if not (home / "data" / "tinyllama").exists():
         run(home, documented()[0])
     for variant in ("pixels,debug", "pixels,vae,debug", "official,pixels,debug", "paper,pixels,debug"):
         command, _ = train(home, "llava_journeydb", variant, f"llava-{variant.replace(',', '-')}")
@@ -147,7 +147,7 @@ def test_journeydb_and_llava(home):
 
 
 def test_chats_alone(home):
-    if not (home / "weights" / "tinyllama").exists():
+    if not (home / "data" / "tinyllama").exists():
         run(home, documented()[0])
     for variant in ("debug", "official,debug", "lora,debug", "keep,debug"):
         train(home, "tinyllama_finetune", variant, f"chats-{variant.replace(',', '-')}")

@@ -1,7 +1,7 @@
 """Encodes pictures once: writes the moments of their latents (mean and log-variance, float16) as ArrayRecord shards.
 
 python -m src.tools.latents --source=imagenet:ImageFolders --set=folder=data/train --set=names=data/names.json \\
-    --vae=weights/sd-vae --size=256 --out=data/imagenet256
+    --vae=data/sd-vae --size=256 --out=data/imagenet256
 python -m src.tools.latents --source=records:Shards --set=folder=data/shards --set=kind=classes --vae=… --out=…
 
 The source is named as in `src.tools.prepare`, whose shards are one, too. All devices of this machine encode; the same
