@@ -108,7 +108,15 @@ def understanding(tensors, config):
     tensors["vision_encoder.vision_tower.vision_model.x"] = np.zeros(3, np.float16)
 
 
-@pytest.mark.parametrize("change", [None, understanding])
+def adaptive(tensors, config):
+    """With the time before the trunk instead of in a token."""
+    for name in [name for name in tensors if name.startswith("t_projector")]:
+        del tensors[name]
+    tensors |= {"adaLN_module.1.weight": np.ones((128, 64), np.float32), "adaLN_module.1.bias": np.ones(128, "f4")}
+    config["decoder_t_embed"] = "adaln_before_decoder"
+
+
+@pytest.mark.parametrize("change", [None, understanding, adaptive])
 def test_monoformer_and_its_average_go_in_and_out_bit_by_bit(change, tmp_path, capsys):
     def average(tensors, config):
         if change:
@@ -132,6 +140,7 @@ def test_monoformer_and_its_average_go_in_and_out_bit_by_bit(change, tmp_path, c
         same(load_file(folder / "model.safetensors"), kept)
         config = json.loads((folder / "config.json").read_text())
         old = json.loads((GOLDEN / "monoformer" / "config.json").read_text())
+        old["decoder_t_embed"] = "adaln_before_decoder" if change is adaptive else old["decoder_t_embed"]
         assert config == old | {"mlp_bias": False, "torch_dtype": "float32"}
     _, out, _ = run(capsys, source=tmp_path / "there", info=True)
     assert "MonoFormerForCausalLM" in out and "model.layers.*.mlp.up_proj.weight" in out
