@@ -16,6 +16,7 @@ from src.common.safe_tensors import SafeTensors
 from src.common.strict_json import read_json
 from src.common.tensor_files import SHARD_BYTES, check_room
 from src.common.tree import listed
+from src.models import lora
 from src.models.export import (
     LLAMA,
     ORDER,
@@ -198,11 +199,13 @@ def _initial_jobs(path: epath.Path, out: epath.Path, options: Options) -> tuple[
 def _run_jobs(path: epath.Path, out: epath.Path, options: Options) -> tuple[list[Job], Any]:
     """Of a checkpoint of a run; and where its tokenizer is."""
     run = find_trained(path, options)
+    adapters = run.config["model"].get("lora", {})
+    leaves = lora.Merged(run, adapters["alpha"]) if adapters.get("rank") else run
     images = any(path.startswith("image/") for path in run.shapes)
     base, tokenizer = _base(run.config)
     side = options.image_size // PIXELS if options.image_size else _side(run.config) if images else 0
     made_for = about_model(run.config["model"], images)
-    return [Job(run, made_for, base, run.config["patch"]["size"], side, out)], tokenizer
+    return [Job(leaves, made_for, base, run.config["patch"]["size"], side, out)], tokenizer
 
 
 def find_trained(workdir: epath.Path, options: Options) -> Trained:

@@ -15,6 +15,7 @@ from tests.models.test_model import row
 TAU = 2.0
 
 
+@pytest.mark.faults
 def test_the_teacher_reads_the_text_alone_and_tokens_with_a_loss_are_compared():
     """[p: 3 tokens] [time, image] [c: 3 tokens], one row with padding; against the dense formula over full passes."""
     layout, view = row("bidirectional", "TimeToken")

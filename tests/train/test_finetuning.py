@@ -6,15 +6,20 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from safetensors.numpy import load_file
 
 from configs import common
 from src.build import build_system
 from src.common.tree import flatten, joined
 from src.models import copies, lora
+from src.tools import convert
 from src.train import loop
 from src.train.checkpoint import Checkpointer
+from src.train.state import first_state
 from src.train.trainer import make_trainer, open_data
+from tests.train.test_start import config_from, with_checkpoint
 from tests.train.test_step import Recorder, close, config_of
 
 ALL = {
@@ -137,6 +142,25 @@ def test_merged_parameters_give_the_losses_of_the_adapted_run():
 
     found = jax.jit(lambda p, q: (terms(adapted, p), terms(plain, q)))(state.params, merged)
     close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.faults
+def test_a_run_with_adapters_is_published_merged(tmp_path, capsys):
+    config = config_from("").unlock()
+    config.model.lora.update({"rank": 2, "alpha": 6.0})
+    trainer = make_trainer(build_system(config))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), trainer.abstract.params)
+    state = first_state(params, optax.identity(), 0).replace(step=jnp.int32(3))
+    with_checkpoint(tmp_path / "run", trainer, state)
+    flags = [f"--source={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--image_size=256"]
+    assert convert.main(["convert", *flags]) == 0, capsys.readouterr()
+    found, merged = load_file(tmp_path / "out" / "model.safetensors"), flatten(lora.merge(params, 6.0))
+    for name, path in (("self_attn.q_proj", "attention/q"), ("mlp.down_proj", "mlp/down")):
+        want = merged[f"trunk/layers/{path}/kernel"][1].T
+        np.testing.assert_allclose(found[f"model.layers.1.{name}.weight"], want, rtol=1e-5, atol=1e-5)
+        assert np.abs(want - params["trunk"]["layers"][path.split("/")[0]][path.split("/")[1]]["kernel"][1].T).max() > 1
+    assert not [name for name in found if "lora" in name]
 
 
 def test_a_distillation_that_holds_nothing_is_refused():
