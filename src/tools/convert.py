@@ -1,9 +1,9 @@
 """Published weights into a folder that a run can start from, and a trained run back into what others read.
 
-python -m src.tools.convert --source=TinyLlama/TinyLlama-1.1B-Chat-v1.0 --out=weights/tinyllama
-python -m src.tools.convert --source=downloads/MonoFormer_ImageNet_256 --out=weights/monoformer
+python -m src.tools.convert --source=TinyLlama/TinyLlama-1.1B-Chat-v1.0 --out=data/tinyllama
+python -m src.tools.convert --source=downloads/MonoFormer_ImageNet_256 --out=data/monoformer
 python -m src.tools.convert --source=runs/imagenet256 --out=published --ema --step=best
-python -m src.tools.convert --source=weights/tinyllama --info
+python -m src.tools.convert --source=data/tinyllama --info
 
 What --source is decides: a published Llama or MonoFormer (a folder, or a name of the Hugging Face hub) becomes initial
 weights for `config.init_from`; initial weights, or the workdir of a run, become a checkpoint that transformers and the
