@@ -297,9 +297,8 @@ def journeydb_pixels(config: ConfigDict) -> ConfigDict:
 
 
 def tiny_latents(config: ConfigDict) -> ConfigDict:
-    """For `debug`: an autoencoder that makes one latent of 2 x 2 pixels, everything initialised anew, one device."""
-    config.image_codec.update({"factor": 2} if config.image_codec.name else {})
-    config.mesh.fsdp = 1
+    """For `debug`: an autoencoder that makes one latent of 2 x 2 pixels, and any number of devices."""
+    config.image_codec.factor, config.mesh.fsdp = 2, 1
     return config
 
 

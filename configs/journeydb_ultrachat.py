@@ -33,6 +33,7 @@ def get_config(name: str | None = None):
                 "turns": "all",
                 "too_long": "split",
                 "train_on_source": False,
+                "held_out": 1000,  # for the panel of what is forgotten
             },
             "objectives": {"text": common.next_token("text")},
         },
@@ -70,4 +71,5 @@ def debug(config):
     """The same system, tiny."""
     config = common.debug(common.tiny_journeydb(common.tiny_latents(config)))
     config.batch, config.tasks.chat.data.length = 80, 64
+    config.tasks.chat.data.held_out = 4
     return config

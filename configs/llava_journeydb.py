@@ -33,6 +33,7 @@ def get_config(name: str | None = None):
                 "length": 448,
                 "marks": True,
                 "train_on_source": False,
+                "held_out": 1000,  # for the panel of what is forgotten
             },
             "objectives": {"text": common.next_token("rest")},
         },
@@ -77,7 +78,7 @@ def debug(config):
     """The same system, tiny; pictures are read as patches of their pixels unless `vae` comes first."""
     config = common.debug(common.tiny_journeydb(common.tiny_latents(config)))
     config.batch = 64
-    config.tasks.picture_chat.data.update({"head_length": 48, "length": 64})
+    config.tasks.picture_chat.data.update({"head_length": 48, "length": 64, "held_out": 4})
     with config.unlocked():
         if config.vision.name == "vision:Latents":
             config.vision.update({"size": 8, "factor": 2})

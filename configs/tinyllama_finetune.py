@@ -23,7 +23,7 @@ def get_config(name: str | None = None):
     config.tasks = {
         "chat": {
             "share": 1.0,
-            "data": {"name": "documents:Chats", "folder": "data/ultrachat", "length": 2048},
+            "data": {"name": "documents:Chats", "folder": "data/ultrachat", "length": 2048, "held_out": 1000},
             "objectives": {"text": common.next_token("text")},
         }
     }
@@ -36,7 +36,13 @@ def official(config):
     """The released code: the last pair of turns, 512 tokens a row, loss on questions too, constant rate of 1e-4."""
     config = common.official(config)
     with config.unlocked():
-        data = {"name": "chats:ChatToText", "folder": "data/ultrachat", "length": 512, "turns": "last"}
+        data = {
+            "name": "chats:ChatToText",
+            "folder": "data/ultrachat",
+            "length": 512,
+            "turns": "last",
+            "held_out": 1000,
+        }
         config.tasks.chat.data = data | {"train_on_source": True}
     return config
 
@@ -63,5 +69,6 @@ def keep(config):
 def debug(config):
     """The same system, tiny."""
     config = common.debug(config)
-    config.batch, config.tasks.chat.data.length = 16, 256
+    config.batch, config.tasks.chat.data.length, config.mesh.fsdp = 16, 256, 1
+    config.tasks.chat.data.held_out = 4
     return config

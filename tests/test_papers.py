@@ -42,7 +42,9 @@ def home(tmp_path_factory):
     formats.make_imagenet(home / "data" / "imagenet", each=20, height=9, width=12)
     formats.make_journeydb(home / "data" / "journeydb", rows=80)
     formats.make_ultrachat(home / "data" / "ultrachat", rows=40)
-    formats.make_llava(home / "data" / "llava", rows=40)
+    annotations, images = formats.make_llava(home / "data" / "llava", rows=40)
+    annotations.rename(annotations.with_name("llava_v1_5_mix665k.json"))
+    (images / "coco").rename(home / "data" / "llava" / "coco")
     return home
 
 
@@ -141,7 +143,7 @@ def test_journeydb_and_llava(home):
         run(home, documented()[0])
     for variant in ("pixels,debug", "pixels,vae,debug", "official,pixels,debug", "paper,pixels,debug"):
         command, _ = train(home, "llava_journeydb", variant, f"llava-{variant.replace(',', '-')}")
-    picture = home / "data" / "llava" / "images" / "coco" / "0.jpg"
+    picture = home / "data" / "llava" / "coco" / "0.jpg"
     said = run(home, f"{command} --mode=sample --task=picture_chat --image={picture} --prompt=What")
     assert said.strip()
 

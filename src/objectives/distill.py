@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from src.interfaces import Batch, Hidden, LossTerm, Net, PyTree, View
-from src.sequence.layout import Layout
 
 
 class Distill:
@@ -32,14 +31,14 @@ class Distill:
     def prepare(self, view: View, batch: Batch, key: Array, train: bool) -> tuple[View, PyTree]:
         """Both read text as it is; kept beside the view is the text alone, for the teacher."""
         words = {name: ids for name, ids in view.inputs.items() if jnp.issubdtype(ids.dtype, jnp.integer)}
-        valid = {name: flags for name, flags in view.valid.items() if name in words}
-        return view, view.replace(inputs=words, valid=valid, times={}, labels=None)
+        valid = {name: batch[name].valid for name in words}
+        places = view.places and view.places.replace(begins={})
+        return view, View(words, valid, {}, places=places)
 
     def loss(self, net: Net, hidden: Hidden, batch: Batch, aux: View) -> dict[str, LossTerm]:
         """`kl` in nats, and the number of tokens compared."""
         teacher = net.teacher()
-        layout = Layout(tuple(s for s in hidden.layout.segments if s.kind == "text"))
-        read = teacher.hidden({"": (layout, aux)})[""]
+        read = teacher.hidden({"": (hidden.layout.words(), aux)})[""]
         total = LossTerm(jnp.zeros(()), jnp.zeros(()))
         for name in self.fields:
             field = batch[name]

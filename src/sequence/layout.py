@@ -90,6 +90,10 @@ class Layout:
         """How many images of a segment a row has room for."""
         return 1
 
+    def words(self) -> Layout:
+        """The layout of the text alone, one segment behind the other."""
+        return dataclasses.replace(self, segments=tuple(s for s in self.segments if s.kind == "text"))
+
     def static_orders(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`read`, `write`, `group`, numpy `[S]`: known before any data, so that block-sparse kernels can be static."""
         slices = self.slices()
