@@ -160,7 +160,7 @@ def test_monoformer_losses(step_case):
     np.testing.assert_allclose(lm.total / lm.count, want["lm_loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.faults)])
 def test_monoformer_gradient_and_adamw_step(step_case, accumulate):
     system, params, batch, prepared, want = step_case
     grads, _, total = jax.jit(lambda p: gradients(system, p, batch, prepared, accumulate))(params)
