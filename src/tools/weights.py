@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
+from src.codecs.text import SPECIALS as WORDS
 from src.common.inside import shown
 from src.common.leaves import Leaves
 from src.common.safe_tensors import SafeTensors
@@ -32,12 +33,12 @@ from src.models.initial import Initial, is_initial, summary, write_initial
 from src.models.pretrained import Grown, Published, check_complete, expected
 from src.models.published import parse_config, read_config
 from src.tools.hub import download, is_hub_name
-from src.tools.tokenizer_files import copy_tokenizer
+from src.tools.tokenizer_files import add_words, copy_tokenizer
 from src.train.checkpoint import Checkpointer
 from src.train.trained import Trained
 
 EMA = "ema"
-SPECIALS = 4  # <PAD>, <image>, <|im_start|>, <|im_end|>
+SPECIALS = len(WORDS)  # that a Llama gets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,12 @@ def _import(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str
         name = write_initial(target, leaves, made_for, fields, options.shard_bytes)
         told = summary(leaves.shapes)
         yield f"{target}: {told['parameters']:,} parameters, {_dtypes(told)}, hash {name}"
-    yield f"tokenizer files: {', '.join(copy_tokenizer(path, out)) or 'none there'}"
+    copied = copy_tokenizer(path, out)
+    (leaves, *_), _ = ready[0]
+    if copied and leaves.rows == SPECIALS:
+        rows = leaves.shapes["text/table/embedding"].shape[0]
+        add_words(out, {word: rows - SPECIALS + place for place, word in enumerate(WORDS)})
+    yield f"tokenizer files: {', '.join(copied) or 'none there'}"
 
 
 def _published(path: epath.Path, options: Options) -> tuple[Leaves, dict[str, Any], dict[str, Any]]:

@@ -16,7 +16,7 @@ from src.common.safe_tensors import SafeTensors
 from src.common.tree import flatten, unflatten
 from src.models.initial import Initial, write_initial
 from src.models.pretrained import names_of, place_of, read_checkpoint
-from src.tools import convert
+from src.tools import convert, tokenizer_files
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -303,3 +303,20 @@ def test_initial_weights_are_known_by_their_hash_and_damage_is_found(tmp_path):
         Initial(tmp_path / "0")
     with pytest.raises(FileNotFoundError, match=r"have no weights\.json: give a folder that"):
         Initial(tmp_path)
+
+
+def test_the_tokenizers_files_learn_the_new_words(tmp_path):
+    """Where transformers looks for them (`AutoTokenizer` of 5.23 was tried); a second time changes nothing."""
+    published = {"version": "1.0", "added_tokens": [{"id": 1, "content": "<s>", "special": True}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(published))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True, "model_max_length": 1e30}))
+    words = {"<PAD>": 32000, "<image>": 32001, "<|im_start|>": 32002, "<|im_end|>": 32003}
+    tokenizer_files.add_words(tmp_path, words)
+    told = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert {t["content"]: t["id"] for t in told["tokenizer.json"]["added_tokens"]} == {"<s>": 1} | words
+    assert told["tokenizer.json"]["version"] == "1.0" and told["tokenizer_config.json"]["add_bos_token"] is True
+    decoder = told["tokenizer_config.json"]["added_tokens_decoder"]
+    assert {entry["content"]: int(number) for number, entry in decoder.items()} == words
+    assert told["added_tokens.json"] == words
+    tokenizer_files.add_words(tmp_path, words)
+    assert told == {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}

@@ -1,6 +1,7 @@
 """Frozen networks: what the step gets of pictures, on any number of devices, and what comes out as pictures again."""
 
 import json
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,10 @@ from src.build import build_system
 from src.codecs.latents import Latents
 from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import read_vae, write_vae
-from src.models.vision import Pixels, letterbox
+from src.models import clip
+from src.models.clip_files import write_clip
+from src.models.vision import Clip, Pixels, letterbox
+from src.train.frozen import Frozen
 from src.train.trainer import make_trainer, open_data
 
 TINY = VaeConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)  # one latent for 2 x 2 pixels
@@ -110,3 +114,21 @@ def test_letterbox_puts_the_whole_picture_into_a_black_square():
     np.testing.assert_allclose(square[2:6], 200 / 127.5 - 1)
     encoder = Pixels(8, 4)
     assert encoder.compute({}, jnp.asarray(square[None])).shape == (1, encoder.tokens, encoder.features)
+
+
+def test_clip_gives_its_features_and_refuses_another_tower(tmp_path):
+    """As MonoFormer and LLaVA take them; a data worker gets the encoder without its parameters."""
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower = clip.Clip(clip.ClipConfig(**small, image_size=8, patch_size=4))
+    write_clip(tmp_path, tower, tower.init(jax.random.key(0)))
+    encoder = Clip(tmp_path, size=8, patch=4, features=16, rows=2)
+    pictures = [np.random.default_rng(i).integers(0, 256, (9, 12, 3), dtype=np.uint8) for i in range(3)]
+    shown = jnp.stack([jnp.asarray(encoder.preprocess(pixels)) for pixels in pictures])
+    assert shown.shape[1:] == encoder.shape and encoder.tokens == 4
+    found = Frozen(vision=encoder).shown("vision", np.asarray(shown))
+    np.testing.assert_allclose(found, tower.features(encoder.params, shown), atol=1e-5)
+    assert found.shape == (3, encoder.tokens, encoder.features)
+    sent = pickle.loads(pickle.dumps(encoder))
+    assert "params" not in vars(sent) and sent.fingerprint == encoder.fingerprint
+    with pytest.raises(ValueError, match=r"has hidden_size 16, not 1024: set vision\.size"):
+        _ = Clip(tmp_path, size=8, patch=4).params
