@@ -90,6 +90,10 @@ def _advice(field: str, was: Any, now: Any, config: dict[str, Any]) -> str:
         return f"bring back the tokenizer with the fingerprint {was} (the one {place} has {now})"
     if field == "weights":
         return "give the initial weights that it began from (init_from), whose hash is the first of the two"
+    if field.startswith("frozen."):  # frozen.image, frozen.vision: found in files, no field that can be set
+        codec = "vision" if field.endswith(".vision") else "image_codec"
+        with_it = f"give the {codec} that it began with (the same files at {codec}.path)"
+        return f"take out {codec}, without which it began" if was == ABSENT else with_it
     was = ASSUMED.get(field, was) if was == ABSENT else was
     if was == ABSENT:
         return f"take {field} out of the config file"

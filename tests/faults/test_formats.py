@@ -122,6 +122,10 @@ def test_a_run_of_yesterday_goes_on(monkeypatch):
         ValueError, match=r"\(optim\.moments: 'absent' -> 'factored'\): .* --config.optim.moments=full;"
     ):
         check_config(old, identity(**{"optim.moments": "factored"}), ELASTIC)
+    for was, now, said in (("a", "b", "give the image_codec that it began with"), (None, "b", "take out image_codec")):
+        with pytest.raises(ValueError, match=said) as error:
+            check_config({"frozen": {"image": was} if was else {}}, {"frozen": {"image": now}})
+        assert "--config.frozen" not in str(error.value) and "config file" not in str(error.value)
     moved = identity()
     moved["training"] = {"lr": moved["optim"].pop("lr")}
     with pytest.raises(ValueError, match=r"optim\.lr: 'absent' -> .*; training\.lr: .* -> 'absent'\)"):
