@@ -107,6 +107,7 @@ def prepare(
         parts = {k: told for k in range(count) if (told := _finished(target, k))}
         rows = sum(_note(ledger, name, told) for told in parts.values())
         say(len(parts), count, rows)
+        ledger.check()
         todo = [k for k in range(count) if k not in parts]
         for k, told in _run(functools.partial(_part, target, plan), open_source, source, todo, processes):
             write_whole(target / PARTS / f"{k:05d}.json", json.dumps(told).encode())
@@ -161,6 +162,8 @@ def _agree(target: epath.Path, plan: Plan, source: Examples, name: str) -> None:
                 f"{os.fspath(target)!r} was begun with another {other[0]} ({was}, now {now}): go on as it was begun, or"
                 " give another folder"
             )
+    elif any(file.name.endswith(".arrayrecord") for file in target.iterdir()):
+        raise FileExistsError(f"{os.fspath(target)!r} holds shards that were not begun here: give another folder")
     write_whole(path, json.dumps(told).encode())
 
 

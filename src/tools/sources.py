@@ -73,7 +73,8 @@ def write(values: flags.FlagValues, config: Any, plan: Any, processes: int = 1) 
     try:
         manifest = prepare(opened, out, plan, name=name, processes=processes, ledger=ledger, say=Progress())
     except TooManyBadRowsError as error:
-        raise ValueError(str(error).replace("data.max_bad.share", "--max_bad_share")) from error
+        said = str(error).replace("data.max_bad.share", "--max_bad_share")
+        raise ValueError(said.replace("mend the data,", "mend the data and give another --out,")) from error
     bad = f"; {manifest['bad_rows']:,} bad rows are in {out}/skipped.jsonl" if manifest["bad_rows"] else ""
     size, count = sum(shard["bytes"] for shard in manifest["shards"]), len(manifest["shards"])
     shards = f"{count:,} shard{'s' if count > 1 else ''}"

@@ -160,8 +160,20 @@ def test_too_many_bad_rows_stop_it_with_the_list(tmp_path):
     with pytest.raises(TooManyBadRowsError, match=r"5 of the 9 rows .*captions.jsonl line 5: the image is missing"):
         prepare(opened, tmp_path / "o", Plan(rows=3), ledger=Ledger(tmp_path / "o", share=0.1, least=3))
     assert len((tmp_path / "o" / "skipped.jsonl").read_text().splitlines()) == 5
+    parts = set((tmp_path / "o").glob("*.arrayrecord"))
+    with pytest.raises(TooManyBadRowsError, match="5 of the 9 rows"):  # the same command, and nothing was read
+        prepare(opened, tmp_path / "o", Plan(rows=3), ledger=Ledger(tmp_path / "o", share=0.1, least=3))
+    assert set((tmp_path / "o").glob("*.arrayrecord")) == parts
     manifest = prepare(opened, tmp_path / "o", Plan(rows=3), ledger=Ledger(tmp_path / "o", share=1))  # goes on
     assert (manifest["rows"], manifest["bad_rows"], len(manifest["shards"])) == (12, 8, 5)  # two had none
+
+
+def test_shards_of_something_else_are_not_overwritten(tmp_path):
+    folder = formats.make_captions(tmp_path / "c")
+    (folder / "00000.arrayrecord").write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="holds shards that were not begun here"):
+        prepare(partial(pictures.Lines, epath.Path(folder)), folder, Plan(rows=3))
+    assert (folder / "00000.arrayrecord").read_bytes() == b"mine" and not (folder / "plan.json").exists()
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
