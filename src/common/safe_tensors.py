@@ -36,7 +36,7 @@ DTYPES: dict[str, Any] = {
 }  # fmt: skip
 FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npz", ".npy")
 CONVERT = (
-    'convert it where torch is: python -c "import torch; from safetensors.torch import save_file; '
+    'convert it in its folder where torch is: python -c "import torch; from safetensors.torch import save_file; '
     "read = torch.load('FILE', map_location='cpu', weights_only=True); "
     "save_file({k: v.contiguous().clone() for k, v in read.items()}, 'model.safetensors')\""
 )
@@ -131,10 +131,12 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Entry]:
 def refuse_foreign(path: str | os.PathLike[str]) -> None:
     """Raises ValueError, with the command that converts, for the names of formats that are not opened here."""
     name = os.fspath(path)
+    file = os.path.basename(name)
+    wanted = "diffusion_pytorch_model" if file.startswith("diffusion_pytorch_model") else "model"
     if name.lower().removesuffix(".index.json").endswith(FOREIGN):
         raise ValueError(
             f"the checkpoint {shown(name)} is not opened, because such files may run code when they are loaded; "
-            + CONVERT.replace("FILE", os.path.basename(name) if os.path.basename(name).isprintable() else "FILE")
+            + CONVERT.replace("FILE", file if file.isprintable() else "FILE").replace("'model.", f"'{wanted}.")
         )
 
 
@@ -201,7 +203,7 @@ def _files(path: epath.Path) -> dict[os.PathLike[str], set[str] | None]:
             return _files(path / name)
     found = sorted(file.name for file in path.iterdir())
     for name in found:
-        refuse_foreign(name)
+        refuse_foreign(path / name)
     raise FileNotFoundError(
         f"the folder {shown(path)} has neither model.safetensors nor model.safetensors.index.json but "
         f"{listed(list(map(shown, found))) or 'nothing'}: give the path of a .safetensors file"

@@ -40,7 +40,7 @@ def open_weights(folder: str | os.PathLike[str], names: Iterable[str]) -> SafeTe
             return SafeTensors(path / name)
     found = sorted(file.name for file in path.iterdir())
     for name in found:
-        refuse_foreign(name)
+        refuse_foreign(path / name)
     raise FileNotFoundError(
         f"the folder {shown(path)} has none of {', '.join(names)} but {listed(list(map(shown, found))) or 'nothing'}: "
         "give the folder of the weights"

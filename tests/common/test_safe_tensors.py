@@ -107,6 +107,8 @@ def test_formats_that_can_run_code_name_the_command_that_converts(name, tmp_path
         assert name in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError, match="may run code"):
         SafeTensors(tmp_path / "pytorch_model.bin.index.json")
+    with pytest.raises(ValueError, match=r"'diffusion_pytorch_model.safetensors'\)"):  # the name that is read
+        SafeTensors(tmp_path / "diffusion_pytorch_model.bin")
 
 
 def shards(folder, table, **files):
