@@ -10,6 +10,7 @@ import time
 STARTED = time.monotonic()
 
 import os  # noqa: E402
+import re  # noqa: E402
 import sys  # noqa: E402
 
 from absl import flags, logging  # noqa: E402
@@ -99,7 +100,9 @@ def _reason(error: Exception) -> str:
     """One line of an error that may hold a whole traceback, or the quoted text of another error."""
     text = str(error).replace("\\n", "\n").replace("\\", "").replace('"', "").replace("'", "").strip()
     last = text.splitlines()[-1]
-    return (last.partition("Error: ")[2] or last) if "Traceback" in text else " ".join(text.split())
+    if "Traceback" in text:
+        return last.partition("Error: ")[2] or last
+    return re.sub(r"(?<=\w) Did you mean", "; did you mean", " ".join(text.split()))
 
 
 if __name__ == "__main__":

@@ -269,4 +269,5 @@ def _report(workdir: epath.Path, metrics: dict[str, float], step: int | None = N
     write_whole(path, (json.dumps(rounded, indent=2) + "\n").encode())
     width = max(map(len, rounded))
     print("\n".join(f"{k:<{width}}  {v:,}" for k, v in rounded.items()))
-    print(f"written to {path}; pictures are in {workdir / 'samples'}")
+    samples = workdir / "samples"
+    print(f"written to {path}" + (f"; pictures are in {samples}" if samples.exists() else ""))

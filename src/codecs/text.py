@@ -118,6 +118,7 @@ class Llama(SentencePiece):
         if self._model.get_piece_size() != self.pieces:
             raise ValueError(
                 f"tokenizer {str(self.path)!r} has {self._model.get_piece_size()} pieces, the config says {self.pieces}"
+                ": give the tokenizer of the weights, or set text_codec.pieces"
             )
         return self.__dict__[name]
 

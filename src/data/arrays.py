@@ -99,7 +99,7 @@ class _Folder(RowTask):
         if not 0 < rows <= len(self._labels):
             raise ValueError(
                 f"split {split!r} of {str(self.folder)!r} is empty: it has {len(self._labels)} rows and "
-                f"held_out={self.held_out} of them are for test"
+                f"held_out={self.held_out} of them are for test: give more, or set another held_out"
             )
         return rows
 

@@ -146,7 +146,7 @@ class Documents(RowTask):
             if not numbers.size or self.held_out > total:
                 raise ValueError(
                     f"split {split!r} of {os.fspath(self.folder)!r} is empty: it has {total} documents and"
-                    f" held_out={self.held_out} of them are for test"
+                    f" held_out={self.held_out} of them are for test: give more, or set another held_out"
                 )
             self._plans[split] = plan_rows(f"{self.name}, split {split}", numbers, self._sizes[numbers], self.room)
         return self._plans[split]

@@ -211,7 +211,7 @@ class ExampleTask(RowTask):
         if not 0 < rows <= total:
             raise ValueError(
                 f"split {split!r} of task {self.name} is empty: it has {total} rows and held_out={self.held_out} of"
-                " them are for test"
+                " them are for test: give more, or set another held_out"
             )
         return rows
 

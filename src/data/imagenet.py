@@ -46,8 +46,8 @@ class ImageFolders:
     ambiguous   what happens to names of two classes: `words` takes those of `CLEARER` and refuses others, `keep` leaves
                 them (as published)
 
-    Raises FileNotFoundError for a missing folder, ValueError for one without classes, names that lack a folder's class
-    or are given twice.
+    Raises FileNotFoundError for a missing folder, ValueError for one without classes or images, names that lack a
+    folder's class or are given twice.
     """
 
     kind = "classes"
@@ -65,6 +65,8 @@ class ImageFolders:
         numbers = {c["id"]: number for number, c in enumerate(self.classes)}
         self._labels = np.array([numbers[name] for name in found])
         self._files = self._list()
+        if not len(self._files):
+            raise ValueError(f"{os.fspath(folder)!r} has folders of classes and no image in them ({' '.join(ENDINGS)})")
 
     def _list(self) -> np.ndarray:
         """Rows of bytes: number of the folder (2), name of the file, filled with zeros."""
@@ -107,7 +109,10 @@ def named_classes(
     told = read_names(names) if os.fspath(names) else {}
     missing = [i for i in ids if i not in told] if told else []
     if missing:
-        raise ValueError(f"{os.fspath(names)!r} does not name {len(missing)} classes of the data: {listed(missing)}")
+        raise ValueError(
+            f"{os.fspath(names)!r} does not name {len(missing)} classes of the data: {listed(missing)}; add them to"
+            " that file, or give the folder whose folders are the classes"
+        )
     ids = sorted(told) if told and whole else ids
     words = {i: told.get(i, "" if WNID.fullmatch(i) else i.replace("_", " ")) for i in ids}
     words = words if ambiguous == "keep" else distinct(words)

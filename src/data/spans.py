@@ -96,7 +96,7 @@ def chat(told: dict[str, Any], where: str) -> list[Turn]:
     """
     said = told.get("data")
     if not isinstance(said, list) or len(said) < 2:
-        raise BadRow("there are no turns", where)
+        raise BadRow('there are no turns, such as {"data": ["question", "answer"]}', where)
     if not all(isinstance(text, str) and text for text in said):
         raise BadRow("a text is empty or no text", where)
     return [[Part("text", q, False), Part("text", a, True)] for q, a in zip(said[::2], said[1::2], strict=False)]

@@ -117,6 +117,9 @@ def test_class_names_are_given_and_told_apart(tmp_path):
             file.unlink()
         (folder / wnid).rmdir()
     assert rows_of(imagenet.ClassToImage(8, 5, folder=folder, names=names))["label"].ids.tolist() == [0, 3, 4]
+    (tmp_path / "none" / "n01440764").mkdir(parents=True)
+    with pytest.raises(ValueError, match="none' has folders of classes and no image in them"):
+        imagenet.ClassToImage(8, 5, folder=tmp_path / "none", names=names).rows("train")
     with pytest.raises(ValueError, match=r"have 3 classes and tasks.<name>.data.classes=5"):
         imagenet.ClassToImage(8, 5, folder=folder).rows("train")
 
