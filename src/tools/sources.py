@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -40,12 +41,17 @@ def define() -> flags.FlagValues:
 def main(argv: list[str], values: flags.FlagValues, run: Callable[[flags.FlagValues, Any], Any]) -> int:
     """The exit code of `run(values, config)`; errors that a person can mend are one sentence on standard error."""
     try:
+        for argument in argv:
+            path = argument.partition("=")[2].partition(":")[0]
+            if argument.lstrip("-").startswith("config=") and not os.path.isfile(path):
+                raise ValueError(f"there is no config file {path!r}; give one such as --config=configs/digits.py")
         try:
             rest = values(argv)
             config = values.config
         except (flags.Error, AttributeError, KeyError, TypeError, ImportError, OSError) as error:
             lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
-            raise ValueError(f"a flag or the config is wrong: {lines[-1]}") from error
+            said = lines[-1] if "Traceback" in str(error) else " ".join(lines).replace("\\", "")
+            raise ValueError(f"a flag or the config is wrong: {said}") from error
         if rest[1:]:
             raise ValueError(f"what is {rest[1]!r}? flags begin with --, as in --config=…")
         run(values, config)
