@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from src.common.files import is_remote
@@ -67,6 +68,9 @@ class ImageFolders:
         self._files = self._list()
         if not len(self._files):
             raise ValueError(f"{os.fspath(folder)!r} has folders of classes and no image in them ({' '.join(ENDINGS)})")
+        filled = set((self._files[:, 0] + 256 * self._files[:, 1].astype(int)).tolist())
+        if empty := [name for place, name in enumerate(found) if place not in filled]:
+            logging.warning("%s: no image in the folders of %d classes: %s", folder, len(empty), listed(empty))
 
     def _list(self) -> np.ndarray:
         """Rows of bytes: number of the folder (2), name of the file, filled with zeros."""

@@ -197,6 +197,8 @@ def show(system: System, name: str, raw: Batch, ready: Batch, view: Any, values:
     layout, rows = system.tasks[name].layout, values.rows
     parts = ", ".join(f"{s.name} ({s.kind}, {s.length}, {s.mode})" for s in layout.segments)
     print(f"\n{name}: rows of {layout.length} tokens: {parts}")
+    owned = {field for objective, _ in system.tasks[name].objectives.values() for field in objective.fields}
+    drawn = [s.name for s in layout.segments if s.kind == "image" and s.name in owned]
     valid = row_valid(layout, ready)
     spec = jax.device_get(
         layout.spec_of(jax.numpy.asarray(valid), placed(layout, ready)[0])
@@ -206,7 +208,9 @@ def show(system: System, name: str, raw: Batch, ready: Batch, view: Any, values:
     for row in range(rows):
         slots = slots_of(layout, ready, row)
         labels = [f"class {f.ids[row]}" for f in ready.values() if isinstance(f, LabelField)]
-        print(f"  row {row + 1}: {int(valid[row].sum())} tokens, {int(slots.loss.sum())} learned {' '.join(labels)}")
+        learned = [f"{int(slots.loss.sum())} of text"] * bool(slots.loss.any()) + drawn
+        told = [f"{int(valid[row].sum())} tokens", f"learned: {', '.join(learned) or 'nothing'}", *labels]
+        print(f"  row {row + 1}: {'; '.join(told)}")
         print("\n".join(f"    {line}" for line in described(slots, system.codec)))
         path = os.path.join(values.out, f"{name}-mask-{row + 1}.png")
         save_png(path, mask_picture(spec, row, slots.parts))

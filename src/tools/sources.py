@@ -75,6 +75,12 @@ def write(values: flags.FlagValues, config: Any, plan: Any, processes: int = 1) 
     from src.data.prepare import prepare
 
     name, opened = open_source(values, config)
+    classes = getattr(opened(), "classes", ())
+    if classes and not all(c["name"] for c in classes):
+        print(
+            "the classes have ids and no names: a task that is prompted by names will need the file of names, here"
+            " (--set=names=…) or in training (data.names)", file=sys.stderr,
+        )  # fmt: skip
     out, ledger = values.out, Ledger(values.out, share=values.max_bad_share, least=values.max_bad_least)
     try:
         manifest = prepare(opened, out, plan, name=name, processes=processes, ledger=ledger, say=Progress())
