@@ -162,7 +162,8 @@ def _agree(target: epath.Path, plan: Plan, source: Examples, name: str) -> None:
                 f"{os.fspath(target)!r} was begun with another {other[0]} ({was}, now {now}): go on as it was begun, or"
                 " give another folder"
             )
-    elif any(file.name.endswith(".arrayrecord") for file in target.iterdir()):
+    # A store has no empty folders.
+    elif target.exists() and any(file.name.endswith(".arrayrecord") for file in target.iterdir()):
         raise FileExistsError(f"{os.fspath(target)!r} holds shards that were not begun here: give another folder")
     write_whole(path, json.dumps(told).encode())
 
