@@ -53,7 +53,7 @@ def official(config):
     config = common.official(config)
     config.batch = 160
     config.tasks.caption_to_image.data.newline = True
-    config.tasks.chat.data.update({"turns": "last", "too_long": "cut", "train_on_source": True})
+    config.tasks.chat.data.update({"turns": "last", "too_long": "cut", "train_on_source": True, "question": 128})
     return config
 
 

@@ -50,7 +50,7 @@ def get_config(name: str | None = None):
 def official(config):
     """The released scripts: text loss weighted 0.01 and on questions too, no tokens around pictures, batch 16."""
     config = common.official(config)
-    config.batch = 16
+    config.batch, config.mesh.fsdp = 16, 2  # 14 rows and 2, on two devices
     config.tasks.caption_to_image.data.newline = True
     config.tasks.picture_chat.data.update({"marks": False, "train_on_source": True})
     config.tasks.picture_chat.objectives.text.fields = ("head", "rest")

@@ -41,6 +41,7 @@ def official(config):
             "folder": "data/ultrachat",
             "length": 512,
             "turns": "last",
+            "question": 128,  # tokens
             "held_out": 1000,
         }
         config.tasks.chat.data = data | {"train_on_source": True}
@@ -54,8 +55,9 @@ def paper(config):
 
 
 def lora(config):
-    """Adapters of rank 16 on the trunk; the rate that goes with them."""
+    """Adapters of rank 16 on the trunk, all else frozen; the rate that goes with them."""
     config.model.lora.rank = 16
+    config.optim.multipliers = (("^text", 0.0), (".*", 1.0))
     config.optim.lr = 2e-4
     return config
 

@@ -6,12 +6,16 @@ import pathlib
 import jax
 import pytest
 
-from configs import digits, imagenet256, sit_xl2_imagenet256
+from configs import digits, imagenet256, journeydb_ultrachat, sit_xl2_imagenet256, tinyllama_finetune
 from src.build import build_system
-from src.common.tree import count_parameters
+from src.common.tree import count_parameters, flatten
+from src.data.pipeline import split_batch
+from src.models.lora import is_adapter
+from src.train.rates import rates
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 NAMES = [n for n in NAMES if n not in ("__init__", "common")]
+PAPERS = ("imagenet256", "journeydb_ultrachat", "llava_journeydb", "tinyllama_finetune")
 
 
 @pytest.mark.parametrize("variant", ["", "debug"])
@@ -42,6 +46,28 @@ def test_every_config_builds(name, variant):
 )
 def test_published_parameter_counts(config, count):
     assert count_parameters(jax.eval_shape(build_system(config).init, jax.random.key(0))) == count
+
+
+@pytest.mark.parametrize("variant", ["", "official", "paper"])
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_rows_of_the_papers_configs_divide_over_their_mesh(name, variant):
+    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    rows = split_batch(config.batch, {n: task.share for n, task in config.tasks.items()})
+    ways = config.mesh.fsdp * config.accumulate
+    assert not {n: count for n, count in rows.items() if count % ways}
+
+
+@pytest.mark.parametrize("module", [journeydb_ultrachat, tinyllama_finetune])
+def test_official_chats_are_the_last_pair_with_a_short_question(module):
+    data = module.get_config("official").tasks.chat.data
+    wanted = {"turns": "last", "question": 128, "length": 512, "train_on_source": True}
+    assert {name: data[name] for name in wanted} == wanted
+
+
+def test_the_variant_lora_trains_adapters_alone():
+    config = tinyllama_finetune.get_config("lora,debug")
+    shapes = flatten(jax.eval_shape(build_system(config).init, jax.random.key(0)))
+    assert all(is_adapter(path) for path, share in rates(config, shapes).items() if share)
 
 
 def test_official_preset_is_bug_for_bug():
