@@ -9,8 +9,14 @@ import jax
 import numpy as np
 
 FREE = ("steps", "log", "eval", "checkpoint", "sample", "guard", "doctor", "watchdog")
-# What may change while the fingerprint of it stays: of the tokenizer, and of the weights that the run began from.
-WHERE = {"tokenizer": ("text_codec.path", "text_codec.folder"), "weights": ("init_from.path",)}
+# What may change while the fingerprint of it stays: of the tokenizer, of the weights that the run began from, and of
+# frozen networks.
+WHERE = {
+    "tokenizer": ("text_codec.path", "text_codec.folder"),
+    "weights": ("init_from.path",),
+    "frozen.image": ("image_codec.path",),
+    "frozen.vision": ("vision.path",),
+}
 # What a config means that does not have the field, because it was made before there was one, or after it was dropped.
 ASSUMED: dict[str, Any] = {
     "model.lora.alpha": 16.0,

@@ -17,6 +17,7 @@ from src.codecs.vae_files import read_vae, write_vae
 from src.models import clip
 from src.models.clip_files import write_clip
 from src.models.vision import Clip, Pixels, letterbox
+from src.train.compatible import check_config
 from src.train.frozen import Frozen
 from src.train.trainer import make_trainer, open_data
 
@@ -132,3 +133,12 @@ def test_clip_gives_its_features_and_refuses_another_tower(tmp_path):
     assert "params" not in vars(sent) and sent.fingerprint == encoder.fingerprint
     with pytest.raises(ValueError, match=r"has hidden_size 16, not 1024: set vision\.size"):
         _ = Clip(tmp_path, size=8, patch=4).params
+
+
+def test_a_frozen_network_may_move_and_not_change():
+    def of(path, digest):
+        return {"image_codec": {"name": "latents", "path": path}, "frozen": {"image": digest}}
+
+    assert list(check_config(of("a", "1f"), of("b", "1f"))) == ["image_codec.path"]
+    with pytest.raises(ValueError, match=r"give the image_codec that it began with"):
+        check_config(of("a", "1f"), of("a", "2e"))
