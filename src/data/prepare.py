@@ -94,13 +94,16 @@ def prepare(
 
     Finished shards of an earlier start are kept. `ledger` counts bad rows of `name` and raises TooManyBadRowsError;
     `say` hears of shards done, all shards, and rows written or left out. Raises FileExistsError where the folder has a
-    manifest already or another run is writing, ValueError where it was begun with other settings or another source.
+    manifest already or another run is writing, ValueError where it was begun with other settings or another source, and
+    for a source of moments of latents.
     """
     target = epath.Path(out)
     if (target / MANIFEST).exists():
         raise FileExistsError(f"{os.fspath(target)!r} has shards already: give another folder")
     target.mkdir(parents=True, exist_ok=True)
     source, ledger = open_source(), ledger or Ledger(target)
+    if getattr(source, "moments", None):
+        raise ValueError(f"{name} has moments of latents, which are shards already: give the pictures that they are of")
     with _alone(target):
         _agree(target, plan, source, name)
         count = -(-len(source) // plan.rows)

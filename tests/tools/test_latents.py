@@ -15,6 +15,7 @@ from src.codecs.vae_files import read_vae, write_vae
 from src.data import imagenet, prepare
 from src.data.ledger import BadRow
 from src.tools import latents
+from src.tools import prepare as prepare_tool
 from src.train.trainer import make_trainer, open_data
 from tests import formats
 
@@ -129,3 +130,11 @@ def test_what_cannot_be_encoded_is_one_sentence(files, tmp_path, capsys, flags, 
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("error: ") and words in said
     assert not pathlib.Path(tmp_path, "out", "manifest.json").exists()
+
+
+@pytest.mark.parametrize("tool, flags", [(latents, ["--vae={}/vae0", "--size=8"]), (prepare_tool, ["--nocheck"])])
+def test_moments_are_not_encoded_or_written_anew(files, tmp_path, capsys, tool, flags):
+    source = ["--source=records:Shards", f"--set=folder={files}/moments", "--set=kind=classes"]
+    given = [*source, f"--out={tmp_path}/out", *(flag.format(files) for flag in flags)]
+    assert tool.main(["tool", *given]) == 1
+    assert "has moments of latents, which are shards already" in capsys.readouterr().err
