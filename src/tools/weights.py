@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from src.codecs.text import SPECIALS as WORDS
+from src.codecs.text import SentencePiece
 from src.common.inside import shown
 from src.common.leaves import Leaves
 from src.common.safe_tensors import SafeTensors
@@ -140,9 +141,19 @@ def _published(path: epath.Path, options: Options) -> tuple[Leaves, dict[str, An
             f"the config {shown(path / 'config.json')} has use_pos_embed={image.use_pos_embed} and "
             f"use_adaln_final_layer={image.use_adaln_final_layer}, and here both are true only: give other weights"
         )
-    words = (SPECIALS if config.architecture == LLAMA else 0) if options.new_words is None else options.new_words
+    words = options.new_words
+    if words is None:
+        words = SPECIALS if config.architecture == LLAMA and not _has_specials(path, config.vocab_size) else 0
     fields = read_json(path / "config.json", what="config")
     return Grown(found, words, options.new_rows, options.seed), about(config), fields
+
+
+def _has_specials(path: epath.Path, words: int) -> bool:
+    """Whether a Llama's vocabulary has the special tokens beyond its tokenizer's, as what a run exported has."""
+    try:
+        return SentencePiece(path / "tokenizer.model").vocab_size == words
+    except (OSError, ValueError, ImportError):  # no tokenizer to compare with
+        return False
 
 
 # --------------------------------------------------------------------------- out

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from src.codecs.text import SentencePiece, train_sentencepiece
 from src.common.leaves import Arrays
 from src.common.safe_tensors import SafeTensors
 from src.common.tree import flatten, unflatten
@@ -88,6 +89,16 @@ def test_a_llama_goes_in_and_out_bit_by_bit(shards, tmp_path, capsys):
     again = Initial(tmp_path / "again")
     assert again.hash == first.hash
     same(dict(again.tensors), dict(first.tensors))
+
+
+def test_a_vocabulary_with_the_special_tokens_does_not_grow_again(tmp_path, capsys):
+    copied("llama", tmp_path / "there")
+    train_sentencepiece(["a red fox"], 300, tmp_path / "there" / "tokenizer.model", byte_fallback=True)
+    words = SentencePiece(tmp_path / "there" / "tokenizer.model").vocab_size - 97
+    assert run(capsys, source=tmp_path / "there", out=tmp_path / "init", new_words=words)[0] == 0
+    assert run(capsys, source=tmp_path / "init", out=tmp_path / "back")[0] == 0
+    assert run(capsys, source=tmp_path / "back", out=tmp_path / "again")[0] == 0
+    assert Initial(tmp_path / "again").hash == Initial(tmp_path / "init").hash
 
 
 def test_new_words_may_begin_as_the_mean(tmp_path, capsys):
