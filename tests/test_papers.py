@@ -86,7 +86,7 @@ def train(home, config, variant, workdir, *flags):
     lines = [json.loads(line) for line in (home / "runs" / workdir / "log.jsonl").read_text().splitlines()]
     steps = {line["step"] for line in lines}
     losses = [line["loss/total"] if "loss/total" in line else line["loss"] for line in lines if "loss" in line]
-    assert max(steps) == 8 and np.isfinite(losses).all()
+    assert max(steps) == 8 and losses and np.isfinite(losses).all()
     return command, said
 
 
