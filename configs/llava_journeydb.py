@@ -10,6 +10,7 @@ Arithmetic: a batch has 224 rows of 387 tokens (see journeydb_ultrachat.py) and 
 rest = 768 tokens: 111,264 tokens a step. Seven to one is about the ratio of the two data sets (4.2 million to 665,000),
 which the released script joins. Pictures are encoded by CLIP (303,179,776 frozen parameters) in every step.
 For 16 or 32 devices, over which the rows divide (8: --config.mesh.fsdp=8).
+Expect the diffusion loss of imagenet256, and the answers' loss to fall as the projector learns to be read.
 Variants: `official` (the released scripts), `paper` (adaLN before the trunk), `vae` (pictures are read as latents in a
 square with black borders, instead of CLIP's features), `pixels` (JourneyDB's own files), `debug`.
 """
