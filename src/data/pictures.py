@@ -28,6 +28,7 @@ from src.sequence.layout import Segment
 
 FILE = "captions.jsonl"
 CHARACTERS = 32  # of a caption that are looked at for each token that it may have
+ENDLESS = 2**16  # characters: no caption, whatever `too_long` says
 STRETCH = 16  # most times that an image may be as long as it is wide: the longer side is scaled before it is cut
 
 
@@ -187,7 +188,9 @@ class _Pictures(ExampleTask):
     def _encode(self, caption: str, where: str) -> list[int]:
         """Ids of the text segment: its first token, the caption, its last token."""
         room, most = self.room - 2, CHARACTERS * self.room
-        try:  # a text of a megabyte is cut before it costs anything
+        if len(caption) > ENDLESS:
+            raise BadRow("the caption has no end", where, f"{len(caption):,} characters")
+        try:  # a long text is cut before it costs anything
             words = self.codec.encode(caption[:most])
         except ValueError as error:
             raise BadRow("the caption cannot be encoded", where, error) from error

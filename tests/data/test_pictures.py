@@ -58,7 +58,7 @@ def broken(folder):
     return [
         (line("a/good.png"), None),
         (line("grey.png", "ümlaut 水"), None),
-        (line("a/good.png", "x" * 2**20), None),  # cut
+        (line("a/good.png", "x" * 2**15), None),  # cut
         (line("none.png"), "the image is missing"),
         *((line(n), image) for n in ("empty.png", "cut.png", "text.png", "flip.png", "bomb.png", "pipe.png", "a")),
         (line("wide.png"), "the image is too narrow"),
@@ -109,6 +109,16 @@ def test_every_broken_row_is_named_by_its_line_and_reason(folder):
     assert "examples" not in vars(copy) and copy.read("train", 31)["used"] == 10
 
 
+def test_a_caption_without_end_is_a_bad_row_even_where_long_ones_are_cut(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(picture(0)))
+    lines = [line("a.png", "x" * pictures.ENDLESS), line("a.png", "x" * (pictures.ENDLESS + 1))]
+    (tmp_path / "captions.jsonl").write_bytes(b"\n".join(lines))
+    data = task(tmp_path)
+    assert data.read("train", 0)["used"] == 15
+    with pytest.raises(BadRow, match=r"line 2: the caption has no end \(65,537 characters\)"):
+        data.read("train", 1)
+
+
 def test_long_captions_are_cut_or_skipped_as_the_task_says(folder):
     where, _ = folder
     encoded = []
@@ -119,9 +129,9 @@ def test_long_captions_are_cut_or_skipped_as_the_task_says(folder):
             return super().encode(text)
 
     cut = pictures.ImageToCaption(where, Counting(), 8, 16).read("train", 2)
-    assert encoded == [pictures.CHARACTERS * 16]  # of a megabyte
+    assert encoded == [pictures.CHARACTERS * 16]  # of 32,768
     assert cut["ids"].tolist() == [CODEC.image_end, *b"x" * 14, CODEC.pad] and cut["used"] == 15  # it does not end
-    with pytest.raises(BadRow, match=r"line 3: the caption is too long \(1,048,576 characters\)"):
+    with pytest.raises(BadRow, match=r"line 3: the caption is too long \(32,768 characters\)"):
         task(where, too_long="skip").read("train", 2)
     prompt = task(where, pictures.CaptionToImage).read("train", 2)
     assert prompt["ids"].tolist() == [CODEC.bos, *b"x" * 14, CODEC.image_start]
