@@ -101,6 +101,34 @@ def documented():
     ]
 
 
+def made(home):
+    """TinyLlama's weights and JourneyDB's moments, by prepared shards, once."""
+    if not (home / "data" / "tinyllama").exists():
+        run(home, documented()[0])
+    if not (home / "data" / "journeydb256").exists():
+        run(home, "python -m src.tools.prepare --source=journeydb:Journey --out=data/journeydb-shards --processes=2"
+                  " --set=annotations=data/journeydb/train_anno.jsonl --set=images=data/journeydb/imgs"
+                  " --rows=30")  # fmt: skip
+        run(home, "python -m src.tools.latents --source=records:Shards --set=folder=data/journeydb-shards"
+                  " --vae=data/sd-vae --size=8 --out=data/journeydb256 --rows=30")  # fmt: skip
+
+
+def published_again(home, workdir, architecture):
+    """Exports a run, and reads the export back with the same hash however often."""
+    out = f"published-{workdir}"
+    run(home, f"python -m src.tools.convert --source=runs/{workdir} --out={out} --ema --image_size=8")
+    assert architecture in run(home, f"python -m src.tools.convert --source={out} --info")
+    assert (home / out / "tokenizer.model").exists()
+    hashes = []
+    for turn in ("again", "more"):
+        run(home, f"python -m src.tools.convert --source={out} --out={turn}-{workdir}")
+        hashes.append(json.loads((home / f"{turn}-{workdir}" / "weights.json").read_text())["hash"])
+        out = f"back-{workdir}"
+        if turn == "again":
+            run(home, f"python -m src.tools.convert --source={turn}-{workdir} --out={out}")
+    assert hashes[0] == hashes[1]
+
+
 def test_imagenet_in_the_three_commands_of_its_page(home):
     convert, latents, main = documented()
     assert "--source=downloads/TinyLlama-1.1B-Chat-v1.0" in convert and "--out=data/tinyllama" in convert
@@ -114,44 +142,33 @@ def test_imagenet_in_the_three_commands_of_its_page(home):
         train(home, "imagenet256", variant, variant.replace(",", "-"))
     run(home, f"{command} --mode=sample --prompt=tench --count=2 --output=fox.png")
     assert (home / "fox.png").stat().st_size > 100
-    run(home, "python -m src.tools.convert --source=runs/imagenet256 --out=published --ema --image_size=8")
-    said = run(home, "python -m src.tools.convert --source=published --info")
-    assert "MonoFormerForCausalLM" in said
-    # A run that is begun from what was exported has the very weights.
-    run(home, "python -m src.tools.convert --source=published --out=again")
-    fields = json.loads((home / "again" / "weights.json").read_text())
-    assert fields["hash"] and (home / "published" / "tokenizer.model").exists()
+    published_again(home, "imagenet256", "MonoFormerForCausalLM")
 
 
 def test_journeydb_and_ultrachat(home):
-    if not (home / "data" / "tinyllama").exists():
-        run(home, documented()[0])
-    run(home, "python -m src.tools.prepare --source=journeydb:Journey --set=annotations=data/journeydb/train_anno.jsonl"
-              " --set=images=data/journeydb/imgs --out=data/journeydb --processes=2 --rows=30")  # fmt: skip
-    run(home, "python -m src.tools.latents --source=records:Shards --set=folder=data/journeydb --vae=data/sd-vae"
-              " --size=8 --out=data/journeydb256 --rows=30")  # fmt: skip
+    made(home)
     command, said = train(home, "journeydb_ultrachat", "debug", "mixed")
     assert "caption_to_image 72 (0.900), chat 8 (0.100)" in said, said
     train(home, "journeydb_ultrachat", "official,pixels,debug", "mixed-official")
     train(home, "journeydb_ultrachat", "paper,debug", "mixed-paper")
     run(home, f"{command} --mode=sample --task=caption_to_image --prompt=fox --count=1 --output=fox2.png")
     assert run(home, f"{command} --mode=sample --task=chat --prompt=fox").strip()
+    published_again(home, "mixed", "MonoFormerForCausalLM")
 
 
 def test_journeydb_and_llava(home):
-    if not (home / "data" / "tinyllama").exists():
-        run(home, documented()[0])
-    for variant in ("pixels,debug", "pixels,vae,debug", "official,pixels,debug", "paper,pixels,debug"):
+    made(home)
+    for variant in ("debug", "vae,debug", "official,pixels,debug", "paper,pixels,debug"):
         command, _ = train(home, "llava_journeydb", variant, f"llava-{variant.replace(',', '-')}")
     picture = home / "data" / "llava" / "coco" / "0.jpg"
     said = run(home, f"{command} --mode=sample --task=picture_chat --image={picture} --prompt=What")
     assert said.strip()
+    published_again(home, "llava-debug", "MonoFormerForCausalLM")
 
 
 def test_chats_alone(home):
-    if not (home / "data" / "tinyllama").exists():
-        run(home, documented()[0])
-    for variant in ("debug", "official,debug", "lora,debug", "keep,debug"):
-        train(home, "tinyllama_finetune", variant, f"chats-{variant.replace(',', '-')}")
-    run(home, "python -m src.tools.convert --source=runs/chats-lora-debug --out=published-chat")
-    assert "LlamaForCausalLM" in run(home, "python -m src.tools.convert --source=published-chat --info")
+    made(home)
+    for variant in ("debug", "official,debug", "paper,debug", "lora,debug", "keep,debug"):
+        command, _ = train(home, "tinyllama_finetune", variant, f"chats-{variant.replace(',', '-')}")
+    assert run(home, f"{command} --mode=sample --task=chat --prompt=fox").strip()
+    published_again(home, "chats-lora-debug", "LlamaForCausalLM")
