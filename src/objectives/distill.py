@@ -31,8 +31,10 @@ class Distill:
     def prepare(self, view: View, batch: Batch, key: Array, train: bool) -> tuple[View, PyTree]:
         """Both read text as it is; kept beside the view is the text alone, for the teacher."""
         words = {name: ids for name, ids in view.inputs.items() if jnp.issubdtype(ids.dtype, jnp.integer)}
-        valid = {name: batch[name].valid for name in words}
-        places = view.places and view.places.replace(begins={})
+        valid = {name: flags for name, flags in view.valid.items() if name in words}
+        places = view.places
+        if places is not None:  # packed rows tell of all their slots at once, those of images among them
+            valid, places = {name: batch[name].valid for name in words}, places.replace(begins={})
         return view, View(words, valid, {}, places=places)
 
     def loss(self, net: Net, hidden: Hidden, batch: Batch, aux: View) -> dict[str, LossTerm]:

@@ -163,7 +163,9 @@ def test_two_one_and_two_processes_share_one_run(folder, start, monkeypatch):  #
         assert written > 0.3 * save["all"], "each wrote its half; there are names and indices besides"
 
     got = []
-    monkeypatch.setattr(loop, "put_batch", lambda b, mesh: got.append(digest(found := put_batch(b, mesh))) or found)
+    monkeypatch.setattr(
+        trainer_module, "put_batch", lambda b, mesh: got.append(digest(found := put_batch(b, mesh))) or found
+    )
     trainer = make_trainer(system(folder, mesh={"data": 2, "fsdp": 1}, steps=4), jax.devices()[:2])
     checkpoints = Checkpointer(folder / "run")
     loop.train(trainer, checkpoints, JsonLines(folder / "run" / "log.jsonl"), time.monotonic())
