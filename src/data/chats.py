@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from src.data.examples import MARKER, Example, ExampleTask, LineFile, given, turns_of
+from src.data.examples import MARKER, Example, turns_of
+from src.data.file_task import ExampleTask, given
 from src.data.ledger import BadRow
+from src.data.lines import LineFile
 from src.data.rows import prompt_field
 from src.data.tables import cached_table, stamp
 from src.interfaces import Field, TokenField

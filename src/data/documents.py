@@ -26,8 +26,8 @@ from src.common.images import read_image
 from src.common.inside import inside
 from src.common.tree import listed
 from src.data import spans
-from src.data.jsonl import JsonLines
 from src.data.ledger import BadRow
+from src.data.lines import JsonLines
 from src.data.pictures import crop
 from src.data.plan import Plan, measure, plan_rows
 from src.data.rows import RowTask, check_split, image_tokens, prompt_field

@@ -22,7 +22,8 @@ from src.common.files import is_remote
 from src.common.strict_json import read_json
 from src.common.tree import listed
 from src.data.class_prompts import ClassPrompts
-from src.data.examples import Example, ExampleTask, given, label_of
+from src.data.examples import Example, label_of
+from src.data.file_task import ExampleTask, given
 from src.data.pictures import blank_image, image_field, pixels_of
 from src.data.rows import image_tokens
 from src.data.tables import cached_table

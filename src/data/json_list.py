@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from src.common.files import local_copy
-from src.data.examples import read_object
+from src.data.lines import read_object
 from src.data.tables import cached_table, stamp
 
 BLOCK = 1 << 22

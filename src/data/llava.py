@@ -15,7 +15,8 @@ from etils import epath
 
 from src.common.images import read_image
 from src.data.chats import Part, filled, parts_of, text_field
-from src.data.examples import MARKER, Example, ExampleTask, given, turns_of
+from src.data.examples import MARKER, Example, turns_of
+from src.data.file_task import ExampleTask, given
 from src.data.json_list import ListFile
 from src.data.ledger import BadRow
 from src.data.pictures import path_of

@@ -19,8 +19,10 @@ from PIL import Image
 
 from src.common.images import read_image
 from src.common.inside import inside
-from src.data.examples import Example, ExampleTask, LineFile, caption_of
+from src.data.examples import Example, caption_of
+from src.data.file_task import ExampleTask
 from src.data.ledger import BadRow
+from src.data.lines import LineFile
 from src.data.moments import PICTURES, moments_of
 from src.data.rows import TextTable, image_tokens, prompt_field, tail_table, text_table
 from src.interfaces import Field, ImageField, TokenField

@@ -24,9 +24,9 @@ from src.common.files import is_remote, local_copy, write_whole
 from src.common.inside import inside, shown
 from src.common.strict_json import read_json
 from src.common.tree import listed
-from src.data import pictures
-from src.data.examples import LINE_BYTES, Example, parse_example
+from src.data.examples import Example
 from src.data.ledger import BadRow
+from src.data.lines import LINE_BYTES, parse_example
 from src.data.moments import Moments, moments_of_manifest
 
 MANIFEST = "manifest.json"
@@ -202,17 +202,3 @@ def close_shard(reader: Any) -> None:
         reader.close()
     except RuntimeError:  # it tells of the damage again
         return
-
-
-class CaptionToImage(pictures.CaptionToImage):
-    """`pictures.CaptionToImage` from shards."""
-
-    name = "record_caption_to_image"
-    pairs = Shards
-
-
-class ImageToCaption(pictures.ImageToCaption):
-    """`pictures.ImageToCaption` from shards."""
-
-    name = "record_image_to_caption"
-    pairs = Shards

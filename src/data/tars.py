@@ -20,8 +20,10 @@ from src.common.images import LIMITS
 from src.common.inside import member
 from src.common.tree import listed
 from src.data import pictures
-from src.data.examples import LINE_BYTES, Example, given, parse_example
+from src.data.examples import Example
+from src.data.file_task import given
 from src.data.ledger import BadRow
+from src.data.lines import LINE_BYTES, parse_example
 from src.data.tables import cached_table, stamp
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")

@@ -18,7 +18,8 @@ from src.common.inside import inside, read_bounded
 from src.common.strict_json import read_json
 from src.common.tree import listed
 from src.data import imagenet, pictures
-from src.data.examples import Example, given
+from src.data.examples import Example
+from src.data.file_task import given
 from src.data.imagenet import named_classes
 from src.data.ledger import BadRow
 from src.data.records import Readers, close_shard, open_shard

@@ -106,7 +106,7 @@ def of_config(config: Any, task: str | None) -> tuple[str, Any]:
     Raises ValueError for a task that is not there or does not read files.
     """
     from src.build import build_system
-    from src.data.examples import ExampleTask
+    from src.data.file_task import ExampleTask
 
     tasks = {n: plan.task for n, plan in build_system(config).tasks.items() if isinstance(plan.task, ExampleTask)}
     if task is None and len(tasks) == 1:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from src.codecs.text import Bytes
-from src.data import examples, pictures, records
+from src.data import lines, pictures, records
 from src.data.ledger import BadRow
 from src.data.pipeline import Mixture
 
@@ -73,7 +73,7 @@ def broken(folder):
         (b"[" * 100_000, "the line is not JSON"),
         (b'["a/good.png", "red"]', "the line is not a JSON object"),
         (b"", "the line is not JSON"),
-        (line("a/good.png", "x" * examples.LINE_BYTES), "the line is too long"),
+        (line("a/good.png", "x" * lines.LINE_BYTES), "the line is too long"),
         (line("a/good.png", "the last"), None),
     ]  # fmt: skip
 
@@ -199,7 +199,7 @@ def content(data):
 
 def test_a_damaged_record_is_a_bad_row_and_no_other_is(shards):
     """Fault 21: any flipped bit makes one bad row or is found at the start; nothing wrong is ever read."""
-    sound = content(task(shards, records.CaptionToImage))
+    sound = content(task("", pictures.CaptionToImage, records=shards))
     assert len(set(sound)) == ROWS and all(len(row) == 3 for row in sound)
     draw, counts = random.Random(0), {"bad": 0, "refused": 0, "harmless": 0}
     for _ in range(60):
@@ -210,7 +210,7 @@ def test_a_damaged_record_is_a_bad_row_and_no_other_is(shards):
         spoilt[place] ^= 1 << draw.randrange(8)
         path.write_bytes(spoilt)
         try:
-            found = content(task(shards, records.CaptionToImage))
+            found = content(task("", pictures.CaptionToImage, records=shards))
             changed = [i for i, (a, b) in enumerate(zip(sound, found, strict=True)) if a != b]
             assert len(changed) <= 1, (place, changed)
             counts["bad" if changed else "harmless"] += 1
@@ -245,14 +245,14 @@ def test_shards_that_are_missing_or_damaged_are_refused_at_the_start(shards, spo
     """Fault 22."""
     spoil(shards / "00001.arrayrecord")
     with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
-        Mixture({"r": task(shards, records.ImageToCaption)}, {"r": 4}, 0)
+        Mixture({"r": task("", records=shards)}, {"r": 4}, 0)
     assert "\n" not in str(error.value)
 
 
 def test_records_that_are_no_examples_are_bad_rows(tmp_path):
     good = png(picture(0))
     records.write_shards(tmp_path, [("fine", good), ("", good), ("cut", good[:-60]), ("none", b"")])
-    found = content(task(tmp_path, records.ImageToCaption))
+    found = content(task("", records=tmp_path))
     reasons = [None, "the caption is empty", *["the image cannot be read"] * 2]
     assert [row[1] if len(row) == 2 else None for row in found] == reasons
     with pytest.raises(FileExistsError, match="has shards already"):

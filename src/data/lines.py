@@ -1,0 +1,119 @@
+"""Lines of JSON in files, by number: where they lie is found once, what they say is read when it is asked for."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from src.common.files import local_copy
+from src.common.strict_json import parse_json
+from src.data.ledger import BadRow
+from src.data.tables import cached_table, stamp
+
+LINE_BYTES = 4 << 20  # longer lines are not read
+KEPT = 1 << 26  # bytes of a file from which on the places of its lines are kept in the cache
+
+
+class LineFile:
+    """The lines of a local or remote file by number, found once and not kept; each should be a JSON object.
+
+    Raises FileNotFoundError.
+    """
+
+    def __init__(self, path: epath.Path, name: str = ""):
+        self.name = name or path.name
+        self.path = local_copy(path)
+        large = self.path.stat().st_size > KEPT
+        self.ends = cached_table("lines", [stamp(self.path)], self._find) if large else self._find()
+
+    def _find(self) -> np.ndarray:
+        return line_ends(self.path)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @functools.cached_property
+    def _file(self) -> int:
+        return os.open(self.path, os.O_RDONLY)
+
+    def where(self, line: int) -> str:
+        """A line for people, who count from 1."""
+        return f"{self.name} line {line + 1}"
+
+    def __getitem__(self, line: int) -> dict[str, Any]:
+        start, end = int(self.ends[line - 1]) if line else 0, int(self.ends[line])
+        return read_object(self._file, start, end, self.where(line))
+
+
+def line_ends(path: str | os.PathLike[str]) -> np.ndarray:
+    """Where each line of a file ends, its line break included: int64 `[lines]`."""
+    ends, size = [], 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + size + 1)
+            size += len(block)
+    found = np.concatenate([*ends, np.zeros(0, np.int64)])
+    return found if not size or (len(found) and found[-1] == size) else np.append(found, size)
+
+
+def read_object(file: int, start: int, end: int, where: str) -> dict[str, Any]:
+    """The JSON object in some bytes of an open file. Raises BadRow."""
+    if end - start > LINE_BYTES:
+        raise BadRow("the line is too long", where, f"more than {LINE_BYTES:,} bytes")
+    # One call that leaves the file's position alone: threads share it.
+    return parse_example(os.pread(file, end - start, start), where)
+
+
+def parse_example(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object of a line or record. Raises BadRow."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise BadRow("the text is not UTF-8", where, error) from error
+    try:
+        told = parse_json(data, "it")
+    except ValueError as error:
+        raise BadRow("the line is not JSON", where, error) from error
+    if not isinstance(told, dict):
+        raise BadRow("the line is not a JSON object", where)
+    return told
+
+
+class JsonLines:
+    """The lines of all files of a folder that are called like `names` (`*.jsonl`), one file after the other by name.
+
+    Raises FileNotFoundError if there is no such file.
+    """
+
+    def __init__(self, folder: epath.Path, names: str):
+        paths = sorted(folder.glob(names), key=lambda path: path.name)
+        if not paths:
+            raise FileNotFoundError(f"{os.fspath(folder / names)!r} does not exist: give a folder with such a file")
+        self.files = [LineFile(path) for path in paths]
+        self._starts = np.cumsum([0, *map(len, self.files)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def identity(self) -> list[tuple[str, int, int]]:
+        """Path, bytes and time of the last change of each file: what changes when they do."""
+        found = [(os.fspath(file.path), os.stat(file.path)) for file in self.files]
+        return [(os.path.abspath(path), status.st_size, status.st_mtime_ns) for path, status in found]
+
+    def where(self, index: int) -> str:
+        """The name of a line in reports."""
+        file, line = self._find(index)
+        return file.where(line)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], str]:
+        """What a line says, and its name. Raises BadRow."""
+        file, line = self._find(index)
+        return file[line], file.where(line)
+
+    def _find(self, index: int) -> tuple[LineFile, int]:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.files[number], index - int(self._starts[number])
