@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,14 +40,12 @@ class _Bucketed:
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
-        codec: Any,
         *arguments: Any,
         buckets: Sequence[Sequence[int]],
         patch: int = 2,
         **options: Any,
     ):
-        super().__init__(folder, codec, *arguments, patch=patch, **options)
+        super().__init__(*arguments, patch=patch, **options)
         self.buckets = Buckets(as_grids(buckets), patch)
         if self.image_shape is None or self.buckets.pixels(self.buckets.grids[0]) != self.image_shape[:2]:
             raise ValueError(

@@ -15,13 +15,12 @@ from etils import epath
 from src.data.examples import MARKER, Example, turns_of
 from src.data.file_task import ExampleTask, given
 from src.data.ledger import BadRow
-from src.data.lines import LineFile
-from src.data.rows import prompt_field
-from src.data.tables import cached_table, stamp
+from src.data.lines import JsonLines
+from src.data.rows import CHARACTERS, prompt_field
+from src.data.tables import cached_table
 from src.interfaces import Field, TokenField
 from src.sequence.layout import Segment
 
-CHARACTERS = 32  # of a row that are looked at for each token that it may have
 USUAL = 3  # characters of a token: chats are split into pieces of so many times `length`
 TEMPLATE = ("### Human: ", "### Assistant: ")
 
@@ -31,28 +30,25 @@ class UltraChat:
 
     split    longest piece, in characters: longer chats are several examples, each of whole questions with answers; a
              question with its answer that is longer stays one. 0: a chat is one example
+    names    of the files, with `*`
 
     Raises FileNotFoundError for a missing folder or one without such files.
     """
 
     kind = "chats"
 
-    def __init__(self, folder: epath.Path, split: int = 0):
-        found = sorted(p for p in folder.iterdir() if p.suffix == ".jsonl") if folder.exists() else []
-        if not found:
-            raise FileNotFoundError(
-                f"{os.fspath(folder)!r} has no *.jsonl: the folder needs files with a line"
-                ' {"data": ["question", "answer"]} for each chat'
-            )
-        self._files = [LineFile(path) for path in found]
-        self._starts = np.cumsum([0, *map(len, self._files)])
+    def __init__(self, folder: epath.Path, split: int = 0, names: str = "*.jsonl"):
+        self._lines = JsonLines(folder, names, '{"data": ["question", "answer"]} for each chat')
         self._pieces: np.ndarray | None = None
         if split:
-            key = [str(split), *(stamp(file.path) for file in self._files)]
-            self._pieces = cached_table("chats", key, lambda: self._split(split))
+            self._pieces = cached_table("chats", [str(split), *self.identity()], lambda: self._split(split))
 
     def __len__(self) -> int:
-        return int(self._starts[-1]) if self._pieces is None else len(self._pieces)
+        return len(self._lines) if self._pieces is None else len(self._pieces)
+
+    def identity(self) -> list[str]:
+        """What changes when the files do."""
+        return self._lines.identity()
 
     def __getitem__(self, index: int) -> Example:
         if self._pieces is None:
@@ -60,21 +56,19 @@ class UltraChat:
         chat, first, last = map(int, self._pieces[index])
         whole = self._chat(chat)
         turns = whole.told["turns"][first:last] if last else whole.told["turns"]
-        return Example(f"{whole.where} turns {first + 1} to {last}" if last else whole.where, {"turns": turns}, None)
+        return Example(f"{whole.where} turns {first + 1} to {last}" if last else whole.where, {"turns": turns})
 
     def _chat(self, index: int) -> Example:
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        file, line = self._files[number], index - int(self._starts[number])
-        where, told = file.where(line), file[line]
+        told, where = self._lines[index]
         turns = told.get("data")
         if isinstance(turns, list):
             turns = turns[: len(turns) - len(turns) % 2]  # a last question without answer teaches nothing
-        return Example(where, {"turns": turns_of({"turns": turns}, where)}, None)
+        return Example(where, {"turns": turns_of({"turns": turns}, where)})
 
     def _split(self, most: int) -> np.ndarray:
         """Chat, first turn and last turn (not included) of each piece, int64 [n, 3]; a bad row has 0, 0."""
         rows = []
-        for index in range(int(self._starts[-1])):
+        for index in range(len(self._lines)):
             try:
                 turns = self._chat(index).told["turns"]
             except BadRow:

@@ -22,15 +22,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from src.common.images import read_image
-from src.common.inside import inside
 from src.common.tree import listed
 from src.data import spans
+from src.data.chats import UltraChat
+from src.data.examples import Example, Examples
+from src.data.file_task import ExampleTask, given
 from src.data.ledger import BadRow
 from src.data.lines import JsonLines
-from src.data.pictures import crop
+from src.data.moments import PICTURES, moments_of
+from src.data.pictures import blank_image, check_channels, crop, fitted, image_field, path_of
 from src.data.plan import Plan, measure, plan_rows
-from src.data.rows import RowTask, check_split, image_tokens, prompt_field
+from src.data.rows import image_tokens, prompt_field
 from src.data.spans import Part, Room, Spans
 from src.interfaces import Field, ImageField, PlaceField, TokenField
 from src.sequence.document import Document
@@ -40,15 +42,39 @@ FIELDS = ("image", "picture")
 Loaded = dict[str, list[dict[str, np.ndarray]]]  # by field, of each of a document's images the arrays that a row keeps
 
 
-class Documents(RowTask):
+class DocumentFiles:
+    """The documents of a folder by number, in the order of the files' names and lines. Raises FileNotFoundError."""
+
+    kind = "documents"
+
+    def __init__(self, folder: epath.Path, names: str = "documents.jsonl"):
+        self._folder = folder
+        self._lines = JsonLines(folder, names, '{"parts": [{"text": "words"}, {"image": "a.png"}]} for each document')
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def identity(self) -> list[str]:
+        """What changes when the files do."""
+        return self._lines.identity()
+
+    def __getitem__(self, index: int) -> Example:
+        told, where = self._lines[index]
+        parts = told.get("parts") if isinstance(told.get("parts"), list) else ()
+        names = [part["image"] for part in parts if isinstance(part, dict) and "image" in part]
+        return Example(where, told, tuple(path_of(self._folder, name, where) for name in names))
+
+
+class Documents(ExampleTask):
     """Rows of `length` slots with at most `images` images that are generated and `pictures` that are understood.
 
-    size       height and width of the generated images, `channels` 3 (RGB) or 1 (grey)
+    size       height and width of the generated images, `channels` 3 (RGB), 1 (grey), or as many as moments have
     image_mode, picture_mode   how the tokens of an image see each other
     too_long   what happens to documents that are larger than a row: `cut` or `skip` (they are bad rows)
     drop       probability that the words of a document with generated images are left out in training, for guidance
     prompt     tokens of a prompt for sampling
     files      names of the files in the folder, with `*`
+    records    a folder of shards that `tools.prepare` or `tools.latents` made, read instead of `folder`
     held_out   how many of the last documents are the split "test"
 
     An image takes its tokens, <|im_start|>, <|im_end|> and, if it is generated, a slot for its time token.
@@ -57,14 +83,15 @@ class Documents(RowTask):
     name = "documents"
     targets = frozenset({"text"})
     files = "documents.jsonl"
+    kind = "documents"
     parse = staticmethod(spans.document)
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
         codec: Any,
         length: int,
         *,
+        folder: str | os.PathLike[str] = "",
         images: int = 0,
         pictures: int = 0,
         size: int = 0,
@@ -77,20 +104,23 @@ class Documents(RowTask):
         drop: float = 0.0,
         prompt: int = 64,
         files: str = "",
+        records: str | os.PathLike[str] = "",
         held_out: int = 0,
     ):
         if too_long not in ("cut", "skip"):
             raise ValueError(f"too_long={too_long!r} is unknown: use cut or skip")
-        if min(length, prompt) < 3 or min(images, pictures, held_out) < 0 or channels not in (1, 3):
+        super().__init__(records=records, held_out=held_out)
+        check_channels(channels)
+        if min(length, prompt) < 3 or min(images, pictures) < 0:
             raise ValueError(
-                f"length={length}, prompt={prompt}, images={images}, pictures={pictures}, held_out={held_out},"
-                f" channels={channels} is not possible: give at least 3 tokens, 1 or 3 channels, no negative numbers"
+                f"length={length}, prompt={prompt}, images={images}, pictures={pictures} is not possible: give at least"
+                " 3 tokens, and no negative numbers"
             )
         if images and not size:
             raise ValueError("the documents have images to generate: give their size")
         if pictures and vision is None:
             raise ValueError("the documents have images to understand, but vision.name is empty: set vision.name")
-        self.folder, self.codec, self.vision, self.drop, self.held_out = folder, codec, vision, drop, held_out
+        self.folder, self.codec, self.vision, self.drop = folder, codec, vision, drop
         self.room, self.too_long, self.files = Room(length, images, pictures), too_long, files or self.files
         self.image_shape = (size, size, channels) if images else None
         self.draws = images if drop else 0
@@ -109,7 +139,7 @@ class Documents(RowTask):
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens the files itself, but does not plan again.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lines", "_sizes")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("examples", "_sizes")}
 
     @property
     def layout(self) -> Document:
@@ -132,29 +162,23 @@ class Documents(RowTask):
         ids += [self.codec.image_start] * (self.image_shape is not None)
         return prompt_field(words, ids, self._prompt, self.codec.pad)
 
-    @functools.cached_property
-    def _lines(self) -> JsonLines:
-        return JsonLines(epath.Path(self.folder), self.files)
+    def open(self) -> Examples:
+        """The folder's documents."""
+        return DocumentFiles(given(self.folder, "folder", self.name), self.files)
 
     def plan(self, split: str) -> Plan:
         """The rows of a split. Raises as `rows`."""
-        check_split(self.name, split)
         if split not in self._plans:
-            total = len(self._lines)
-            numbers = np.arange(total)
-            numbers = numbers[total - self.held_out :] if split == "test" else numbers[: total - self.held_out]
-            if not numbers.size or self.held_out > total:
-                raise ValueError(
-                    f"split {split!r} of {os.fspath(self.folder)!r} is empty: it has {total} documents and"
-                    f" held_out={self.held_out} of them are for test: give more, or set another held_out"
-                )
+            count = super().rows(split)
+            numbers = np.arange(count) + (len(self.examples) - count if split == "test" else 0)
             self._plans[split] = plan_rows(f"{self.name}, split {split}", numbers, self._sizes[numbers], self.room)
         return self._plans[split]
 
     @functools.cached_property
     def _sizes(self) -> np.ndarray:
         options = [self.parse.__name__, list(self.room), self._lengths, self.too_long]
-        return measure(len(self._lines), self._spans, [self._lines.identity(), self.codec.fingerprint(), *options])
+        about = [self.examples.identity(), self.codec.fingerprint(), *options]
+        return measure(len(self.examples), lambda number: self._spans(number)[0], about)
 
     def rows(self, split: str) -> int:
         """Rows of the split, with those of bad documents.
@@ -163,22 +187,23 @@ class Documents(RowTask):
         """
         return len(self.plan(split))
 
-    def _spans(self, number: int) -> Spans:
-        """A document without its images. Raises BadRow."""
-        told, where = self._lines[number]
-        turns, whole = spans.encode(self.parse(told, where), self.codec, self.room, where)
+    def _spans(self, number: int) -> tuple[Spans, Example]:
+        """A document as far as a row takes it, and as it is. Raises BadRow."""
+        example = self.examples[number]
+        where = example.where
+        turns, whole = spans.encode(self.parse(example.told, where), self.codec, self.room, where)
         found = spans.lay_out(turns, self.codec, self.room, self._lengths)
         if not (whole and found.whole) and self.too_long == "skip":
             raise BadRow("the document is too long", where, f"more than {self.room}")
-        return found._replace(whole=whole and found.whole)
+        return found._replace(whole=whole and found.whole), example
 
     def read(self, split: str, index: int) -> dict[str, np.ndarray]:
         """The row's arrays, see `blank`. Raises BadRow, with the row of the sound documents if there are some."""
         examples, flaws = [], []
         for number in self.plan(split)[index]:
             try:
-                found = self._spans(int(number))
-                examples.append((found, self._load(found, self._lines.where(int(number)))))
+                found, example = self._spans(int(number))
+                examples.append((found, self._load(found, example)))
             except BadRow as flaw:
                 flaws.append(flaw)
         row = self._row(examples)
@@ -188,26 +213,19 @@ class Documents(RowTask):
             raise BadRow(flaws[0].reason, flaws[0].where, detail, rest=row if examples else None)
         return row
 
-    def _load(self, found: Spans, where: str) -> Loaded:
+    def _load(self, found: Spans, example: Example) -> Loaded:
         """A document's images. Raises BadRow."""
-        out: Loaded = {}
-        for field in FIELDS:
-            out[field] = []
-            for name, _ in found.images[field]:
-                try:
-                    path = inside(self.folder, name)
-                except ValueError as error:
-                    raise BadRow("the name of an image is not allowed", where, error) from error
-                try:
-                    channels = self.image_shape[2] if field == "image" else self.vision.shape[2]
-                    pixels = read_image(path, channels=channels)
-                    shown = field == "picture"
-                    out[field].append({field: self.vision.preprocess(pixels)} if shown else self.fit(pixels))
-                except FileNotFoundError as error:
-                    raise BadRow("an image is missing", where, path) from error
-                except (ValueError, OSError) as error:
-                    raise BadRow("an image cannot be read", where, error) from error
-        return out
+        load = {"image": self._drawn, "picture": self._shown}
+        return {f: [load[f](example.images[n], example.where) for n, _ in found.images[f]] for f in FIELDS}
+
+    def _shown(self, image: epath.Path | bytes, where: str) -> dict[str, np.ndarray]:
+        preprocess = lambda pixels: {"picture": self.vision.preprocess(pixels)}
+        return fitted(image, where, self.vision.shape[2], preprocess)
+
+    def _drawn(self, image: epath.Path | bytes, where: str) -> dict[str, np.ndarray]:
+        if self.image_shape[2] not in PICTURES:
+            return {"image": moments_of(image, self.image_shape, where)}
+        return fitted(image, where, self.image_shape[2], self.fit)
 
     def fit(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """What a row keeps of an image that is generated. Raises ValueError for an image that is too narrow."""
@@ -224,7 +242,7 @@ class Documents(RowTask):
         row = {"ids": np.full(slots, self.codec.pad, np.int32), "kind": np.zeros(slots, np.int8)}
         row |= {"loss": np.zeros(slots, bool), "segment": np.zeros(slots, np.int32), "owner": np.zeros(slots, np.int32)}
         if images:
-            row |= {"image": np.zeros((images, *self.image_shape), np.uint8)}
+            row |= {"image": np.stack([blank_image(self.image_shape)] * images)}
         if pictures:
             row |= {"picture": np.zeros((pictures, *self.vision.shape), np.float32)}
         return row | {f"{f}_begins": np.full(len(row[f]), -1, np.int32) for f in FIELDS if f in row}
@@ -260,8 +278,7 @@ class Documents(RowTask):
         fields: dict[str, Field] = {"text": TokenField(extra["ids"], valid, loss & valid)}
         begins = {f: extra[f"{f}_begins"] for f in FIELDS if f in extra}
         if "image" in extra:
-            values, there = extra["image"].astype(np.float32) / 127.5 - 1, begins["image"] >= 0
-            fields["image"] = ImageField(values, there)
+            fields["image"] = image_field(extra["image"]).replace(valid=begins["image"] >= 0)
         if "picture" in extra:
             fields["picture"] = ImageField(extra["picture"], begins["picture"] >= 0)
         return fields | {"places": PlaceField(extra["segment"], begins)}
@@ -285,6 +302,8 @@ class Documents(RowTask):
         def load(field: str) -> dict[str, np.ndarray]:
             if field == "picture":
                 return {field: rng.normal(size=self.vision.shape).astype(np.float32)}
+            if self.image_shape[2] not in PICTURES:
+                return {field: rng.normal(size=self.image_shape).astype(np.float16)}
             return self.fit(rng.integers(0, 256, self.image_shape).astype(np.uint8))
 
         while room.slots >= 5:
@@ -300,5 +319,10 @@ class Chats(Documents):
     """Conversations, several to a row: lines {"data": ["question", "answer", …]} (UltraChat), loss on all answers."""
 
     name = "chats"
+    kind = "chats"
     files = "*.jsonl"
     parse = staticmethod(spans.chat)
+
+    def open(self) -> Examples:
+        """The folder's chats."""
+        return UltraChat(given(self.folder, "folder", self.name), names=self.files)

@@ -7,6 +7,7 @@ the number, is shared by threads, and is opened by each worker process on its ow
     captions   texts by name, "caption" or others
     classes    "label", an index into the source's `classes`, [{"id": "n01440764", "name": "tench"}]
     chats      "turns", texts of user and assistant in turn; the marker `<image>` is where the picture stands, if any
+    documents  "parts", texts and images (`spans.document`); the images are those of the parts, in order
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ MARKER = "<image>"
 
 
 class Example(NamedTuple):
-    """What is `told`, and the picture, a path or the bytes of a file or None; `where` names the row in reports."""
+    """What is `told`, and the pictures, paths or the bytes of files; `where` names the row in reports."""
 
     where: str
     told: dict[str, Any]
-    image: epath.Path | bytes | None
+    images: tuple[epath.Path | bytes, ...] = ()
+
+    @property
+    def image(self) -> epath.Path | bytes | None:
+        """The one picture of all kinds but documents, if it is there."""
+        return self.images[0] if self.images else None
 
 
 class Examples(Protocol):
@@ -67,14 +73,3 @@ def label_of(told: dict[str, Any], where: str, classes: int) -> int:
     if type(label) is not int or not 0 <= label < classes:
         raise BadRow("the label is no class", where, f"{label} of {classes} classes")
     return label
-
-
-def check_told(kind: str, example: Example, classes: int = 0) -> None:
-    """What can be said of an example without its task. Raises BadRow."""
-    told, where = example.told, example.where
-    if kind == "classes":
-        label_of(told, where, classes)
-    elif kind == "chats":
-        turns_of(told, where)
-    elif not any(isinstance(text, str) and text.strip() for text in told.values()):
-        caption_of(told, where)

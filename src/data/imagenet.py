@@ -88,7 +88,7 @@ class ImageFolders:
         row = self._files[index].tobytes()
         part = int.from_bytes(row[:2], "little")
         where = f"{self._folders[part]}/{os.fsdecode(row[2:].rstrip(bytes(1)))}"
-        return Example(where, {"label": int(self._labels[part])}, self.folder / where)
+        return Example(where, {"label": int(self._labels[part])}, (self.folder / where,))
 
 
 def _listing(parts: list[epath.Path]) -> np.ndarray:

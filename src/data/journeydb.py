@@ -39,7 +39,7 @@ class Journey:
         task2 = line.get("Task2")
         told = {"prompt": line.get("prompt"), "caption": task2.get("Caption") if isinstance(task2, dict) else None}
         told = {name: text for name, text in told.items() if isinstance(text, str)}
-        return Example(where, told, path_of(self._images, line.get("img_path"), where))
+        return Example(where, told, (path_of(self._images, line.get("img_path"), where),))
 
 
 class _Journey:
@@ -57,12 +57,12 @@ class _Journey:
         images: str | os.PathLike[str] = "",
         **options: Any,
     ):
-        super().__init__(images, codec, size, length, **options)
-        self.annotations = annotations
+        super().__init__(codec, size, length, **options)
+        self.annotations, self.images = annotations, images
 
     def open(self) -> Journey:
         """The annotations."""
-        return Journey(given(self.annotations, "annotations", self.name), given(self.folder, "images", self.name))
+        return Journey(given(self.annotations, "annotations", self.name), given(self.images, "images", self.name))
 
 
 class CaptionToImage(_Journey, pictures.CaptionToImage):

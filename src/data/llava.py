@@ -45,7 +45,7 @@ class Llava:
         where, element = self._list.where(index), self._list[index]
         turns = turns_of({"turns": conversation(element.get("conversations"), where)}, where)
         name = element.get("image")
-        return Example(where, {"turns": turns}, None if name is None else path_of(self._images, name, where))
+        return Example(where, {"turns": turns}, () if name is None else (path_of(self._images, name, where),))
 
 
 def conversation(turns: Any, where: str) -> list[Any]:

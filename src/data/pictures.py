@@ -20,16 +20,15 @@ from PIL import Image
 from src.common.images import read_image
 from src.common.inside import inside
 from src.data.examples import Example, caption_of
-from src.data.file_task import ExampleTask
+from src.data.file_task import ExampleTask, given
 from src.data.ledger import BadRow
 from src.data.lines import LineFile
 from src.data.moments import PICTURES, moments_of
-from src.data.rows import TextTable, image_tokens, prompt_field, tail_table, text_table
+from src.data.rows import CHARACTERS, TextTable, image_tokens, prompt_field, tail_table, text_table
 from src.interfaces import Field, ImageField, TokenField
 from src.sequence.layout import Segment
 
 FILE = "captions.jsonl"
-CHARACTERS = 32  # of a caption that are looked at for each token that it may have
 ENDLESS = 2**16  # characters: no caption, whatever `too_long` says
 STRETCH = 16  # most times that an image may be as long as it is wide: the longer side is scaled before it is cut
 
@@ -58,7 +57,7 @@ class Lines:
     def __getitem__(self, index: int) -> Example:
         where, told = self._lines.where(index), self._lines[index]
         image = path_of(self.folder, told.pop("image", None), where)
-        return Example(where, {name: text for name, text in told.items() if isinstance(text, str)}, image)
+        return Example(where, {name: text for name, text in told.items() if isinstance(text, str)}, (image,))
 
 
 def path_of(folder: epath.Path, name: Any, where: str) -> epath.Path:
@@ -93,26 +92,23 @@ def pixels_of(
     """The centre of an example's image, `shape` (size, size, C), or its moments, float16. Raises BadRow."""
     if shape[2] not in PICTURES:
         return moments_of(example.image, shape, example.where)
-    return fitted(example, shape[2], lambda pixels: crop(pixels, shape[0]))
+    return fitted(example.image, example.where, shape[2], lambda pixels: crop(pixels, shape[0]))
 
 
-def fitted(example: Example, channels: int, fit: Callable[[np.ndarray], Any]) -> Any:
-    """What `fit` makes of the pixels [h, w, channels] of an example's image, where it may raise ValueError.
-
-    Raises BadRow.
-    """
+def fitted(image: epath.Path | bytes | None, where: str, channels: int, fit: Callable[[np.ndarray], Any]) -> Any:
+    """What `fit` makes of the pixels [h, w, channels] of an image, where it may raise ValueError. Raises BadRow."""
     try:
-        if example.image is None:
+        if image is None:
             raise FileNotFoundError
-        pixels = read_image(example.image, channels=channels)
+        pixels = read_image(image, channels=channels)
     except FileNotFoundError as error:
-        raise BadRow("the image is missing", example.where, example.image or "") from error
+        raise BadRow("the image is missing", where, image or "") from error
     except (ValueError, OSError) as error:
-        raise BadRow("the image cannot be read", example.where, error) from error
+        raise BadRow("the image cannot be read", where, error) from error
     try:
         return fit(pixels)
     except ValueError as error:
-        raise BadRow("the image is too narrow", example.where, error) from error
+        raise BadRow("the image is too narrow", where, error) from error
 
 
 class _Pictures(ExampleTask):
@@ -126,15 +122,14 @@ class _Pictures(ExampleTask):
     """
 
     draws = 1
-    pairs = Lines
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
         codec: Any,
         size: int,
         length: int,
         *,
+        folder: str | os.PathLike[str] = "",
         channels: int = 3,
         patch: int = 2,
         image_mode: str = "bidirectional",
@@ -147,11 +142,9 @@ class _Pictures(ExampleTask):
         super().__init__(records=records, held_out=held_out)
         if too_long not in ("cut", "skip"):
             raise ValueError(f"too_long={too_long!r} is unknown: use cut or skip")
-        if length < 3 or (channels not in PICTURES and (channels < 4 or channels % 2)):
-            raise ValueError(
-                f"length={length}, channels={channels} is not possible: give a length of at least 3 tokens, and 1 or 3"
-                " channels, or those of moments of latents, twice the autoencoder's"
-            )
+        check_channels(channels)
+        if length < 3:
+            raise ValueError(f"length={length} is not possible: give a length of at least 3 tokens")
         check_phrase(phrase)
         self.folder, self.codec, self.room, self.too_long = folder, codec, length, too_long
         self.text, self.phrase = text, phrase
@@ -160,7 +153,7 @@ class _Pictures(ExampleTask):
 
     def open(self) -> Any:
         """The folder's rows."""
-        return self.pairs(epath.Path(self.folder))
+        return Lines(given(self.folder, "folder", self.name))
 
     def read(self, split: str, index: int) -> dict[str, np.ndarray]:
         """The row's `image` uint8 [size, size, C], `ids` [length] of its text and how many they are, `used`.
@@ -181,7 +174,7 @@ class _Pictures(ExampleTask):
     def _image_of(self, example: Example) -> dict[str, np.ndarray]:
         if self.image_shape[2] not in PICTURES:
             return {"image": moments_of(example.image, self.image_shape, example.where)}
-        return fitted(example, self.image_shape[2], self.fit)
+        return fitted(example.image, example.where, self.image_shape[2], self.fit)
 
     def fit(self, pixels: UInt8[np.ndarray, "h w C"]) -> dict[str, np.ndarray]:
         """The array `image` of the task's shape. Raises ValueError for an image that is too narrow."""
@@ -220,6 +213,14 @@ def image_field(values: np.ndarray) -> ImageField:
     return ImageField(scaled / 127.5 - 1 if values.dtype == np.uint8 else scaled)
 
 
+def check_channels(channels: int) -> None:
+    """Raises ValueError for channels that neither pictures nor moments have."""
+    if channels not in PICTURES and (channels < 4 or channels % 2):
+        raise ValueError(
+            f"channels={channels} is not possible: give 1 or 3, or those of moments of latents, twice the autoencoder's"
+        )
+
+
 def check_phrase(phrase: str) -> None:
     """Raises ValueError for a phrase without one place for the words."""
     rest = phrase.replace("{}", "", 1)
@@ -236,8 +237,8 @@ class CaptionToImage(_Pictures):
 
     name = "picture_caption_to_image"
 
-    def __init__(self, folder, codec, size, length, *, drop: float = 0.1, newline: bool = False, **options: Any):
-        super().__init__(folder, codec, size, length, **options)
+    def __init__(self, codec, size, length, *, drop: float = 0.1, newline: bool = False, **options: Any):
+        super().__init__(codec, size, length, **options)
         self.drop, self._newline = drop, newline
         tail = Segment("tail", "text", 4 if newline else 2)
         self.segments = (Segment("prompt", "text", length), self._image, tail)
@@ -281,8 +282,8 @@ class ImageToCaption(_Pictures):
     draws = 0
     targets = frozenset({"caption"})
 
-    def __init__(self, folder, codec, size, length, **options: Any):
-        super().__init__(folder, codec, size, length, **options)
+    def __init__(self, codec, size, length, **options: Any):
+        super().__init__(codec, size, length, **options)
         self.segments = (Segment("head", "text", 2), self._image, Segment("caption", "text", length))
         self._head = text_table([[([codec.bos, codec.image_start], False)]], codec.pad)
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import os
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
-from src.common.files import cache_folder, write_whole
-from src.common.npy import read_npy
 from src.data.ledger import BadRow
 from src.data.spans import Room, Spans
+from src.data.tables import cached_table
 from src.sequence.packing import Packs, pack
 
-FORMAT = 1  # of what is kept; to be raised when documents are laid out otherwise
-WORTH = 10.0  # seconds that it takes to learn the sizes, above which they are kept in a file
+LAYOUT = 1  # to be raised when documents are laid out otherwise
 
 
 class Plan(NamedTuple):
@@ -58,28 +52,17 @@ def measure(count: int, read: Callable[[int], Spans], about: Any) -> np.ndarray:
     """Tokens, images, pictures and whether it is whole (1), int32 `[count, 4]`, of each document; 0 of what `read`
     refuses.
 
-    about    all that the sizes depend on, as JSON: what took long is kept under it in the user's cache
+    about    all that the sizes depend on, as JSON: the cache keeps them under it
     """
-    digest = hashlib.sha256(json.dumps([FORMAT, about], sort_keys=True).encode()).hexdigest()[:32]
-    path = os.path.join(cache_folder(), "documents", f"{digest}.npy")
-    try:
-        known = read_npy(path)
-        if known.shape == (count, 4) and known.dtype == np.int32:
-            return known
-    except (ValueError, OSError):  # it is made anew
-        pass
-    began, sizes = time.monotonic(), np.zeros((count, 4), np.int32)
-    for number in range(count):
-        try:
-            found = read(number)
-        except BadRow:
-            continue
-        sizes[number] = *found.size, found.whole
-    if time.monotonic() - began > WORTH:
-        file = io.BytesIO()
-        np.save(file, sizes)
-        try:
-            write_whole(path, file.getvalue())
-        except OSError as error:
-            logging.warning("the sizes of the documents cannot be kept in %s: %s", path, error)
-    return sizes
+
+    def find() -> np.ndarray:
+        sizes = np.zeros((count, 4), np.int32)
+        for number in range(count):
+            try:
+                found = read(number)
+            except BadRow:
+                continue
+            sizes[number] = *found.size, found.whole
+        return sizes
+
+    return cached_table("documents", [str(LAYOUT), json.dumps(about, sort_keys=True)], find)

@@ -31,14 +31,17 @@ from src.common.files import is_remote, write_whole
 from src.common.images import LIMITS, read_image
 from src.common.inside import read_bounded, shown
 from src.common.strict_json import read_json
-from src.data.examples import Example, Examples, check_told
+from src.data.examples import Example, Examples, caption_of, label_of, turns_of
 from src.data.ledger import BadRow, Ledger
 from src.data.pictures import crop
-from src.data.records import MANIFEST, pack, write_manifest, write_shard
+from src.data.records import MANIFEST, SEVERAL, pack, write_manifest
+from src.data.shard_files import write_shard
 from src.data.source import die_with_parent
+from src.data.spans import document, fields_of_images
 
 PLAN = "plan.json"
 PARTS = "parts"
+WITHOUT = ("chats", "documents")  # kinds that need no pictures
 PROBES = 64  # examples by which a source is known again
 Open = Callable[[], Examples]
 
@@ -210,29 +213,49 @@ def _part(target: epath.Path, plan: Plan, source: Examples, k: int) -> dict[str,
     return told
 
 
+def check_told(kind: str, example: Example, classes: int = 0) -> None:
+    """What can be said of an example without its task. Raises BadRow."""
+    told, where = example.told, example.where
+    if kind == "classes":
+        label_of(told, where, classes)
+    elif kind == "chats":
+        turns_of(told, where)
+    elif kind == "documents":
+        document(told, where)
+    elif not any(isinstance(text, str) and text.strip() for text in told.values()):
+        caption_of(told, where)
+
+
 def record_of(example: Example, kind: str, plan: Plan, classes: int = 0) -> bytes:
     """The record of an example. Raises BadRow, also for a picture that cannot be read."""
     check_told(kind, example, classes)
-    if example.image is None:
-        if kind != "chats":
-            raise BadRow("the image is missing", example.where)
-        return pack(example.told)
+    if not example.images and kind not in WITHOUT:
+        raise BadRow("the image is missing", example.where)
+    if kind in SEVERAL:  # those that are understood are seen whole
+        drawn = [field == "image" for field in fields_of_images(example.told)]
+    else:
+        drawn = [True] * len(example.images)
+    images = [_file(image, plan, cut, example.where) for image, cut in zip(example.images, drawn, strict=True)]
+    return pack(example.told, *images, sized=kind in SEVERAL)
+
+
+def _file(image: epath.Path | bytes, plan: Plan, cut: bool, where: str) -> bytes:
+    """A picture's file. Raises BadRow."""
     try:
-        data = example.image
-        data = data if isinstance(data, bytes) else read_bounded(data, LIMITS.bytes, "image")
+        data = image if isinstance(image, bytes) else read_bounded(image, LIMITS.bytes, "image")
         pixels = read_image(data) if plan.check or plan.size else None
     except FileNotFoundError as error:
-        raise BadRow("the image is missing", example.where, example.image) from error
+        raise BadRow("the image is missing", where, image) from error
     except (ValueError, OSError) as error:
-        raise BadRow("the image cannot be read", example.where, error) from error
-    if not plan.size:
-        return pack(example.told, data)
+        raise BadRow("the image cannot be read", where, error) from error
+    if not plan.size or not cut:
+        return data
     try:
         file = io.BytesIO()
         Image.fromarray(crop(pixels, plan.size)).save(file, "PNG")
     except ValueError as error:
-        raise BadRow("the image is too narrow", example.where, error) from error
-    return pack(example.told, file.getvalue())
+        raise BadRow("the image is too narrow", where, error) from error
+    return file.getvalue()
 
 
 Part = Callable[[Examples, int], dict[str, Any]]

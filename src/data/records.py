@@ -2,25 +2,22 @@
 
 A record is the length of its header (4 bytes, little endian), the header, a JSON object of what is told of the picture
 ({"caption": "two red pears"}, or as `examples` says for the other kinds), and the bytes of the picture's file (PNG,
-JPEG), if there is one. `manifest.json` lists the shards with their rows, bytes and SHA-256, so that a shard that is
-missing, empty, truncated or damaged where it is indexed is refused by name before the first step, and says in `schema`
-what kind of examples they are. A damaged record is a bad row.
+JPEG), if there is one; of several pictures the header tells the "bytes". `manifest.json` lists the shards with their
+rows, bytes and SHA-256, so that a shard that is missing, empty, truncated or damaged where it is indexed is refused by
+name before the first step, and says in `schema` what kind of examples they are. A damaged record is a bad row.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
-import threading
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from etils import epath
 
-from src.common.files import is_remote, local_copy, write_whole
+from src.common.files import write_whole
 from src.common.inside import inside, shown
 from src.common.strict_json import read_json
 from src.common.tree import listed
@@ -28,11 +25,12 @@ from src.data.examples import Example
 from src.data.ledger import BadRow
 from src.data.lines import LINE_BYTES, parse_example
 from src.data.moments import Moments, moments_of_manifest
+from src.data.shard_files import ShardFiles, write_shard
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-OPEN = 256  # shards at a time
-OPTIONS = "group_size:1"  # a record has its own checksum: damage spoils no other
+SEVERAL = ("documents",)  # kinds with any number of pictures
+SIZES = "bytes"
 
 
 class Shards:
@@ -52,46 +50,41 @@ class Shards:
             )
         self.classes: list[dict[str, str]] = schema["classes"]
         self.moments: Moments | None = schema["moments"]
-        self.names = [shard["name"] for shard in shards]
-        self._starts = np.cumsum([0, *(shard["rows"] for shard in shards)])
-        self._readers = Readers()
-        wrong = [f"{shard['name']} {reason}" for shard in shards if (reason := self._flaw(**shard))]
+        self._digests = [f"{shard['name']} {shard['sha256']}" for shard in shards]
+        self._files = ShardFiles(folder, [(shard["name"], shard["rows"]) for shard in shards])
+        wrong = {s["name"]: flaw for s in shards if (flaw := self._flaw(s["name"], s["bytes"]))}
+        wrong = wrong or dict.fromkeys(self._files.damaged(), "has a damaged index")
         if wrong:
             raise ValueError(
-                f"{len(wrong)} of the {len(shards)} shards of {os.fspath(folder)!r} cannot be used: {listed(wrong)};"
-                " copy them again from their source, or write them anew"
+                f"{len(wrong)} of the {len(shards)} shards of {os.fspath(folder)!r} cannot be used:"
+                f" {listed([f'{name} {flaw}' for name, flaw in wrong.items()])}; copy them again from their source, or"
+                " write them anew"
             )
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        record = index - int(self._starts[shard])
-        where = f"{self.names[shard]} record {record}"
-        data = self._readers.read(self.folder / self.names[shard], record, where)
+        data, where = self._files[index]
         end = 4 + int.from_bytes(data[:4], "little")
         if end > min(len(data), LINE_BYTES):
             raise BadRow("the record is cut off", where, f"{len(data)} of {end} bytes")
-        image = data[end:] if data[end:] or self.kind != "chats" else None
-        return Example(where, parse_example(data[4:end], where), image)
+        told = parse_example(data[4:end], where)
+        if self.kind in SEVERAL:
+            return Example(where, told, _parted(data[end:], told.pop(SIZES, None), where))
+        return Example(where, told, (data[end:],) if data[end:] or self.kind != "chats" else ())
 
-    def _flaw(self, name: str, rows: int, bytes: int) -> str:  # the names of the manifest
-        """Why a shard cannot be used, or ""."""
-        path = self.folder / name
+    def identity(self) -> list[str]:
+        """What changes when the rows do."""
+        return self._digests
+
+    def _flaw(self, name: str, bytes: int) -> str:  # the names of the manifest
+        """Why a shard is not what the manifest says, or ""."""
         try:
-            size = path.stat().length
+            size = (self.folder / name).stat().length
         except FileNotFoundError:
             return "is missing"
-        if size != bytes:
-            return f"has {size:,} of {bytes:,} bytes"
-        if is_remote(path):  # looking into it would copy it
-            return ""
-        reader = open_shard(path)
-        try:
-            return "" if reader.ok() and reader.num_records() == rows else "has a damaged index"
-        finally:
-            close_shard(reader)
+        return f"has {size:,} of {bytes:,} bytes" if size != bytes else ""
 
 
 def _manifest(folder: epath.Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -106,7 +99,10 @@ def _manifest(folder: epath.Path) -> tuple[list[dict[str, Any]], dict[str, Any]]
     try:
         if told["format"] != FORMAT:
             raise ValueError(f"its format is {told['format']!r}, this version reads {FORMAT}")
-        shards = [{"name": s["name"], "rows": s["rows"], "bytes": s["bytes"]} for s in told["shards"]]
+        shards = [
+            {"name": s["name"], "rows": s["rows"], "bytes": s["bytes"], "sha256": str(s.get("sha256"))}
+            for s in told["shards"]
+        ]
         for shard in shards:
             inside(folder, shard["name"])
             if not all(type(shard[key]) is int and 0 <= shard[key] < 2**50 for key in ("rows", "bytes")):
@@ -119,26 +115,19 @@ def _manifest(folder: epath.Path) -> tuple[list[dict[str, Any]], dict[str, Any]]
         raise ValueError(f"{os.fspath(path)!r} is no manifest of shards ({error}): write the shards anew") from error
 
 
-def pack(told: dict[str, Any], image: bytes = b"") -> bytes:
-    """A record."""
-    header = json.dumps(told).encode()
-    return len(header).to_bytes(4, "little") + header + image
+def _parted(data: bytes, sizes: Any, where: str) -> tuple[bytes, ...]:
+    """The pictures of a record that has several. Raises BadRow."""
+    sound = isinstance(sizes, list) and all(type(size) is int and size >= 0 for size in sizes)
+    if not sound or sum(sizes) != len(data):
+        raise BadRow("the pictures are not as long as the record says", where, f"{len(data)} bytes")
+    ends = list(itertools.accumulate(sizes))
+    return tuple(data[end - size : end] for size, end in zip(sizes, ends, strict=True))
 
 
-def write_shard(path: str | os.PathLike[str], records: Iterable[bytes]) -> dict[str, Any]:
-    """Writes one local shard and returns its rows, bytes and SHA-256; equal records give equal bytes."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    writer, rows = ArrayRecordWriter(os.fspath(path), OPTIONS), 0
-    for record in records:
-        writer.write(record)
-        rows += 1
-    writer.close()
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return {"rows": rows, "bytes": os.path.getsize(path), "sha256": digest.hexdigest()}
+def pack(told: dict[str, Any], *images: bytes, sized: bool = False) -> bytes:
+    """A record; that of one of the kinds `SEVERAL` is `sized`."""
+    header = json.dumps(told | ({SIZES: [len(image) for image in images]} if sized else {})).encode()
+    return len(header).to_bytes(4, "little") + header + b"".join(images)
 
 
 def write_manifest(folder: epath.Path, shards: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -167,38 +156,3 @@ def write_shards(
         name = f"{number:05d}.arrayrecord"
         shards.append({"name": name} | write_shard(target / name, part))
     return write_manifest(target, shards, schema={"kind": "captions"})
-
-
-class Readers:
-    """Open shards, shared by threads: the last `OPEN` that were read."""
-
-    def __init__(self) -> None:
-        self._open: dict[epath.Path, Any] = {}
-        self._lock = threading.Lock()
-
-    def read(self, path: epath.Path, record: int, where: str) -> bytes:
-        """One record of a shard. Raises BadRow."""
-        with self._lock:
-            try:
-                reader = self._open.pop(path, None) or open_shard(local_copy(path))
-                self._open[path] = reader  # the last one
-                if len(self._open) > OPEN:
-                    close_shard(self._open.pop(next(iter(self._open))))
-                return reader.read([record])[0]
-            except RuntimeError as error:
-                raise BadRow("the record is damaged", where, error) from error
-
-
-def open_shard(path: Any) -> Any:
-    """A reader of a local shard; an error at opening is told by `read`."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    return ArrayRecordReader(os.fspath(path))
-
-
-def close_shard(reader: Any) -> None:
-    """Closes a reader, also one of a damaged file."""
-    try:
-        reader.close()
-    except RuntimeError:  # it tells of the damage again
-        return

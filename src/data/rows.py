@@ -18,6 +18,7 @@ from src.interfaces import Field, ImageField, LabelField, TokenField
 from src.sequence.layout import Segment
 
 SPLITS = ("train", "test")
+CHARACTERS = 32  # of a text that are looked at for each token that it may have
 Parts = Iterable[tuple[Iterable[int], bool]]  # (ids, are they targets of a text objective?)
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from src.data.examples import turns_of
 from src.data.ledger import BadRow
-from src.data.pictures import CHARACTERS
+from src.data.rows import CHARACTERS
 
 ROLES = {"generate": "image", "understand": "picture"}  # and the field that holds such images
 
 
 class Part(NamedTuple):
-    """A text, or the name of an image with the field that it goes to (`image` or `picture`).
+    """A text, or the number of an image of the document with the field that it goes to (`image` or `picture`).
 
     loss   whether the tokens of a text are targets; of an image its first token, <|im_start|>
     """
@@ -41,7 +43,7 @@ class Spans(NamedTuple):
     ids      of every slot; those of images hold the codec's `image`
     kind     what is there: PADDING (the time token of an image), TEXT, WORDS (of a text, not special) or IMAGE
     loss     whether the slot is a target of a text objective
-    images   by field: (name, first slot) of each image
+    images   by field: (number, first slot) of each image
     whole    whether nothing was cut
     """
 
@@ -68,10 +70,16 @@ def document(told: dict[str, Any], where: str) -> list[Turn]:
     parts = told.get("parts")
     if not isinstance(parts, list) or not parts:
         raise BadRow("there are no parts", where)
-    return [[_part(part, f"part {i + 1}", where) for i, part in enumerate(parts)]]
+    images = itertools.count()
+    return [[_part(part, f"part {i + 1}", where, images) for i, part in enumerate(parts)]]
 
 
-def _part(told: Any, which: str, where: str) -> Part:
+def fields_of_images(told: dict[str, Any]) -> list[str]:
+    """The field of each image of a document, in order. Raises BadRow."""
+    return [part.field for part in document(told, "")[0] if part.field != "text"]
+
+
+def _part(told: Any, which: str, where: str, images: Iterator[int]) -> Part:
     if not isinstance(told, dict) or ("text" in told) == ("image" in told):
         raise BadRow("a part is neither a text nor an image", where, which)
     text = "text" in told
@@ -86,20 +94,16 @@ def _part(told: Any, which: str, where: str) -> Part:
         raise BadRow("loss is neither true nor false", where, which)
     if text and (not isinstance(told["text"], str) or not told["text"]):
         raise BadRow("a text is empty or no text", where, which)
-    return Part("text", told["text"], loss) if text else Part(ROLES[role], told["image"], loss)
+    return Part("text", told["text"], loss) if text else Part(ROLES[role], next(images), loss)
 
 
 def chat(told: dict[str, Any], where: str) -> list[Turn]:
-    """The turns of {"data": ["question", "answer", "question", …]} (UltraChat), with the loss on the answers.
+    """A turn for each question with its answer of {"turns": ["question", "answer", …]}, with the loss on the answers.
 
-    A last question without an answer is left out. Raises BadRow.
+    Raises BadRow.
     """
-    said = told.get("data")
-    if not isinstance(said, list) or len(said) < 2:
-        raise BadRow('there are no turns, such as {"data": ["question", "answer"]}', where)
-    if not all(isinstance(text, str) and text for text in said):
-        raise BadRow("a text is empty or no text", where)
-    return [[Part("text", q, False), Part("text", a, True)] for q, a in zip(said[::2], said[1::2], strict=False)]
+    said = turns_of(told, where)
+    return [[Part("text", q, False), Part("text", a, True)] for q, a in zip(said[::2], said[1::2], strict=True)]
 
 
 def encode(turns: Sequence[Turn], codec: Any, room: Room, where: str) -> tuple[list[Turn], bool]:
@@ -171,6 +175,3 @@ def lay_out(turns: Sequence[Turn], codec: Any, room: Room, lengths: dict[str, in
 
     whole = all(turn(parts) for parts in turns)
     return Spans(np.asarray(ids, np.int32), np.asarray(kind, np.int8), np.asarray(loss, bool), images, whole)
-
-
-Parse = Callable[[dict[str, Any], str], list[Turn]]

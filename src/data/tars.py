@@ -83,7 +83,7 @@ class Tars:
                 told = {"caption": text.decode().strip()}
             except UnicodeDecodeError as error:
                 raise BadRow("the text is not UTF-8", where, error) from error
-        return Example(where, told, self._read(shard, row[IMAGE], row[IMAGE_SIZE]))
+        return Example(where, told, (self._read(shard, row[IMAGE], row[IMAGE_SIZE]),))
 
     def _read(self, shard: int, start: Any, size: Any) -> bytes:
         with open(self._paths[shard], "rb", buffering=0) as file:  # thousands of archives cannot all stay open
@@ -151,9 +151,6 @@ def _allowed(name: str) -> int:
 
 
 class _Tars:
-    def __init__(self, codec: Any, size: int, length: int, *, folder: str | os.PathLike[str] = "", **options: Any):
-        super().__init__(folder, codec, size, length, **options)
-
     def open(self) -> Tars:
         """The folder's archives."""
         return Tars(given(self.folder, "folder", self.name))

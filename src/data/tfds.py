@@ -10,10 +10,8 @@ import functools
 import os
 from typing import Any
 
-import numpy as np
 from etils import epath
 
-from src.common.files import local_copy
 from src.common.inside import inside, read_bounded
 from src.common.strict_json import read_json
 from src.common.tree import listed
@@ -22,7 +20,7 @@ from src.data.examples import Example
 from src.data.file_task import given
 from src.data.imagenet import named_classes
 from src.data.ledger import BadRow
-from src.data.records import Readers, close_shard, open_shard
+from src.data.shard_files import ShardFiles
 
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 LABELS = 1 << 24  # bytes of a file of class names
@@ -59,9 +57,8 @@ class Tfds:
         if missing:
             raise ValueError(f"the data set {os.fspath(folder)!r} has no {listed(missing)}: it has {listed(features)}")
         self.classes = named_classes(self._ids(), names, ambiguous) if label else []
-        self._starts = np.cumsum([0, *(rows for _, rows in shards)])
-        self.names, self._readers = [name for name, _ in shards], Readers()
-        wrong = [name for name, rows in shards if not self._sound(name, rows)]
+        self._files = ShardFiles(folder, shards)
+        wrong = [name for name, _ in shards if not (folder / name).exists()] or self._files.damaged()
         if wrong:
             raise ValueError(
                 f"{len(wrong)} of the {len(shards)} shards of {os.fspath(folder)!r} are missing or damaged:"
@@ -72,24 +69,11 @@ class Tfds:
         path = self.folder / f"{self._label.replace('/', '-')}.labels.txt"
         return read_bounded(path, LABELS, "file of class names").decode().split("\n")[:-1]
 
-    def _sound(self, name: str, rows: int) -> bool:
-        path = self.folder / name
-        if not path.exists():
-            return False
-        reader = open_shard(local_copy(path))
-        try:
-            return reader.ok() and reader.num_records() == rows
-        finally:
-            close_shard(reader)
-
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        record = index - int(self._starts[shard])
-        where = f"{self.names[shard]} record {record}"
-        data = self._readers.read(self.folder / self.names[shard], record, where)
+        data, where = self._files[index]
         values = parse_record(data, where)
         told: dict[str, Any] = {}
         if self._label:
@@ -101,7 +85,7 @@ class Tfds:
                 told["caption" if len(self._texts) == 1 else name] = text[0].decode(errors="replace")
         image = values.get(self._image)
         found = isinstance(image, list) and len(image) == 1 and isinstance(image[0], bytes)
-        return Example(where, told, image[0] if found else None)
+        return Example(where, told, (image[0],) if found else ())
 
 
 def _shards(folder: epath.Path, split: str) -> list[tuple[str, int]]:
@@ -231,17 +215,13 @@ class _Captioned:
 
     def __init__(
         self,
-        codec: Any,
-        size: int,
-        length: int,
-        *,
-        folder: str | os.PathLike[str] = "",
+        *arguments: Any,
         split: str = "train",
         image: str = "image",
         caption: str = "captions/text",
         **options: Any,
     ):
-        super().__init__(folder, codec, size, length, **options)
+        super().__init__(*arguments, **options)
         self._split, self._features = split, {"image": image, "texts": (caption,)}
 
     def open(self) -> Tfds:

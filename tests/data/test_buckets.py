@@ -70,7 +70,7 @@ def test_a_folder_of_pictures_comes_in_buckets(tmp_path):
         (tmp_path / f"{i}.png").write_bytes(file.getvalue())
         lines.append(json.dumps({"image": f"{i}.png", "caption": "red"}))
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
-    data = CaptionToImage(tmp_path, Bytes(), 8, 16, buckets=GRIDS, patch=2)
+    data = CaptionToImage(Bytes(), 8, 16, folder=tmp_path, buckets=GRIDS, patch=2)
     batch = next(data.iterator("train", 3, 0))
     found = {
         tuple(grid): values for grid, values in zip(batch["image"].grid.tolist(), batch["image"].values, strict=True)
@@ -84,7 +84,7 @@ def test_a_folder_of_pictures_comes_in_buckets(tmp_path):
 def test_documents_come_in_buckets(tmp_path):
     folder = corpus(tmp_path / "d", 3)
     Image.fromarray(pixels(4, 16, seed=7)).save(folder / "a/0y.png")
-    data = Documents(folder, Bytes(), 128, buckets=GRIDS, patch=2, size=8, images=3, pictures=0)
+    data = Documents(Bytes(), 128, folder=folder, buckets=GRIDS, patch=2, size=8, images=3, pictures=0)
     (folder / "documents.jsonl").write_text((folder / "documents.jsonl").read_text().split("\n")[0])
     batch = next(data.iterator("train", 1, 0))
     image, places = batch["image"], batch["places"].begins["image"][0]
@@ -102,7 +102,7 @@ def test_documents_come_in_buckets(tmp_path):
         (lambda: Buckets(((4, 4), (4, 4)), 2), "a grid twice"),
         (lambda: as_grids([[4, "4"]]), "pairs of whole numbers"),
         (lambda: as_grids(4), "list of pairs"),
-        (lambda: CaptionToImage("", Bytes(), 8, 16, buckets=((2, 8),), patch=2), "make the first"),
+        (lambda: CaptionToImage(Bytes(), 8, 16, buckets=((2, 8),), patch=2), "make the first"),
         (lambda: Patch(2, 3, 8, 8).shaped((4, 5)), "has not 16 patches"),
         (lambda: BUCKETS.fold(pixels(8, 8), (2, 8)), "has no 2 x 8 patches"),
     ],

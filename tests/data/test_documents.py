@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from src.codecs.text import Bytes
-from src.data import plan
 from src.data.documents import Chats, Documents
 from src.data.ledger import BadRow
 from src.data.pipeline import Mixture
+from src.data.prepare import Plan as prepare_plan
+from src.data.prepare import prepare
+from src.data.shard_files import write_shard
 from src.models.vision import Pixels
 
 CODEC, LENGTH, PATCHES = Bytes(), 48, 4
@@ -72,7 +74,7 @@ def folder(tmp_path_factory):
 
 def task(folder, **options):
     given = {"images": 2, "pictures": 2, "size": 8, "patch": 4, "vision": Pixels(8, 4)}
-    return Documents(folder, CODEC, LENGTH, **given | options)
+    return Documents(CODEC, LENGTH, folder=folder, **given | options)
 
 
 def fields_of(data, row, uniforms=None):
@@ -118,7 +120,7 @@ def test_every_document_lies_in_one_row_with_its_images_and_flags(folder):
 
 
 def test_words_are_dropped_where_something_is_drawn_and_nowhere_else(folder):
-    data = Documents(folder, CODEC, 96, images=5, pictures=2, size=8, patch=4, vision=Pixels(8, 4), drop=0.5)
+    data = Documents(CODEC, 96, folder=folder, images=5, pictures=2, size=8, patch=4, vision=Pixels(8, 4), drop=0.5)
     uniforms = np.asarray([[0.4, 0.6, 0.6, 0.6, 0.6]])  # what is drawn first in a row loses its words
     for row in range(data.rows("train")):
         first, (whole, some) = True, (list(examples(fields_of(data, row, u))) for u in (None, uniforms))
@@ -133,7 +135,6 @@ def test_words_are_dropped_where_something_is_drawn_and_nowhere_else(folder):
 
 def test_what_took_long_to_learn_is_remembered_until_the_files_change(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(plan, "WORTH", 0.0)
     where, asked = corpus(tmp_path / "documents", 6), []
 
     class Counting(Bytes):
@@ -143,12 +144,12 @@ def test_what_took_long_to_learn_is_remembered_until_the_files_change(tmp_path, 
 
     def rows():
         asked.clear()
-        data = Documents(where, Counting(), LENGTH, images=2, pictures=2, size=8, patch=4, vision=Pixels(8, 4))
+        data = Documents(Counting(), LENGTH, folder=where, images=2, pictures=2, size=8, patch=4, vision=Pixels(8, 4))
         return [data.plan("train")[row].tolist() for row in range(data.rows("train"))]
 
     first = rows()
     assert asked and rows() == first and not asked
-    (kept,) = (tmp_path / "cache/monoformer-jax/documents").iterdir()
+    (kept,) = (tmp_path / "cache/monoformer-jax/tables").iterdir()
     kept.write_bytes(kept.read_bytes()[:-1])  # damaged
     assert rows() == first and asked
     with open(where / "documents.jsonl", "a") as file:
@@ -174,10 +175,10 @@ BROKEN = [
     (line({"image": "a/0x.png", "role": ["generate"]}), "the role of an image is neither generate nor understand"),
 ]
 SPOILT = [  # known only when the images are read
-    (line({"text": "1"}, {"image": "a/none.png"}), "an image is missing"),
-    (line({"text": "2"}, {"image": "a/text.png"}), "an image cannot be read"),
-    (line({"text": "3"}, {"image": "../outside.png"}), "the name of an image is not allowed"),
-    (line({"text": "4"}, {"image": 7}), "the name of an image is not allowed"),
+    (line({"text": "1"}, {"image": "a/none.png"}), "the image is missing"),
+    (line({"text": "2"}, {"image": "a/text.png"}), "the image cannot be read"),
+    (line({"text": "3"}, {"image": "../outside.png"}), "the name of the image is not allowed"),
+    (line({"text": "4"}, {"image": 7}), "the name of the image is not allowed"),
 ]
 
 
@@ -233,14 +234,41 @@ def test_documents_larger_than_a_row_are_cut_or_refused(tmp_path):
 def test_conversations_share_rows_and_are_learned_where_they_answer(tmp_path):
     (tmp_path / "1.jsonl").write_text(json.dumps({"data": ["hi", "hello", "and?", "bye"]}) + "\n")
     (tmp_path / "2.jsonl").write_text(json.dumps({"data": ["a", "b", "left out"]}) + "\n" + '{"data": ["a"]}\n')
-    data = Chats(tmp_path, CODEC, 32)
+    data = Chats(CODEC, 32, folder=tmp_path)
     assert [s.name for s in data.segments] == ["text"] and data.rows("train") == 2
     found = sorted(examples(fields_of(data, 0)), key=lambda e: len(e[0]))
     turns = [[BOS, *b"ab", EOS], [BOS, *b"hihello", EOS, BOS, *b"and?bye", EOS]]
     assert [e[0] for e in found] == turns
     assert [i for i, loss in enumerate(found[1][2]) if loss] == [3, 4, 5, 6, 7, 8, 14, 15, 16, 17]
-    with pytest.raises(BadRow, match=r"2.jsonl line 2: there are no turns"):
+    with pytest.raises(BadRow, match=r"2.jsonl line 2: the turns are not question and answer"):
         data.read("train", 1)
+
+
+def arrays_of(data):
+    return [{name: a.tobytes() for name, a in data.read("train", row).items()} for row in range(data.rows("train"))]
+
+
+@pytest.mark.parametrize("size", [0, 8])
+def test_prepared_documents_give_the_same_rows(folder, tmp_path, size):
+    files, shards = task(folder), tmp_path / "shards"
+    manifest = prepare(files.open, shards, prepare_plan(rows=5, size=size), name="documents")
+    assert manifest["rows"] == COUNT and manifest["schema"]["kind"] == "documents"
+    assert arrays_of(task("", records=shards)) == arrays_of(files)
+    with pytest.raises(ValueError, match="holds 'documents', this task reads chats"):
+        Chats(CODEC, 32, records=shards).rows("train")
+    sound = write_shard(shards / "00000.arrayrecord", [b"\x0e\0\0\0" + b'{"bytes": [9]}'] * 5)
+    told = json.loads((shards / "manifest.json").read_text())
+    told["shards"][0] |= sound
+    (shards / "manifest.json").write_text(json.dumps(told))
+    with pytest.raises(BadRow, match="record 0: the pictures are not as long as the record says .0 bytes."):
+        task("", records=shards).examples[0]
+
+
+def test_prepared_chats_share_rows(tmp_path):
+    (tmp_path / "1.jsonl").write_text("".join(json.dumps({"data": [f"q{i}", f"a{i}" * 3]}) + "\n" for i in range(9)))
+    files = Chats(CODEC, 32, folder=tmp_path)
+    prepare(files.open, tmp_path / "shards", prepare_plan(rows=4))
+    assert arrays_of(Chats(CODEC, 32, records=tmp_path / "shards")) == arrays_of(files) and files.rows("train") == 3
 
 
 @pytest.mark.parametrize(

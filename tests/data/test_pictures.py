@@ -88,7 +88,7 @@ def folder(tmp_path_factory):
 
 
 def task(folder, make=pictures.ImageToCaption, **options):
-    return make(folder, CODEC, 8, 16, **{"channels": 3, "patch": 2} | options)
+    return make(CODEC, 8, 16, folder=folder, **{"channels": 3, "patch": 2} | options)
 
 
 def test_every_broken_row_is_named_by_its_line_and_reason(folder):
@@ -128,7 +128,7 @@ def test_long_captions_are_cut_or_skipped_as_the_task_says(folder):
             encoded.append(len(text))
             return super().encode(text)
 
-    cut = pictures.ImageToCaption(where, Counting(), 8, 16).read("train", 2)
+    cut = pictures.ImageToCaption(Counting(), 8, 16, folder=where).read("train", 2)
     assert encoded == [pictures.CHARACTERS * 16]  # of 32,768
     assert cut["ids"].tolist() == [CODEC.image_end, *b"x" * 14, CODEC.pad] and cut["used"] == 15  # it does not end
     with pytest.raises(BadRow, match=r"line 3: the caption is too long \(32,768 characters\)"):

@@ -53,7 +53,7 @@ def tasks(folder):
             {"annotations": talk, "images": seen},
             1,
         ),
-        "captions": (partial(pictures.CaptionToImage, captions, CODEC, SIZE, 32), {}, 1),
+        "captions": (partial(pictures.CaptionToImage, CODEC, SIZE, 32), {"folder": captions}, 1),
         "tars": (partial(tars.ImageToCaption, CODEC, SIZE, 32), {"folder": archives}, 0),
         "tfds": (partial(tfds.ClassToImage, size=SIZE, classes=5), {"folder": split}, 0),
     }
@@ -130,7 +130,7 @@ def test_stopped_work_goes_on_and_gives_the_same_bytes(tmp_path):
     kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "o").glob("*.arrayrecord")}
     assert len(kept) == 4 and not (tmp_path / "o" / "manifest.json").exists()
     with pytest.raises(FileNotFoundError, match=r"manifest.json' does not exist"):
-        pictures.CaptionToImage(folder, CODEC, SIZE, 32, records=tmp_path / "o").rows("train")
+        pictures.CaptionToImage(CODEC, SIZE, 32, records=tmp_path / "o").rows("train")
     (tmp_path / "o" / ".00004.arrayrecord.x.tmp").write_bytes(b"half")  # as a kill leaves it
     (tmp_path / "o" / "00001.arrayrecord").write_bytes(b"cut")
     with pytest.raises(ValueError, match=r"was begun with another rows \(3, now 4\)"):

@@ -211,7 +211,7 @@ def test_attention_of_a_row_without_any_token_is_finite_and_gives_no_gradient(ba
 def stream(folder, workers):
     from src.codecs.text import Bytes
 
-    task = ImageToCaption(folder, Bytes(), 8, 30, channels=1)
+    task = ImageToCaption(Bytes(), 8, 30, folder=folder, channels=1)
     return Stream(task, 8, 0, workers=workers, name="say", ledger=Ledger())
 
 
