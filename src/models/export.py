@@ -21,6 +21,7 @@ from src.common.tensor_files import SHARD_BYTES, Tensor, write_tensors
 from src.common.tree import listed
 from src.models.pretrained import TABLE, names_of
 from src.models.published import ARCHITECTURES, FIXED, PublishedConfig
+from src.models.published_vision import FIELDS as VISION
 
 LLAMA, MONOFORMER = ARCHITECTURES
 # Fields of `config.model` that no published checkpoint has otherwise.
@@ -42,15 +43,17 @@ TRUNK = {
     "trunk.rope_theta": "rope_theta",
 }
 ORDER, VARIANCE = "image_head.order", "image_head.variance"
+PROJECTOR = "vision/first/kernel"
 PIXELS = 8  # a side of a latent's element, in pixels of the image
 
 
 def about(config: PublishedConfig) -> dict[str, Any]:
-    """The fields of `config.model`, by dotted name, that weights with this config.json are made for."""
+    """The fields of `config.model`, by dotted name, that weights with this config.json are made for; `vision.…` are
+    fields of `config.vision`."""
     fields = ONLY | {ours: getattr(config, theirs) for ours, theirs in TRUNK.items()}
     if config.image is not None:
         fields |= {ORDER: "rsc", VARIANCE: "learned" if config.image.learn_sigma else "none"}
-    return fields
+    return fields | (config.vision.about() if config.vision else {})
 
 
 def about_model(model: Mapping[str, Any], images: bool) -> dict[str, Any]:
@@ -87,6 +90,8 @@ def published_config(
     fields |= {"vocab_size": shapes[TABLE].shape[0], "architectures": [LLAMA]}
     fields.pop("rope_parameters", None)  # newer, and says what rope_theta does
     fields["torch_dtype"] = dtype or np.dtype(shapes[TABLE].dtype).name
+    if PROJECTOR not in shapes:  # the official class would look for an encoder
+        fields = {name: value for name, value in fields.items() if name not in VISION}
     if "image/linear/kernel" not in shapes:
         return fields
     features = shapes["image/linear/kernel"].shape[0]
@@ -140,12 +145,14 @@ def write_published(
     patch: int,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    more: Mapping[str, Tensor] | None = None,
 ) -> list[str]:
     """Writes the tensors of `check_exportable` leaves into a folder, a block at a time; returns the names of the files.
 
     order   of the image head's outputs, `crs` or `rsc` (see `ImageHead`); published is `rsc`
     patch   side of a patch
     dtype   of all tensors; None keeps that of each leaf
+    more    tensors that are written, too, as they are
     """
     tensors: dict[str, Tensor] = {}
     for path, leaf in leaves.shapes.items():
@@ -158,7 +165,7 @@ def write_published(
             name: Tensor(kind, there, functools.partial(blocks.take, number, number + 1 == len(names)))
             for number, name in enumerate(names)
         }
-    return write_tensors(folder, tensors, shard_bytes)
+    return write_tensors(folder, tensors | dict(more or {}), shard_bytes)
 
 
 @dataclasses.dataclass

@@ -175,7 +175,7 @@ def expected(found: Mapping[str, Any], config: PublishedConfig) -> dict[str, tup
         linears |= dict.fromkeys(("conditioning/first", "conditioning/second"), (width, width))
     else:
         linears |= {"conditioning/linear": (width, 2 * width)}
-    if any(path.startswith("vision/") for path in found):
+    if c.vision is not None or any(path.startswith("vision/") for path in found):
         first = getattr(found.get("vision/first/kernel"), "shape", (width,))[0]
         linears |= {"vision/first": (first, width), "vision/second": (width, width)}
     for path, shape in linears.items():

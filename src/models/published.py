@@ -12,6 +12,7 @@ from etils import epath
 from src.common.inside import shown
 from src.common.strict_json import read_json
 from src.common.tree import listed
+from src.models.published_vision import PublishedVision, parse_vision
 
 ARCHITECTURES = ("LlamaForCausalLM", "MonoFormerForCausalLM")
 BYTES = 1 << 20
@@ -52,7 +53,8 @@ class PublishedImage:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedConfig:
-    """What a `config.json` says of the network, in the names of transformers; `image` is None for a Llama."""
+    """What a `config.json` says of the network, in the names of transformers; `image` is None for a Llama,
+    and `vision` where nothing understands images."""
 
     architecture: str
     hidden_size: int
@@ -65,6 +67,7 @@ class PublishedConfig:
     rms_norm_eps: float
     rope_theta: float
     image: PublishedImage | None
+    vision: PublishedVision | None = None
 
 
 def read_config(path: str | os.PathLike[str]) -> PublishedConfig:
@@ -90,13 +93,15 @@ def parse_config(fields: Any, where: str) -> PublishedConfig:
             f"known are {' and '.join(ARCHITECTURES)}, of model_type 'llama'"
         )
     fields = _defaults(fields)
-    ranges, wrong = dict(RANGES), []
+    ranges, wrong, vision = dict(RANGES), [], None
     if kinds[0] == "MonoFormerForCausalLM":
         ranges |= IMAGE_RANGES
         given = {name: fields.get(name) for name in SWITCHES}
         wrong += [f"{n}={shown(v)} is not true or false" for n, v in given.items() if not isinstance(v, bool)]
         if fields.get("decoder_t_embed") not in TIMES:
             wrong.append(f"decoder_t_embed={shown(fields.get('decoder_t_embed'))} is none of {', '.join(TIMES)}")
+        vision = parse_vision(fields)
+        wrong += vision if isinstance(vision, list) else []
     wrong = [text for name, bounds in ranges.items() if (text := _range(name, fields.get(name), *bounds))] + wrong
     wrong += _lacking(fields)
     wrong = wrong or _contradictions(fields)
@@ -105,7 +110,7 @@ def parse_config(fields: Any, where: str) -> PublishedConfig:
     image = None
     if kinds[0] == "MonoFormerForCausalLM":
         image = PublishedImage(**{field.name: fields[field.name] for field in dataclasses.fields(PublishedImage)})
-    return PublishedConfig(kinds[0], **{name: fields[name] for name in RANGES}, image=image)
+    return PublishedConfig(kinds[0], **{name: fields[name] for name in RANGES}, image=image, vision=vision)
 
 
 def _defaults(fields: Mapping[str, Any]) -> dict[str, Any]:

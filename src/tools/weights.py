@@ -23,6 +23,7 @@ from src.models.export import (
     LLAMA,
     ORDER,
     PIXELS,
+    PROJECTOR,
     about,
     about_model,
     check_exportable,
@@ -33,8 +34,11 @@ from src.models.export import (
 from src.models.initial import Initial, is_initial, summary, write_initial
 from src.models.pretrained import Grown, Published, check_complete, expected
 from src.models.published import parse_config, read_config
+from src.models.published_vision import FIELDS as VISION
+from src.models.published_vision import vision_fields
 from src.tools.hub import download, is_hub_name
 from src.tools.tokenizer_files import add_words, copy_tokenizer
+from src.tools.tower import tower_tensors
 from src.train.checkpoint import Checkpointer
 from src.train.trained import Trained
 
@@ -173,12 +177,15 @@ class Job(NamedTuple):
 def _export(source: Source, out: epath.Path, options: Options) -> Iterator[str]:
     jobs, tokenizer = (_initial_jobs if source.kind == "initial" else _run_jobs)(source.path, out, options)
     configs = [_config(job, source, options) for job in jobs]  # all of them before anything is written
-    for job, fields in zip(jobs, configs, strict=True):
-        order = job.made_for.get(ORDER, "rsc")
-        files = write_published(job.target, job.leaves, order, job.patch, options.dtype, options.shard_bytes)
+    towers = [tower_tensors(fields, PROJECTOR in job.leaves.shapes) for job, fields in zip(jobs, configs, strict=True)]
+    for job, fields, (tower, warning) in zip(jobs, configs, towers, strict=True):
+        order, size = job.made_for.get(ORDER, "rsc"), options.shard_bytes
+        files = write_published(job.target, job.leaves, order, job.patch, options.dtype, size, tower)
         write_config(job.target, fields)
         told = summary(job.leaves.shapes)
         yield f"{job.target}: {fields['architectures'][0]}, {told['parameters']:,} parameters, {', '.join(files)}"
+        if warning:
+            yield f"{job.target}: {warning}"
     tokenizer = options.tokenizer or tokenizer
     copied = copy_tokenizer(tokenizer, out) if tokenizer else []
     yield f"tokenizer files: {', '.join(copied) or 'none there (see --tokenizer)'}"
@@ -220,6 +227,7 @@ def _run_jobs(path: epath.Path, out: epath.Path, options: Options) -> tuple[list
     leaves = lora.Merged(run, adapters["alpha"]) if adapters.get("rank") else run
     images = any(path.startswith("image/") for path in run.shapes)
     base, tokenizer = _base(run.config)
+    base = {name: value for name, value in base.items() if name not in VISION} | vision_fields(run.config["vision"])
     side = options.image_size // PIXELS if options.image_size else _side(run.config) if images else 0
     made_for = about_model(run.config["model"], images)
     return [Job(leaves, made_for, base, run.config["patch"]["size"], side, out)], tokenizer

@@ -83,8 +83,9 @@ def _tensors(path: Any) -> tuple[list[str], Mapping[str, Any]]:
 
 
 def _fields(config: Any) -> str:
-    flat = {name: value for name, value in vars(config).items() if name not in ("architecture", "image")}
-    flat |= vars(config.image) if getattr(config, "image", None) is not None else {}
+    flat = {name: value for name, value in vars(config).items() if name not in ("architecture", "image", "vision")}
+    for part in ("image", "vision"):
+        flat |= vars(getattr(config, part)) if getattr(config, part, None) is not None else {}
     return ", ".join(f"{name}={value}" for name, value in flat.items())
 
 

@@ -32,6 +32,7 @@ from src.common.inside import shown
 from src.common.leaves import place
 from src.models import copies
 from src.models.initial import Initial, read_meta
+from src.models.published_vision import about_vision
 
 EMA = "ema"
 LARGE = 2**24  # elements
@@ -39,12 +40,14 @@ LARGE = 2**24  # elements
 
 @dataclasses.dataclass
 class Start:
-    """`config.init_from`; `model` is `config.model`, against which the weights are held."""
+    """`config.init_from`; `model` is `config.model`, against which the weights are held, and `vision`
+    what `about_vision` says of `config.vision`."""
 
     path: str
     ema: bool = False
     skip: tuple[str, ...] = ()
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    vision: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     _hash: str | None = None
 
     @property
@@ -107,9 +110,10 @@ class Start:
             part, _, field = name.partition(".")
             group = self.model.get(part)
             now = group.get(field, value) if isinstance(group, Mapping) else value
+            now, full = self.vision.get(name, now), name if part == "vision" else f"model.{name}"
             if any(path.startswith(f"{part}/") for path in taken) and now != value:
-                wrong.append(f"model.{name} is {value!r} there and {now!r} here")
-                advice.append(f"model.{name}={value}")
+                wrong.append(f"{full} is {value!r} there and {now!r} here")
+                advice.append(f"{full}={value}")
         for path in taken:
             if found.shapes[path].shape != wanted[path].shape:
                 wrong.append(f"{path} is {list(found.shapes[path].shape)} there and {list(wanted[path].shape)} here")
@@ -173,4 +177,5 @@ def make_start(config: Any) -> Start | None:
             re.compile(rule)
     except re.error as error:
         raise ValueError(f"init_from.skip has a rule that is no regex ({error}): correct it") from error
-    return Start(settings["path"], settings["ema"], tuple(settings["skip"]), config.model.to_dict())
+    held = config.model.to_dict(), about_vision(config.vision.to_dict())
+    return Start(settings["path"], settings["ema"], tuple(settings["skip"]), *held)

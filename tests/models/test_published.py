@@ -60,6 +60,17 @@ def test_published_configs_are_read(tmp_path):
             "image_size=None .*learn_sigma=1 is not true",
         ),
         ("monoformer", {"add_pos_embed_each_layer": True}, "add_pos_embed_each_layer"),
+        ("monoformer", {"vision_encoder": ["clip"]}, "vision_encoder=\\['clip'\\] is none of clip, vae"),
+        (
+            "monoformer",
+            {"vision_encoder": "vae", "vision_encoder_args": {"patch_size": 0, "resolution": True}},
+            "vision_encoder_path=None is no path, .*patch_size=0 is not a whole .*resolution=True",
+        ),
+        (
+            "monoformer",
+            {"vision_encoder": "clip", "vision_encoder_path": "a", "vision_encoder_args": 3},
+            "vision_encoder_args=3 is no table",
+        ),
     ],
 )
 def test_wrong_configs_are_refused_in_one_sentence(name, change, words, tmp_path):

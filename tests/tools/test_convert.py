@@ -1,5 +1,6 @@
 """Published weights into what a run starts from and back, through the tool: bit by bit, and every error at once."""
 
+import inspect
 import json
 import pathlib
 import shutil
@@ -13,11 +14,14 @@ from safetensors.numpy import load_file, save_file
 
 from src.codecs.text import SentencePiece, train_sentencepiece
 from src.common.leaves import Arrays
+from src.common.lookup import lookup
 from src.common.safe_tensors import SafeTensors
 from src.common.tree import flatten, unflatten
+from src.models import published_vision
 from src.models.initial import Initial, write_initial
 from src.models.pretrained import names_of, place_of, read_checkpoint
-from src.tools import convert, tokenizer_files
+from src.models.published_vision import about_vision
+from src.tools import convert, tokenizer_files, tower, weights
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -119,6 +123,13 @@ def understanding(tensors, config):
     tensors["vision_encoder.vision_tower.vision_model.x"] = np.zeros(3, np.float16)
 
 
+def understanding_clip(tensors, config):
+    """As today's official code writes it."""
+    understanding(tensors, config)
+    encoder = {"vision_encoder": "clip", "vision_encoder_path": "openai/clip-vit-large-patch14"}
+    config |= encoder | {"vision_encoder_args": {}}
+
+
 def adaptive(tensors, config):
     """With the time before the trunk instead of in a token."""
     for name in [name for name in tensors if name.startswith("t_projector")]:
@@ -127,7 +138,7 @@ def adaptive(tensors, config):
     config["decoder_t_embed"] = "adaln_before_decoder"
 
 
-@pytest.mark.parametrize("change", [None, understanding, adaptive])
+@pytest.mark.parametrize("change", [None, understanding, understanding_clip, adaptive])
 def test_monoformer_and_its_average_go_in_and_out_bit_by_bit(change, tmp_path, capsys):
     def average(tensors, config):
         if change:
@@ -152,10 +163,80 @@ def test_monoformer_and_its_average_go_in_and_out_bit_by_bit(change, tmp_path, c
         config = json.loads((folder / "config.json").read_text())
         old = json.loads((GOLDEN / "monoformer" / "config.json").read_text())
         old["decoder_t_embed"] = "adaln_before_decoder" if change is adaptive else old["decoder_t_embed"]
+        if change is understanding_clip:
+            understanding_clip({}, old)
         assert config == old | {"mlp_bias": False, "torch_dtype": "float32"}
     _, out, _ = run(capsys, source=tmp_path / "there", info=True)
     assert "MonoFormerForCausalLM" in out and "model.layers.*.mlp.up_proj.weight" in out
     assert "beside it: ema/" in out and "NOT SOUND" not in out
+
+
+@pytest.mark.parametrize(
+    "vision, fields",
+    [
+        ({"name": "vision:Clip", "path": "some/clip"}, ("clip", "some/clip", {})),
+        ({"name": "vision:Latents", "path": str(GOLDEN / "autoencoder_kl"), "size": 64},
+         ("vae", str(GOLDEN / "autoencoder_kl"), {"patch_size": 2, "resolution": 64})),
+        ({"name": "vision:Latents", "path": "gone"}, ("vae", "gone", {"patch_size": 2, "resolution": 256})),
+        ({"name": "vision:Pixels", "size": 8, "patch": 4}, None),
+    ],
+)  # fmt: skip
+def test_an_understanding_run_says_which_encoder_it_was_trained_with(vision, fields, tmp_path, capsys, monkeypatch):
+    """Whatever encoder the weights that it began from had; what came in goes out again."""
+    copied("monoformer", tmp_path / "there", understanding_clip)
+    assert run(capsys, source=tmp_path / "there", out=tmp_path / "init")[0] == 0
+    started = Initial(tmp_path / "init")
+
+    def trained(source, options):
+        found = Arrays(dict(started.tensors))
+        model = {"vision": {"init": "zeros"}}
+        for name, value in started.meta["about"].items():
+            part, _, field = name.partition(".")
+            model.setdefault(part, {})[field] = value
+        found.config = {"model": model, "vision": vision, "patch": {"size": 2}, "text_codec": {},
+                        "init_from": {"path": str(tmp_path / "init")}}  # fmt: skip
+        return found
+
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    monkeypatch.setattr(weights, "find_trained", trained)
+    code, said, error = run(capsys, source=tmp_path / "run", out=tmp_path / "out", image_size=64)
+    assert code == 0, error
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    told = tuple(config.get(name) for name in ("vision_encoder", "vision_encoder_path", "vision_encoder_args"))
+    assert told == (fields or (None, None, None))
+    assert ("names no vision_encoder (clip or vae): the official class leaves im_embedder out" in said) == (not fields)
+    assert ("'gone' is no folder here, so the encoder is not in the checkpoint" in said) == ("gone" in told)
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    frozen = {n.removeprefix(tower.PREFIX): t for n, t in tensors.items() if n.startswith(tower.PREFIX)}
+    if vision["path" if "path" in vision else "name"] == str(GOLDEN / "autoencoder_kl"):
+        same(frozen, load_file(GOLDEN / "autoencoder_kl" / "diffusion_pytorch_model.safetensors"))
+    else:
+        assert not frozen
+
+    for source, out in (("out", "again"), ("again", "back")):
+        assert run(capsys, source=tmp_path / source, out=tmp_path / out)[0] == 0
+    same(load_file(tmp_path / "back" / "model.safetensors"), tensors)
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
+    about = {n: v for n, v in Initial(tmp_path / "again").meta["about"].items() if n.startswith("vision.")}
+    assert about == (about_vision(vision) if fields else {})
+
+
+def test_without_a_projector_no_encoder_is_named(tmp_path, capsys):
+    """The official class would build it."""
+    copied("monoformer", tmp_path / "there", understanding_clip)
+    assert run(capsys, source=tmp_path / "there", out=tmp_path / "init")[0] == 0
+    whole = Initial(tmp_path / "init")
+    plain = {path: leaf for path, leaf in dict(whole.tensors).items() if not path.startswith("vision/")}
+    write_initial(tmp_path / "plain", Arrays(plain), whole.meta["about"], whole.meta["published"])
+    assert run(capsys, source=tmp_path / "plain", out=tmp_path / "back")[0] == 0
+    assert not [name for name in json.loads((tmp_path / "back" / "config.json").read_text()) if "vision" in name]
+
+
+def test_the_encoders_options_are_those_of_their_classes():
+    for published, name in published_vision.NAMES.items():
+        known = inspect.signature(lookup("models", name)).parameters
+        for ours, usual, *_ in published_vision.ARGS[published].values():
+            assert known[ours].default == usual
 
 
 def test_names_are_inverse():

@@ -21,6 +21,7 @@ from src.common.tree import flatten, rebuild
 from src.doctor.panels import Panels
 from src.models.heads import ImageHead
 from src.models.initial import Initial, write_initial
+from src.models.published_vision import PublishedVision, about_vision
 from src.tools import convert
 from src.train.checkpoint import Checkpointer
 from src.train.compatible import check_config
@@ -255,3 +256,18 @@ def test_the_average_and_parts_of_a_folder_and_damage(world, tmp_path):
     damage(tmp_path / "whole" / "ema")
     with pytest.raises(ValueError, match=r"are damaged: .* came otherwise than they were written"):
         Start(str(tmp_path / "whole"), ema=True).read(trainer.abstract.params, zeros)
+
+
+@pytest.mark.parametrize("vision", [{"name": "vision:Pixels", "size": 8}, {"name": "vision:Latents", "size": 64}, {}])
+def test_a_projector_for_another_encoder_is_refused(vision, tmp_path):
+    leaves = Arrays({"vision/first/kernel": np.zeros((16, 4), np.float32)})
+    made = PublishedVision("vae", "hub/name", {"resolution": 32}).about()
+    write_initial(tmp_path, leaves, made)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = {"vision": {"first": {"kernel": jax.ShapeDtypeStruct((16, 4), np.float32, sharding=place)}}}
+    model = {"vision": {"init": "zeros"}}
+    fits = {"name": "vision:Latents", "path": "here", "size": 32}
+    assert Start(str(tmp_path), model=model, vision=about_vision(fits)).read(like, zeros)
+    with pytest.raises(ValueError, match=r"vision\.(name|size) is .* there and .* here.*: set vision\.") as error:
+        Start(str(tmp_path), model=model, vision=about_vision(vision)).read(like, zeros)
+    assert ("vision.size is 32 there and 64 here" in str(error.value)) == (vision.get("size") == 64)
