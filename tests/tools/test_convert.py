@@ -253,6 +253,7 @@ def spoilt(tensors, config):
     tensors["lm_head.weight"] = np.zeros((96, 64), np.int32)
     tensors["model.layers.3.input_layernorm.weight"] = np.zeros(64, np.float32)
     tensors["surprise.weight"] = np.zeros(2, np.float32)
+    config |= {"vision_encoder": "clip", "vision_encoder_path": "openai/clip-vit-large-patch14"}
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -261,6 +262,7 @@ def test_everything_that_is_wrong_is_in_one_message(shards, tmp_path, capsys):
     code, _, error = run(capsys, source=tmp_path / "there", out=tmp_path / "init")
     assert code == 1 and not (tmp_path / "init").exists() and error.count("\n") == 1
     for words in ("model.layers.1.mlp.up_proj.weight is missing", "t_projector.2.bias is missing",
+                  "im_embedder.2.weight is missing",
                   "model.norm.weight has shape [63], the config says [64]",
                   "lm_head.weight is int32, no float of 16 bits or more",
                   "'model.layers.3.input_layernorm.weight' is not in this model",
