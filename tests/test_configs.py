@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from configs import digits, imagenet256, journeydb_ultrachat, sit_xl2_imagenet256, tinyllama_finetune
+from configs import digits, imagenet256, journeydb_ultrachat, llava_journeydb, sit_xl2_imagenet256, tinyllama_finetune
 from src.build import build_system
 from src.common.tree import count_parameters, flatten
 from src.data.pipeline import split_batch
@@ -62,6 +62,11 @@ def test_official_chats_are_the_last_pair_with_a_short_question(module):
     data = module.get_config("official").tasks.chat.data
     wanted = {"turns": "last", "question": 128, "length": 512, "train_on_source": True}
     assert {name: data[name] for name in wanted} == wanted
+
+
+def test_official_chats_about_pictures_have_short_questions_too():
+    data = llava_journeydb.get_config("official").tasks.picture_chat.data
+    assert (data.question, data.marks, data.train_on_source) == (128, False, True)
 
 
 def test_the_variant_lora_trains_adapters_alone():

@@ -107,7 +107,8 @@ def parts_of(
 
     sources    questions, and each <s> but the first, are targets too (the published train_on_source)
     template   "### Human: " and "### Assistant: " stand before the turns
-    question   tokens that a question may have with its <s>, longer ones are cut; 0: any number
+    question   tokens that a question may have with its <s> and its picture's marker, longer ones are cut, and the
+               marker stays; 0: any number
     most       tokens after which nothing more is encoded; a text is cut to `CHARACTERS` times that before it is
     marked     the first `<image>` of a question becomes a part None, and the texts on both sides parts of their own
 
@@ -121,11 +122,12 @@ def parts_of(
         answer = place % 2 == 1
         parts += [] if answer else [([codec.bos], sources and place > 0)]
         before, picture, after = (prefix[answer] + turn).partition(MARKER if marked and not answer else "\0")
-        ids = list(codec.encode(before[: CHARACTERS * most])) if before else []
-        parts += [(ids if answer or not question else ids[: question - 1], answer or sources)]
+        room = max(question - 1 - bool(picture), 0) if question and not answer else None
+        ids = list(codec.encode(before[: CHARACTERS * most]))[:room] if before else []
+        parts += [(ids, answer or sources)]
         if picture:
-            marked = False
-            parts += [(None, False), (list(codec.encode(after[: CHARACTERS * most])) if after else [], sources)]
+            marked, room = False, None if room is None else room - len(ids)
+            parts += [(None, False), (list(codec.encode(after[: CHARACTERS * most]))[:room] if after else [], sources)]
         parts += [([codec.eos], True)] if answer else []
         used = sum(len(ids or ()) for ids, _ in parts)
     return parts

@@ -74,6 +74,7 @@ class PictureChatToText(ExampleTask):
     marks            <|im_start|> and <|im_end|> stand around the picture (not so in the published training)
     train_on_source  the loss is on the questions, too, those of the head among them (as published)
     template         "### Human: " and "### Assistant: " before the turns
+    question         tokens of a question with its <s> and its marker, longer ones are cut (published: 128); 0: any
     records          shards of `tools.prepare`, read instead of `annotations`; `held_out`: the last rows are "test"
     """
 
@@ -93,14 +94,18 @@ class PictureChatToText(ExampleTask):
         marks: bool = True,
         train_on_source: bool = False,
         template: bool = False,
+        question: int = 0,
         records: str | os.PathLike[str] = "",
         held_out: int = 0,
     ):
         super().__init__(records=records, held_out=held_out)
         if too_long not in ("cut", "skip"):
             raise ValueError(f"too_long={too_long!r} is unknown: use cut or skip")
+        if question < 0:
+            raise ValueError(f"question={question} is not possible: use 0 or more tokens")
         self.codec, self.vision, self.annotations, self.images = codec, vision, annotations, images
         self.too_long, self.marks, self.train_on_source, self.template = too_long, marks, train_on_source, template
+        self.question = question
         self.targets = frozenset({"head", "rest"} if train_on_source else {"rest"})
         self.rooms = head_length, length
         self.segments = (
@@ -153,9 +158,9 @@ class PictureChatToText(ExampleTask):
         count = sum(turn.count(MARKER) for turn in turns[::2])
         if seen and count != 1:
             raise BadRow(f"the questions have not one {MARKER}", where, f"{count} for one picture")
-        options = {"sources": self.train_on_source, "template": self.template, "marked": seen}
+        options = {"sources": self.train_on_source, "template": self.template, "question": self.question}
         try:
-            parts = parts_of(turns, self.codec, **options, most=sum(self.rooms))
+            parts = parts_of(turns, self.codec, **options, marked=seen, most=sum(self.rooms))
         except ValueError as error:
             raise BadRow("the text cannot be encoded", where, error) from error
         place = next((i for i, (ids, _) in enumerate(parts) if ids is None), None)

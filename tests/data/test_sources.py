@@ -256,6 +256,12 @@ def test_llava_rows_have_the_picture_where_its_marker_was(tmp_path):
     np.testing.assert_array_equal(fields["picture"].values[1], vision.preprocess(seen))
     assert pickle.loads(pickle.dumps(task)).read("train", 1)["seen"]
 
+    brief = rows_of(llava.PictureChatToText(head_length=24, length=96, **options, question=6))  # with <s> and marker
+    assert (pairs(brief["head"], 0), pairs(brief["head"], 1)) == ("<s><i>", "<s>What<i>")
+    assert pairs(brief["rest"], 0).startswith("</i>\nWha[A fox")
+    assert pairs(brief["rest"], 1) == '</i>[A fox, [1] of "{many}".</s>]<s>Which[Red.</s>]'
+    assert pairs(brief["rest"], 3).startswith("Why 3[A fox") and brief["picture"].valid[:3].all()
+
     published = llava.PictureChatToText(head_length=24, length=96, **options, marks=False, train_on_source=True)
     fields = rows_of(published)
     assert pairs(fields["head"], 1) == "<s>[What is 1?\n]" and pairs(fields["head"], 0) == "<s>"
@@ -277,6 +283,11 @@ def test_llava_rows_have_the_picture_where_its_marker_was(tmp_path):
     assert (pairs(found["head"], 0), pairs(found["rest"], 0)) == ("<s>HiHello.</s><s><i>", "</i>\nWhat?[Fox.</s>]")
     found = rows_of(llava.PictureChatToText(head_length=24, length=96, **options, marks=False, train_on_source=True))
     assert (pairs(found["head"], 0), pairs(found["rest"], 0)) == ("<s>[HiHello.</s><s>]", "[\nWhat?Fox.</s>]")
+
+    element["conversations"][2]["value"] = "In <image> this?"
+    (tmp_path / "later.json").write_text(json.dumps([element]))
+    found = rows_of(llava.PictureChatToText(head_length=24, length=96, **options, question=8))
+    assert (pairs(found["head"], 0), pairs(found["rest"], 0)) == ("<s>HiHello.</s><s>In <i>", "</i> th[Fox.</s>]")
 
     options["annotations"] = path
     (images / "coco" / "1.jpg").unlink()
