@@ -96,7 +96,7 @@ def model() -> dict:
             "rope_theta": 10_000.0,
             "attention": "auto",  # auto | dense | splash (TPU) | cudnn (GPU)
             "remat": "none",  # none | dots | names | full: ever less is kept for the backward pass
-            "init": "normal:0.02",  # or a name of flax.nnx.initializers: lecun_normal, xavier_uniform, zeros, …
+            "init": "normal:0.02",  # or a name of flax.nnx.initializers: lecun_normal, xavier_uniform, zeros, …; torch
             # parts of a block of which image tokens have their own: attention_norm, attention, mlp_norm, mlp
             "copies": (),
         },
@@ -212,13 +212,16 @@ def official(config: ConfigDict, channels: int = 3) -> ConfigDict:
 
     Time token with both linears at zero (it stays a constant), cross-entropy weighted 0.01, output patches in (row,
     column, channel) order, learned variance, uniform DDPM times, ancestral sampling,
-    guidance on `channels` of the image channels (3 of 4 as published).
+    guidance on `channels` of the image channels (3 of 4 as published). The projector of pictures that are understood
+    begins as torch's layers do.
     """
     config.process = ddpm()
     config.optim.update(optim(lr=1e-4, max_norm=2.0))
     config.ema.update({"decay": 0.9999, "warmup": False})
     config.model.trunk.update({"qk_norm": False, "init": "normal:0.02"})
     config.model.time.init = config.model.text.init = config.model.text_head.init = "normal:0.02"
+    if config.vision.name:
+        config.model.vision.init = "torch"
     with config.unlocked():
         config.model.conditioning = {"name": "conditioning:TimeToken", "init": "official"}
         config.model.image = {"init": "zeros"}

@@ -15,11 +15,15 @@ from jaxtyping import Array, Float, Int
 from src.common.activations import automatic_axes, platform
 
 Initializer = Callable[..., Array]
+TORCH = "torch"
 
 
 def initializer(spec: str | float) -> Initializer:
-    """A kernel initializer: a number or "normal:<number>" is the deviation of a normal law, another string the name of
-    one of `flax.nnx.initializers` ("zeros", "lecun_normal", "xavier_uniform", …)."""
+    """A kernel initializer: a number or "normal:<number>" is the deviation of a normal law, "torch" what a `Linear` of
+    torch begins with, U(-1/√inputs, 1/√inputs), another string the name of one of `flax.nnx.initializers` ("zeros",
+    "lecun_normal", "xavier_uniform", …)."""
+    if spec == TORCH:
+        return initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     if isinstance(spec, str) and spec.startswith("normal:"):
         spec = float(spec.removeprefix("normal:"))
     if isinstance(spec, int | float):
@@ -27,14 +31,16 @@ def initializer(spec: str | float) -> Initializer:
     factory = getattr(initializers, f"{spec}_init", None) or getattr(initializers, spec, None)
     if factory is None:
         raise ValueError(
-            f"initializer {spec!r} is unknown; use 'normal:0.02', 'zeros', 'lecun_normal', 'xavier_uniform'"
+            f"initializer {spec!r} is unknown; use 'normal:0.02', 'zeros', 'lecun_normal', 'xavier_uniform', 'torch'"
         )
     return factory()
 
 
 def linear(d_in: int, d_out: int, *, init: str | float, bias: bool, dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """`nnx.Linear` with f32 parameters, computing in `dtype`; the bias starts at zero."""
+    """`nnx.Linear` with f32 parameters, computing in `dtype`; the bias starts at zero, with "torch" as the kernel."""
     args = {"kernel_init": initializer(init), "dot_general": product, "dtype": dtype, "rngs": rngs}
+    if init == TORCH:
+        args["bias_init"] = lambda key, shape, kind=jnp.float32: jax.random.uniform(key, shape, kind, -1, 1) / d_in**0.5
     return nnx.Linear(d_in, d_out, use_bias=bias, **args)
 
 
