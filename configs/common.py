@@ -273,6 +273,15 @@ def adaln_before_trunk(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def text_to_image(config: ConfigDict) -> ConfigDict:
+    """Latents, drawn as for the paper's figures: 250 steps, guidance 4."""
+    config = sd_latents(config)
+    config.sample.image.steps = 250
+    config.sample.image.guidance.scale = 4.0
+    config.checkpoint.every = 10_000
+    return config
+
+
 def journeydb(share: float) -> dict:
     """Text to image on JourneyDB, from moments of latents."""
     return {
@@ -306,7 +315,8 @@ def tiny_latents(config: ConfigDict) -> ConfigDict:
 
 
 def tiny_journeydb(config: ConfigDict) -> ConfigDict:
-    """For `debug`: images of 8 x 8 pixels, or 4 x 4 latents."""
+    """For `debug`: images of 8 x 8 pixels, or 4 x 4 latents, and their autoencoder."""
+    config = tiny_latents(config)
     data = config.tasks.caption_to_image.data
     data.size, data.length = 8 if data.channels == 3 else 4, 64
     return config
@@ -327,10 +337,16 @@ def debug(config: ConfigDict) -> ConfigDict:
 
 
 def variant(config: ConfigDict, name: str | None, **variants) -> ConfigDict:
-    """Applies the variants named after the colon of `--config=file.py:official,debug`, in their order."""
-    known = {"official": official, "debug": debug} | variants
-    for part in (name or "").split(","):
-        if part and part not in known:
-            raise ValueError(f"config variant {part!r} is unknown; there are {', '.join(known)}")
-        config = known[part](config) if part else config
+    """Applies the variants named after the colon of `--config=file.py:official,debug`.
+
+    In whatever order they are named, `official` comes first, then the others as the config lists them, `debug` last: a
+    later one has the say in a field of both.
+    """
+    last = variants.pop("debug", debug)
+    known = {"official": official} | variants | {"debug": last}
+    wanted = [part for part in (name or "").split(",") if part]
+    if unknown := [part for part in wanted if part not in known]:
+        raise ValueError(f"config variant {unknown[0]!r} is unknown; there are {', '.join(known)}")
+    for part, change in known.items():
+        config = change(config) if part in wanted else config
     return config.lock()

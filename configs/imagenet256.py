@@ -47,7 +47,8 @@ def get_config(name: str | None = None):
     config.sample.image.steps = 250
     config.sample.image.guidance.scale = 1.5
     config.checkpoint.every = 10_000
-    return common.variant(config, name, official=official, paper=paper, pixels=pixels, debug=debug)
+    others = {"paper": common.adaln_before_trunk, "pixels": pixels}
+    return common.variant(config, name, official=official, **others, debug=debug)
 
 
 def official(config):
@@ -56,11 +57,6 @@ def official(config):
     config.batch = 256
     config.tasks.class_prompt_to_image.data.update({"newline": True, "phrases": "official", "ambiguous": "keep"})
     return config
-
-
-def paper(config):
-    """The paper's text: adaLN with the time before the trunk, instead of a token."""
-    return common.adaln_before_trunk(config)
 
 
 def pixels(config):

@@ -38,11 +38,8 @@ def get_config(name: str | None = None):
             "objectives": {"text": common.next_token("text")},
         },
     }
-    config = common.sd_latents(config)
-    config.sample.image.steps = 250
-    config.sample.image.guidance.scale = 4.0
-    config.checkpoint.every = 10_000
-    return common.variant(config, name, official=official, paper=paper, pixels=pixels, debug=debug)
+    others = {"paper": common.adaln_before_trunk, "pixels": common.journeydb_pixels}
+    return common.variant(common.text_to_image(config), name, official=official, **others, debug=debug)
 
 
 def official(config):
@@ -57,19 +54,9 @@ def official(config):
     return config
 
 
-def paper(config):
-    """The paper's text: adaLN with the time before the trunk, instead of a token."""
-    return common.adaln_before_trunk(config)
-
-
-def pixels(config):
-    """JourneyDB's own files, encoded by the autoencoder in every step."""
-    return common.journeydb_pixels(config)
-
-
 def debug(config):
     """The same system, tiny."""
-    config = common.debug(common.tiny_journeydb(common.tiny_latents(config)))
+    config = common.debug(common.tiny_journeydb(config))
     config.batch, config.tasks.chat.data.length = 80, 64
     config.tasks.chat.data.held_out = 4
     return config

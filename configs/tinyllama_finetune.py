@@ -9,8 +9,8 @@ Arithmetic: a row holds as many whole chats as fit into 2048 tokens; a batch of 
 6 · 1.1e9 · 262,144 = 1.7e15 FLOPs. For 16 to 128 chips (mesh.fsdp=16).
 Expect the loss to start near TinyLlama's own on chats and to fall slowly; accuracies of common sense are measured
 elsewhere, with what `src.tools.convert` exports.
-Variants: `official` (one chat to a row, as the released code reads them), `lora` (adapters of rank 16 on the trunk, all
-else frozen), `keep` (held to the initial model by distillation), `debug`.
+Variants: `official` (one chat to a row, as the released code reads them), `paper` (its optimizer), `lora` (adapters of
+rank 16 on the trunk, all else frozen), `keep` (held to the initial model by distillation), `debug`.
 """
 
 from configs import common

@@ -1,0 +1,64 @@
+"""Variants of a config compose: in any order the same, every field as one of them says, and which one is in a table."""
+
+import importlib
+import itertools
+
+import pytest
+
+from src.train.compatible import fields, plain
+
+VARIANTS = {
+    "imagenet256": ("official", "paper", "pixels", "debug"),
+    "journeydb_ultrachat": ("official", "paper", "pixels", "debug"),
+    "llava_journeydb": ("official", "paper", "vae", "pixels", "debug"),
+    "tinyllama_finetune": ("official", "paper", "lora", "keep", "debug"),
+}
+TIME = {"model.conditioning.name": "conditioning:AdaLNBeforeTrunk", "model.conditioning.init": "normal:0.02"}
+# What a pair ends with where both change a field, or one of them makes something else of what the other one made.
+ENDS = {
+    ("imagenet256", "official", "paper"): TIME,
+    ("imagenet256", "official", "debug"): {"batch": 88, "sample.image.steps": 2},
+    ("imagenet256", "pixels", "debug"): {"tasks.class_prompt_to_image.data.size": 8},
+    ("journeydb_ultrachat", "official", "paper"): TIME,
+    ("journeydb_ultrachat", "official", "debug"): {"batch": 80, "sample.image.steps": 2},
+    ("journeydb_ultrachat", "pixels", "debug"): {"tasks.caption_to_image.data.size": 8},
+    ("llava_journeydb", "official", "paper"): TIME | {"batch": 1024, "mesh.fsdp": 16},
+    ("llava_journeydb", "official", "debug"): {"batch": 64, "mesh.fsdp": 1, "sample.image.steps": 2},
+    ("llava_journeydb", "paper", "debug"): {"batch": 64},
+    ("llava_journeydb", "vae", "debug"): {
+        "vision.name": "vision:Latents", "vision.path": "data/sd-vae", "vision.size": 8, "vision.factor": 2,
+        "vision.patch": None,
+    },
+    ("llava_journeydb", "pixels", "debug"): {"tasks.caption_to_image.data.size": 8},
+    ("tinyllama_finetune", "official", "paper"): {"optim.max_norm": 1.0},
+    ("tinyllama_finetune", "official", "lora"): {"optim.lr": 2e-4},
+    ("tinyllama_finetune", "official", "debug"): {
+        "sample.image.steps": 2, "tasks.chat.data.length": 256, "optim.warmup": 0
+    },
+    ("tinyllama_finetune", "paper", "lora"): {"optim.lr": 2e-4},
+    ("tinyllama_finetune", "paper", "debug"): {"optim.warmup": 0},
+}  # fmt: skip
+PAIRS = [(config, *pair) for config, names in VARIANTS.items() for pair in itertools.combinations(names, 2)]
+
+
+@pytest.mark.parametrize("config, first, second", PAIRS)
+def test_a_pair_of_variants_means_the_same_in_any_order(config, first, second):
+    def get(name):
+        return fields(plain(importlib.import_module(f"configs.{config}").get_config(name)))
+
+    usual, one, other, both = get(""), get(first), get(second), get(f"{first},{second}")
+    assert get(f"{second},{first}") == both
+    ends = ENDS.get((config, first, second), {})
+    for field in {*usual, *one, *other, *both}:
+        was, left, right = (c.get(field) for c in (usual, one, other))
+        if field not in ends:
+            assert left in (was, right) or right == was, f"{field}: {first} says {left!r}, {second} {right!r}"
+        assert both.get(field) == ends.get(field, left if right == was else right), field
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_these_are_all_the_variants(config):
+    header = importlib.import_module(f"configs.{config}").__doc__
+    assert not [name for name in VARIANTS[config] if f"`{name}`" not in header[header.index("Variants:") :]]
+    with pytest.raises(ValueError, match=rf"'none' is unknown; there are {', '.join(VARIANTS[config])}$"):
+        importlib.import_module(f"configs.{config}").get_config("none")
