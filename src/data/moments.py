@@ -87,6 +87,7 @@ class Encoding:
     encode    pixels `[batch, size, size, 3]` uint8 -> moments `[batch, h, w, 2L]`
     write     (what is told, bytes) -> a record
     threads   that read pictures, while others are encoded
+    precision of the computation, which the moments show in their last digits
     """
 
     moments: Moments
@@ -96,10 +97,11 @@ class Encoding:
     encode: Callable[[np.ndarray], Any]
     write: Callable[[dict[str, Any], bytes], bytes]
     threads: int = 4
+    precision: str = "float32"
 
     def told(self) -> dict[str, Any]:
         """What must be the same when the work goes on."""
-        return {"rows": self.rows} | self.moments.told()
+        return {"rows": self.rows, "precision": self.precision} | self.moments.told()
 
     def image(self) -> dict[str, Any]:
         """What the manifest says of the pictures."""

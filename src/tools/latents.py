@@ -79,6 +79,7 @@ def plan(values: flags.FlagValues) -> Any:
         encode=lambda pixels: encode(params, jax.device_put(pixels, batch_sharding(mesh))),
         write=pack,
         threads=values.threads,
+        precision=values.dtype,
     )
 
 

@@ -94,10 +94,27 @@ def write(values: flags.FlagValues, config: Any, plan: Any, processes: int = 1) 
 
 
 def open_source(values: flags.FlagValues, config: Any) -> tuple[str, Any]:
-    """Name of the source that the flags name, and what opens it. Raises ValueError."""
+    """Name of the source that the flags name, and what opens it. Raises ValueError, also for an --out with files."""
     if not values.out or (config is None) == (values.source is None):
         raise ValueError("give --out=<folder>, and either --config=<file> or --source=<file:Class>")
+    check_out(values.out)
     return of_config(config, values.task) if config is not None else of_source(values.source, values.set)
+
+
+def check_out(out: str) -> None:
+    """Raises ValueError where a folder has files and no shards were finished or begun there, as that of a source."""
+    from etils import epath
+
+    from src.common.tree import listed
+    from src.data.prepare import PLAN
+    from src.data.records import MANIFEST
+
+    path = epath.Path(out)
+    if not path.exists() or (path / MANIFEST).exists() or (path / PLAN).exists():  # which `prepare` judges
+        return
+    found = sorted(p.name for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else [path.name]
+    if found:
+        raise ValueError(f"--out={out} has other files already ({listed(found, 3)}): give a new folder for the shards")
 
 
 def of_config(config: Any, task: str | None) -> tuple[str, Any]:

@@ -132,6 +132,27 @@ def test_what_cannot_be_encoded_is_one_sentence(files, tmp_path, capsys, flags, 
     assert not pathlib.Path(tmp_path, "out", "manifest.json").exists()
 
 
+def test_what_was_begun_in_another_precision_or_holds_other_files_is_not_mixed(files, tmp_path, capsys, monkeypatch):
+    def stopped(*arguments):
+        raise OSError("ended")
+
+    monkeypatch.setattr(prepare, "_part", stopped)
+    source = ["--source=imagenet:ImageFolders", f"--set=folder={files}/train", f"--set=names={files}/names.json"]
+    given = ["latents", *source, f"--vae={files}/vae0", f"--size={SIZE}", "--batch=1"]
+    for flags, words in (
+        ([f"--out={tmp_path}/out"], "ended"),
+        ([f"--out={tmp_path}/out", "--dtype=bfloat16"], "begun with another precision ('float32', now 'bfloat16')"),
+        ([f"--out={tmp_path}/out", "--dtype=float32"], "ended"),
+        ([f"--out={files}/train"], "has other files already (n01440764"),
+        ([f"--out={files}/moments"], "has shards already"),
+    ):
+        before = sorted(files.rglob("*"))
+        assert latents.main([*given, *flags]) == 1
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("error: ") and words in said
+        assert sorted(files.rglob("*")) == before
+
+
 @pytest.mark.parametrize("tool, flags", [(latents, ["--vae={}/vae0", "--size=8"]), (prepare_tool, ["--nocheck"])])
 def test_moments_are_not_encoded_or_written_anew(files, tmp_path, capsys, tool, flags):
     source = ["--source=records:Shards", f"--set=folder={files}/moments", "--set=kind=classes"]
