@@ -19,7 +19,7 @@ from etils import epath
 
 from src.common.distributed import gather_texts
 from src.common.files import is_remote, write_whole
-from src.common.tree import listed
+from src.data import flaws
 
 FLAW_BYTES = 384  # of what a worker may tell about a row
 SHOWN = 10  # rows that a message lists
@@ -84,7 +84,7 @@ class Ledger:
         self.share, self.least = share, least
         self.read: collections.Counter[str] = collections.Counter()
         self.skipped: collections.Counter[str] = collections.Counter()
-        self._first: dict[str, dict[str, None]] = collections.defaultdict(dict)
+        self._first: dict[str, dict[str, None]] = collections.defaultdict(dict)  # where, reason, detail as JSON
         self._lines: dict[tuple[str, int], str] | None = None  # of the file, by task and row
         self._unsaved: list[str] = []
         self._before = {"read": collections.Counter(), "skipped": collections.Counter()}  # of the run's earlier starts
@@ -97,7 +97,7 @@ class Ledger:
         for row, flaw in bad:
             self.skipped[task] += 1
             if len(self._first[task]) < SHOWN:
-                self._first[task][str(flaw)] = None
+                self._first[task][json.dumps([flaw.where, flaw.reason, flaw.detail])] = None
             if self.path is None:
                 continue
             lines = self._load()
@@ -122,7 +122,7 @@ class Ledger:
         self._judge(read, skipped, first)
         new, self._told = skipped - self._told, skipped
         for task, count in new.items():
-            where = f"all are in {self.path}" if self.path else f"first {listed([*first[task]], 1)}"
+            where = f"all are in {self.path}" if self.path else f"first {_told(first[task], 1)}"
             logging.warning("task %s: %d bad rows were skipped since the last line; %s", task, count, where)
         return {f"data/skipped/{task}": float(count) for task, count in new.items()}
 
@@ -154,6 +154,10 @@ class Ledger:
             for task, found in each["first"].items():
                 first[task] |= dict.fromkeys(found)
         return read, skipped, first
+
+    def summary(self) -> list[str]:
+        """Lines about the rows in the file: how many are bad in each of the source's files."""
+        return flaws.summary(map(json.loads, self._load().values())) if self.path else []
 
     def save(self) -> None:
         """Writes what was noted; a failure is a warning, and the next call tries again."""
@@ -194,6 +198,12 @@ class Ledger:
                 where = f"; the whole list is in {self.path}" if self.path else ""
                 raise TooManyBadRowsError(
                     f"task {task}: {count} of the {read[task]} rows read so far are bad, more than"
-                    f" data.max_bad.share={self.share:g} allows: {listed([*first[task]], SHOWN)}{where}: mend the data,"
+                    f" data.max_bad.share={self.share:g} allows: {_told(first[task])}{where}: mend the data,"
                     " or raise data.max_bad.share"
                 )
+
+
+def _told(first: Mapping[str, Any], shown: int = SHOWN) -> str:
+    """The first of some flaws, as `Ledger` keeps them, and how many of these are left out."""
+    more = f" and {len(first) - shown} more" if len(first) > shown else ""
+    return flaws.grouped(tuple(json.loads(flaw)) for flaw in [*first][:shown]) + more

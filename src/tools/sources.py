@@ -91,6 +91,8 @@ def write(values: flags.FlagValues, config: Any, plan: Any, processes: int = 1) 
     size, count = sum(shard["bytes"] for shard in manifest["shards"]), len(manifest["shards"])
     shards = f"{count:,} shard{'s' if count > 1 else ''}"
     print(f"{manifest['rows']:,} rows in {shards}, {size / 1e9:.3g} GB, in {out}{bad}")
+    for line in ledger.summary():
+        print(f"  {line}")
 
 
 def open_source(values: flags.FlagValues, config: Any) -> tuple[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from src.codecs.text import Bytes
+from src.data import flaws
 from src.data import ledger as ledgers
 from src.data.digits import CaptionToImage, ImageToCaption, NumberSentences
 from src.data.ledger import FLAW_BYTES, BadRow, Ledger, TooManyBadRowsError
@@ -97,6 +98,27 @@ def test_each_bad_row_is_written_down_once_whatever_the_epochs_and_restarts(tmp_
     assert len(lines) == 4 and json.loads(lines[-1])["row"] == 9
 
 
+def test_a_report_names_each_file_once(tmp_path):
+    bad = [("a.jsonl line 3", "broken", "x"), ("b.jsonl line 1", "broken", "x"), ("a.jsonl line 4", "broken", "x"),
+           ("a.jsonl line 7", "missing", "p.png"), ("a.jsonl line 9 turns 1 to 2", "missing", "q.png"),
+           ("00001.arrayrecord record 2", "damaged", ""), ("n1/e f.JPEG", "broken", "x"), ("n1/g.JPEG", "broken", "x"),
+           ("t.tar s/7.jpg", "broken", "y")]  # fmt: skip
+    assert flaws.grouped(bad) == (
+        "a.jsonl: broken (x): line 3, line 4; missing: line 7 (p.png), line 9 turns 1 to 2 (q.png); "
+        "b.jsonl: broken (x): line 1; 00001.arrayrecord: damaged: record 2; broken (x): n1/e f.JPEG, n1/g.JPEG; "
+        "t.tar: broken (y): s/7.jpg"
+    )
+    ledger = Ledger(tmp_path, share=0.5, least=9)
+    ledger.add("n", 12, [(i, BadRow(reason, where, detail)) for i, (where, reason, detail) in enumerate(bad)])
+    rows = ["a.jsonl: 4 (broken 2, missing 2)", "b.jsonl: 1 (broken 1)", "00001.arrayrecord: 1 (damaged 1)"]
+    assert ledger.summary() == [*rows, "t.tar: 1 (broken 1)", "2 files: broken"]
+    with pytest.raises(TooManyBadRowsError, match="9 of the 12 rows") as error:
+        ledger.check()
+    assert flaws.grouped(bad) in str(error.value)
+    many = flaws.summary({"where": f"{i}.jsonl line {j}", "reason": "broken"} for i in range(12) for j in range(i + 1))
+    assert len(many) == 11 and many[0] == "11.jsonl: 12 (broken 12)" and many[-1] == "and 3 of 2 more files"
+
+
 def test_too_many_bad_rows_stop_the_run_with_the_list(tmp_path):
     task = NumberSentences(Bytes())
     bad = {int(i) for i in np.arange(0, task.rows("train"), 10)}
@@ -107,7 +129,8 @@ def test_too_many_bad_rows_stop_the_run_with_the_list(tmp_path):
     mixture.close()
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert 6 <= len(lines) < 12 and {line["row"] for line in lines} <= bad
-    assert all(f"row {line['row']}: broken (as planned)" in str(error.value) for line in lines[:10])
+    listed = ", ".join(f"row {line['row']}" for line in lines[:10])
+    assert f"broken (as planned): {listed};" in str(error.value)
     assert "data.max_bad.share" in str(error.value) and "skipped.jsonl" in str(error.value)
 
     few = Ledger(share=0.05, least=6)  # few, although their share is large; then many, but a small share

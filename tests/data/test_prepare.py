@@ -157,7 +157,7 @@ def test_too_many_bad_rows_stop_it_with_the_list(tmp_path):
     for row in range(4, 12):
         (folder / f"{row}.png").unlink()
     opened = partial(pictures.Lines, epath.Path(folder))
-    with pytest.raises(TooManyBadRowsError, match=r"5 of the 9 rows .*captions.jsonl line 5: the image is missing"):
+    with pytest.raises(TooManyBadRowsError, match=r"5 of the 9 rows .*captions.jsonl: the image is missing: line 5 \("):
         prepare(opened, tmp_path / "o", Plan(rows=3), ledger=Ledger(tmp_path / "o", share=0.1, least=3))
     assert len((tmp_path / "o" / "skipped.jsonl").read_text().splitlines()) == 5
     parts = set((tmp_path / "o").glob("*.arrayrecord"))

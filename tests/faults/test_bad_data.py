@@ -128,7 +128,7 @@ def test_a_training_with_one_percent_of_broken_rows_goes_on_and_reports_exactly_
 
 
 def test_a_training_with_too_many_broken_rows_stops_with_the_list(folder, tmp_path):
-    with pytest.raises(TooManyBadRowsError, match=r"captions.jsonl line \d+: .*, captions.jsonl line \d+: "):
+    with pytest.raises(TooManyBadRowsError, match=r"captions.jsonl: .*line \d+.* line \d+"):
         train(config(folder[0], **{"data.max_bad": {"share": 0.005, "least": 3}}), tmp_path)
 
 
