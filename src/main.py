@@ -10,13 +10,12 @@ import time
 STARTED = time.monotonic()
 
 import os  # noqa: E402
-import re  # noqa: E402
 import sys  # noqa: E402
 
 from absl import flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from src.common import background, errors, stopping  # noqa: E402
+from src.common import background, config_flag, errors, stopping  # noqa: E402
 
 FLAGS = flags.FLAGS
 WARNING = 30
@@ -71,16 +70,7 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> None:
     """Reads the flags; raises ValueError in one sentence for what is wrong with them or with the config file."""
-    for argument in argv:
-        path = argument.partition("=")[2].partition(":")[0]
-        if argument.lstrip("-").startswith("config=") and not os.path.isfile(path):
-            raise ValueError(f"there is no config file {path!r}; give one such as --config=configs/digits.py")
-    try:
-        FLAGS(argv)
-        config, workdir = CONFIG.value, WORKDIR.value
-    except (flags.Error, AttributeError, KeyError, TypeError, ImportError, SyntaxError) as error:
-        kind = "the config has no such field" if isinstance(error, KeyError | AttributeError) else "a flag is wrong"
-        raise ValueError(f"{kind}: {_reason(error)}") from error
+    config, workdir = config_flag.parse(FLAGS, argv), WORKDIR.value
     if config is None:
         raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
     if workdir is None and MODE.value != "doctor":
@@ -94,15 +84,6 @@ def _parse(argv: list[str]) -> None:
     # Libraries tell of every file that they rename; what they warn of is kept.
     own = os.path.dirname(os.path.abspath(__file__))
     logging.get_absl_handler().addFilter(lambda r: r.levelno >= WARNING or r.pathname.startswith(own))
-
-
-def _reason(error: Exception) -> str:
-    """One line of an error that may hold a whole traceback, or the quoted text of another error."""
-    text = str(error).replace("\\n", "\n").replace("\\", "").replace('"', "").replace("'", "").strip()
-    last = text.splitlines()[-1]
-    if "Traceback" in text:
-        return last.partition("Error: ")[2] or last
-    return re.sub(r"(?<=\w) Did you mean", "; did you mean", " ".join(text.split()))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from src.common import config_flag
 from src.tools import topology as topologies
 from src.tools.chips import CHIPS, GIB
 
@@ -50,18 +51,9 @@ def main(argv: list[str]) -> int:
     """The exit code; errors that a person can mend are one sentence on standard error."""
     values = define()
     try:
-        for argument in argv:
-            path = argument.partition("=")[2].partition(":")[0]
-            if argument.lstrip("-").startswith("config=") and not os.path.isfile(path):
-                raise ValueError(f"there is no config file {path!r}; give one such as configs/imagenet256.py")
-        try:
-            rest = values(argv)
-            config = values.config
-        except (flags.Error, AttributeError, KeyError, TypeError, ImportError, OSError) as error:
-            lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
-            raise ValueError(f"a flag or the config is wrong: {lines[-1]}") from error
-        if config is None or rest[1:]:
-            raise ValueError(f"what is {rest[1]!r}?" if rest[1:] else "give --config=configs/imagenet256.py or another")
+        config = config_flag.parse(values, argv)
+        if config is None:
+            raise ValueError("give --config=configs/imagenet256.py or another")
         return run(values, config)
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
         if values.is_parsed() and values.traceback:

@@ -24,6 +24,8 @@ from typing import Any  # noqa: E402
 from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
+from src.common import config_flag  # noqa: E402
+
 PARTS = ("step", "data", "sample", "decode", "save", "peer")
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", flag_values=FLAGS)
@@ -120,8 +122,7 @@ def _say(what: str) -> None:
 def main(argv: list[str]) -> int:
     """Exit code; errors that a person can mend are one sentence on standard error."""
     try:
-        FLAGS(argv)
-        if CONFIG.value is None:
+        if config_flag.parse(FLAGS, argv) is None:
             raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
         from src.common import distributed
 

@@ -19,6 +19,8 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from src.common import config_flag
+
 BATCH = 32
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", flag_values=FLAGS)
@@ -114,8 +116,7 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
 def main(argv: list[str]) -> int:
     """Exit code; errors that a person can mend are one sentence on standard error."""
     try:
-        FLAGS(argv)
-        if CONFIG.value is None:
+        if config_flag.parse(FLAGS, argv) is None:
             raise ValueError("no config is given: add --config=configs/imagenet256.py (or another file of configs/)")
         figures = bench(CONFIG.value, TASKS.value, SECONDS.value)
         from src.tools.bench_clock import where

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from src.common import config_flag
 from src.common.lookup import check_arguments, lookup
 
 
@@ -41,20 +41,7 @@ def define() -> flags.FlagValues:
 def main(argv: list[str], values: flags.FlagValues, run: Callable[[flags.FlagValues, Any], Any]) -> int:
     """The exit code of `run(values, config)`; errors that a person can mend are one sentence on standard error."""
     try:
-        for argument in argv:
-            path = argument.partition("=")[2].partition(":")[0]
-            if argument.lstrip("-").startswith("config=") and not os.path.isfile(path):
-                raise ValueError(f"there is no config file {path!r}; give one such as --config=configs/digits.py")
-        try:
-            rest = values(argv)
-            config = values.config
-        except (flags.Error, AttributeError, KeyError, TypeError, ImportError, OSError) as error:
-            lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
-            said = lines[-1] if "Traceback" in str(error) else " ".join(lines).replace("\\", "")
-            raise ValueError(f"a flag or the config is wrong: {said}") from error
-        if rest[1:]:
-            raise ValueError(f"what is {rest[1]!r}? flags begin with --, as in --config=…")
-        run(values, config)
+        run(values, config_flag.parse(values, argv))
         return 0
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from there", file=sys.stderr)
@@ -87,7 +74,8 @@ def write(values: flags.FlagValues, config: Any, plan: Any, processes: int = 1) 
     except TooManyBadRowsError as error:
         said = str(error).replace("data.max_bad.share", "--max_bad_share")
         raise ValueError(said.replace("mend the data,", "mend the data and give another --out,")) from error
-    bad = f"; {manifest['bad_rows']:,} bad rows are in {out}/skipped.jsonl" if manifest["bad_rows"] else ""
+    flawed = manifest["bad_rows"]
+    bad = f"; {flawed:,} bad row{'s are' if flawed > 1 else ' is'} in {out}/skipped.jsonl" if flawed else ""
     size, count = sum(shard["bytes"] for shard in manifest["shards"]), len(manifest["shards"])
     shards = f"{count:,} shard{'s' if count > 1 else ''}"
     print(f"{manifest['rows']:,} rows in {shards}, {size / 1e9:.3g} GB, in {out}{bad}")

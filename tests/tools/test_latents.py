@@ -132,6 +132,13 @@ def test_what_cannot_be_encoded_is_one_sentence(files, tmp_path, capsys, flags, 
     assert not pathlib.Path(tmp_path, "out", "manifest.json").exists()
 
 
+def test_the_report_ends_with_the_files(files, tmp_path, capsys):
+    source = ["--source=imagenet:ImageFolders", f"--set=folder={files}/train", f"--set=names={files}/names.json"]
+    assert prepare_tool.main(["prepare", *source, f"--out={tmp_path}/out", "--processes=1"]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith(f"; 1 bad row is in {tmp_path}/out/skipped.jsonl\n  1 file: the image cannot be read\n"), said
+
+
 def test_what_was_begun_in_another_precision_or_holds_other_files_is_not_mixed(files, tmp_path, capsys, monkeypatch):
     def stopped(*arguments):
         raise OSError("ended")

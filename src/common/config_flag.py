@@ -1,0 +1,41 @@
+"""What every program with a flag `--config` says of mistakes in its flags and in the config: one sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+
+def parse(values: flags.FlagValues, argv: Sequence[str]) -> Any:
+    """The config that the command line names, None without one; `values` have its flag `config` and are parsed.
+
+    Raises ValueError, in one sentence, for a file that is not there, flags or fields that are unknown, words that are
+    no flags, and for what a config file says of its variants.
+    """
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = word.lstrip("-").partition("=")
+        path = (value if equals else following).partition(":")[0]
+        if word.startswith("-") and flag == "config" and not os.path.isfile(path):
+            raise ValueError(f"there is no config file {path!r}; give one such as --config=configs/digits.py")
+    try:
+        words = values(list(argv))
+        config = values["config"].value
+    except (flags.Error, AttributeError, KeyError, TypeError, ImportError, SyntaxError, OSError) as error:
+        kind = "the config has no such field" if isinstance(error, KeyError | AttributeError) else "a flag is wrong"
+        raise ValueError(f"{kind}: {reason(error)}") from error
+    if words[1:]:
+        raise ValueError(f"what is {words[1]!r}? flags begin with --, as in --config=…")
+    return config
+
+
+def reason(error: Exception) -> str:
+    """One line of an error that may hold a whole traceback, or the quoted text of another error."""
+    text = str(error).replace("\\n", "\n").replace("\\", "").replace('"', "").replace("'", "").strip()
+    last = text.splitlines()[-1]
+    if "Traceback" in text:
+        return last.partition("Error: ")[2] or last
+    return re.sub(r"(?<=\w) Did you mean", "; did you mean", " ".join(text.split()))

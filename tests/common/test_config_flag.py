@@ -1,0 +1,26 @@
+"""Mistakes in the flags of any program are one short sentence."""
+
+import sys
+
+import pytest
+
+from src import main
+from src.tools import aot, bench, bench_data, prepare, show_batch
+
+TOOLS = (main, aot, bench, bench_data, prepare, show_batch)
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.__name__.rpartition(".")[2])
+def test_a_config_that_is_not_there_or_wrong_is_one_sentence(tool, capsys, monkeypatch):
+    for words, told in (
+        (["--config=configs/nowhere.py:debug"], "there is no config file 'configs/nowhere.py'; give one such as "),
+        (["--config", "configs/nowhere.py"], "there is no config file 'configs/nowhere.py'; give one such as "),
+        (["--config=configs/digits.py:debgu"], "config variant debgu is unknown; there are official, debug"),
+        (["--config=configs/digits.py:debug", "--config.optim.lrr=1"], "no such field: lrr; did you mean lr"),
+        (["--config=configs/digits.py:debug", "seed=1"], "what is 'seed=1'? flags begin with --"),
+        (["--what=1"], "a flag is wrong: Unknown command line flag what"),
+    ):
+        monkeypatch.setattr(sys, "argv", [tool.__name__, *words])  # where ml_collections looks for fields
+        assert tool.main(sys.argv) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and told in error and error.count("\n") == 1 and len(error) < 130, error
