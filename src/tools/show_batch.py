@@ -2,16 +2,17 @@
 
 python -m src.tools.show_batch --config=configs/digits.py --rows=4 --out=batch
 
-For each task: the segments of its rows; of each row the text, with [[what is learned]] in brackets, and where its
-images are; in `<out>/<task>.png` the images as the data deliver them, as they come back from the codec, and noised as
-the network gets them; in `<out>/<task>-mask-<row>.png` who sees whom: a line for each token, dark what it sees, colored
-by the part that is seen.
+For each task: the segments of its rows; of each row the text, with [[what is learned]] in brackets, its ids below it,
+with the same brackets, and where its images are; in `<out>/<task>.png` the images as the data deliver them, as they
+come back from the codec, and noised as the network gets them; in `<out>/<task>-mask-<row>.png` who sees whom: a line
+for each token, dark what it sees, colored by the part that is seen.
 """
 
 from __future__ import annotations
 
 import colorsys
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -82,7 +83,7 @@ def slots_of(layout: Layout, batch: Batch, row: int) -> Slots:
 
 
 def described(slots: Slots, codec: Any) -> Iterator[str]:
-    """A line for each run of slots of one part."""
+    """A line for each run of slots of one part, and one of ids for texts."""
     starts = [i for i, part in enumerate(slots.parts) if not i or part != slots.parts[i - 1]]
     for start, end in zip(starts, [*starts[1:], len(slots.parts)], strict=True):
         here = slice(start, end)
@@ -92,6 +93,15 @@ def described(slots: Slots, codec: Any) -> Iterator[str]:
             f"{end - start - padding} token{'s' * (end - start - padding != 1)}" if padding < end - start else ""
         )
         yield f"{slots.parts[start]:>12}  {said}" + (f"  (+{padding} padding)" if padding else "")
+        if (slots.ids[here] >= 0).any():
+            yield f"{'ids':>12}  {numbers(slots.ids[here], slots.loss[here])}"
+
+
+def numbers(ids: np.ndarray, loss: np.ndarray) -> str:
+    """Ids (-1 is left out), each run of learned ones in double brackets."""
+    kept = [(str(i), bool(learned)) for i, learned in zip(ids.tolist(), loss.tolist(), strict=True) if i >= 0]
+    runs = [(learned, " ".join(i for i, _ in run)) for learned, run in itertools.groupby(kept, lambda pair: pair[1])]
+    return " ".join(f"[[{run}]]" if learned else run for learned, run in runs)
 
 
 def words(ids: np.ndarray, loss: np.ndarray, codec: Any) -> str:

@@ -1,11 +1,13 @@
 """What is shown of a batch: the very tokens, what is learned of them, and who sees whom."""
 
 import json
+import re
 
 import jax
 import numpy as np
 from PIL import Image
 
+from src.codecs.text import Bytes
 from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import write_vae
 from src.tools import show_batch
@@ -44,6 +46,10 @@ def test_rows_are_shown_as_the_model_sees_them(tmp_path, capsys):
     assert "<|im_start|>" in said and "image  4 tokens" in said
     packed = said[said.index("packed: rows of") :]
     assert "<s> [[see" in packed and "no [[yes </s>]]" in packed, packed
+    codec, lines = Bytes(), "\n".join(re.findall(r"^ +ids  (.*)$", packed, re.MULTILINE))
+    assert lines.startswith(f"{codec.bos} [[{' '.join(map(str, codec.encode('see')))}"), packed
+    learned = " ".join(re.findall(r"\[\[([\d ]+)\]\]", lines)).split()
+    assert f"learned: {len(learned)} of text" in packed and learned[-1] == str(codec.eos)
     assert "image 1  4 tokens" in packed and "image 1 (time)  1 token\n" in packed
     for name, length in (("draw", 39), ("packed", 64)):
         mask = np.asarray(Image.open(tmp_path / "out" / f"{name}-mask-1.png"))
@@ -70,3 +76,4 @@ def test_what_is_learned_stands_in_brackets():
     ids = np.array([30, 0, 1, 2, 28, -1, 29, 3, 31])
     loss = np.array([0, 0, 1, 1, 0, 0, 0, 1, 1], bool)
     assert show_batch.words(ids, loss, Letters()) == "<s> a [[bc]] <|im_start|> <|im_end|> [[d </s>]]"
+    assert show_batch.numbers(ids, loss) == "30 0 [[1 2]] 28 29 [[3 31]]"
