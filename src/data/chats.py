@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from src.data.examples import MARKER, Example, turns_of
-from src.data.file_task import ExampleTask, given
+from src.data.file_task import BEFORE, ExampleTask, given
 from src.data.ledger import BadRow
 from src.data.lines import JsonLines
 from src.data.rows import CHARACTERS, prompt_field
@@ -55,8 +55,9 @@ class UltraChat:
             return self._chat(index)
         chat, first, last = map(int, self._pieces[index])
         whole = self._chat(chat)
-        turns = whole.told["turns"][first:last] if last else whole.told["turns"]
-        return Example(f"{whole.where} turns {first + 1} to {last}" if last else whole.where, {"turns": turns})
+        told = {"turns": whole.told["turns"][first:last]} if last else whole.told
+        told = told | {BEFORE: first} if first else told
+        return Example(f"{whole.where} turns {first + 1} to {last}" if last else whole.where, told)
 
     def _chat(self, index: int) -> Example:
         told, where = self._lines[index]

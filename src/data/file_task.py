@@ -10,16 +10,20 @@ import numpy as np
 from etils import epath
 
 from src.data.examples import Example, Examples
+from src.data.ledger import BadRow
 from src.data.moments import check_moments
 from src.data.records import Shards
 from src.data.rows import RowTask, check_split
+
+BEFORE = "before"  # of a piece of a chat that is told: how many turns of the chat are in earlier rows
 
 
 class ExampleTask(RowTask):
     """A task over a source of files, or over shards that `tools.prepare` made of it.
 
     records    a folder of such shards, read instead of the source's own files
-    held_out   how many rows are the split "test": the last ones, or, with `spread`, some all over the source
+    held_out   how many rows are the split "test": the last ones, or, with `spread`, some all over the source. Of a chat
+               that is split into several rows all are "test" when one is, which may be a few more
 
     The source is opened at the first row, so that spec and `fake` work without it. Subclasses say how (`open`).
     """
@@ -65,13 +69,27 @@ class ExampleTask(RowTask):
         """
         check_split(self.name, split)
         total = len(self.examples)
-        rows = self.held_out if split == "test" else total - self.held_out
+        rows = self._held if split == "test" else total - self._held
         if not 0 < rows <= total:
             raise ValueError(
                 f"split {split!r} of task {self.name} is empty: it has {total} rows and held_out={self.held_out} of"
                 " them are for test: give more, or set another held_out"
             )
         return rows
+
+    @functools.cached_property
+    def _held(self) -> int:
+        """`held_out`, and the rows before these that are of the same chat."""
+        held, total = self.held_out, len(self.examples)
+        while self.kind == "chats" and 0 < held < total and self._goes_on(total - held):
+            held += 1
+        return held
+
+    def _goes_on(self, place: int) -> bool:
+        try:
+            return bool(self.examples[place].told.get(BEFORE))
+        except BadRow:
+            return False
 
     def example(self, split: str, index: int) -> Example:
         """The example of a row. Raises BadRow."""

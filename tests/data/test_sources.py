@@ -5,16 +5,19 @@ import io
 import itertools
 import json
 import pickle
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from src.codecs.text import Bytes
 from src.data import chats, imagenet, journeydb, json_list, llava, pictures, records, tars, tfds
 from src.data.ledger import BadRow
 from src.data.pipeline import Stream, ordered
+from src.data.prepare import Plan, prepare
 from src.models.vision import Pixels
 from tests import formats
 
@@ -234,6 +237,23 @@ def test_split_chats_are_whole_pairs_that_together_are_everything(tmp_path):
     assert len(source) > len(whole)
     task = chats.ChatToText(CODEC, 40, folder=folder, too_long="split")
     assert task.rows("train") == len(chats.UltraChat(folder, split=120)) and task.read("train", 0)["loss"].any()
+
+    prepare(partial(chats.UltraChat, epath.Path(folder), split=120), tmp_path / "shards", Plan(7))
+    chat = [task.examples[i].where.partition(" turns")[0] for i in range(len(task.examples))]
+    more = 0
+    for held_out in range(1, len(chat) - 9):  # the first chat has at most 9 pieces
+        options = {"codec": CODEC, "length": 40, "too_long": "split", "held_out": held_out}
+        found = []
+        for where in ({"folder": folder}, {"records": tmp_path / "shards"}):
+            held = chats.ChatToText(**where, **options)
+            places = {split: [held.place(split, i) for i in range(held.rows(split))] for split in ("train", "test")}
+            assert places["train"] + places["test"] == list(range(len(chat)))
+            found.append(len(places["test"]))
+        first = found[0]
+        assert found == [first, first] and chat[-first] != chat[-first - 1], "no chat is parted"
+        assert first == held_out or chat[-held_out] == chat[-first], "and no more is held out than that needs"
+        more += first > held_out
+    assert more > 5
 
 
 def test_llava_rows_have_the_picture_where_its_marker_was(tmp_path):
