@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -37,6 +38,7 @@ def build_system(config: Any) -> System:
     codec = build_codec(config)
     frozen = build_frozen(config)
     tasks = {name: build_task(name, c.data, codec, frozen, config) for name, c in config.tasks.items()}
+    frozen = dataclasses.replace(frozen, buckets={n: t.buckets for n, t in tasks.items() if hasattr(t, "buckets")})
     patch = build_patch(config, tasks, frozen)
     process = build_process(config)
     fields = Fields(
@@ -156,13 +158,14 @@ def build_task(name: str, data: Any, codec: Any, frozen: Frozen, config: Any) ->
         raise ValueError(f"tasks.{name} has text, but text_codec.name is empty; set it, e.g. to 'text:SentencePiece'")
     if frozen.vision is None and "vision" in accepted and accepted["vision"].default is inspect.Parameter.empty:
         raise ValueError(f"tasks.{name} shows images, but vision.name is empty; set it, e.g. to 'vision:Clip'")
+    bucketed = frozen.image and "buckets" in accepted
+    if bucketed and frozen.image.encodes(options.get("channels", accepted["channels"].default)):
+        extra["patch"] *= frozen.image.factor  # at once, since such a task compares its grids with its size
     try:
         task = cls(**{k: v for k, v in extra.items() if k in accepted}, **options)
         if frozen.image and task.image_shape and "patch" in accepted:
             scale = task.image_shape[0] // frozen.image.shape(task.image_shape)[0]
-            if scale > 1 and hasattr(task, "buckets"):
-                raise ValueError("pictures in buckets cannot be encoded in a run: leave image_codec.name empty")
-            if scale > 1:  # the patches are those of the latents
+            if scale > 1 and not bucketed:  # the patches are those of the latents
                 extra["patch"] *= scale
                 task = cls(**{k: v for k, v in extra.items() if k in accepted}, **options)
         return task

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 Grid = tuple[int, int]
 
@@ -42,23 +45,51 @@ class Buckets:
         apart = lambda grid: abs(math.log(grid[0] / grid[1]) - math.log(height / width))
         return min(self.grids, key=apart)
 
-    def fold(self, images: np.ndarray, grid: Grid) -> np.ndarray:
-        """Images `[…, h, w, C]` of a bucket as arrays `[…, H, W, C]` of the first one's shape."""
+    def fold(self, images: Any, grid: Grid) -> Any:
+        """Images `[…, h, w, C]` of a bucket, of numpy or JAX, as arrays `[…, H, W, C]` of the first one's shape."""
         return _rearrange(images, self.patch, grid, self.grids[0])
 
-    def unfold(self, values: np.ndarray, grid: Grid) -> np.ndarray:
+    def unfold(self, values: Any, grid: Grid) -> Any:
         """What `fold` was given."""
         return _rearrange(values, self.patch, self.grids[0], grid)
 
+    def each(
+        self,
+        encode: Callable[[Array], Array],
+        values: Float[Array, "B H W C"],
+        grids: Int[Array, "B 2"],
+        valid: Bool[Array, " B"] | None = None,
+    ) -> Float[Array, "B h w D"]:
+        """`encode`, images `[1, height, width, C]` -> `[1, height/f, width/f, D]`, of each image in its own grid.
 
-def _rearrange(images: np.ndarray, patch: int, source: Grid, target: Grid) -> np.ndarray:
+        Values and results are folded. The images are encoded one after the other and each once, those that are not
+        `valid` not at all (zeros). Where the rows lie on several devices, call it on those of each.
+        """
+
+        def of(grid: Grid) -> Callable[[Array], Array]:
+            def one(image: Array) -> Array:
+                found = encode(self.unfold(image, grid)[None])[0]
+                return dataclasses.replace(self, patch=found.shape[0] // grid[0]).fold(found, grid)
+
+            return one
+
+        branches = [of(grid) for grid in self.grids]
+        nothing = jax.eval_shape(branches[0], values[0])
+        branches.append(lambda image: jnp.zeros(nothing.shape, nothing.dtype))
+        which = jnp.argmax(jnp.all(grids[:, None] == jnp.asarray(self.grids, grids.dtype), axis=-1), axis=1)
+        which = which if valid is None else jnp.where(valid, which, len(self.grids))
+        # A loop keeps the choice a choice: where rows are computed together, all branches are.
+        return jax.lax.map(lambda row: jax.lax.switch(row[0], branches, row[1]), (which, values))
+
+
+def _rearrange(images: Any, patch: int, source: Grid, target: Grid) -> Any:
     """The same patches, by rows, in another grid."""
     *lead, height, width, channels = images.shape
     if (height, width) != (source[0] * patch, source[1] * patch):
         raise ValueError(f"an image of {height} x {width} has no {source[0]} x {source[1]} patches of {patch} pixels")
-    x = np.moveaxis(images.reshape(-1, source[0], patch, source[1], patch, channels), 2, 3)
-    x = x.reshape(-1, *target, patch, patch, channels)
-    return np.moveaxis(x, 3, 2).reshape(*lead, target[0] * patch, target[1] * patch, channels)
+    x = images.reshape(-1, source[0], patch, source[1], patch, channels).swapaxes(2, 3)
+    x = x.reshape(-1, *target, patch, patch, channels).swapaxes(2, 3)
+    return x.reshape(*lead, target[0] * patch, target[1] * patch, channels)
 
 
 def as_grids(grids: Any) -> tuple[Grid, ...]:

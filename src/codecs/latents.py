@@ -91,9 +91,13 @@ class Latents:
         """What latents depend on (`Vae.latents_hash`)."""
         return self.vae.latents_hash(self.params)
 
+    def encodes(self, channels: int) -> bool:
+        """Whether what the data deliver are pictures, which `compute` encodes, and not latents already."""
+        return channels == 3
+
     def compute(self, params: PyTree, values: Float[Array, "B h w C"]) -> Float[Array, "B H W D"]:
         """Moments of pictures; what has been encoded already stays as it is."""
-        if values.shape[-1] != 3:
+        if not self.encodes(values.shape[-1]):
             return values
         return jnp.concatenate(self.vae.moments(params, values), axis=-1)
 

@@ -11,21 +11,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from src.codecs.buckets import Buckets
 from src.common.rng import stream
+from src.common.sharding import batch_spec
 from src.common.tree import join_rows, split_rows
-from src.interfaces import Batch, ImageField, PyTree
+from src.interfaces import Batch, BucketField, ImageField, PyTree
 from src.sequence.layout import Layout
 
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
     """The codec of images that are drawn (`codecs/latents.py`) and the encoder of those that are understood
-    (`models/vision.py`), by the kind of segment; either may be absent, and then values stay as they are."""
+    (`models/vision.py`), by the kind of segment; either may be absent, and then values stay as they are.
+
+    buckets   those of the tasks that have some, in the units of what the data deliver
+    """
 
     image: Any = None
     vision: Any = None
+    buckets: Mapping[str, Buckets] = dataclasses.field(default_factory=dict)
 
     @property
     def nets(self) -> dict[str, Any]:
@@ -60,7 +67,7 @@ class Frozen:
             shape = net.shape(leaf.shape[-3:]) if kind == "image" else (net.tokens, net.features)
             return jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
 
-        return _images(lambda task, name, kind, values: encoded(kind, values), self.nets, layouts, delivered)
+        return _images(lambda task, name, kind, field: encoded(kind, field.values), self.nets, layouts, delivered)
 
     def encode(
         self,
@@ -70,10 +77,14 @@ class Frozen:
         key: Array,
         ways: int = 1,
     ) -> dict[str, Batch]:
-        """The batch `{task: {field: …}}` with every image encoded; `ways` devices have the rows."""
+        """The batch `{task: {field: …}}` with every image encoded; `ways` devices have the rows.
 
-        def encoded(task: str, name: str, kind: str, values: Array) -> Array:
-            return self._values(kind, params[kind], values, stream(key, f"{task}/{name}/codec"), ways)
+        An image of a bucket is encoded in its own grid, and its latents travel as it did (`codecs/buckets.py`).
+        """
+
+        def encoded(task: str, name: str, kind: str, field: ImageField) -> Array:
+            buckets = self.buckets.get(task) if kind == "image" else None
+            return self._values(kind, params[kind], field, stream(key, f"{task}/{name}/codec"), ways, buckets)
 
         return _images(encoded, self.nets, layouts, batch)
 
@@ -92,14 +103,20 @@ class Frozen:
         net = self.image
         return _chunks(lambda chunk: self._jitted("decode", net.decode)(net.params, chunk), values, net.rows)
 
-    def _values(self, kind: str, params: PyTree, values: Array, key: Array, ways: int) -> Array:
-        net, lead = self.nets[kind], values.shape[:-3]
-        values = values.reshape(-1, *values.shape[-3:])
-        rows = values.shape[0] // ways
-        parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= net.rows)
-        compute = functools.partial(net.compute, params)
+    def _values(
+        self, kind: str, params: PyTree, field: ImageField, key: Array, ways: int, buckets: Buckets | None
+    ) -> Array:
+        net, lead = self.nets[kind], field.values.shape[:-3]
+        values = field.values.reshape(-1, *field.values.shape[-3:])
+        if buckets and net.encodes(values.shape[-1]):
+            # Each device goes through its own rows: a program for all of them could not choose for each alone.
+            found = _by_device(functools.partial(_in_buckets, net, buckets), ways, params, field.replace(values=values))
+        else:
+            rows = values.shape[0] // ways
+            parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= net.rows)
+            compute = functools.partial(net.compute, params)
+            found = join_rows(jax.lax.map(compute, split_rows(values, parts))) if parts > 1 else compute(values)
         # What is random is drawn for all rows at once, so that it does not depend on the parts.
-        found = join_rows(jax.lax.map(compute, split_rows(values, parts))) if parts > 1 else compute(values)
         found = net.draw(found, key)
         return found.reshape(*lead, *found.shape[1:])
 
@@ -117,17 +134,30 @@ NOTHING = Frozen()
 def _images(
     change: Callable[[str, str, str, Any], Any], kinds: Any, layouts: Mapping[str, Layout], batch: Mapping[str, Batch]
 ) -> dict[str, Batch]:
-    """The batch with `change(task, field, kind, values)` for the values of images in segments of these kinds."""
+    """The batch with `change(task, name, kind, field)` for the values of images in segments of these kinds."""
     out = {}
     for task, fields in batch.items():
         kind_of = {s.name: s.kind for s in layouts[task].segments}
         out[task] = {
-            name: field.replace(values=change(task, name, kind_of[name], field.values))
+            name: field.replace(values=change(task, name, kind_of[name], field))
             if isinstance(field, ImageField) and kind_of[name] in kinds
             else field
             for name, field in fields.items()
         }
     return out
+
+
+def _in_buckets(net: Any, buckets: Buckets, params: PyTree, field: BucketField) -> Array:
+    valid = None if field.valid is None else field.valid.reshape(-1)
+    return buckets.each(functools.partial(net.compute, params), field.values, field.grid.reshape(-1, 2), valid)
+
+
+def _by_device(function: Callable[[PyTree, PyTree], Array], ways: int, params: PyTree, rows: PyTree) -> Array:
+    """function(params, rows), run by each of the `ways` devices that have rows on its own ones."""
+    if ways == 1:
+        return function(params, rows)
+    split = batch_spec(jax.sharding.get_abstract_mesh())
+    return jax.shard_map(function, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False)(params, rows)
 
 
 def _chunks(function: Callable[[Array], Array], values: Any, rows: int) -> np.ndarray:
