@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from PIL import Image
 
 from src.codecs.buckets import Buckets, as_grids
 from src.data import documents, pictures
+from src.data.examples import Example
+from src.data.moments import PICTURES, moments_in_bucket
 from src.interfaces import BucketField, Field, ImageField
 
 
@@ -60,6 +63,13 @@ class _Bucketed:
         image = crop_to(pixels, *self.buckets.pixels(grid))
         return {"image": self.buckets.fold(image, grid), "image_grid": np.asarray(grid, np.int32)}
 
+    def _moments(self, data: Any, where: str) -> dict[str, np.ndarray]:
+        """What `fit` gives, of moments in one of the buckets. Raises BadRow."""
+        grids = {self.buckets.pixels(grid): grid for grid in self.buckets.grids}
+        values = moments_in_bucket(data, [*grids], self.image_shape[2], where)
+        grid = grids[values.shape[:2]]
+        return {"image": self.buckets.fold(values, grid), "image_grid": np.asarray(grid, np.int32)}
+
     def build(
         self, split: str, index: np.ndarray, uniforms: np.ndarray | None, extra: dict[str, np.ndarray]
     ) -> dict[str, Field]:
@@ -72,6 +82,12 @@ class _Bucketed:
         row = super().blank()
         lead = row["image"].shape[:-3]
         return row | {"image_grid": np.full((*lead, 2), self.buckets.grids[0], np.int32)}
+
+    def fake(self, batch: int, seed: int) -> dict[str, Field]:
+        """Random rows of the same spec, in all buckets."""
+        rows = super().fake(batch, seed)
+        lead, grids = rows["image"].values.shape[:-3], np.asarray(self.buckets.grids, np.int32)
+        return rows | {"image": _bucket(rows["image"], grids[np.arange(math.prod(lead)).reshape(lead) % len(grids)])}
 
 
 def _bucket(field: ImageField, grid: Any) -> BucketField:
@@ -89,14 +105,15 @@ class CaptionToImage(_Bucketed, pictures.CaptionToImage):
         grid = jax.ShapeDtypeStruct((batch, 2), np.int32)
         return spec | {"image": _bucket(spec["image"], grid)}
 
-    def fake(self, batch: int, seed: int) -> dict[str, Field]:
-        """Random rows of the same spec, in all buckets."""
-        rows = super().fake(batch, seed)
-        grids = np.asarray(self.buckets.grids, np.int32)[np.arange(batch) % len(self.buckets.grids)]
-        return rows | {"image": _bucket(rows["image"], grids)}
+    def _image_of(self, example: Example) -> dict[str, np.ndarray]:
+        pictures = self.image_shape[2] in PICTURES
+        return super()._image_of(example) if pictures else self._moments(example.image, example.where)
 
 
 class Documents(_Bucketed, documents.Documents):
     """`documents.Documents` whose generated images are in buckets."""
 
     name = "bucket_documents"
+
+    def _drawn(self, image: Any, where: str) -> dict[str, np.ndarray]:
+        return super()._drawn(image, where) if self.image_shape[2] in PICTURES else self._moments(image, where)

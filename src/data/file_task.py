@@ -53,7 +53,8 @@ class ExampleTask(RowTask):
         if not self.records:
             return self.open()
         shards = Shards(epath.Path(self.records), self.kind)
-        check_moments(shards.moments, self.image_shape, self.name, os.fspath(self.records))
+        buckets = getattr(self, "buckets", None)
+        check_moments(shards.moments, self.image_shape, self.name, os.fspath(self.records), buckets)
         return shards
 
     @property

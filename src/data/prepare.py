@@ -235,12 +235,12 @@ def record_of(example: Example, kind: str, plan: Plan, classes: int = 0) -> byte
         drawn = [field == "image" for field in fields_of_images(example.told)]
     else:
         drawn = [True] * len(example.images)
-    images = [_file(image, plan, cut, example.where) for image, cut in zip(example.images, drawn, strict=True)]
+    images = [file_of(image, plan, cut, example.where) for image, cut in zip(example.images, drawn, strict=True)]
     return pack(example.told, *images, sized=kind in SEVERAL)
 
 
-def _file(image: epath.Path | bytes, plan: Plan, cut: bool, where: str) -> bytes:
-    """A picture's file. Raises BadRow."""
+def file_of(image: epath.Path | bytes, plan: Plan, cut: bool, where: str) -> bytes:
+    """A picture's file as a plan wants it. Raises BadRow."""
     try:
         data = image if isinstance(image, bytes) else read_bounded(image, LIMITS.bytes, "image")
         pixels = read_image(data) if plan.check or plan.size else None

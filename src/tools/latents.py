@@ -4,9 +4,13 @@ python -m src.tools.latents --source=imagenet:ImageFolders --set=folder=data/tra
     --vae=data/sd-vae --size=256 --out=data/imagenet256
 python -m src.tools.latents --source=records:Shards --set=folder=data/shards --set=kind=classes --vae=… --out=…
 
+python -m src.tools.latents --source=… --vae=… --size=256 --buckets=256x256,128x512,512x128 --out=…
+
 The source is named as in `src.tools.prepare`, whose shards are one, too. All devices of this machine encode; the same
 command goes on where it was stopped. A task reads the result with `records="data/imagenet256", size=32, channels=8`, as
-long as `image_codec` is the autoencoder that made it.
+long as `image_codec` is the autoencoder that made it. With buckets of aspect ratios each picture is cut to the nearest
+one and encoded in it; with --config they are those of its task (`data/buckets.py`). Only a task of these buckets reads
+the result.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -27,6 +32,8 @@ def define() -> flags.FlagValues:
     common = {"flag_values": values}
     flags.DEFINE_string("vae", None, "The folder of the autoencoder.", **common)
     flags.DEFINE_integer("size", 256, "Pixels: the centre of each picture, cut as for training.", 1, **common)
+    about = "Pixels, height x width, of buckets of aspect ratios, the first size x size; --config: else the task's."
+    flags.DEFINE_list("buckets", [], about, **common)
     flags.DEFINE_integer("batch", 8, "Pictures that a device encodes at a time.", 1, **common)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.", **common)
     flags.DEFINE_integer("threads", os.cpu_count() or 1, "Threads that read pictures.", 1, **common)
@@ -38,7 +45,7 @@ def run(values: flags.FlagValues, config: Any) -> None:
     sources.open_source(values, config)  # refused before anything large is read
     if not values.vae:
         raise ValueError("give --vae=<folder>, the autoencoder with config.json and its weights")
-    sources.write(values, config, plan(values))
+    sources.write(values, config, plan(values, task_buckets(values, config)))
 
 
 def main(argv: list[str]) -> int:
@@ -46,8 +53,70 @@ def main(argv: list[str]) -> int:
     return sources.main(argv, define(), run)
 
 
-def plan(values: flags.FlagValues) -> Any:
-    """How the pictures are encoded, on all devices of this machine."""
+def task_buckets(values: flags.FlagValues, config: Any) -> Any:
+    """The buckets of the config's task (`codecs.buckets.Buckets`) and the channels that it reads, or None."""
+    if config is None:
+        return None
+    task = sources.task_of(config, values.task)[1]
+    return (task.buckets, task.image_shape[2]) if hasattr(task, "buckets") else None
+
+
+def sides_of(values: flags.FlagValues, factor: int, told: Any) -> Any:
+    """Height and width of the pictures in each bucket, as `codecs.buckets.Buckets` of single pixels; None without any.
+
+    `told` is what `task_buckets` gives. Raises ValueError for sides that are none, are no multiples of `factor`, or
+    whose first ones are not those of --size.
+    """
+    from src.codecs.buckets import Buckets
+    from src.data.moments import PICTURES
+
+    if values.buckets:
+        pairs = [side.split("x") for side in values.buckets]
+        if not all(len(pair) == 2 and all(side.isdecimal() for side in pair) for pair in pairs):
+            raise ValueError(f"--buckets={','.join(values.buckets)} is no list of sides: write 256x256,128x512")
+        sides = tuple((int(height), int(width)) for height, width in pairs)
+    elif told:
+        scale = 1 if told[1] in PICTURES else factor
+        sides = tuple((scale * height, scale * width) for height, width in map(told[0].pixels, told[0].grids))
+    else:
+        return None
+    if sides[0][0] != sides[0][1] or (values["size"].present and sides[0][0] != values.size):
+        raise ValueError(f"the first of the buckets is {sides[0][0]} x {sides[0][1]} pixels: give --size={sides[0][0]},"
+                         " and a first bucket with sides of this size")  # fmt: skip
+    wrong = [pair for pair in sides if pair[0] % factor or pair[1] % factor]
+    if wrong:
+        raise ValueError(f"a bucket of {wrong[0][0]} x {wrong[0][1]} pixels is no multiple of {factor}, the"
+                         " autoencoder's factor: give other --buckets")  # fmt: skip
+    return Buckets(sides, 1)
+
+
+def reader(size: int, buckets: Any) -> Callable[[str, Any], list[Any]]:
+    """How an example's pictures are read: the centre of `size` x `size` pixels, or of the nearest of the buckets; those
+    that a document has to be understood stay files."""
+    from src.data.buckets import crop_to
+    from src.data.pictures import crop, fitted
+    from src.data.prepare import Plan, file_of
+    from src.data.records import SEVERAL
+    from src.data.spans import document
+
+    def fit(pixels: Any) -> Any:
+        return crop_to(pixels, *buckets.nearest(*pixels.shape[:2])) if buckets else crop(pixels, size)
+
+    def read(kind: str, example: Any) -> list[Any]:
+        where, images, drawn = example.where, (example.image,), (True,)
+        if kind in SEVERAL:
+            parts = [part for part in document(example.told, where)[0] if part.field != "text"]
+            images, drawn = example.images, [part.field == "image" for part in parts]
+        return [
+            fitted(image, where, 3, fit) if encoded else file_of(image, Plan(), False, where)
+            for image, encoded in zip(images, drawn, strict=True)
+        ]
+
+    return read
+
+
+def plan(values: flags.FlagValues, told: Any = None) -> Any:
+    """How the pictures are encoded, on all devices of this machine; `told` is what `task_buckets` gives."""
     import jax
     import jax.numpy as jnp
 
@@ -55,16 +124,18 @@ def plan(values: flags.FlagValues) -> Any:
     from src.common.program_cache import use_program_cache
     from src.common.sharding import batch_sharding, make_mesh, replicated
     from src.data.moments import Encoding, Moments
-    from src.data.pictures import pixels_of
-    from src.data.records import pack
+    from src.data.records import SEVERAL, pack
 
     use_program_cache()
     vae, params = read_vae(values.vae, values.dtype)
-    if values.size % vae.config.factor:
-        raise ValueError(f"--size={values.size} is no multiple of {vae.config.factor}, the autoencoder's factor")
+    factor, buckets = vae.config.factor, sides_of(values, vae.config.factor, told)
+    size = buckets.grids[0][0] if buckets else values.size
+    if size % factor:
+        raise ValueError(f"--size={size} is no multiple of {factor}, the autoencoder's factor")
     mesh = make_mesh({"data": -1})
-    rows, side = values.batch * mesh.size, values.size // vae.config.factor
-    moments = Moments(values.size, (side, side, 2 * vae.config.latent_channels), vae.latents_hash(params))
+    rows, side = values.batch * mesh.size, size // factor
+    shapes = tuple((height // factor, width // factor) for height, width in buckets.grids) if buckets else ()
+    moments = Moments(size, (side, side, 2 * vae.config.latent_channels), vae.latents_hash(params), shapes)
     params = jax.device_put(params, replicated(mesh))
 
     @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
@@ -75,9 +146,9 @@ def plan(values: flags.FlagValues) -> Any:
         moments,
         values.rows,
         rows,
-        read=lambda example: pixels_of(example, (values.size, values.size, 3)),
+        read=reader(size, buckets),
         encode=lambda pixels: encode(params, jax.device_put(pixels, batch_sharding(mesh))),
-        write=pack,
+        write=lambda kind, told, images: pack(told, *images, sized=kind in SEVERAL),
         threads=values.threads,
         precision=values.dtype,
     )

@@ -112,6 +112,15 @@ def of_config(config: Any, task: str | None) -> tuple[str, Any]:
 
     Raises ValueError for a task that is not there or does not read files.
     """
+    name, found = task_of(config, task)
+    return name, found.open
+
+
+def task_of(config: Any, task: str | None) -> tuple[str, Any]:
+    """Name of the task of a config whose files are read, the only one where none is named, and the task.
+
+    Raises as `of_config`.
+    """
     from src.build import build_system
     from src.data.file_task import ExampleTask
 
@@ -120,7 +129,7 @@ def of_config(config: Any, task: str | None) -> tuple[str, Any]:
         task = next(iter(tasks))
     if task not in tasks:
         raise ValueError(f"--task={task} is none that can be prepared; this config has {', '.join(tasks) or 'none'}")
-    return task, tasks[task].open
+    return task, tasks[task]
 
 
 def of_source(name: str, options: Sequence[str]) -> tuple[str, Any]:
