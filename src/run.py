@@ -35,7 +35,7 @@ from src.train.compatible import check_config, fields, plain
 from src.train.trainer import Trainer, make_trainer
 from src.train.workdir import sweep
 
-FLAGS = ("mode", "workdir", "prompt", "label", "image", "task", "count", "step")
+FLAGS = ("mode", "workdir", "prompt", "label", "image", "task", "count", "grid", "step")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -100,7 +100,7 @@ def sample(flags: Any, started: float) -> None:
     from src.evals.grid import caption_grid, save_png
 
     what = {"words": [flags.prompt] * flags.count} if flags.label is None else {"labels": [flags.label] * flags.count}
-    images = predict.draw(task, **what, seed=system.config.seed)
+    images = predict.draw(task, **what, seed=system.config.seed, grid=_grid(flags.grid, task, data))
     title = flags.prompt if flags.label is None else f"class {flags.label}"
     path = flags.output or str(workdir / "samples" / f"{stem(title)}.png")
     if is_first():
@@ -141,6 +141,17 @@ def _read_image(path: str, system: Any, data: Any, layout: Any) -> np.ndarray:
     if not layout.named("image"):
         return system.frozen.vision.preprocess(read_pixels(path, channels=system.frozen.vision.shape[2]))
     return read_image(path, system.predictor.shape if system.frozen.image else data.image_shape)
+
+
+def _grid(given: str | None, task: str, data: Any) -> tuple[int, int] | None:
+    """The bucket of --grid. Raises ValueError for one that the task does not have."""
+    if given is None:
+        return None
+    grids = getattr(getattr(data, "buckets", None), "grids", ())
+    names = [f"{rows}x{columns}" for rows, columns in grids]
+    if given not in names:
+        raise ValueError(f"--grid={given} is no bucket of task {task}; it has {', '.join(names) or 'none'}")
+    return grids[names.index(given)]
 
 
 def _check_given(task: str, data: Any, kind: str, given: list[str], sees: bool) -> None:

@@ -29,7 +29,7 @@ from src.common.rng import step_key
 from src.data.pipeline import Mixture
 from src.doctor.case import row_valid
 from src.evals.grid import caption_grid, save_png
-from src.interfaces import Batch, ImageField, LabelField, SequenceSpec, TokenField
+from src.interfaces import Batch, BucketField, ImageField, LabelField, SequenceSpec, TokenField
 from src.sequence.document import Document, placed
 from src.sequence.layout import Layout
 from src.sequence.mask import visible
@@ -155,10 +155,12 @@ def pictures(system: System, name: str, raw: Batch, ready: Batch, view: Any, row
     """(title, image `[h, w, C]` in [-1, 1]) of the images of some rows: delivered, decoded, noised."""
     layout, predict = system.tasks[name].layout, system.predictor
     for field, values in ((s.name, raw[s.name].values) for s in layout.segments if s.kind in ("image", "vision")):
-        kind = layout.segment(field).kind
+        kind, grids = layout.segment(field).kind, _grids(raw[field])
         if values.shape[-1] in (1, 3):
             flat = np.asarray(values).reshape(-1, *values.shape[-3:])
             flat = flat if kind == "image" else 2 * (flat - flat.min()) / max(np.ptp(flat), 1e-6) - 1
+            if grids:
+                flat = map(system.tasks[name].task.buckets.unfold, flat, grids)
             yield from ((f"{field} {i + 1}", image) for i, image in enumerate(flat))
         if kind == "vision":
             continue
@@ -168,9 +170,28 @@ def pictures(system: System, name: str, raw: Batch, ready: Batch, view: Any, row
         for title, patches in shown.items():
             if title == "decoded" and system.frozen.image is None:
                 continue  # it is what was delivered
-            images = np.asarray(predict.pictures(np.asarray(predict.decode(jax.numpy.asarray(patches)))))
-            if images.shape[-1] in (1, 3):
-                yield from ((f"{field} {i + 1}, {title}", image) for i, image in enumerate(np.clip(images, -1, 1)))
+            for i, image in enumerate(decoded(predict, jax.numpy.asarray(patches), grids)):
+                if image.shape[-1] in (1, 3):
+                    yield f"{field} {i + 1}, {title}", np.clip(image, -1, 1)
+
+
+def decoded(predict: Any, patches: Any, grids: list[tuple[int, int]]) -> list[np.ndarray]:
+    """Pictures of patches `[n, N, P]`, `[h, w, C]` each, in the grids of their buckets if they have some."""
+    if not grids:
+        return list(np.asarray(predict.pictures(np.asarray(predict.decode(patches)))))
+    out: dict[int, np.ndarray] = {}
+    for grid in dict.fromkeys(grids):
+        chosen = [i for i, own in enumerate(grids) if own == grid]
+        images = predict.pictures(np.asarray(predict.shaped(grid)(patches[np.asarray(chosen)])))
+        out |= dict(zip(chosen, images, strict=True))
+    return [out[i] for i in range(len(grids))]
+
+
+def _grids(field: ImageField) -> list[tuple[int, int]]:
+    """Rows and columns of each image of a bucket; empty without buckets."""
+    if not isinstance(field, BucketField):
+        return []
+    return [(rows, columns) for rows, columns in np.asarray(field.grid).reshape(-1, 2).tolist()]
 
 
 def _fold(a: Any, keep: int) -> np.ndarray:
