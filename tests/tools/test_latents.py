@@ -121,6 +121,11 @@ def test_training_draws_from_moments_and_refuses_those_of_another_codec(files):
         (["--vae="], "give --vae"),
         (["--size=7"], "--size=7 is no multiple of 2"),
         (["--vae=nowhere"], "nowhere"),
+        (["--buckets=8x8,4x"], "--buckets=8x8,4x is no list of sides: write"),
+        (["--buckets=4x16,8x8"], "the first of the buckets is 4 x 16 pixels: give"),
+        (["--size=8", "--buckets=16x16,8x32"], "the first of the buckets is 16 x 16 pixels: give --size=16"),
+        (["--buckets=6x6,4x9"], "a bucket of 4 x 9 pixels is no multiple of 2"),
+        (["--buckets=8x8,4x8"], "with one product"),
     ],
 )
 def test_what_cannot_be_encoded_is_one_sentence(files, tmp_path, capsys, flags, words):
