@@ -9,8 +9,9 @@ from PIL import Image
 from src.codecs.buckets import Buckets
 from src.codecs.text import Bytes
 from src.data import buckets, pictures
+from src.data.examples import Example
 from src.data.ledger import BadRow
-from src.data.moments import Encoding, Moments, moments_in_bucket
+from src.data.moments import HELD, Encoding, Moments, moments_in_bucket
 from src.data.prepare import prepare
 from src.data.records import SEVERAL, pack
 from src.models.vision import Pixels
@@ -147,3 +148,24 @@ def test_other_buckets_and_damaged_sides_are_refused(folder, tmp_path):
             moments_in_bucket(data, [(8, 8)], 8, "here")
     with pytest.raises(BadRow, match="there are no such moments"):
         moments_in_bucket(b"\x08\0\x08\0" + bytes(1023), [(8, 8)], 8, "here")
+
+
+def test_a_rare_size_does_not_hold_back_all_others():
+    """The pictures in memory are at most so many, whatever comes."""
+    asked = []
+
+    class Source:
+        kind = "captions"
+
+        def __getitem__(self, row):
+            asked.append(row)
+            return Example("", {"row": row})
+
+    shape = lambda row: PIXELS.pixels(GRIDS[row == 0])
+    read = lambda kind, example: [np.full((*shape(example.told["row"]), 3), example.told["row"], np.uint8)]
+    moments = Moments(16, (8, 8, 8), "codec", tuple(map(LATENTS.pixels, GRIDS)))
+    write = lambda kind, told, images: bytes([told["row"]])
+    plan = Encoding(moments, 100, 2, read, encode, write, threads=1)
+    found = plan.records(Source(), range(100))
+    assert next(found) == (0, b"\0") and len(asked) < 2 * HELD + 9
+    assert list(found) == [(row, bytes([row])) for row in range(1, 100)]

@@ -96,9 +96,11 @@ def moments(home, image):
 
 
 def test_pictures_and_their_moments_are_the_same_latents_on_any_number_of_devices(home):
-    for task, out in (("draw", "moments"), ("packed", "documents-moments")):
-        flags = [f"--config={home}/buckets.py", f"--task={task}", "--vae=vae", "--batch=1", f"--out={out}"]
-        assert latents.main(["latents", *flags]) == 0
+    common = ["--vae=vae", "--batch=1"]
+    flags = [*common, f"--config={home}/buckets.py", "--task=draw", "--out=moments"]
+    assert latents.main(["latents", *flags]) == 0
+    flags = [*common, "--source=documents:DocumentFiles", "--set=folder=documents", "--out=documents-moments"]
+    assert latents.main(["latents", *flags, "--size=16", "--buckets=16x16,8x32,32x8"]) == 0
     system, rows, first = placed("one", 1)
     for task in ("draw", "packed"):
         field, found = rows[task]["image"], np.asarray(first[task]["image"].values)
