@@ -32,6 +32,7 @@ def test_an_image_of_a_bucket_goes_there_and_back_patch_by_patch(grid):
     folded = BUCKETS.fold(image, grid)
     assert folded.shape == (8, 8, 3)
     np.testing.assert_array_equal(BUCKETS.unfold(folded, grid), image)
+    np.testing.assert_array_equal(BUCKETS.unfold(jnp.asarray(folded), grid), image)
     square, own = Patch(2, 3, 8, 8), Patch(2, 3, 8, 8).shaped(grid)
     patches = square.encode(jnp.asarray(folded[None], jnp.float32))
     np.testing.assert_array_equal(patches, own.encode(jnp.asarray(image[None], jnp.float32)))
