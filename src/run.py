@@ -91,6 +91,7 @@ def sample(flags: Any, started: float) -> None:
     data, layout, name = predict.task(task)
     sees = bool(layout.named("image") or layout.named("vision"))
     _check_given(task, data, layout.segment(name).kind, given, sees)
+    grid = _grid(flags.grid, task, data)
     if layout.segment(name).kind == "text":
         images = None if flags.image is None else _read_image(flags.image, system, data, layout)[None]
         words = None if flags.prompt is None else [flags.prompt]
@@ -100,7 +101,7 @@ def sample(flags: Any, started: float) -> None:
     from src.evals.grid import caption_grid, save_png
 
     what = {"words": [flags.prompt] * flags.count} if flags.label is None else {"labels": [flags.label] * flags.count}
-    images = predict.draw(task, **what, seed=system.config.seed, grid=_grid(flags.grid, task, data))
+    images = predict.draw(task, **what, seed=system.config.seed, grid=grid)
     title = flags.prompt if flags.label is None else f"class {flags.label}"
     path = flags.output or str(workdir / "samples" / f"{stem(title)}.png")
     if is_first():

@@ -86,6 +86,7 @@ def test_sampling_writes_pictures_and_text(trained, tmp_path, capsys, monkeypatc
         (["--prompt=a", "--count=0"], "--count=0 images cannot be drawn"),
         (["--label=3"], "task caption_to_image starts from --prompt, not --label"),
         (["--task=number_sentences", f"--image={image}"], "task number_sentences starts from --prompt, not --image"),
+        (["--prompt=a", "--grid=2x8"], "--grid=2x8 is no bucket of task caption_to_image; it has none"),
         (["--task=poems", "--prompt=a"], "there is no task 'poems'"),
     ):
         code, error = call(capsys, monkeypatch, *base, *wrong)
