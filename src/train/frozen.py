@@ -32,7 +32,7 @@ class Frozen:
 
     image: Any = None
     vision: Any = None
-    buckets: Mapping[str, Buckets] = dataclasses.field(default_factory=dict)
+    buckets: Mapping[str, Buckets] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def nets(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Frozen:
             shape = net.shape(leaf.shape[-3:]) if kind == "image" else (net.tokens, net.features)
             return jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
 
-        return _images(lambda task, name, kind, field: encoded(kind, field.values), self.nets, layouts, delivered)
+        return _images(lambda task, name, kind, values: encoded(kind, values), self.nets, layouts, delivered)
 
     def encode(
         self,
@@ -82,9 +82,10 @@ class Frozen:
         An image of a bucket is encoded in its own grid, and its latents travel as it did (`codecs/buckets.py`).
         """
 
-        def encoded(task: str, name: str, kind: str, field: ImageField) -> Array:
-            buckets = self.buckets.get(task) if kind == "image" else None
-            return self._values(kind, params[kind], field, stream(key, f"{task}/{name}/codec"), ways, buckets)
+        def encoded(task: str, name: str, kind: str, values: Array) -> Array:
+            field, own = batch[task][name], stream(key, f"{task}/{name}/codec")
+            buckets = self.buckets[task] if isinstance(field, BucketField) else None
+            return self._values(kind, params[kind], field, own, ways, buckets)
 
         return _images(encoded, self.nets, layouts, batch)
 
@@ -134,12 +135,12 @@ NOTHING = Frozen()
 def _images(
     change: Callable[[str, str, str, Any], Any], kinds: Any, layouts: Mapping[str, Layout], batch: Mapping[str, Batch]
 ) -> dict[str, Batch]:
-    """The batch with `change(task, name, kind, field)` for the values of images in segments of these kinds."""
+    """The batch with `change(task, field, kind, values)` for the values of images in segments of these kinds."""
     out = {}
     for task, fields in batch.items():
         kind_of = {s.name: s.kind for s in layouts[task].segments}
         out[task] = {
-            name: field.replace(values=change(task, name, kind_of[name], field))
+            name: field.replace(values=change(task, name, kind_of[name], field.values))
             if isinstance(field, ImageField) and kind_of[name] in kinds
             else field
             for name, field in fields.items()
