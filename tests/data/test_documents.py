@@ -260,7 +260,7 @@ def test_prepared_documents_give_the_same_rows(folder, tmp_path, size):
     told = json.loads((shards / "manifest.json").read_text())
     told["shards"][0] |= sound
     (shards / "manifest.json").write_text(json.dumps(told))
-    with pytest.raises(BadRow, match="record 0: the pictures are not as long as the record says .0 bytes."):
+    with pytest.raises(BadRow, match=r"record 0: the pictures are not as long as the record says .0 bytes."):
         task("", records=shards).examples[0]
 
 
