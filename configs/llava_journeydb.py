@@ -6,10 +6,10 @@ The model is that of imagenet256.py and a projector of 6.3M parameters for the f
 data/tinyllama, data/sd-vae, data/clip-vit-large-patch14 (as published), data/journeydb256 (moments of latents)
 and data/llava with llava_v1_5_mix665k.json and the images (docs/data.md).
 
-Arithmetic: a batch has 224 rows of 387 tokens (see journeydb_ultrachat.py) and 32 rows of 64 head + 256 picture + 448
-rest = 768 tokens: 111,264 tokens a step. Seven to one is about the ratio of the two data sets (4.2 million to 665,000),
-which the released script joins. Pictures are encoded by CLIP (303,179,776 frozen parameters) in every step.
-For 16 or 32 devices, over which the rows divide (8: --config.mesh.fsdp=8).
+Arithmetic: a batch has 224 rows of 387 tokens (see journeydb_ultrachat.py) and 32 rows of 64 head + 1 time + 256
+picture + 448 rest = 769 tokens: 111,296 tokens a step. Seven to one is about the ratio of the two data sets (4.2
+million to 665,000), which the released script joins. Pictures are encoded by CLIP (303,179,776 frozen parameters) in
+every step. For 16 or 32 devices, over which the rows divide (8: --config.mesh.fsdp=8).
 Expect the diffusion loss of imagenet256, and the answers' loss to fall as the projector learns to be read.
 The paper proposes understanding, and tells neither data, shares nor steps of a run; 100,000 steps are ours.
 Variants: `official` (the released scripts), `paper` (adaLN before the trunk, the paper's 1024 rows), `vae` (pictures

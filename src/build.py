@@ -60,7 +60,7 @@ def build_system(config: Any) -> System:
             f"model.image_head.variance={config.model.image_head.variance!r} does not go with process.variance="
             f"{config.process.variance!r}; use 'learned' with 'learned_range', else 'none' with 'fixed_small'"
         )
-    time_tokens = lookup("models", config.model.conditioning.name).tokens
+    time_tokens = patch and lookup("models", config.model.conditioning.name).tokens  # no time without an image
     plans = {}
     for name, task in tasks.items():
         layout = getattr(task, "layout", None) or Layout(task.segments)

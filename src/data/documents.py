@@ -77,7 +77,7 @@ class Documents(ExampleTask):
     records    a folder of shards that `tools.prepare` or `tools.latents` made, read instead of `folder`
     held_out   how many of the last documents are the split "test"
 
-    An image takes its tokens, <|im_start|>, <|im_end|> and, if it is generated, a slot for its time token.
+    An image takes its tokens, <|im_start|>, <|im_end|> and a slot for its time token.
     """
 
     name = "documents"
@@ -133,9 +133,9 @@ class Documents(ExampleTask):
         self._lengths = {s.name: s.length for s in segments[1:]}
         self._prompt = prompt
         self._plans: dict[str, Plan] = {}
-        long = [s.name for s in segments[1:] if s.length + 4 + (s.kind == "image") > length]
+        long = [s.name for s in segments[1:] if s.length + 5 > length]
         if long:
-            raise ValueError(f"length={length} has no room for one {long[0]} and its 4 special tokens: give more")
+            raise ValueError(f"length={length} has no room for one {long[0]} and its 5 special tokens: give more")
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens the files itself, but does not plan again.

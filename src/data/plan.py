@@ -14,7 +14,7 @@ from src.data.spans import Room, Spans
 from src.data.tables import cached_table
 from src.sequence.packing import Packs, pack
 
-LAYOUT = 1  # to be raised when documents are laid out otherwise
+LAYOUT = 2  # to be raised when documents are laid out otherwise
 
 
 class Plan(NamedTuple):

@@ -130,7 +130,7 @@ def encode(turns: Sequence[Turn], codec: Any, room: Room, where: str) -> tuple[l
 def lay_out(turns: Sequence[Turn], codec: Any, room: Room, lengths: dict[str, int]) -> Spans:
     """As much of the turns as a row takes: texts end anywhere, images are whole or not there.
 
-        <s> words <|im_start|> (time) image <|im_end|> words <|im_start|> picture <|im_end|> … </s>
+        <s> words <|im_start|> (time) image <|im_end|> words <|im_start|> (time) picture <|im_end|> … </s>
 
     turns     of encoded texts; `lengths` has the tokens of an image by field
     """
@@ -147,12 +147,12 @@ def lay_out(turns: Sequence[Turn], codec: Any, room: Room, lengths: dict[str, in
         return True
 
     def image(part: Part) -> bool:
-        time, length = int(part.field == "image"), lengths.get(part.field, 0)
+        length = lengths.get(part.field, 0)
         most = room.images if part.field == "image" else room.pictures
-        if len(ids) + 2 + time + length > room.slots or len(images[part.field]) == most:
+        if len(ids) + 3 + length > room.slots or len(images[part.field]) == most:
             return False
         add([codec.image_start], TEXT, part.loss)
-        add([codec.image] * time, PADDING, False)
+        add([codec.image], PADDING, False)
         images[part.field].append((part.value, len(ids)))
         add([codec.image] * length, IMAGE, False)
         add([codec.image_end], TEXT, False)

@@ -147,7 +147,7 @@ class Model(nnx.Module):
             return Embedded(*embedded), vectors
         rows = next(iter(view.inputs.values())).shape[0]
         vectors = {name: self._vector(name, rows, view) for name in layout.named("image")}
-        parts = [self._segment(s, view, vectors) for s in layout.segments]
+        parts = [self._segment(s, view, vectors, rows) for s in layout.segments]
         condition = _condition(layout, vectors, jnp.zeros_like(parts[0][:, :1]))
         spec = layout.spec(layout.valid(view.valid, rows))
         return Embedded(jnp.concatenate(parts, axis=1), spec, condition), vectors
@@ -157,7 +157,7 @@ class Model(nnx.Module):
         vector = self.time(view.times.get(name, jnp.zeros((rows, 1), jnp.float32)))
         return vector if view.labels is None else vector + self.labels(view.labels)[:, None]
 
-    def _segment(self, segment, view: View, vectors: dict[str, Array]) -> Float[Array, "B N D"]:
+    def _segment(self, segment, view: View, vectors: dict[str, Array], rows: int) -> Float[Array, "B N D"]:
         if segment.kind == "text":
             return self.text(view.inputs[segment.name])
         if segment.kind == "image":
@@ -165,8 +165,9 @@ class Model(nnx.Module):
             return self.conditioning.before(x, vectors[segment.name])
         if segment.kind == "vision":
             return self.vision(view.inputs[segment.name])
-        image = next(name for name in vectors if time_name(name) == segment.name)
-        return self.conditioning.token(vectors[image][:, :1])
+        image = next(name for name in view.inputs if time_name(name) == segment.name)
+        vector = vectors[image] if image in vectors else self._vector(image, rows, view)
+        return self.conditioning.token(vector[:, :1])
 
 
 def _condition(layout: Layout, vectors: dict[str, Array], none: Array) -> Condition:

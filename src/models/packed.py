@@ -44,7 +44,11 @@ def embed_document(
         if layout.time:
             add(model.conditioning.token(vector), *layout.owner(places, name, "time"))
     for name in layout.named("vision"):
-        add(model.vision(_fold(view.inputs[name])), *layout.owner(places, name))
+        pictures = view.inputs[name]
+        add(model.vision(_fold(pictures)), *layout.owner(places, name))
+        if layout.time:
+            clean = model.time(jnp.zeros((rows, pictures.shape[1]), jnp.float32))
+            add(model.conditioning.token(clean), *layout.owner(places, name, "time"))
     x = jnp.take_along_axis(jnp.concatenate(parts, axis=1), source[..., None], axis=1)
     none = jnp.zeros_like(x[:, :1])
     condition = Condition(jnp.concatenate([*vectors.values()], axis=1) if vectors else none, owner)

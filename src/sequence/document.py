@@ -21,8 +21,8 @@ class Document(Layout):
     segments   one text segment of `slots` tokens, and one segment for each image field, with the length and the mode of
                one of its images
     most       how many images M of a segment a row has room for, by name; 1 where it is not told
-    time       whether the slot before each image of kind `image` is its time token. The slot is there in any case, so
-               that rows do not depend on the network; without time tokens it is padding
+    time       whether the slot before each image is its time token. The slot is there in any case, so that rows do not
+               depend on the network; without time tokens it is padding
 
     A slot is what an image covers, else a time token, else text. Order is the slot; the tokens of a bidirectional image
     are a group; examples do not see each other, and each begins at position 0. So an example gets what it would get in
@@ -94,9 +94,8 @@ class Document(Layout):
         """Which slots are no padding; `text` says it of those that hold text."""
         for segment in self.images:
             text = text | (self.owner(places, segment.name)[0] >= 0)
-            if segment.kind == "image":
-                time = self.owner(places, segment.name, "time")[0] >= 0
-                text = text | time if self.time else text & ~time
+            time = self.owner(places, segment.name, "time")[0] >= 0
+            text = text | time if self.time else text & ~time
         return text & (places.segment > 0)
 
     def valid(self, by_segment: dict[str, Array], rows: int) -> Bool[Array, "B S"]:

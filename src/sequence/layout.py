@@ -78,10 +78,10 @@ class Layout:
         return [s.name for s in self.segments if s.kind == kind]
 
     def timed(self) -> Layout:
-        """The layout with one `time` token before each image segment."""
+        """The layout with one `time` token before each image, also those that are understood."""
         segments = []
         for segment in self.segments:
-            if segment.kind == "image":
+            if segment.kind in ("image", "vision"):
                 segments.append(Segment(time_name(segment.name), "time", 1))
             segments.append(segment)
         return Layout(tuple(segments))
@@ -119,7 +119,8 @@ def positions(valid: Bool[Array, "B S"]) -> Int[Array, "B S 1"]:
 
 
 def with_time_tokens(layout: Layout) -> Layout:
-    """The layout with one `time` token before each image segment (MonoFormer's `add_before_image_tokens`)."""
+    """The layout with one `time` token before each image, also those that are understood, at time 0 (MonoFormer's
+    `add_before_image_tokens`)."""
     return layout.timed()
 
 

@@ -9,15 +9,15 @@ from jaxtyping import Array
 
 from src.interfaces import Batch, BucketField, LabelField, TokenField, View
 from src.sequence.document import Document, document_view
-from src.sequence.layout import Layout
+from src.sequence.layout import Layout, time_name
 
 
 def clean_view(layout: Layout, batch: Batch, encode: Callable[[Array], Array], generated: tuple[str, ...] = ()) -> View:
     """Text as ids, images as clean patches (`encode` is the device codec's), features as they are, labels aside.
 
     An image that does not count (`valid`) becomes zeros, whatever it held, and keeps its places: masks that are known
-    before any data stay so. One of a vision segment becomes padding, which nobody sees. Objectives replace what they
-    corrupt; samplers name what they will generate, and what follows it is not needed.
+    before any data stay so. One of a vision segment becomes padding with its time token, which nobody sees. Objectives
+    replace what they corrupt; samplers name what they will generate, and what follows it is not needed.
     Raises KeyError when the batch lacks a field of the layout.
     """
     if isinstance(layout, Document):
@@ -38,6 +38,8 @@ def clean_view(layout: Layout, batch: Batch, encode: Callable[[Array], Array], g
             shown = jnp.ones(field.values.shape[:1], bool) if field.valid is None else field.valid
             inputs[name] = jnp.where(shown[:, None, None], field.values, 0)
             valid[name] = jnp.broadcast_to(shown[:, None], field.values.shape[:2])
+            if time_name(name) in kinds:
+                valid[time_name(name)] = shown[:, None]
         else:
             patches = encode(field.values)
             inputs[name] = patches if field.valid is None else jnp.where(field.valid[:, None, None], patches, 0)

@@ -70,7 +70,7 @@ def slots_of(layout: Layout, batch: Batch, row: int) -> Slots:
         ids, loss = np.asarray(text.ids[row]).copy(), np.asarray(text.loss[row])
         places, _ = placed(layout, batch)
         for segment in layout.images:
-            for kind in ("patches", "time")[: 1 + (layout.time and segment.kind == "image")]:
+            for kind in ("patches", "time")[: 1 + layout.time]:
                 owner = np.asarray(layout.owner(places, segment.name, kind)[0][row])
                 for slot in np.flatnonzero(owner >= 0):
                     parts[slot] = f"{segment.name} {owner[slot] + 1}" + (" (time)" if kind == "time" else "")

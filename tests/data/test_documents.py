@@ -61,8 +61,8 @@ def expected(i):
         return ids, loss, [("image", len(first) + 1, x), ("image", second + 1, y)]
     if i % 3 == 1:
         said = f"it is {i}".encode()
-        loss = [0] * (PATCHES + 4) + [1] * (len(said) + 1)
-        return [BOS, START, *[o] * PATCHES, END, *b"?", *said, EOS], loss, [("picture", 2, x)]
+        loss = [0] * (PATCHES + 5) + [1] * (len(said) + 1)
+        return [BOS, START, o, *[o] * PATCHES, END, *b"?", *said, EOS], loss, [("picture", 3, x)]
     said = f"only words {i}".encode()
     return [BOS, *said, EOS], [0] + [1] * (len(said) + 1), []
 

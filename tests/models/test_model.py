@@ -6,25 +6,27 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from src.interfaces import View
+from src.interfaces import ImageField, TokenField, View
 from src.models.build import Fields, build_model
 from src.models.layers import rotary_angles, rotate, sincos_2d, timestep_features
 from src.models.model import bind
 from src.sequence.layout import Layout, Segment, with_time_tokens
+from src.sequence.view import clean_view
 
 ROWS, VOCAB = 2, 11
 CONDITIONINGS = ["Conditioning", "TimeToken", "AdaLNBeforeTrunk", "AdditivePerLayer", "AdaLNPerLayer"]
 
 
-def make(conditioning="TimeToken", seed=0, **trunk):
+def make(conditioning="TimeToken", seed=0, vision_features=None, **trunk):
     """(graph, params) of a small model whose every tensor is random, so that nothing hides behind a zero."""
     config = {
         "dtype": trunk.pop("dtype", "float32"),
         "trunk": {"width": 16, "depth": 2, "heads": 4, "kv_heads": 2, "mlp_width": 24, "qk_norm": True} | trunk,
         "conditioning": {"name": f"conditioning:{conditioning}"},
     }
-    config |= {group: {} for group in ("time", "text", "text_head", "image", "image_head", "labels")}
-    graph, state = nnx.split(build_model(config, Fields(VOCAB, 4, 1, (2, 2), None), nnx.Rngs(seed)))
+    config |= {group: {} for group in ("time", "text", "text_head", "image", "image_head", "labels", "vision")}
+    fields = Fields(VOCAB, 4, 1, (2, 2), None, vision_features)
+    graph, state = nnx.split(build_model(config, fields, nnx.Rngs(seed)))
     params = nnx.to_pure_dict(state)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
@@ -157,3 +159,27 @@ def test_positions_and_features_against_their_formulas():
 def test_refusals(change, match):
     with pytest.raises(ValueError, match=match):
         make(**change)
+
+
+def test_a_picture_that_is_understood_has_a_clean_time_token():
+    """MonoFormer's `add_before_image_tokens` stands before every image; without a picture both are padding."""
+    graph, params = make(vision_features=5)
+    segments = (Segment("head", "text", 2), Segment("picture", "vision", 3), Segment("rest", "text", 2))
+    layout, words = with_time_tokens(Layout(segments)), with_time_tokens(Layout((segments[0], segments[2])))
+    assert [s.name for s in layout.segments] == ["head", "picture.time", "picture", "rest"] and words.length == 4
+    rng = np.random.default_rng(0)
+    ids, flags = rng.integers(0, VOCAB, (2, ROWS, 2)).astype(np.int32), np.ones((ROWS, 2), bool)
+    encode = lambda values: values  # of images that are drawn: there is none
+    text = {name: TokenField(ids[i], flags, flags) for i, name in enumerate(("head", "rest"))}
+    picture = ImageField(rng.normal(size=(ROWS, 3, 5)).astype(np.float32), np.asarray([True, False]))
+    view = clean_view(layout, jax.tree.map(jnp.asarray, text | {"picture": picture}), encode)
+    net = bind(graph, params)
+    embedded, hidden = net.embedded(layout, view), net.hidden({"t": (layout, view)})["t"]
+    expected = net.conditioning.token(net.time(jnp.zeros((ROWS, 1))))
+    np.testing.assert_array_equal(embedded[:, 2:3], expected)
+    assert np.abs(np.asarray(expected)).max() > 0
+    np.testing.assert_array_equal(hidden.valid, [[True] * 8, [True] * 2 + [False] * 4 + [True] * 2])
+    alone = net.hidden({"t": (words, clean_view(words, jax.tree.map(jnp.asarray, text), encode))})["t"]
+    kept = np.asarray(hidden.sequence)[1, [0, 1, 6, 7]]
+    np.testing.assert_allclose(kept, np.asarray(alone.sequence)[1], atol=1e-5)
+    assert np.abs(np.asarray(hidden.sequence)[0, 6:] - np.asarray(alone.sequence)[0, 2:]).max() > 1e-2

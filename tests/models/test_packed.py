@@ -18,9 +18,9 @@ from src.sequence.layout import Layout, Segment
 from src.sequence.view import clean_view
 
 SLOTS, IMAGES, PATCHES, FEATURES = 30, 3, 4, (3, 5)
-# A part is text of some length, an image `g`, which has a slot for its time token in front, or one that is understood.
+# A part is text of some length, an image `g`, or one that is understood; both have a slot for a time token in front.
 KINDS = {"a": (3, "g", 2), "b": (1, "g", 2, "p", 1, "g", 1), "c": (1, "p", 3)}
-LENGTH = {"g": 1 + PATCHES, "p": FEATURES[0]}
+LENGTH = {"g": 1 + PATCHES, "p": 1 + FEATURES[0]}
 VOCAB = 11
 
 
@@ -64,7 +64,7 @@ def packed(rows):
                 if isinstance(size, int):
                     ids[r, at : at + size], valid[r, at : at + size], loss[r, at : at + size] = part, True, True
                 else:
-                    begins[size][r, count[size]], values[size][r, count[size]] = at + (size == "g"), part
+                    begins[size][r, count[size]], values[size][r, count[size]] = at + 1, part
                     count[size] += 1
                 at += LENGTH.get(size, size)
             segment[r, first:at] = number + 1
@@ -188,7 +188,7 @@ def test_every_example_gets_what_it_gets_alone(conditioning, mode, kinds, gradie
         slots, slot = [], at
         for size in KINDS[kind]:
             count = LENGTH.get(size, size)
-            slots += list(range(slot + (size == "g" and not timed), slot + count))
+            slots += list(range(slot + (size in LENGTH and not timed), slot + count))
             slot += count
         np.testing.assert_allclose(found[0][r, np.asarray(slots)], expected[0][kind][seen[kind]], atol=1e-5)
         seen[kind] += 1
