@@ -2,8 +2,10 @@
 
 import os
 
+from src.common.emulation import ordered
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = ordered(os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8")
 
 import jaxtyping
 

@@ -30,6 +30,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from src.common import tree
+from src.common.emulation import emulates, ordered
 from src.common.sharding import batch_sharding
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -51,7 +52,9 @@ def start(stoppable: bool = False) -> None:
     """
     if _compiles_only():
         jax.config.update("jax_platforms", "cpu")
-    given = _from_environment(os.environ)
+    given, flags = _from_environment(os.environ), os.environ.get("XLA_FLAGS", "")
+    if (jax.config.jax_platforms == "cpu" and given) or emulates(flags):
+        os.environ["XLA_FLAGS"] = ordered(flags)
     if given is None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

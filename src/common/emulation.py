@@ -1,0 +1,25 @@
+"""Several devices of one CPU, as tests and rehearsals of a pod have them."""
+
+from __future__ import annotations
+
+import re
+
+ORDERED = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+
+
+def emulates(flags: str) -> bool:
+    """Whether these XLA_FLAGS ask for more than one device of the CPU."""
+    counts = re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)
+    return bool(counts) and int(counts[-1]) > 1  # of a flag given twice the last counts
+
+
+def ordered(flags: str) -> str:
+    """XLA_FLAGS with which the devices of a CPU meet in their collectives in one order; a schedule chosen there stays.
+
+    XLA's CPU programs are run by threads, each step when what it reads is there. Collectives keep the order of the
+    program, but a loop counts as passed when it has begun: a collective behind it that reads nothing of it may run
+    while other devices are still at those inside. Then devices wait for each other without end, or exchange the wrong
+    arrays. Scheduled for least memory, steps use the same buffers again, and wait for the loop because of them.
+    Accelerators run the collectives of a program one by one.
+    """
+    return flags if "--xla_cpu_scheduler_type" in flags else f"{flags} {ORDERED}".strip()
