@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
+from collections.abc import Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array, Float
 
-from src.codecs.vae import Vae
+from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import read_vae, read_vae_config
 from src.interfaces import PyTree
 
@@ -82,9 +85,33 @@ class Latents:
 
     @functools.cached_property
     def params(self) -> PyTree:
-        """The autoencoder's parameters, read once. Raises as `read_vae`."""
+        """The autoencoder's parameters in the memory of the host, read once. Raises as `read_vae`."""
         _ = self.vae
-        return read_vae(self.path, self.dtype)[1]
+        return jax.device_get(read_vae(self.path, self.dtype)[1])
+
+    def shapes(self) -> PyTree:
+        """The autoencoder's parameters as abstract arrays."""
+        return self.vae.shapes()
+
+    def needed(self, params: PyTree, delivered: Iterable[tuple[int, ...]]) -> PyTree:
+        """Those of the parameters (arrays or abstract arrays) that `compute` reads for values of these shapes."""
+        return self.vae.encoding(params) if any(shape[-1] == 3 for shape in delivered) else {}
+
+    def sketch(self) -> tuple[Latents, str]:
+        """This codec for shapes alone, and what was assumed: without its folder it is as Stable Diffusion's.
+
+        Raises ValueError for a factor that no such autoencoder has.
+        """
+        if os.fspath(self.path) and epath.Path(self.path).exists():
+            return self, ""
+        levels, widths = self.factor.bit_length(), VaeConfig().block_out_channels
+        config = VaeConfig((widths + widths[-1:] * levels)[:levels], latent_channels=self.channels)
+        if config.factor != self.factor:
+            raise ValueError(f"image_codec.factor={self.factor} is no power of two: no such autoencoder has it")
+        twin = copy.copy(self)
+        twin.vae = Vae(config, self.dtype)
+        widths = ", ".join(map(str, config.block_out_channels))
+        return twin, f"no folder {os.fspath(self.path)!r}: an AutoencoderKL of {widths} channels is assumed"
 
     @functools.cached_property
     def fingerprint(self) -> str:

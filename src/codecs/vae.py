@@ -21,6 +21,7 @@ from src.common.weights import content_hash
 
 RANDOM = nnx.initializers.lecun_normal()
 EPSILON = 1e-6  # of all group norms
+ENCODING = ("encoder", "quant_conv")
 LOG_VARIANCE = (-30.0, 20.0)  # bounds of what the encoder says
 
 
@@ -211,6 +212,10 @@ class Vae:
         """The tree of the parameters as abstract arrays."""
         return _abstract(self.config, self.dtype)[1]
 
+    def encoding(self, params: Any) -> dict[str, Any]:
+        """The parameters that `moments` reads: it takes these alone, too."""
+        return {name: part for name, part in params.items() if name in ENCODING}
+
     def moments(self, params: Any, images: Float[Array, "B h w C"]) -> tuple[Array, Array]:
         """Mean and log-variance of the posterior, `[B, h/f, w/f, latent_channels]` each, f32 and not scaled.
 
@@ -254,11 +259,12 @@ class Vae:
         The decoder, the scale and `dtype` are left out: sd-vae-ft-mse and sd-vae-ft-ema have one encoder, say.
         """
         fields = ("block_out_channels", "layers_per_block", "norm_num_groups", "latent_channels", "in_channels")
-        leaves = {p: leaf for p, leaf in flatten(params).items() if p.startswith(("encoder/", "quant_conv/"))}
+        leaves = flatten(self.encoding(params))
         return content_hash(leaves, {name: getattr(self.config, name) for name in fields})
 
     def _bind(self, params: Any) -> Autoencoder:
-        return nnx.merge(_abstract(self.config, self.dtype)[0], nnx.State(params))
+        graph, shapes = _abstract(self.config, self.dtype)
+        return nnx.merge(graph, nnx.State(shapes | params))  # what is not given is not read
 
 
 @functools.cache

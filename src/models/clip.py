@@ -94,6 +94,7 @@ class VisionTower(nnx.Module):
         first = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1) + self.position_embedding[...].astype(self.dtype)
         graph, blocks = nnx.split(self.layers)
+        blocks = jax.tree.map(jnp.asarray, blocks)  # arrays of the host have no traced index
 
         def body(x, layer):  # indexed, because a stack cut short would be a copy of it
             return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[layer], blocks))(x), None

@@ -7,11 +7,14 @@ compute      what a frozen network makes of it, row by row; `draw` ends it with 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import os
+from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, UInt8
@@ -37,6 +40,18 @@ class Pixels:
         self.shape = (size, size, channels)
         self._patch = Patch(patch, channels, size, size)
         self.tokens, self.features = self._patch.tokens, self._patch.features
+
+    def needed(self, params: PyTree, delivered: Iterable[tuple[int, ...]]) -> PyTree:
+        """Nothing."""
+        return {}
+
+    def shapes(self) -> PyTree:
+        """Nothing."""
+        return {}
+
+    def sketch(self) -> tuple[Pixels, str]:
+        """Itself: it needs no files."""
+        return self, ""
 
     def preprocess(self, pixels: UInt8[np.ndarray, "h w C"]) -> Float[np.ndarray, "S S C"]:
         """The picture in a square, in [-1, 1]."""
@@ -96,9 +111,29 @@ class Clip:
 
     @functools.cached_property
     def params(self) -> PyTree:
-        """The tower's parameters, read once. Raises as `read_clip`."""
+        """The tower's parameters in the memory of the host, read once. Raises as `read_clip`."""
         _ = self.tower
-        return read_clip(self.path, self.dtype)[1]
+        return jax.device_get(read_clip(self.path, self.dtype)[1])
+
+    def needed(self, params: PyTree, delivered: Iterable[tuple[int, ...]]) -> PyTree:
+        """See `Latents.needed` of `codecs/latents.py`."""
+        return params if list(delivered) else {}
+
+    def shapes(self) -> PyTree:
+        """The tower's parameters as abstract arrays."""
+        return self.tower.shapes()
+
+    def sketch(self) -> tuple[Clip, str]:
+        """This tower for shapes alone, and what was assumed: without its folder it is a ViT-L of the wanted sizes."""
+        if os.fspath(self.path) and epath.Path(self.path).exists():
+            return self, ""
+        width = self.features
+        sizes = {"intermediate_size": 4 * width, "num_attention_heads": max(width // 64, 1)}
+        config = clip.ClipConfig(**self._wanted, **sizes)
+        twin = copy.copy(self)
+        twin.tower = clip.Clip(config, self.dtype)
+        told = f"{config.num_hidden_layers} blocks of {width}, patches of {config.patch_size}"
+        return twin, f"no folder {os.fspath(self.path)!r}: a CLIP tower of {told} is assumed"
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -135,6 +170,20 @@ class Latents:
     def params(self) -> PyTree:
         """The autoencoder's."""
         return self._codec.params
+
+    def needed(self, params: PyTree, delivered: Iterable[tuple[int, ...]]) -> PyTree:
+        """See `Latents.needed` of `codecs/latents.py`."""
+        return self._codec.needed(params, delivered)
+
+    def shapes(self) -> PyTree:
+        """The autoencoder's parameters as abstract arrays."""
+        return self._codec.shapes()
+
+    def sketch(self) -> tuple[Latents, str]:
+        """See `Latents.sketch` of `codecs/latents.py`."""
+        twin = copy.copy(self)
+        twin._codec, assumed = self._codec.sketch()
+        return twin, assumed
 
     @property
     def fingerprint(self) -> str:

@@ -6,8 +6,9 @@ python -m src.tools.aot --config=configs/imagenet256.py --topology=v5e:8x8 --sea
 python -m src.tools.aot --config=configs/imagenet256.py --topology=v5e:2x4 --mode=sample
 python -m src.tools.aot --config=configs/digits.py:debug --platform=cpu --topology=8
 
-The train step is the one that `src.main` would run; nothing is allocated and no data is read. Exit codes: 0 it fits,
-1 an error, 2 it does not fit. Needs libtpu (requirements-aot.txt), except with --platform=cpu.
+The train step is the one that `src.main` would run, and so is the program of frozen networks before it (without their
+folders they are taken to be as published); nothing is allocated and no data is read. Exit codes: 0 it fits, 1 an error,
+2 it does not fit. Needs libtpu (requirements-aot.txt), except with --platform=cpu.
 """
 
 from __future__ import annotations
@@ -67,21 +68,21 @@ def run(values: flags.FlagValues, config: Any) -> int:
     topologies.prepare(values.platform, values.topology)
     topology = topologies.open_topology(values.platform, values.topology, values.slices, values.chip)
     hbm = topology.chip.hbm if values.hbm is None else values.hbm * GIB
-    from src.tools import compiled, search, text  # after the environment: they import JAX
+    from src.tools import compiled, reports, search, text  # after the environment: they import JAX
 
     title = _title(values)
     if values.platform == "cpu":
         title += f", compiled for emulated CPU devices and counted as {topology.chip.name}"
     if values.search:
-        reports = []
+        tried = []
         for report in search.search(config, topology, hbm, values.limit, [int(b) for b in values.batches]):
-            reports.append(report)
-            print(text.table(reports[-1:]).splitlines()[1], file=sys.stderr, flush=True)
-        result: dict[str, Any] = {"config": title, "candidates": reports}
-        shown, fits = f"{title} on {values.topology}\n{text.table(reports)}", any(r["memory"]["fits"] for r in reports)
+            tried.append(report)
+            print(text.table(tried[-1:]).splitlines()[1], file=sys.stderr, flush=True)
+        result: dict[str, Any] = {"config": title, "candidates": tried}
+        shown, fits = f"{title} on {values.topology}\n{text.table(tried)}", any(map(reports.fits, tried))
     elif values.mode == "train":
         report = compiled.train_report(config, topology, hbm)
-        fits, result = report["memory"]["fits"], {"config": title, "mode": "train"} | report
+        fits, result = reports.fits(report), {"config": title, "mode": "train"} | report
         shown = text.describe(report, title)
         if not fits:
             result["suggestion"] = search.suggestion(config, topology, hbm)

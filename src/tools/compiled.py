@@ -20,9 +20,10 @@ from src.tools.chips import GIB
 from src.tools.cost import hbm_bytes, matmul_flops
 from src.tools.flops import acting_counts, step_flops
 from src.tools.hlo import collectives
+from src.tools.reports import seconds
 from src.tools.roofline import ASSUMPTIONS, roofline
 from src.tools.topology import Topology
-from src.train.trainer import make_trainer
+from src.train.trainer import Trainer, make_trainer
 
 DAY = 86_400
 NUMBER = r"([\d.]+)([KMGT])"
@@ -58,39 +59,85 @@ def compile_program(lowered: Any) -> Program:
     return Program(done.as_text(), done.memory_analysis(), 0.0, 0.0, time.monotonic() - began)
 
 
-def train_report(config: Any, topology: Topology, hbm: float) -> dict[str, Any]:
+def train_report(
+    config: Any, topology: Topology, hbm: float, encoders: dict[Any, Program] | None = None
+) -> dict[str, Any]:
     """Everything about the train step of a config on a topology (`src/tools/aot.py` prints it).
 
+    The program of the frozen networks that runs before the step is the part `encoding`, with the same entries.
+    `encoders` keeps these programs for calls with other meshes or batches of the same config.
     Raises ValueError for a config that means nothing on so many devices.
     """
     system = build_system(config)
-    trainer = make_trainer(system, devices=topology.devices)
-    program = compile_program(trainer.lower())
+    frozen, assumed = system.frozen.sketch()
+    trainer = make_trainer(dataclasses.replace(system, frozen=frozen), devices=topology.devices)
+    program, encoder = compile_program(trainer.lower()), encoding_program(trainer, encoders)
     state = trainer.abstract
     known = {"parameters": state.params, "ema": state.ema, "optimizer": state.opt_state}
     known = {name: local_bytes(tree) for name, tree in known.items()}
-    rows = math.prod(trainer.mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
-    known["batch"] = sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(system.spec())) // rows
+    batch = local_bytes(trainer.batch())
+    held = frozen_memory(trainer, encoder, batch) if encoder else {}
     report = head(topology, trainer.mesh, count_parameters(state.params))
-    report |= {"memory": memory(known, program, topology, hbm), "compile_seconds": round(program.seconds, 1)}
+    report |= {"memory": memory(known | {"batch": batch}, program, topology, hbm, "batch", held)}
+    report["compile_seconds"] = round(program.seconds, 1)
     needed = step_flops(system)["total"]
     report["flops"] = {"model_per_step": needed}
+    if encoder:
+        own = {name: held[name] for name in ("frozen networks", "next batch, delivered")}
+        rest = known | {"batch": batch, "program of the step": code_bytes(program)}
+        part = {"assumed": list(assumed), "memory": memory(own, encoder, topology, hbm, None, rest)}
+        report["encoding"] = part | {"compile_seconds": round(encoder.seconds, 1)}
     if not program.text:
         return report
     cost(report, program, topology, trainer.mesh, needed / len(topology.devices))
-    times, steps = acting_counts(system), config.steps
-    seconds = report["roofline"]
-    peak = topology.chip.flops * topology.chips
-    report["predicted"] = {
-        case: {
-            "mfu": needed / peak / seconds[case],
-            "tokens_per_second": times["tokens"] / seconds[case],
-            "images_per_second": times["vectors"] / seconds[case],
-            "days": steps * seconds[case] / DAY,
-        }
-        for case in ("best", "worst")
+    if encoder and encoder.text:
+        cost(report["encoding"], encoder, topology, trainer.mesh, 0)
+    return report | predicted(report, system, topology, needed, config.steps)
+
+
+def predicted(report: Mapping[str, Any], system: Any, topology: Topology, needed: float, steps: int) -> dict[str, Any]:
+    """What follows from the seconds of all programs of a step; `needed` are the model's FLOPs."""
+    counts, peak, found = acting_counts(system), topology.chip.flops * topology.chips, {}
+    for case in ("best", "worst"):
+        if (time_of_step := seconds(report, case)) is not None:
+            found[case] = {
+                "mfu": needed / peak / time_of_step,
+                "tokens_per_second": counts["tokens"] / time_of_step,
+                "images_per_second": counts["vectors"] / time_of_step,
+                "days": steps * time_of_step / DAY,
+            }
+    return {"predicted": found, "steps": steps} if found else {}
+
+
+def encoding_program(trainer: Trainer, encoders: dict[Any, Program] | None = None) -> Program | None:
+    """The compiled program of the frozen networks (`Trainer.place`), or None where there are none."""
+    lowered = trainer.lower_encode()
+    if lowered is None:
+        return None
+    ways = math.prod(trainer.mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
+    key = (ways, trainer.mesh.size, tuple(map(str, jax.tree.leaves(trainer.system.delivered()))))
+    encoders = {} if encoders is None else encoders
+    if key not in encoders:  # its rows do not see each other: which of the axes splits them does not matter
+        encoders[key] = compile_program(lowered)
+    return encoders[key]
+
+
+def frozen_memory(trainer: Trainer, encoder: Program, batch: int) -> dict[str, int]:
+    """Bytes of a device, while a step runs, of what the frozen networks bring.
+
+    The host goes ahead by a step: the next batch is there as it was delivered, and its place when it is encoded.
+    """
+    return {
+        "frozen networks": local_bytes(trainer.frozen_shapes()),
+        "their program": code_bytes(encoder),
+        "next batch, delivered": local_bytes(trainer.delivered()),
+        "next batch": batch,
     }
-    return report | {"steps": steps}
+
+
+def code_bytes(program: Program) -> int:
+    """Bytes of a program itself; 0 for one that was too large to compile."""
+    return program.stats.generated_code_size_in_bytes if program.stats else 0
 
 
 def sample_reports(config: Any, topology: Topology, hbm: float, only: str | None = None) -> dict[str, dict[str, Any]]:
@@ -107,7 +154,8 @@ def sample_reports(config: Any, topology: Topology, hbm: float, only: str | None
         program = compile_program(lowered)
         report = head(topology, trainer.mesh, count_parameters(params))
         known = {"parameters": local_bytes(params)}
-        report |= {"memory": memory(known, program, topology, hbm), "compile_seconds": round(program.seconds, 1)}
+        report["memory"] = memory(known, program, topology, hbm, "parameters")
+        report["compile_seconds"] = round(program.seconds, 1)
         if program.text:
             cost(report, program, topology, trainer.mesh, 0)
             seconds = report["roofline"]
@@ -173,17 +221,30 @@ def head(topology: Topology, mesh: Any, parameters: int) -> dict[str, Any]:
     }
 
 
-def memory(known: Mapping[str, int], program: Program, topology: Topology, hbm: float) -> dict[str, Any]:
-    """Bytes of one device by kind, their total, what the device has, and whether it fits."""
-    out: dict[str, Any] = dict(known)
+def memory(
+    known: Mapping[str, int],
+    program: Program,
+    topology: Topology,
+    hbm: float,
+    spare: str | None,
+    held: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Bytes of one device by kind, their total, what the device has, and whether it fits.
+
+    known   the program's arguments; `spare` is the one that has parts which are not passed and then not there (None:
+            they are there all the same)
+    held    what is there besides while it runs
+    """
+    out: dict[str, Any] = {**known, **(held or {})}
     have = hbm * topology.share
     if program.stats is None:
-        total, have = program.used, min(have, program.limit)
-        out["temporaries"] = round(total - sum(known.values()))
+        total, have = program.used + sum((held or {}).values()), min(have, program.limit)
+        out["temporaries"] = round(program.used - sum(known.values()))
     else:
         s = program.stats
         rest = s.argument_size_in_bytes - sum(known.values())
-        out["batch" if "batch" in out else "parameters"] += min(0, rest)  # what is not used is not passed
+        if spare:
+            out[spare] += min(0, rest)
         out["padding and other arguments"] = max(0, rest)
         out["outputs"] = s.output_size_in_bytes - s.alias_size_in_bytes
         out["program"] = s.generated_code_size_in_bytes
@@ -200,7 +261,9 @@ def cost(report: dict[str, Any], program: Program, topology: Topology, mesh: Any
         matmul_flops(program.text),
         hbm_bytes(program.text),
     )
+    passes = matmul_flops(program.text, passes=True)
     report.setdefault("flops", {})["program_per_device"] = flops
+    report["flops"]["passes_per_device"] = passes
     report["hbm_bytes"] = traffic
     sums: dict = defaultdict(lambda: [0, 0])
     for c in found:
@@ -211,6 +274,6 @@ def cost(report: dict[str, Any], program: Program, topology: Topology, mesh: Any
         {"kind": kind, "axes": list(axes), "bytes": size, "executions": times}
         for (kind, axes), (size, times) in largest
     ]
-    times = roofline(max(flops, least), traffic, found, topology, mesh)
+    times = roofline(max(passes, least), traffic, found, topology, mesh)
     report["roofline"] = dataclasses.asdict(times) | {"best": times.best, "worst": times.worst}
     report["assumptions"] = list(ASSUMPTIONS)

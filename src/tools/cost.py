@@ -11,11 +11,14 @@ import numpy as np
 from src.tools.hlo import Computation, Instruction, Shape, communications, executions, parse
 
 
-def matmul_flops(text: str) -> int:
+def matmul_flops(text: str, passes: bool = False) -> int:
     """Floating point operations of all matrix products and convolutions of one device's program, loops included.
 
     A multiplication and its addition are two. Products with padding do not count (the TPU compiler writes batched
     products as convolutions with dilation). Products inside custom kernels are not seen.
+
+    passes   count what a unit for bfloat16 computes: products of float32 at the highest precision are `PASSES` of
+             bfloat16 (each number in three parts; Henry, Tang & Heinecke 2019, arXiv 1904.06376)
     """
     computations = parse(text)
     times = executions(computations)
@@ -24,7 +27,8 @@ def matmul_flops(text: str) -> int:
         for instruction in computation.instructions.values():
             if instruction.opcode in ("dot", "convolution"):
                 count = _dot if instruction.opcode == "dot" else _convolution
-                total += times[computation.name] * count(computation, instruction)
+                each = PASSES if passes and HIGHEST in instruction.attributes else 1
+                total += each * times[computation.name] * count(computation, instruction)
     return total
 
 
@@ -64,6 +68,8 @@ def _meetings(size: int, window: int, out: int, place: int, attributes: str) -> 
     return int(((at >= 0) & (at % base == 0) & (at // base < size)).sum())
 
 
+HIGHEST = "operand_precision={highest,highest}"
+PASSES = 6
 FREE = {  # no traffic of their own, or counted where they start or inside what they call
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "conditional", "call"),
     *("opt-barrier", "partition-id", "replica-id", "async-start", "async-update", "async-done"),

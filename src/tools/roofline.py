@@ -12,7 +12,8 @@ from src.tools.hlo import Collective
 from src.tools.topology import Topology
 
 ASSUMPTIONS = (
-    "compute: the larger of the program's matrix products and the model's FLOPs, at peak bf16; nothing else",
+    "compute: the larger of the program's matrix products and the model's FLOPs, at peak bf16; nothing else.",
+    "  A product of float32 at the highest precision counts as six of bf16",
     "hbm: what the program's instructions read and write in main memory, at the published rate",
     "network: ring algorithms without latency; every link of a mesh axis at its full rate in one direction,",
     "  two links in a dimension that is a ring, one where it is a line; slices exchange what one slice has reduced",

@@ -9,11 +9,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+
 from src.build import build_system
 from src.models.transformer import REMAT
 from src.tools import analytic
 from src.tools.compiled import train_report
 from src.tools.topology import Topology
+from src.train.system import System
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +55,13 @@ def candidates(config: Any, topology: Topology, hbm: float, batches: Sequence[in
     fixed = {name: size for name, size in config.mesh.items() if name not in ("data", "fsdp")}
     free = devices // math.prod(fixed.values())
     ways = [n for n in range(1, free + 1) if free % n == 0]
+    frozen = _frozen_bytes(system)
     found = []
     for fsdp, remat, batch, parts in itertools.product(ways, REMAT, batches or [config.batch], (1, 2, 4, 8)):
         if batch % (free * parts):
             continue
         mesh = {"data": free // fsdp, "fsdp": fsdp} | fixed
-        size = analytic.estimate_bytes(system, mesh, remat, batch / config.batch / parts)
+        size = frozen + analytic.estimate_bytes(system, mesh, remat, batch / config.batch / parts)
         found.append(Candidate(fsdp, remat, batch, parts, size))
     limit = hbm * topology.share
     order = list(REMAT)
@@ -67,6 +71,13 @@ def candidates(config: Any, topology: Topology, hbm: float, batches: Sequence[in
         return (not fits, *((c.accumulate, order.index(c.remat), c.fsdp) if fits else (c.estimate,)))
 
     return sorted(found, key=rank)
+
+
+def _frozen_bytes(system: System) -> int:
+    """Bytes of the frozen networks, which every device has whole."""
+    frozen, _ = system.frozen.sketch()
+    needed = frozen.needed(frozen.shapes(), system.layouts, system.delivered())
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(needed))
 
 
 def suggestion(config: Any, topology: Topology, hbm: float) -> str:
@@ -80,12 +91,12 @@ def suggestion(config: Any, topology: Topology, hbm: float) -> str:
 
 def search(config: Any, topology: Topology, hbm: float, limit: int, batches: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Reports of the first `limit` candidates, compiled one after the other; progress on standard error."""
-    chosen = candidates(config, topology, hbm, batches)[:limit]
+    chosen, encoders = candidates(config, topology, hbm, batches)[:limit], {}
     for number, candidate in enumerate(chosen, 1):
         what = candidate.flags(config)
         print(f"{number}/{len(chosen)} {what}", file=sys.stderr, flush=True)
         try:
-            report = train_report(candidate.apply(config), topology, hbm)
+            report = train_report(candidate.apply(config), topology, hbm, encoders)
         except ValueError as error:
             print(f"  refused: {error}", file=sys.stderr)
             continue

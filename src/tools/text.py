@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from src.tools import reports
 from src.tools.chips import GIB
 
 
@@ -21,29 +22,43 @@ def describe(report: Mapping[str, Any], title: str) -> str:
         *_memory(report["memory"]),
     ]
     if "roofline" in report:
-        lines += [*_work(report), *_times(report), *_predicted(report)]
+        lines += [*_work(report), *_times(report)]
+    if "encoding" in report:
+        lines += _encoding(report["encoding"])
+    if "predicted" in report:
+        lines += _predicted(report)
+    if "assumptions" in report:
         lines += ["  assumptions", *(f"    {line}" for line in report["assumptions"])]
     return "\n".join(lines)
 
 
-def table(reports: Sequence[Mapping[str, Any]]) -> str:
+def table(tried: Sequence[Mapping[str, Any]]) -> str:
     """The table of a search."""
     lines = [f"{'fits':5}{'GiB':>7}{'best ms':>9}{'worst ms':>10}{'MFU':>12}  change"]
-    for r in reports:
-        memory, times = r["memory"], r.get("roofline")
-        row = f"{'yes' if memory['fits'] else 'no':5}{memory['total'] / GIB:7.2f}"
-        if times:
+    for r in tried:
+        best, worst = reports.seconds(r, "best"), reports.seconds(r, "worst")
+        row = f"{'yes' if reports.fits(r) else 'no':5}{reports.peak(r) / GIB:7.2f}"
+        if best is not None and worst is not None:
             mfu = "-".join(f"{100 * r['predicted'][case]['mfu']:.0f}" for case in ("worst", "best"))
-            row += f"{1e3 * times['best']:9.1f}{1e3 * times['worst']:10.1f}{mfu + ' %':>12}"
+            row += f"{1e3 * best:9.1f}{1e3 * worst:10.1f}{mfu + ' %':>12}"
         else:
             row += f"{'-':>9}{'-':>10}{'-':>12}"
         lines.append(f"{row}  {r['change']}")
     return "\n".join(lines)
 
 
-def _memory(memory: Mapping[str, Any]) -> list[str]:
+def _encoding(report: Mapping[str, Any]) -> list[str]:
+    """The frozen networks' program."""
+    lines = ["  frozen networks, in a program of their own before the step"]
+    lines += [f"    {line}" for line in report["assumed"]]
+    lines.append(f"    compiled in {report['compile_seconds']:.0f} s")
+    lines += _memory(report["memory"], "memory of one device meanwhile")
+    return lines + ([*_work(report), *_times(report)] if "roofline" in report else [])
+
+
+def _memory(memory: Mapping[str, Any], title: str = "memory of one device") -> list[str]:
     whole = ("total", "hbm", "fits", "shortfall")
-    lines = ["  memory of one device"]
+    lines = [f"  {title}"]
     lines += [f"    {name:<28}{size / GIB:8.3f} GiB" for name, size in memory.items() if name not in whole]
     verdict = "fits" if memory["fits"] else f"DOES NOT FIT, {memory['shortfall'] / GIB:.2f} GiB too much"
     have = f"of {memory['hbm'] / GIB:.2f} GiB: {verdict}"
@@ -54,7 +69,8 @@ def _work(report: Mapping[str, Any]) -> list[str]:
     flops, lines = report["flops"], ["  work of one execution"]
     if "model_per_step" in flops:
         lines.append(f"    model FLOPs, all devices    {flops['model_per_step']:.3e}")
-    lines.append(f"    matrix products, one device {flops['program_per_device']:.3e}")
+    each = "" if flops["passes_per_device"] == flops["program_per_device"] else ", in float32 at the highest precision"
+    lines.append(f"    matrix products, one device {flops['program_per_device']:.3e}{each}")
     lines.append(f"    memory traffic, one device  {report['hbm_bytes'] / 1e9:.2f} GB")
     for c in report["collectives"]:
         name = f"{c['kind']} over {' x '.join(c['axes'])}"

@@ -40,8 +40,26 @@ class Frozen:
         return {kind: net for kind, net in (("image", self.image), ("vision", self.vision)) if net is not None}
 
     def read(self) -> dict[str, PyTree]:
-        """Their parameters. Raises FileNotFoundError or ValueError when files are missing or others."""
+        """Their parameters, of the host. Raises FileNotFoundError or ValueError when files are missing or others."""
         return {kind: net.params for kind, net in self.nets.items()}
+
+    def shapes(self) -> dict[str, PyTree]:
+        """Their parameters as abstract arrays. Raises as `read`."""
+        return {kind: net.shapes() for kind, net in self.nets.items()}
+
+    def needed(
+        self, params: Mapping[str, PyTree], layouts: Mapping[str, Layout], delivered: Mapping[str, Batch]
+    ) -> dict[str, PyTree]:
+        """Those of the parameters that `encode` reads for batches like this (arrays or abstract arrays, both)."""
+        seen: dict[str, list[tuple[int, ...]]] = {kind: [] for kind in self.nets}
+        _images(lambda task, name, kind, values: seen[kind].append(values.shape), self.nets, layouts, delivered)
+        return {kind: net.needed(params[kind], seen[kind]) for kind, net in self.nets.items()}
+
+    def sketch(self) -> tuple[Frozen, tuple[str, ...]]:
+        """The same networks for shapes alone, and what was assumed of those whose folders are not there."""
+        found = {kind: net.sketch() for kind, net in self.nets.items()}
+        assumed = dict.fromkeys(told for _, told in found.values() if told)
+        return Frozen(**{kind: net for kind, (net, _) in found.items()}), tuple(assumed)
 
     def fingerprints(self) -> dict[str, str]:
         """What identifies them in a checkpoint."""
@@ -94,7 +112,7 @@ class Frozen:
         if kind not in self.nets:
             return values
         net = self.nets[kind]
-        compute = lambda chunk: net.draw(self._jitted(kind, net.compute)(net.params, chunk), None)
+        compute = lambda chunk: net.draw(self._jitted(kind, net.compute)(self._shared(kind), chunk), None)
         return _chunks(compute, values, net.rows)
 
     def pictures(self, values: Float[np.ndarray, "B h w C"]) -> Float[np.ndarray, "B H W C"]:
@@ -102,7 +120,8 @@ class Frozen:
         if self.image is None:
             return values
         net = self.image
-        return _chunks(lambda chunk: self._jitted("decode", net.decode)(net.params, chunk), values, net.rows)
+        decode = lambda chunk: self._jitted("decode", net.decode)(self._shared("image"), chunk)
+        return _chunks(decode, values, net.rows)
 
     def _values(
         self, kind: str, params: PyTree, field: ImageField, key: Array, ways: int, buckets: Buckets | None
@@ -120,6 +139,16 @@ class Frozen:
         # What is random is drawn for all rows at once, so that it does not depend on the parts.
         found = net.draw(found, key)
         return found.reshape(*lead, *found.shape[1:])
+
+    def _shared(self, kind: str) -> PyTree:
+        """The parameters on the first device, from their first use on."""
+        if kind not in self._placed:
+            self._placed[kind] = jax.device_put(self.nets[kind].params)
+        return self._placed[kind]
+
+    @functools.cached_property
+    def _placed(self) -> dict[str, PyTree]:
+        return {}
 
     @functools.cached_property
     def _programs(self) -> dict[str, Any]:

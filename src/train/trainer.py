@@ -62,9 +62,37 @@ class Trainer:
         with jax.set_mesh(self.mesh):
             return self._encode(self._frozen, batch, self._seed, np.int32(step))
 
+    def frozen_shapes(self) -> dict[str, PyTree]:
+        """What every device holds of the frozen networks, abstract."""
+        frozen, system, whole = self.system.frozen, self.system, replicated(self.mesh)
+        needed = frozen.needed(frozen.shapes(), system.layouts, system.delivered())
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), needed)
+
+    def delivered(self) -> dict[str, Batch]:
+        """A batch on the devices as the data deliver it, abstract."""
+        return self._rows(self.system.delivered())
+
+    def batch(self) -> dict[str, Batch]:
+        """A batch on the devices as the step gets it, abstract."""
+        return self._rows(self.system.spec())
+
+    def _rows(self, batch: PyTree) -> PyTree:
+        rows = batch_sharding(self.mesh)
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), batch)
+
+    def lower_encode(self) -> jax.stages.Lowered | None:
+        """The program of the frozen networks that `place` runs, traced on shapes alone; None where there are none."""
+        if not self.system.frozen.nets:
+            return None
+        numbers = (jax.ShapeDtypeStruct((), kind) for kind in (np.uint32, np.int32))
+        with jax.set_mesh(self.mesh):
+            return self._encode.lower(self.frozen_shapes(), self.delivered(), *numbers)
+
     @functools.cached_property
     def _frozen(self) -> dict[str, PyTree]:
-        return jax.device_put(self.system.frozen.read(), replicated(self.mesh))
+        frozen, system = self.system.frozen, self.system
+        needed = frozen.needed(frozen.read(), system.layouts, system.delivered())
+        return jax.device_put(needed, replicated(self.mesh))
 
     @functools.cached_property
     def _encode(self) -> Callable[..., dict[str, Batch]]:
@@ -105,13 +133,11 @@ class Trainer:
 
     def lower(self) -> jax.stages.Lowered:
         """The train step, traced on shapes alone: (state, batch) -> (state, measurements)."""
-        rows = batch_sharding(self.mesh)
-        batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), self.system.spec())
         step = make_train_step(self.system, self.optimizer, self.system.config, self.placement)
         out = (jax.tree.map(lambda leaf: leaf.sharding, self.abstract), replicated(self.mesh))
         step = jax.jit(step, donate_argnums=0, out_shardings=out)
         with jax.set_mesh(self.mesh):
-            return step.lower(self.abstract, batch)
+            return step.lower(self.abstract, self.batch())
 
     def compile(self) -> Any:
         """The train step, ahead of its first batch."""

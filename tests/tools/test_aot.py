@@ -137,7 +137,7 @@ def test_the_search_prints_what_it_compiled(monkeypatch, capsys):
     topology, _ = slice_of("v5e", (8, 8))
     times = {"compute": 0.1, "hbm": 0.2, "network": 0.3, "best": 0.3, "worst": 0.6}
 
-    def report(config, topology, hbm):
+    def report(config, topology, hbm, encoders):
         if config.mesh.fsdp == 16:
             raise ValueError("no")
         fits = config.mesh.fsdp > 4
