@@ -259,7 +259,8 @@ def tinyllama(config: ConfigDict) -> ConfigDict:
 def sd_latents(config: ConfigDict) -> ConfigDict:
     """Images as latents of Stable Diffusion's autoencoder, noised as DDPM does, with a learned variance."""
     with config.unlocked():
-        config.image_codec = {"name": "latents", "path": "data/sd-vae", "channels": 4, "factor": 8}
+        codec = {"name": "latents", "path": "data/sd-vae", "channels": 4, "factor": 8}
+        config.image_codec = codec | {"dtype": "float32"}  # or bfloat16, see docs/performance.md
     config.process = ddpm()
     config.model.image_head.update({"variance": "learned", "init": "normal:0.02", "adaln_init": "normal:0.02"})
     config.sample.image.sampler = {"name": "gaussian:Ancestral"}

@@ -43,7 +43,7 @@ def get_config(name: str | None = None):
     }
     config = common.text_to_image(config)
     with config.unlocked():
-        config.vision = {"name": "vision:Clip", "path": "data/clip-vit-large-patch14"}
+        config.vision = {"name": "vision:Clip", "path": "data/clip-vit-large-patch14", "dtype": "float32"}
     config.sample.longest = 128
     others = {"paper": paper, "vae": vae, "pixels": common.journeydb_pixels}
     return common.variant(config, name, official=official, **others, debug=debug)

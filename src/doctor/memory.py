@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from typing import Any
 
@@ -25,7 +26,8 @@ ELSEWHERE = (
 
 
 def check_state(system: System) -> None:
-    """Raises ValueError when not even parameters, average, moments and gradients fit on all devices together.
+    """Raises ValueError when not even parameters, average, moments, gradients and the frozen networks, of which every
+    device has its own, fit on all devices together.
 
     It knows nothing of activations yet and takes no time; `check_step` asks the compiler.
     """
@@ -35,17 +37,46 @@ def check_state(system: System) -> None:
     need = count * FROZEN + trained * (GRADIENT + MOMENTS[system.config.optim.moments])
     if (keep := keeper(system)) is not None:
         need += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(keep, shapes)))
-    devices = 1 if _shared() else jax.device_count()
+    frozen = system.frozen_bytes() * (jax.local_device_count() if _shared() else jax.device_count())
+    devices, need = 1 if _shared() else jax.device_count(), need + frozen
     if have is not None and need > have * devices:
+        besides = f" ({frozen / GIB:.1f} of it frozen networks)" if frozen else ""
         raise ValueError(
-            f"{count:,} parameters with average, moments and gradients take {need / GIB:.1f} GiB, and this machine has"
-            f" {have * devices / GIB:.1f} GiB: {ELSEWHERE}"
+            f"{count:,} parameters with average, moments and gradients take {need / GIB:.1f} GiB{besides}, and this"
+            f" machine has {have * devices / GIB:.1f} GiB: {ELSEWHERE}"
         )
+
+
+def check_encoding(trainer: Trainer) -> int | None:
+    """Bytes that the frozen networks' program needs on a device beside the state, or None where there is no such
+    program or the compiler does not tell; call it before anything is allocated.
+
+    Raises ValueError when a device has less. The compiled program is the one that then runs.
+    """
+    lowered = trainer.lower_encode()
+    found = None if lowered is None else lowered.compile().memory_analysis()
+    if found is None:
+        return None
+    need = found.temp_size_in_bytes + found.output_size_in_bytes
+    need += _local(trainer.frozen_shapes()) + _local(trainer.delivered()) + _local(trainer.abstract)
+    have, sharing = room(), len(trainer.mesh.local_devices) if _shared() else 1
+    if have is not None and need * sharing > have:
+        raise ValueError(
+            f"encoding images before a step takes {need * sharing / GIB:.1f} GiB with the state, and there are"
+            f" {have / GIB:.1f} GiB: lower image_codec.rows or vision.rows, or batch, or {ELSEWHERE}"
+        )
+    return need
+
+
+def _local(tree: Any) -> int:
+    """Bytes of abstract arrays on one device."""
+    return sum(math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize for s in jax.tree.leaves(tree))
 
 
 def check_step(trainer: Trainer, update: Any) -> int | None:
     """Bytes that the compiled step needs on a device, or None where the compiler does not tell.
 
+    Frozen networks are there by now, and so not free; the next batch comes while the step runs.
     Raises ValueError when a device has less.
     """
     found = update.memory_analysis()
@@ -53,6 +84,8 @@ def check_step(trainer: Trainer, update: Any) -> int | None:
         return None
     need = found.temp_size_in_bytes + found.argument_size_in_bytes
     need += max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
+    if trainer.system.frozen.nets:
+        need += _local(trainer.delivered()) + _local(trainer.batch())
     have, sharing = room(), len(trainer.mesh.local_devices) if _shared() else 1
     if have is not None and need * sharing > have:
         raise ValueError(

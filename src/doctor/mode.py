@@ -14,7 +14,7 @@ from src.doctor.case import open_case
 from src.doctor.checks import SCREENS, examine, look_over
 from src.doctor.data import spec
 from src.doctor.finding import SEVERITIES, Finding, errors
-from src.doctor.memory import GIB, check_step, room
+from src.doctor.memory import GIB, check_encoding, check_step, room
 from src.doctor.observer import make_doctor
 from src.doctor.rehearsal import Rehearsal, advise, rehearse
 from src.train.system import System
@@ -41,6 +41,7 @@ def consult(system: System, steps: int = STEPS, devices: Sequence[Any] | None = 
     trainer = make_trainer(system, devices)
     seen = memory = None
     with contextlib.closing(open_data(trainer)) as data, jax.set_mesh(trainer.mesh):
+        check_encoding(trainer)
         first = trainer.place(next(data), 0)
         found = look_over(open_case(trainer, first))
         if not errors(found):  # before the step compiles, which may take minutes

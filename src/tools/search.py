@@ -9,14 +9,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-
 from src.build import build_system
 from src.models.transformer import REMAT
 from src.tools import analytic
 from src.tools.compiled import train_report
 from src.tools.topology import Topology
-from src.train.system import System
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +52,7 @@ def candidates(config: Any, topology: Topology, hbm: float, batches: Sequence[in
     fixed = {name: size for name, size in config.mesh.items() if name not in ("data", "fsdp")}
     free = devices // math.prod(fixed.values())
     ways = [n for n in range(1, free + 1) if free % n == 0]
-    frozen = _frozen_bytes(system)
+    frozen = system.frozen_bytes()
     found = []
     for fsdp, remat, batch, parts in itertools.product(ways, REMAT, batches or [config.batch], (1, 2, 4, 8)):
         if batch % (free * parts):
@@ -71,13 +68,6 @@ def candidates(config: Any, topology: Topology, hbm: float, batches: Sequence[in
         return (not fits, *((c.accumulate, order.index(c.remat), c.fsdp) if fits else (c.estimate,)))
 
     return sorted(found, key=rank)
-
-
-def _frozen_bytes(system: System) -> int:
-    """Bytes of the frozen networks, which every device has whole."""
-    frozen, _ = system.frozen.sketch()
-    needed = frozen.needed(frozen.shapes(), system.layouts, system.delivered())
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(needed))
 
 
 def suggestion(config: Any, topology: Topology, hbm: float) -> str:

@@ -29,6 +29,8 @@ ASSUMED: dict[str, Any] = {
     "optim.decays": (),
     "image_codec.name": "",
     "image_codec.path": "",
+    "image_codec.dtype": "float32",
+    "vision.dtype": "float32",
     "vision.name": "",
     "vision.path": "",
     "model.vision.init": "lecun_normal",

@@ -71,6 +71,12 @@ class System:
         """Abstract arrays of one global batch, as the data deliver it."""
         return {name: plan.task.element_spec(plan.rows) for name, plan in self.tasks.items()}
 
+    def frozen_bytes(self) -> int:
+        """Bytes of the frozen networks on every device; without their folders they are taken to be as published."""
+        frozen, _ = self.frozen.sketch()
+        needed = frozen.needed(frozen.shapes(), self.layouts, self.delivered())
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(needed))
+
     @property
     def layouts(self) -> dict[str, Layout]:
         """The layout of each task."""
