@@ -13,6 +13,7 @@ import numpy as np
 from configs import common
 from src.codecs.text import train_sentencepiece
 from src.data.prepare import Plan, prepare
+from src.tools.bench_encode import photograph
 from tests import formats
 
 FOLDER = pathlib.Path(tempfile.gettempdir(), f"monoformer-jax-data-bench-{os.getuid()}")
@@ -20,19 +21,9 @@ IMAGES = 128  # different ones; each file is written under several names
 SIZE = 256
 
 
-def photograph(seed, height=375, width=500):
-    """Pixels whose spectrum falls as that of photographs, so that a JPEG of them has as many bytes."""
-    rng = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]) + 1 / width
-    waves = rng.standard_normal((3, height, width)) + 1j * rng.standard_normal((3, height, width))
-    field = np.fft.ifft2(waves / frequency**1.35).real
-    field = (field - field.mean((1, 2), keepdims=True)) / field.std((1, 2), keepdims=True)
-    return (128 + 50 * field).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
-
-
 def write(folder):
     """All formats below the folder."""
-    formats.picture = lambda seed, *size: photograph(seed % IMAGES)
+    formats.picture = lambda seed, *size: photograph(seed % IMAGES, 375, 500)
     formats.make_imagenet(folder / "imagenet", each=60)
     formats.make_journeydb(folder / "journeydb", rows=300)
     formats.make_llava(folder / "llava", rows=300)

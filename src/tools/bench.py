@@ -4,6 +4,7 @@ python -m src.tools.bench --config=configs/digits.py
 python -m src.tools.bench --config=configs/digits.py --json=bench.json --only=step,data
 python -m src.tools.bench --config=configs/digits.py --only=save --save_gb=1 --config.mesh.fsdp=-1 --config.mesh.data=1
 python -m src.tools.bench --config=configs/digits.py --peer=transformers
+python -m src.tools.bench --config=configs/llava_journeydb.py --only=encode
 
 Times are medians of calls that are waited for. `mfu` is the model's operations (`flops.py`) over time and over
 the fastest matrix product that this run measured. `--peer` also times a PyTorch model of the same sizes that does the
@@ -26,10 +27,13 @@ from ml_collections import config_flags  # noqa: E402
 
 from src.common import config_flag  # noqa: E402
 
-PARTS = ("step", "data", "sample", "decode", "save", "peer")
+PARTS = ("step", "data", "sample", "decode", "save", "peer", "encode")
+DEFAULT = PARTS[:5]
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", flag_values=FLAGS)
-ONLY = flags.DEFINE_list("only", None, f"Parts to measure, of {', '.join(PARTS)}; all by default.", flag_values=FLAGS)
+ONLY = flags.DEFINE_list(
+    "only", None, f"Parts to measure, of {', '.join(PARTS)}; by default all but the last two.", flag_values=FLAGS
+)
 SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each part is measured.", flag_values=FLAGS)
 STEPS = flags.DEFINE_integer("steps", 0, "Calls of each part, instead of --seconds.", 0, flag_values=FLAGS)
 JSON = flags.DEFINE_string("json", None, "File that gets the figures.", flag_values=FLAGS)
@@ -39,7 +43,7 @@ PEER = flags.DEFINE_string("peer", None, "A file of src/tools/peers: transformer
 
 def bench(
     config: Any,
-    parts: tuple[str, ...] = PARTS,
+    parts: tuple[str, ...] = DEFAULT,
     *,
     peer: str | None = None,
     seconds: float = 5.0,
@@ -65,8 +69,15 @@ def bench(
     if unknown:
         raise ValueError(f"--only={unknown[0]} is no part of the bench; there are {', '.join(PARTS)}")
     started = time.monotonic() if started is None else started
-    run = bench_parts.start(config, started, seconds, steps, _say, devices)
-    figures: dict[str, Any] = {"first_step": run.first}
+    figures: dict[str, Any] = {}
+    if "encode" in parts:
+        from src.build import build_system
+        from src.tools.bench_encode import measure_encoders
+
+        figures["encode"] = measure_encoders(build_system(config), seconds, steps, _say, peak_size)
+    if set(parts) > {"encode"} or "encode" not in parts:
+        run = bench_parts.start(config, started, seconds, steps, _say, devices)
+        figures["first_step"] = run.first
     if "step" in parts:
         _say("matrix products")
         figures["peak"] = bench_clock.peaks(min(seconds, 2.0), steps, peak_size)
@@ -127,7 +138,7 @@ def main(argv: list[str]) -> int:
         from src.common import distributed
 
         distributed.start()
-        parts = tuple(ONLY.value or [part for part in PARTS if part != "peer" or PEER.value])
+        parts = tuple(ONLY.value or [*DEFAULT, *(["peer"] if PEER.value else [])])
         options = {"peer": PEER.value, "seconds": SECONDS.value, "steps": STEPS.value, "started": STARTED}
         options["save_gb"] = SAVE.value
         figures = bench(CONFIG.value, parts, **options)

@@ -136,7 +136,7 @@ def plan(values: flags.FlagValues, told: Any = None) -> Any:
     rows, side = values.batch * mesh.size, size // factor
     shapes = tuple((height // factor, width // factor) for height, width in buckets.grids) if buckets else ()
     moments = Moments(size, (side, side, 2 * vae.config.latent_channels), vae.latents_hash(params), shapes)
-    params = jax.device_put(params, replicated(mesh))
+    params = jax.device_put(vae.encoding(params), replicated(mesh))
 
     @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
     def encode(params: Any, pixels: Any) -> Any:
