@@ -1,8 +1,8 @@
 """The part of the bench that measures the frozen encoders of a config, and the whole of `src.tools.latents`.
 
 No files are needed: parameters are random, of the folders' networks or, without folders, of the published ones, and the
-pictures are generated. Where the devices are CPUs, seconds are those of the processor, so that other work on the machine
-changes them little; every call of a network has a matrix product beside it, against which it is held.
+pictures are generated. Where the devices are CPUs, seconds are those of the processor, which other work on the machine
+changes little; every call of a network has a matrix product beside it, against which it is held.
 """
 
 from __future__ import annotations
@@ -127,9 +127,9 @@ def measure_latents(net: Any, size: int, batch: int, files: int, calls: int) -> 
         "images": images,
         "images_per_second": images / wall,
         "seconds_per_image": busy,
-        "seconds_per_image_without_the_network": bare_busy,
-        "images_per_second_without_the_network": 1 / bare_busy,
-        "share_of_the_network": 1 - bare_busy / busy,
+        "seconds_per_image_without_network": bare_busy,
+        "images_per_second_without_network": 1 / bare_busy,
+        "share_of_network": 1 - bare_busy / busy,
     }
 
 
