@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,15 +24,25 @@ def fingerprint(x: Shaped[Array, "*shape"]) -> UInt32[Array, ""]:
     return _share(x, np.uint32(0))
 
 
-def fingerprint_by_rows(x: Shaped[Array, "N ..."], dtype: Any) -> UInt32[Array, ""]:
-    """`fingerprint` of x in another dtype, one row of the first axis after the other, in the memory of one."""
-    starts = np.arange(x.shape[0], dtype=np.uint64) * np.uint64(math.prod(x.shape[1:])) % np.uint64(2**32)
-    shares = jax.lax.map(lambda row: _share(row[0].astype(dtype), row[1]), (x, jnp.asarray(starts, jnp.uint32)))
-    return jnp.sum(shares, dtype=jnp.uint32)
+def fingerprint_in_parts(x: Shaped[Array, "*shape"], dtype: Any, axis: int, parts: int) -> UInt32[Array, ""]:
+    """`fingerprint` of x in another dtype of at most 32 bits, some places of an axis after the other, in the memory of
+    these: `parts` times as many as one. The axis should be one that no devices share."""
+    strides = [math.prod(x.shape[i + 1 :]) for i in range(x.ndim)]
+    size = x.shape[axis] // parts
+    step = np.uint32(size * strides[axis] % 2**32)
+
+    def add(k: Array, total: UInt32[Array, ""]) -> UInt32[Array, ""]:
+        part = jax.lax.dynamic_slice_in_dim(x, k * size, size, axis)
+        return total + _share(part.astype(dtype), k.astype(jnp.uint32) * step, strides)
+
+    return jax.lax.fori_loop(0, parts, add, jnp.uint32(0))
 
 
-def _share(x: Shaped[Array, "*shape"], start: UInt32[Array | np.generic, ""]) -> UInt32[Array, ""]:
-    """What an array adds whose elements are those from place `start` on of another one."""
+def _share(
+    x: Shaped[Array, "*shape"], start: UInt32[Array | np.generic, ""], strides: Sequence[int] | None = None
+) -> UInt32[Array, ""]:
+    """What an array adds whose elements are those from place `start` on of another one, whose strides (in elements) may
+    be given where they are not its own."""
     if jnp.iscomplexobj(x):
         x = jnp.stack([x.real, x.imag], axis=-1)
     if x.dtype == jnp.bool_ or (jnp.issubdtype(x.dtype, jnp.integer) and jnp.iinfo(x.dtype).bits < 8):
@@ -42,7 +52,8 @@ def _share(x: Shaped[Array, "*shape"], start: UInt32[Array | np.generic, ""]) ->
     place = jnp.zeros(bits.shape, jnp.uint32) + start
     stride = 1
     for axis in reversed(range(bits.ndim)):
-        place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(stride % 2**32)
+        each = strides[axis] if strides else stride
+        place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(each % 2**32)
         stride *= bits.shape[axis]
     return jnp.sum(_mix(bits ^ _mix(place)), dtype=jnp.uint32)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 STACK = "trunk/layers/"  # below it, the first axis of a leaf is that of the blocks
 
@@ -44,35 +46,50 @@ def is_stacked(path: str) -> bool:
 
 
 def place(leaves: Leaves, path: str, dtype: Any, sharding: Sharding | None = None) -> jax.Array:
-    """A leaf in another dtype, on the devices of this process that `sharding` names (None: the first one).
+    """A leaf in another dtype, on the devices that `sharding` names (None: the first of this process).
 
-    One piece of the leaf at a time is in the memory of the host, and every process reads only its own pieces.
+    It is read once, a block at a time, and a device's share of one block is in the memory of the host in `dtype`; every
+    process copies only its own. Raises ValueError for a sharding that splits the first axis of a stack.
     """
-    shape = tuple(leaves.shapes[path].shape)
+    shape, dtype = tuple(leaves.shapes[path].shape), jnp.dtype(dtype)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if not is_stacked(path):
+        (placed,) = (_placed(block, dtype, sharding) for block in leaves.blocks(path))
+        return placed
+    empty, write, inner = _stack(shape, dtype, sharding)
+    stack = empty()
+    for number, block in enumerate(leaves.blocks(path)):
+        stack = write(stack, _placed(block, dtype, inner), np.int32(number))
+        jax.block_until_ready(stack)  # so that the next block does not come before this one is gone
+    return stack
+
+
+@functools.cache
+def _stack(
+    shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding
+) -> tuple[Callable[[], jax.Array], Callable[..., jax.Array], Sharding]:
+    """How a stack is made, how a block is put into it in place, and where the block lies."""
+    inner = sharding
+    if isinstance(sharding, NamedSharding):
+        if sharding.spec and sharding.spec[0] is not None:
+            raise ValueError(f"the sharding {sharding.spec} splits blocks from each other: split another axis")
+        inner = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    put = lambda stack, block, at: jax.lax.dynamic_update_index_in_dim(stack, block, at, 0)
+    empty = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+    return empty, jax.jit(put, donate_argnums=0, out_shardings=sharding), inner
+
+
+def _placed(block: np.ndarray, dtype: np.dtype, sharding: Sharding) -> jax.Array:
+    """An array of the host on devices, this process's share of it."""
     holders: dict[tuple[tuple[int, int], ...], list[Any]] = {}
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
-        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+    for device, index in sharding.addressable_devices_indices_map(block.shape).items():
+        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, block.shape, strict=True))
         holders.setdefault(bounds, []).append(device)
     pieces = []
     for bounds, devices in holders.items():
-        piece = _piece(leaves, path, bounds, dtype)
+        piece = np.array(block[tuple(slice(*pair) for pair in bounds)], dtype, order="C")  # a copy: no view of a file
         copies = [jax.device_put(piece, device) for device in devices]
         jax.block_until_ready(copies)
         pieces += copies
         del piece, copies
-    return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
-
-
-def _piece(leaves: Leaves, path: str, bounds: tuple[tuple[int, int], ...], dtype: Any) -> np.ndarray:
-    index = tuple(slice(*pair) for pair in bounds)
-    piece = np.empty([end - begin for begin, end in bounds], dtype)
-    if not is_stacked(path):
-        (whole,) = leaves.blocks(path)
-        piece[...] = whole[index]
-        return piece
-    (first, last), rest = bounds[0], index[1:]
-    for number, block in enumerate(leaves.blocks(path)):
-        if first <= number < last:
-            piece[number - first] = block[rest]
-    return piece
+    return jax.make_array_from_single_device_arrays(block.shape, sharding, pieces)

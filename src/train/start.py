@@ -27,7 +27,7 @@ from etils import epath
 
 from src.common import tree
 from src.common.distributed import agree, check_same
-from src.common.fingerprint import fingerprint, fingerprint_by_rows
+from src.common.fingerprint import fingerprint, fingerprint_in_parts
 from src.common.inside import shown
 from src.common.leaves import place
 from src.models import copies
@@ -35,7 +35,7 @@ from src.models.initial import Initial, read_meta
 from src.models.published_vision import about_vision
 
 EMA = "ema"
-LARGE = 2**24  # elements
+LARGE, PART = 2**24, 2**22  # elements
 
 
 @dataclasses.dataclass
@@ -150,21 +150,32 @@ def _prints(leaves: Mapping[str, jax.Array], found: Initial) -> dict[str, int]:
     """Checksums of the leaves as they were in the folder; not of those that lost digits on the way here."""
     kinds = {path: found.shapes[path].dtype for path in leaves}
     exact = {path: leaf for path, leaf in leaves.items() if jnp.promote_types(kinds[path], leaf.dtype) == leaf.dtype}
-    sums = _sums(exact, tuple((path, kinds[path].name) for path in exact))
+    sums = _sums(exact, tuple((path, kinds[path].name, *_parts_of(leaf)) for path, leaf in exact.items()))
     return {path: int(value) for path, value in jax.device_get(sums).items()}
 
 
+def _parts_of(leaf: jax.Array) -> tuple[int, int]:
+    """Along which axis, one that devices do not share, and in how many parts a large leaf is summed; else 0 and 1."""
+    spec = [*getattr(leaf.sharding, "spec", ()), *[None] * leaf.ndim][: leaf.ndim]
+    if leaf.size < LARGE or None not in spec:
+        return 0, 1
+    axis = spec.index(None)
+    return axis, next(
+        n
+        for n in range(1, leaf.shape[axis] + 1)
+        if leaf.shape[axis] % n == 0 and (leaf.size <= n * PART or n == leaf.shape[axis])
+    )
+
+
 @functools.partial(jax.jit, static_argnums=1)
-def _sums(flat: dict[str, jax.Array], kinds: tuple[tuple[str, str], ...]) -> dict[str, jax.Array]:
-    """`fingerprint` of each leaf in another dtype."""
+def _sums(flat: dict[str, jax.Array], kinds: tuple[tuple[str, str, int, int], ...]) -> dict[str, jax.Array]:
+    """`fingerprint` of each leaf in another dtype, in parts: some compilers keep 32 bits of every element summed."""
 
-    def one(leaf: jax.Array, kind: str) -> jax.Array:
-        if leaf.size < LARGE:
-            return fingerprint(leaf.astype(kind))
-        # Some compilers keep 32 bits of every element that is summed. No device splits the first axis of a stack.
-        return fingerprint_by_rows(leaf if leaf.ndim > 2 else leaf[None], kind)
+    def one(leaf: jax.Array, kind: str, axis: int, parts: int) -> jax.Array:
+        whole = parts == 1
+        return fingerprint(leaf.astype(kind)) if whole else fingerprint_in_parts(leaf, kind, axis, parts)
 
-    return {path: one(flat[path], kind) for path, kind in kinds}
+    return {path: one(flat[path], *how) for path, *how in kinds}
 
 
 def make_start(config: Any) -> Start | None:

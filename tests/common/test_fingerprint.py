@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.common.fingerprint import Running, fingerprint, fingerprint_by_rows, fingerprints, on_device
+from src.common.fingerprint import Running, fingerprint, fingerprint_in_parts, fingerprints, on_device
 from src.common.sharding import ShardingRules, make_mesh
 
 
@@ -37,9 +37,11 @@ def test_piece_by_piece_on_the_host_it_is_the_same(dtype, monkeypatch):
     for piece in (x[:2], x[2:2], x[2:]):
         running.add(piece)
     assert running.value() == int(fingerprint(jnp.asarray(x)))
-    if dtype != "int8":  # and one row after the other, from a wider dtype
+    if dtype != "int8":  # and in parts, from a wider dtype
         stack = jnp.asarray(x, jnp.float32).reshape(7, 5, 10)
-        assert int(jax.jit(fingerprint_by_rows, static_argnums=1)(stack, dtype)) == running.value()
+        in_parts = jax.jit(fingerprint_in_parts, static_argnums=(1, 2, 3))
+        for axis, parts in ((0, 7), (1, 5), (2, 2)):
+            assert int(in_parts(stack, dtype, axis, parts)) == running.value()
     assert Running().add(x.T.copy()).value() != running.value() == Running().add(x.T.copy().T).value()
 
 
