@@ -13,9 +13,10 @@ from etils import epath
 
 from src.codecs.vae import Vae, VaeConfig
 from src.common.inside import shown
+from src.common.safe_tensors import SafeTensors
 from src.common.strict_json import read_json
 from src.common.tree import flatten, listed
-from src.common.weights import Names, export_weights, import_weights, open_weights, write_weights
+from src.common.weights import Names, export_weights, import_weights, write_weights
 
 FILE = "diffusion_pytorch_model.safetensors"
 FILES = (
@@ -55,7 +56,7 @@ def read_vae(folder: str | os.PathLike[str], dtype: str = "float32") -> tuple[Va
     """
     vae = Vae(read_vae_config(folder), dtype)
     names = published_names(flatten(vae.shapes()))
-    return vae, import_weights(open_weights(folder, FILES), names, vae.shapes(), canonical)
+    return vae, import_weights(SafeTensors(folder, FILES), names, vae.shapes(), canonical)
 
 
 def write_vae(folder: str | os.PathLike[str], vae: Vae, params: Any) -> None:

@@ -13,7 +13,7 @@ import math
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -34,6 +34,7 @@ DTYPES: dict[str, Any] = {
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
     "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
+FILES = ("model.safetensors", "model.safetensors.index.json")
 FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npz", ".npy")
 CONVERT = (
     'convert it in its folder where torch is: python -c "import torch; from safetensors.torch import save_file; '
@@ -55,25 +56,26 @@ class Entry:
 class SafeTensors(Mapping[str, np.ndarray]):
     """The tensors of a checkpoint by name: memory-mapped and read-only, nothing is read before it is used.
 
-    `path` is a `.safetensors` file, a `.safetensors.index.json` that names the files beside it, or a folder with one of
-    them (`model.safetensors` first); files of a store are copied to the cache. `entries` has dtypes and shapes.
+    `path` is a `.safetensors` file, a `.safetensors.index.json` that names the files beside it, or a folder, in which
+    the first of `names` that is there is taken; files of a store are copied to the cache. `entries` has dtypes and
+    shapes.
 
     Raises FileNotFoundError, OSError, and ValueError, in one sentence, for other formats (with the command that
     converts), damaged or contradictory headers, files that are not beside the index, and missing files and tensors.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], names: Sequence[str] = FILES):
         self.path = epath.Path(path)
         self.entries: dict[str, Entry] = {}
         self._file_of: dict[str, os.PathLike[str]] = {}
         self._maps: dict[os.PathLike[str], mmap.mmap] = {}
-        for file, names in _files(self.path).items():
+        for file, wanted in _files(self.path, names).items():
             found = self._add(file)
-            if names is None:
+            if wanted is None:
                 continue
-            if names != found:
-                rows = [f"{shown(name)} is missing" for name in sorted(names - found)]
-                rows += [f"{shown(name)} is not in the index" for name in sorted(found - names)]
+            if wanted != found:
+                rows = [f"{shown(name)} is missing" for name in sorted(wanted - found)]
+                rows += [f"{shown(name)} is not in the index" for name in sorted(found - wanted)]
                 raise ValueError(f"{shown(file)} does not fit the index beside it: {listed(rows)}; fetch both anew")
 
     def _add(self, file: os.PathLike[str]) -> set[str]:
@@ -189,7 +191,7 @@ def _naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n <= LARGEST for n in value)
 
 
-def _files(path: epath.Path) -> dict[os.PathLike[str], set[str] | None]:
+def _files(path: epath.Path, names: Sequence[str] = ()) -> dict[os.PathLike[str], set[str] | None]:
     """The files of a checkpoint, each with the tensors that it must have (None: whatever it has)."""
     refuse_foreign(path)
     if path.name.endswith(".json"):
@@ -198,15 +200,15 @@ def _files(path: epath.Path) -> dict[os.PathLike[str], set[str] | None]:
         if not path.exists():
             raise FileNotFoundError(f"there is no checkpoint file {path}; give the path of a .safetensors file")
         return {path: None}
-    for name in ("model.safetensors", "model.safetensors.index.json"):
+    for name in names:
         if (path / name).exists():
             return _files(path / name)
     found = sorted(file.name for file in path.iterdir())
     for name in found:
         refuse_foreign(path / name)
     raise FileNotFoundError(
-        f"the folder {shown(path)} has neither model.safetensors nor model.safetensors.index.json but "
-        f"{listed(list(map(shown, found))) or 'nothing'}: give the path of a .safetensors file"
+        f"the folder {shown(path)} has none of {', '.join(names)} but {listed(list(map(shown, found))) or 'nothing'}: "
+        "give the folder of the weights, or the path of a .safetensors file"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,32 +19,12 @@ from etils import epath
 
 from src.common.files import write_whole
 from src.common.inside import shown
-from src.common.safe_tensors import SafeTensors, refuse_foreign
+from src.common.safe_tensors import SafeTensors
 from src.common.tree import flatten, listed, rebuild
 
 # Of each leaf the tensor that has it, or those of its blocks, which lie along the leaf's first axis.
 Names = Mapping[str, str | tuple[str, ...]]
 FLOATS = ("float64", "float32", "float16", "bfloat16")
-
-
-def open_weights(folder: str | os.PathLike[str], names: Iterable[str]) -> SafeTensors:
-    """The tensors of the first of these files that a folder has; a path that is no folder is opened itself.
-
-    Raises as `SafeTensors` does, and FileNotFoundError when the folder has none of them.
-    """
-    path, names = epath.Path(folder), tuple(names)
-    if not path.is_dir():
-        return SafeTensors(path)
-    for name in names:
-        if (path / name).exists():
-            return SafeTensors(path / name)
-    found = sorted(file.name for file in path.iterdir())
-    for name in found:
-        refuse_foreign(path / name)
-    raise FileNotFoundError(
-        f"the folder {shown(path)} has none of {', '.join(names)} but {listed(list(map(shown, found))) or 'nothing'}: "
-        "give the folder of the weights"
-    )
 
 
 def import_weights(

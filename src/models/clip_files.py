@@ -9,9 +9,10 @@ from typing import Any
 from etils import epath
 
 from src.common.inside import shown
+from src.common.safe_tensors import SafeTensors
 from src.common.strict_json import read_json
 from src.common.tree import flatten, listed
-from src.common.weights import Names, export_weights, import_weights, open_weights, write_weights
+from src.common.weights import Names, export_weights, import_weights, write_weights
 from src.models.clip import Clip, ClipConfig
 
 FILE = "model.safetensors"
@@ -53,7 +54,7 @@ def read_clip(folder: str | os.PathLike[str], dtype: str = "float32") -> tuple[C
     """
     clip = Clip(read_clip_config(folder), dtype)
     names = published_names(clip.shapes(), clip.config.num_hidden_layers)
-    return clip, import_weights(open_weights(folder, FILES), names, clip.shapes(), canonical)
+    return clip, import_weights(SafeTensors(folder, FILES), names, clip.shapes(), canonical)
 
 
 def write_clip(folder: str | os.PathLike[str], clip: Clip, params: Any) -> None:

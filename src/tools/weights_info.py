@@ -11,7 +11,6 @@ from src.codecs.vae_files import FILES as VAE_FILES
 from src.codecs.vae_files import read_vae_config
 from src.common.safe_tensors import SafeTensors
 from src.common.tree import listed
-from src.common.weights import open_weights
 from src.models.clip_files import FILES as CLIP_FILES
 from src.models.clip_files import read_clip_config
 from src.models.initial import Initial, is_initial, summary
@@ -69,11 +68,11 @@ def _run(path: Any) -> tuple[list[str], Mapping[str, Any]]:
 
 
 def _vae(path: Any) -> tuple[list[str], Mapping[str, Any]]:
-    return ["AutoencoderKL", _fields(read_vae_config(path))], open_weights(path, VAE_FILES).entries
+    return ["AutoencoderKL", _fields(read_vae_config(path))], SafeTensors(path, VAE_FILES).entries
 
 
 def _clip(path: Any) -> tuple[list[str], Mapping[str, Any]]:
-    return ["CLIP, of which the vision tower is read", _fields(read_clip_config(path))], open_weights(
+    return ["CLIP, of which the vision tower is read", _fields(read_clip_config(path))], SafeTensors(
         path, CLIP_FILES
     ).entries
 

@@ -152,5 +152,5 @@ def test_shards_are_joined_and_may_not_leave_their_folder(tmp_path, bucket, monk
     shards(tmp_path / "empty", {})
     with pytest.raises(ValueError, match="no weight_map"):
         SafeTensors(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match=r"neither model.safetensors nor"):
+    with pytest.raises(FileNotFoundError, match=r"none of model.safetensors, model.safetensors.index.json but"):
         SafeTensors(tmp_path)
