@@ -95,7 +95,7 @@ class Latents:
 
     def needed(self, params: PyTree, delivered: Iterable[tuple[int, ...]]) -> PyTree:
         """Those of the parameters (arrays or abstract arrays) that `compute` reads for values of these shapes."""
-        return self.vae.encoding(params) if any(shape[-1] == 3 for shape in delivered) else {}
+        return self.vae.encoding(params) if any(self.encodes(shape[-1]) for shape in delivered) else {}
 
     def sketch(self) -> tuple[Latents, str]:
         """This codec for shapes alone, and what was assumed: without its folder it is as Stable Diffusion's.

@@ -29,7 +29,7 @@ def matmul_flops(text: str, passes: bool = False) -> int:
                 count = _dot if instruction.opcode == "dot" else _convolution
                 each = PASSES if passes and HIGHEST in instruction.attributes else 1
                 total += each * times[computation.name] * count(computation, instruction)
-    return total
+    return round(total)
 
 
 def _dot(computation: Computation, dot: Instruction) -> int:
@@ -95,7 +95,7 @@ def hbm_bytes(text: str) -> int:
     for computation, c in communications(computations):  # those inside fusions; the others are counted above
         if computation.name in inside and "chain_id" in c.attributes:
             total += times[computation.name] * _slow((*computation.operand_shapes(c), *c.shapes))
-    return total
+    return round(total)
 
 
 class _Traffic:

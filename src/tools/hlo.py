@@ -152,8 +152,11 @@ def parse(text: str) -> dict[str, Computation]:
     return computations
 
 
-def executions(computations: Mapping[str, Computation]) -> dict[str, int]:
-    """How often each computation runs in one run of the program: the product of the trips of the loops around it."""
+def executions(computations: Mapping[str, Computation]) -> dict[str, float]:
+    """How often each computation runs in one run of the program: the product of the trips of the loops around it.
+
+    Both branches of a conditional count, and of a choice among more (pictures in buckets) all the same share.
+    """
     times = {name: int(c.entry) for name, c in computations.items()}
     for computation in reversed(computations.values()):  # callers stand after what they call
         for instruction in computation.instructions.values():
@@ -161,7 +164,10 @@ def executions(computations: Mapping[str, Computation]) -> dict[str, int]:
                 continue  # they name the computation of their start again
             runs = times[computation.name]
             trips = _trips(computations, computation, instruction) if runs and instruction.opcode == "while" else 1
-            once = ("calls", "to_apply", "branch_computations", "true_computation", "false_computation")
+            choices = instruction.called("branch_computations")
+            for name in choices:
+                times[name] += runs if len(choices) < 3 else runs / len(choices)
+            once = ("calls", "to_apply", "true_computation", "false_computation")
             for name in instruction.called(*once, "called_computations"):
                 times[name] += runs
             for name in instruction.called("body"):

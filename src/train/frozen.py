@@ -59,7 +59,7 @@ class Frozen:
         """The same networks for shapes alone, and what was assumed of those whose folders are not there."""
         found = {kind: net.sketch() for kind, net in self.nets.items()}
         assumed = dict.fromkeys(told for _, told in found.values() if told)
-        return Frozen(**{kind: net for kind, (net, _) in found.items()}), tuple(assumed)
+        return dataclasses.replace(self, **{kind: net for kind, (net, _) in found.items()}), tuple(assumed)
 
     def fingerprints(self) -> dict[str, str]:
         """What identifies them in a checkpoint."""

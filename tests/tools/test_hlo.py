@@ -157,3 +157,11 @@ def test_memory_traffic_of_what_the_tpu_compiler_writes():
         2 * (4 * 16 * 8 * 2) + out,  # the product reads %b twice
     ]
     assert hbm_bytes(TPU) == sum(parts)
+
+
+def test_one_of_several_branches_counts():
+    """A loop of five rows, each with one of four products of 8 x 16 x n."""
+    branches = [lambda x, n=n: (x @ jnp.ones((16, n))).sum() for n in (1, 2, 3, 10)]
+    choose = lambda which, x: jax.lax.map(lambda row: jax.lax.switch(row[0], branches, row[1]), (which, x))
+    text = jax.jit(choose).lower(jnp.zeros(5, int), jnp.ones((5, 8, 16))).compile().as_text()
+    assert matmul_flops(text) == 5 * 2 * 8 * 16 * (1 + 2 + 3 + 10) / 4
