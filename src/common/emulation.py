@@ -14,12 +14,13 @@ def emulates(flags: str) -> bool:
 
 
 def ordered(flags: str) -> str:
-    """XLA_FLAGS with which the devices of a CPU meet in their collectives in one order; a schedule chosen there stays.
+    """XLA_FLAGS with which the devices of a CPU rarely meet in the wrong collective; a schedule chosen there stays.
 
     XLA's CPU programs are run by threads, each step when what it reads is there. Collectives keep the order of the
     program, but a loop counts as passed when it has begun: a collective behind it that reads nothing of it may run
     while other devices are still at those inside. Then devices wait for each other without end, or exchange the wrong
-    arrays. Scheduled for least memory, steps use the same buffers again, and wait for the loop because of them.
+    arrays. Scheduled for least memory, steps use the same buffers again, and most then wait for the loop because of
+    them. No loop at all is the remedy (`EXCHANGED` in `models/transformer.py`); this is for trunks too deep for that.
     Accelerators run the collectives of a program one by one.
     """
     return flags if "--xla_cpu_scheduler_type" in flags else f"{flags} {ORDERED}".strip()
