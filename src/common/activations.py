@@ -39,12 +39,6 @@ def constrain(x: Array, *names: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
 
 
-def layers_exchange() -> bool:
-    """Whether the devices of the mesh in use, manual axes or automatic, exchange anything inside a layer."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    return any(shape.get(axis, 1) > 1 for axis in ("fsdp", "tensor", "context"))
-
-
 def platform() -> str:
     """Of the mesh in use, which may be of devices that are not here, or else of the default device: cpu, tpu, gpu."""
     device = jax.sharding.get_abstract_mesh().abstract_device

@@ -20,7 +20,7 @@ def ordered(flags: str) -> str:
     program, but a loop counts as passed when it has begun: a collective behind it that reads nothing of it may run
     while other devices are still at those inside. Then devices wait for each other without end, or exchange the wrong
     arrays. Scheduled for least memory, steps use the same buffers again, and most then wait for the loop because of
-    them. No loop at all is the remedy (`EXCHANGED` in `models/transformer.py`); this is for trunks too deep for that.
+    them. Without a loop it cannot happen, but layers are not always unrolled (`models/transformer.py`).
     Accelerators run the collectives of a program one by one.
     """
     return flags if "--xla_cpu_scheduler_type" in flags else f"{flags} {ORDERED}".strip()

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from src.common.activations import constrain, layers_exchange, platform
+from src.common.activations import constrain, platform
 from src.common.placement import GATHERED
 from src.interfaces import PyTree, SequenceSpec
 from src.models import layers
@@ -24,7 +24,6 @@ from src.models.copies import Copies, check_copies, part
 NORMS = {"rms": layers.RMSNorm, "layer": layers.LayerNorm}
 MLPS = {"swiglu": layers.SwiGLU, "gelu": layers.GELU}
 UNROLLED = 8  # layers in a row instead of a loop on CPU, where a loop spends a third of a small step on its buffers
-EXCHANGED = 8  # the same where devices exchange inside layers: XLA for CPU mixes a loop's collectives with others
 
 
 def _all_but_weights(primitive, *inputs, **options) -> bool:
@@ -187,21 +186,15 @@ class Transformer(nnx.Module):
         if cache is None:  # nothing is trained through a cache
             body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
         stored = None if cache is None else (cache.k, cache.v)
-        numbers, unroll = jnp.arange(self.depth), self.depth if self._unrolls(cache) else 1
-        carry, seen = jax.lax.scan(body, (x, stored), (stacked, numbers), unroll=unroll)
+        # Unrolled, the compiler sees that recomputing is the same as keeping.
+        shallow = platform() == "cpu" and cache is None and self.depth <= UNROLLED and self.remat == "none"
+        numbers = jnp.arange(self.depth)
+        carry, seen = jax.lax.scan(body, (x, stored), (stacked, numbers), unroll=self.depth if shallow else 1)
         x, stored = carry
         if self.tap is not None:
             self.tap.left.append(seen)
         x = x if self.final_norm is None else self.final_norm(x)
         return x, None if cache is None else cache._replace(k=stored[0], v=stored[1])
-
-    def _unrolls(self, cache: Cache | None) -> bool:
-        """Whether the layers stand in a row instead of a loop, as in programs for CPUs (`UNROLLED`, `EXCHANGED`)."""
-        if platform() != "cpu" or cache is not None:
-            return False
-        if layers_exchange() and self.depth <= EXCHANGED:
-            return True
-        return self.depth <= UNROLLED and self.remat == "none"  # unrolled, recomputing would be the same as keeping
 
     def _attend(self, spec: SequenceSpec, cache: Cache | None, rows: int, length: int) -> Attend:
         """Attention as the rows allow it, prepared once for all layers."""

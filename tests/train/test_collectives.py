@@ -35,7 +35,6 @@ def looped(monkeypatch):
     """The layers as a loop, which they are on accelerators; few layers are unrolled on CPU, and then forward and
     backward pass share what they gather."""
     monkeypatch.setattr(transformer, "UNROLLED", 0)
-    monkeypatch.setattr(transformer, "EXCHANGED", 0)
 
 
 def size(trainer, *, split, below=""):

@@ -110,8 +110,7 @@ def steps(folder, mesh, **changes):
     """What three steps measure, and the weights after them."""
     trainer = make_trainer(build_system(config_of(folder, mesh, **changes)), jax.devices()[: math.prod(mesh)])
     state, step, measured = trainer.init(), trainer.compile(), []
-    # Devices of a CPU that come out of a loop, or leave out a branch, may take another's collective for their own.
-    assert around_collectives(step.as_text()) == []
+    assert skippable(step.as_text()) == [], "a device that skips a collective leaves the others waiting"
     with contextlib.closing(open_data(trainer)) as data, jax.set_mesh(trainer.mesh):
         for number in range(3):
             state, found = step(state, trainer.place(next(data), number))
@@ -120,21 +119,23 @@ def steps(folder, mesh, **changes):
     return jax.device_get(measured), jax.device_get((state.params, state.ema))
 
 
-def around_collectives(text):
-    """Loops and conditionals of a program with collectives inside."""
-    computations, found = parse(text), []
-    inside = {c.name for c, _ in communications(computations)}
+def skippable(text):
+    """Conditionals, and loops without a known number of trips, around collectives of a program."""
+    computations, inside, found = parse(text), set(), []
+    meeting = {c.name for c, _ in communications(computations)}
     branches = ("branch_computations", "true_computation", "false_computation")
     for name, computation in computations.items():  # callees stand before callers
         for i in computation.instructions.values():
-            if inside.intersection(i.called("body", "condition", "calls", "to_apply", *branches)):
+            held = inside.intersection(i.called("body", "condition", "calls", "to_apply", *branches))
+            counted = i.opcode == "while" and "known_trip_count" in i.attributes
+            found += [i.name] * bool(held and i.opcode in ("while", "conditional") and not counted)
+            if held or name in meeting:
                 inside.add(name)
-                found += [i.name] * (i.opcode in ("while", "conditional"))
     return found
 
 
 @pytest.mark.parametrize("branch", [True, False], ids=["branch", "loop"])
-def test_a_collective_inside_a_branch_or_a_loop_is_seen(branch):
+def test_a_collective_that_not_all_devices_run_is_seen(branch):
     def run(x):
         add = lambda x: jax.lax.psum(x, "data")
         many = jax.lax.axis_index("data") > 1
@@ -146,9 +147,10 @@ def test_a_collective_inside_a_branch_or_a_loop_is_seen(branch):
     run = jax.jit(
         jax.shard_map(run, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"), check_vma=False)
     )
-    assert len(around_collectives(run.lower(np.ones((4, 8), np.float32)).compile().as_text())) == 1
+    assert len(skippable(run.lower(np.ones((4, 8), np.float32)).compile().as_text())) == 1
 
 
+# (2, 4, 1, 1) has a collective beside the loop over the layers: without `emulation.ordered` XLA aborts here
 @pytest.mark.faults
 @pytest.mark.parametrize("mesh", [(2, 4, 1, 1), (8, 1, 1, 1), (1, 2, 2, 2), (2, 1, 1, 1)], ids=str)
 def test_any_mesh_learns_the_same(folder, mesh):
