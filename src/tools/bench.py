@@ -29,16 +29,6 @@ from src.common import config_flag  # noqa: E402
 
 PARTS = ("step", "data", "sample", "decode", "save", "peer", "encode")
 DEFAULT = PARTS[:5]
-FLAGS = flags.FlagValues()
-CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", flag_values=FLAGS)
-ONLY = flags.DEFINE_list(
-    "only", None, f"Parts to measure, of {', '.join(PARTS)}; by default all but the last two.", flag_values=FLAGS
-)
-SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each part is measured.", flag_values=FLAGS)
-STEPS = flags.DEFINE_integer("steps", 0, "Calls of each part, instead of --seconds.", 0, flag_values=FLAGS)
-JSON = flags.DEFINE_string("json", None, "File that gets the figures.", flag_values=FLAGS)
-SAVE = flags.DEFINE_float("save_gb", 0.0, "--only=save: random numbers, not the state.", flag_values=FLAGS)
-PEER = flags.DEFINE_string("peer", None, "A file of src/tools/peers: transformers.", flag_values=FLAGS)
 
 
 def bench(
@@ -130,18 +120,34 @@ def _say(what: str) -> None:
     print(f"[{time.monotonic() - STARTED:6.1f} s] {what} …", file=sys.stderr, flush=True)
 
 
+def define() -> flags.FlagValues:
+    """The flags."""
+    values = flags.FlagValues()
+    common = {"flag_values": values}
+    config_flags.DEFINE_config_file("config", None, "The config file.", **common)
+    told = f"Parts to measure, of {', '.join(PARTS)}; by default all but the last two."
+    flags.DEFINE_list("only", None, told, **common)
+    flags.DEFINE_float("seconds", 5.0, "How long each part is measured.", **common)
+    flags.DEFINE_integer("steps", 0, "Calls of each part, instead of --seconds.", 0, **common)
+    flags.DEFINE_string("json", None, "File that gets the figures.", **common)
+    flags.DEFINE_float("save_gb", 0.0, "--only=save: random numbers, not the state.", **common)
+    flags.DEFINE_string("peer", None, "A file of src/tools/peers: transformers.", **common)
+    return values
+
+
 def main(argv: list[str]) -> int:
     """Exit code; errors that a person can mend are one sentence on standard error."""
+    values = define()
     try:
-        if config_flag.parse(FLAGS, argv) is None:
+        config = config_flag.parse(values, argv)
+        if config is None:
             raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
         from src.common import distributed
 
         distributed.start()
-        parts = tuple(ONLY.value or [*DEFAULT, *(["peer"] if PEER.value else [])])
-        options = {"peer": PEER.value, "seconds": SECONDS.value, "steps": STEPS.value, "started": STARTED}
-        options["save_gb"] = SAVE.value
-        figures = bench(CONFIG.value, parts, **options)
+        parts = tuple(values.only or [*DEFAULT, *(["peer"] if values.peer else [])])
+        options = {name: values[name].value for name in ("peer", "seconds", "steps", "save_gb")}
+        figures = bench(config, parts, started=STARTED, **options)
     except (flags.Error, ValueError, OSError, RuntimeError, ImportError, AttributeError, KeyError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -153,11 +159,11 @@ def main(argv: list[str]) -> int:
     print(", ".join(f"{name} {value}" for name, value in where.items()))
     print("times in seconds, as median (10th to 90th percentile, calls); memory in bytes; mfu as a share of the peak\n")
     print(table(figures))
-    if JSON.value:
-        os.makedirs(os.path.dirname(JSON.value) or ".", exist_ok=True)
-        with open(JSON.value, "w") as file:
+    if values.json:
+        os.makedirs(os.path.dirname(values.json) or ".", exist_ok=True)
+        with open(values.json, "w") as file:
             json.dump(figures, file, indent=2)
-        print(f"written to {JSON.value}")
+        print(f"written to {values.json}")
     return 0
 
 

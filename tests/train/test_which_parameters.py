@@ -29,7 +29,7 @@ class Spy:
     def task(self, name, kind=None):
         return types.SimpleNamespace(classes=10, image_shape=(8, 8, 1)), LAYOUT, "image"
 
-    def draw(self, task, *, seed, words=None, labels=None):
+    def draw(self, task, *, seed, words=None, labels=None, grid=None):
         self.drawn.append((self.params, seed))
         return np.zeros((len(words or labels), 8, 8, 1), np.float32)
 
@@ -55,6 +55,6 @@ def test_sampling(ema, expected, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "_restored", lambda flags: (system, STATE, tmp_path))
     monkeypatch.setattr(run, "use_program_cache", lambda: None)
     path = tmp_path / "seven.png"
-    asked = {"prompt": None, "image": None, "label": 7, "task": None, "count": 2, "output": str(path)}
+    asked = {"prompt": None, "image": None, "label": 7, "task": None, "grid": None, "count": 2, "output": str(path)}
     run.sample(types.SimpleNamespace(**asked), 0.0)
     assert drawn == [(expected, 11)] and path.exists()
