@@ -140,6 +140,8 @@ def of_source(name: str, options: Sequence[str]) -> tuple[str, Any]:
     from etils import epath
 
     cls, given = lookup("data", name), {}
+    if not hasattr(cls, "__getitem__"):
+        raise ValueError(f"--source={name} is a task: name its source, such as imagenet:ImageFolders, or use --config")
     parameters = inspect.signature(cls.__init__).parameters
     for option in options:
         key, equals, value = option.partition("=")
@@ -152,8 +154,6 @@ def of_source(name: str, options: Sequence[str]) -> tuple[str, Any]:
         except ValueError as error:
             raise ValueError(f"--set={option} is no number: write --set={key}=1") from error
     check_arguments(cls, given, where=f"--source={name}")
-    if not hasattr(cls, "__getitem__"):
-        raise ValueError(f"--source={name} is a task: name its source, such as imagenet:ImageFolders, or use --config")
     return name, functools.partial(cls, **given)
 
 
