@@ -71,7 +71,7 @@ class Shards:
             raise BadRow("the record is cut off", where, f"{len(data)} of {end} bytes")
         told = parse_example(data[4:end], where)
         if self.kind in SEVERAL:
-            return Example(where, told, _parted(data[end:], told.pop(SIZES, None), where))
+            return Example(where, told, _parted(data[end:], told.pop(SIZES, None), told.get("parts"), where))
         return Example(where, told, (data[end:],) if data[end:] or self.kind != "chats" else ())
 
     def identity(self) -> list[str]:
@@ -115,11 +115,14 @@ def _manifest(folder: epath.Path) -> tuple[list[dict[str, Any]], dict[str, Any]]
         raise ValueError(f"{os.fspath(path)!r} is no manifest of shards ({error}): write the shards anew") from error
 
 
-def _parted(data: bytes, sizes: Any, where: str) -> tuple[bytes, ...]:
-    """The pictures of a record that has several. Raises BadRow."""
+def _parted(data: bytes, sizes: Any, parts: Any, where: str) -> tuple[bytes, ...]:
+    """The pictures of a record that has several, one for each of its parts that is an image. Raises BadRow."""
     sound = isinstance(sizes, list) and all(type(size) is int and size >= 0 for size in sizes)
     if not sound or sum(sizes) != len(data):
         raise BadRow("the pictures are not as long as the record says", where, f"{len(data)} bytes")
+    named = sum(isinstance(part, dict) and "image" in part for part in parts) if isinstance(parts, list) else 0
+    if named != len(sizes):
+        raise BadRow("the record has not the pictures of its parts", where, f"{len(sizes)} of {named}")
     ends = list(itertools.accumulate(sizes))
     return tuple(data[end - size : end] for size, end in zip(sizes, ends, strict=True))
 

@@ -15,6 +15,7 @@ from src.data.ledger import BadRow
 from src.data.pipeline import Mixture
 from src.data.prepare import Plan as prepare_plan
 from src.data.prepare import prepare
+from src.data.records import pack
 from src.data.shard_files import write_shard
 from src.models.vision import Pixels
 
@@ -256,12 +257,15 @@ def test_prepared_documents_give_the_same_rows(folder, tmp_path, size):
     assert arrays_of(task("", records=shards)) == arrays_of(files)
     with pytest.raises(ValueError, match="holds 'documents', this task reads chats"):
         Chats(CODEC, 32, records=shards).rows("train")
-    sound = write_shard(shards / "00000.arrayrecord", [b"\x0e\0\0\0" + b'{"bytes": [9]}'] * 5)
+    records = [b"\x0e\0\0\0" + b'{"bytes": [9]}', pack({"parts": [{"image": "a.png"}]}, sized=True)]
+    sound = write_shard(shards / "00000.arrayrecord", [*records, *records[:1] * 3])
     told = json.loads((shards / "manifest.json").read_text())
     told["shards"][0] |= sound
     (shards / "manifest.json").write_text(json.dumps(told))
     with pytest.raises(BadRow, match=r"record 0: the pictures are not as long as the record says .0 bytes."):
         task("", records=shards).examples[0]
+    with pytest.raises(BadRow, match=r"record 1: the record has not the pictures of its parts .0 of 1."):
+        task("", records=shards).examples[1]
 
 
 def test_prepared_chats_share_rows(tmp_path):
