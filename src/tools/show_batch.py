@@ -155,7 +155,7 @@ def pictures(system: System, name: str, raw: Batch, ready: Batch, view: Any, row
     """(title, image `[h, w, C]` in [-1, 1]) of the images of some rows: delivered, decoded, noised."""
     layout, predict = system.tasks[name].layout, system.predictor
     for field, values in ((s.name, raw[s.name].values) for s in layout.segments if s.kind in ("image", "vision")):
-        kind, grids = layout.segment(field).kind, _grids(raw[field])
+        kind, grids = layout.segment(field).kind, grids_of(raw[field], system.tasks[name].task)
         if values.shape[-1] in (1, 3):
             flat = np.asarray(values).reshape(-1, *values.shape[-3:])
             flat = flat if kind == "image" else 2 * (flat - flat.min()) / max(np.ptp(flat), 1e-6) - 1
@@ -187,11 +187,13 @@ def decoded(predict: Any, patches: Any, grids: list[tuple[int, int]]) -> list[np
     return [out[i] for i in range(len(grids))]
 
 
-def _grids(field: ImageField) -> list[tuple[int, int]]:
-    """Rows and columns of each image of a bucket; empty without buckets."""
+def grids_of(field: ImageField, task: Any) -> list[tuple[int, int]]:
+    """Rows and columns of each image of a bucket, the first bucket's in a row that was refused; empty without
+    buckets."""
     if not isinstance(field, BucketField):
         return []
-    return [(rows, columns) for rows, columns in np.asarray(field.grid).reshape(-1, 2).tolist()]
+    grids = map(tuple, np.asarray(field.grid).reshape(-1, 2).tolist())
+    return [grid if all(grid) else task.buckets.grids[0] for grid in grids]
 
 
 def _fold(a: Any, keep: int) -> np.ndarray:

@@ -66,6 +66,19 @@ def test_rows_are_shown_as_the_model_sees_them(tmp_path, capsys):
     assert "there is no task 'none'" in capsys.readouterr().err
 
 
+def test_a_refused_row_in_buckets_is_shown_as_an_empty_image(tmp_path, capsys):
+    formats.make_captions(tmp_path / "captions", rows=4)
+    for i in range(3):
+        (tmp_path / "captions" / f"{i}.png").write_bytes(b"broken")
+    told = CONFIG.replace("pictures:CaptionToImage", "buckets:CaptionToImage")
+    told = told.replace('"length": 32}}', '"length": 32, "buckets": ((4, 4), (2, 8))}}').replace('"latents"', '""')
+    told = told.replace("return common.debug(config)", "config.data.max_bad.share = 1.0; return common.debug(config)")
+    (tmp_path / "config.py").write_text(told.format(tmp_path))
+    flags = [f"--config={tmp_path}/config.py", f"--out={tmp_path}/out", "--task=draw"]
+    assert show_batch.main(["show_batch", *flags]) == 0, capsys.readouterr().err
+    assert list((tmp_path / "out").glob("draw*.png"))
+
+
 def test_what_is_learned_stands_in_brackets():
     class Letters:
         pad, image, image_start, image_end, bos, eos = range(26, 32)
