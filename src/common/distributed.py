@@ -53,7 +53,8 @@ def start(stoppable: bool = False) -> None:
     if _compiles_only():
         jax.config.update("jax_platforms", "cpu")
     given, flags = _from_environment(os.environ), os.environ.get("XLA_FLAGS", "")
-    if (jax.config.jax_platforms == "cpu" and given) or emulates(flags):
+    several = emulates(flags) or jax.config.jax_num_cpu_devices > 1
+    if (jax.config.jax_platforms == "cpu" and given) or several:
         os.environ["XLA_FLAGS"] = ordered(flags)
     if given is None:
         return

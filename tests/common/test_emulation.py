@@ -1,6 +1,8 @@
 """Emulated devices get the schedule in which they meet in one order; nobody else does."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -32,3 +34,10 @@ def test_a_process_among_others_is_scheduled_too_where_it_runs_on_a_cpu(monkeypa
     monkeypatch.setenv("XLA_FLAGS", "")
     distributed.start()
     assert os.environ["XLA_FLAGS"] == emulation.ORDERED
+
+
+def test_devices_that_jax_itself_is_told_of_are_scheduled_too():
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "2"}
+    said = "import os; from src.common import distributed; distributed.start(); print(os.environ['XLA_FLAGS'])"
+    done = subprocess.run([sys.executable, "-c", said], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == emulation.ORDERED
