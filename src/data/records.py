@@ -31,6 +31,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 SEVERAL = ("documents",)  # kinds with any number of pictures
 SIZES = "bytes"
+HEADER_BYTES = 4 * LINE_BYTES  # a line of a source is longer here, where its letters are written as \u00e9
 
 
 class Shards:
@@ -67,7 +68,7 @@ class Shards:
     def __getitem__(self, index: int) -> Example:
         data, where = self._files[index]
         end = 4 + int.from_bytes(data[:4], "little")
-        if end > min(len(data), LINE_BYTES):
+        if end > min(len(data), HEADER_BYTES):
             raise BadRow("the record is cut off", where, f"{len(data)} of {end} bytes")
         told = parse_example(data[4:end], where)
         if self.kind in SEVERAL:

@@ -15,9 +15,10 @@ from etils import epath
 from PIL import Image
 
 from src.codecs.text import Bytes
-from src.data import chats, imagenet, journeydb, llava, pictures, tars, tfds
+from src.data import chats, imagenet, journeydb, lines, llava, pictures, tars, tfds
 from src.data.ledger import BadRow, Ledger, TooManyBadRowsError
 from src.data.prepare import Plan, prepare
+from src.data.records import Shards
 from src.models.vision import Pixels
 from src.tools import prepare as tool
 from tests import formats
@@ -112,6 +113,15 @@ def _leaves(fields):
 
 class Stop(Exception):
     pass
+
+
+def test_what_a_line_may_hold_a_record_holds_too(tmp_path):
+    """However it is written there: every letter of three bytes takes six."""
+    line = json.dumps({"data": ["é", "\u597d" * (lines.LINE_BYTES // 3 - 20)]}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_text(line, encoding="utf-8")
+    source = partial(chats.UltraChat, epath.Path(tmp_path))
+    assert len(line.encode()) <= lines.LINE_BYTES and prepare(source, tmp_path / "o", Plan())["rows"] == 1
+    assert Shards(epath.Path(tmp_path / "o"), "chats")[0].told == source()[0].told
 
 
 def test_stopped_work_goes_on_and_gives_the_same_bytes(tmp_path):
