@@ -199,13 +199,7 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     wrong = {
         "has shards already": command,
         "no argument 'x'": [*command, "--set=x=1"],
-        "is a task: name its source": [
-            "",
-            "--source=imagenet:ClassToImage",
-            "--out=o",
-            "--set=size=8",
-            "--set=classes=5",
-        ],
+        "is a task: name its source": ["", "--source=imagenet:ClassToImage", "--out=o", "--set=size=8"],
         "either --config=<file> or --source": ["", "--out=o"],
         unset: ["", "--out=o", config],
     }
