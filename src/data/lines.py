@@ -15,6 +15,7 @@ from src.data.ledger import BadRow
 from src.data.tables import cached_table, stamp
 
 LINE_BYTES = 4 << 20  # longer lines are not read
+OPEN = 64  # files at a time
 KEPT = 1 << 26  # bytes of a file from which on the places of its lines are kept in the cache
 
 
@@ -27,6 +28,7 @@ class LineFile:
     def __init__(self, path: epath.Path, name: str = ""):
         self.name = name or path.name
         self.path = local_copy(path)
+        self._key = object()  # the file may have been another one when others opened it
         large = self.path.stat().st_size > KEPT
         self.ends = cached_table("lines", [stamp(self.path)], self._find) if large else self._find()
 
@@ -36,17 +38,31 @@ class LineFile:
     def __len__(self) -> int:
         return len(self.ends)
 
-    @functools.cached_property
-    def _file(self) -> int:
-        return os.open(self.path, os.O_RDONLY)
-
     def where(self, line: int) -> str:
         """A line for people, who count from 1."""
         return f"{self.name} line {line + 1}"
 
     def __getitem__(self, line: int) -> dict[str, Any]:
         start, end = int(self.ends[line - 1]) if line else 0, int(self.ends[line])
-        return read_object(self._file, start, end, self.where(line))
+        opened = _opened(self.path, self._key)  # stays open as long as it has a name here
+        return read_object(opened.number, start, end, self.where(line))
+
+
+class _Opened:
+    """A file that is open until nobody reads it any more, whichever thread that is."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+@functools.lru_cache(OPEN)
+def _opened(path: str | os.PathLike[str], key: object) -> _Opened:
+    return _Opened(path)
 
 
 def line_ends(path: str | os.PathLike[str]) -> np.ndarray:

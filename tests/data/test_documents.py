@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from src.codecs.text import Bytes
+from src.data import lines
 from src.data.documents import Chats, Documents
 from src.data.ledger import BadRow
 from src.data.pipeline import Mixture
@@ -273,6 +276,18 @@ def test_prepared_chats_share_rows(tmp_path):
     files = Chats(CODEC, 32, folder=tmp_path)
     prepare(files.open, tmp_path / "shards", prepare_plan(rows=4))
     assert arrays_of(Chats(CODEC, 32, records=tmp_path / "shards")) == arrays_of(files) and files.rows("train") == 3
+
+
+def test_any_number_of_files_is_read(tmp_path):
+    """By threads, and more files than may be open at a time."""
+    count = lines.OPEN + 30
+    for i in range(count):
+        (tmp_path / f"{i:03}.jsonl").write_text(json.dumps({"data": [f"q{i}", "a"]}))
+    before, source = len(os.listdir("/dev/fd")), Chats(CODEC, 32, folder=tmp_path).open()
+    order = np.random.default_rng(0).integers(0, count, 3000).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: source[i].told["turns"][0], order))
+    assert found == [f"q{i}" for i in order] and len(os.listdir("/dev/fd")) <= before + lines.OPEN
 
 
 @pytest.mark.parametrize(
