@@ -82,15 +82,17 @@ class ExampleTask(RowTask):
     def _held(self) -> int:
         """`held_out`, and the rows before these that are of the same chat."""
         held, total = self.held_out, len(self.examples)
-        while self.kind == "chats" and 0 < held < total and self._goes_on(total - held):
+        inside = False
+        while self.kind == "chats" and 0 < held < total and (inside := self._goes_on(total - held, inside)):
             held += 1
         return held
 
-    def _goes_on(self, place: int) -> bool:
+    def _goes_on(self, place: int, inside: bool) -> bool:
+        """Whether earlier rows are of the same chat; a damaged one is taken to be like the row behind it."""
         try:
             return bool(self.examples[place].told.get(BEFORE))
         except BadRow:
-            return False
+            return inside
 
     def example(self, split: str, index: int) -> Example:
         """The example of a row. Raises BadRow."""

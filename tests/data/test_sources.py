@@ -14,7 +14,7 @@ from etils import epath
 from PIL import Image
 
 from src.codecs.text import Bytes
-from src.data import chats, imagenet, journeydb, json_list, llava, pictures, records, tars, tfds
+from src.data import chats, imagenet, journeydb, json_list, llava, pictures, records, shard_files, tars, tfds
 from src.data.ledger import BadRow
 from src.data.pipeline import Stream, ordered
 from src.data.prepare import Plan, prepare
@@ -254,6 +254,15 @@ def test_split_chats_are_whole_pairs_that_together_are_everything(tmp_path):
         assert first == held_out or chat[-held_out] == chat[-first], "and no more is held out than that needs"
         more += first > held_out
     assert more > 5
+
+
+def test_a_damaged_piece_parts_no_chat(tmp_path):
+    piece = lambda chat, first: records.pack({"turns": [chat, "a"]} | ({"before": first} if first else {}))
+    rows = [piece("one", 0), piece("one", 2), piece("two", 0), b"damaged", piece("two", 4), piece("two", 6)]
+    shard = {"name": "0.arrayrecord"} | shard_files.write_shard(tmp_path / "0.arrayrecord", rows)
+    records.write_manifest(epath.Path(tmp_path), [shard], schema={"kind": "chats"})
+    task = chats.ChatToText(CODEC, 40, records=tmp_path, held_out=1)
+    assert (task.rows("train"), task.rows("test")) == (2, 4)
 
 
 def test_llava_rows_have_the_picture_where_its_marker_was(tmp_path):
