@@ -99,7 +99,7 @@ def check_moments(
     if set(have) != set(want):
         raise ValueError(
             f"task {task}: {folder!r} holds moments of {_said(have)}, and the task reads {_said(want)}: write moments"
-            " for this task (python -m src.tools.latents --help), or give it those buckets (buckets:CaptionToImage)"
+            " for this task (python -m src.tools.latents --help), or give it those buckets (data/buckets.py)"
         )
 
 
