@@ -6,7 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ class Latents:
     rows       pictures that a device encodes or decodes at a time
     """
 
+    group: ClassVar[str] = "image_codec"  # of the config, for messages
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -41,11 +43,11 @@ class Latents:
     ):
         if channels in (1, 3) or channels < 1 or factor < 1 or rows < 1:
             raise ValueError(
-                f"image_codec has channels={channels}, factor={factor}, rows={rows}: give numbers of at least 1, and"
+                f"{self.group} has channels={channels}, factor={factor}, rows={rows}: give numbers of at least 1, and"
                 " channels that are not those of a picture"
             )
         if dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"image_codec.dtype={dtype!r} is unknown; use float32 or bfloat16")
+            raise ValueError(f"{self.group}.dtype={dtype!r} is unknown; use float32 or bfloat16")
         self.path, self.channels, self.factor, self.dtype, self.rows = path, channels, factor, dtype, rows
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,7 +65,7 @@ class Latents:
         if channels != 3 or height % self.factor or width % self.factor:
             raise ValueError(
                 f"images of {height} x {width} x {channels} are neither pictures with sides that are multiples of"
-                f" {self.factor}, nor moments or latents of {self.channels} channels: see image_codec and the tasks"
+                f" {self.factor}, nor moments or latents of {self.channels} channels: see {self.group} and the tasks"
             )
         return height // self.factor, width // self.factor, self.channels
 
@@ -79,7 +81,7 @@ class Latents:
         if (config.latent_channels, config.factor) != (self.channels, self.factor):
             raise ValueError(
                 f"the autoencoder in {os.fspath(self.path)!r} makes {config.latent_channels} channels for"
-                f" {config.factor} x {config.factor} pixels: set image_codec.channels and image_codec.factor to that"
+                f" {config.factor} x {config.factor} pixels: set {self.group}.channels and {self.group}.factor to that"
             )
         return Vae(config, self.dtype)
 
@@ -107,7 +109,7 @@ class Latents:
         levels, widths = self.factor.bit_length(), VaeConfig().block_out_channels
         config = VaeConfig((widths + widths[-1:] * levels)[:levels], latent_channels=self.channels)
         if config.factor != self.factor:
-            raise ValueError(f"image_codec.factor={self.factor} is no power of two: no such autoencoder has it")
+            raise ValueError(f"{self.group}.factor={self.factor} is no power of two: no such autoencoder has it")
         twin = copy.copy(self)
         twin.vae = Vae(config, self.dtype)
         widths = ", ".join(map(str, config.block_out_channels))
@@ -141,6 +143,6 @@ class Latents:
     def _check_path(self) -> None:
         if not os.fspath(self.path) or not epath.Path(self.path).exists():
             raise FileNotFoundError(
-                f"the autoencoder's folder {os.fspath(self.path)!r} does not exist: set image_codec.path to a folder"
+                f"the autoencoder's folder {os.fspath(self.path)!r} does not exist: set {self.group}.path to a folder"
                 " with config.json and diffusion_pytorch_model.safetensors (docs/weights.md)"
             )

@@ -153,6 +153,10 @@ class Clip:
         return values
 
 
+class _Codec(latents.Latents):
+    group = "vision"
+
+
 class Latents:
     """MonoFormer's other branch: latents of the whole picture in a square with black borders, as patches.
 
@@ -160,7 +164,7 @@ class Latents:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, size: int = 256, patch: int = 2, **options: Any):
-        self._codec = latents.Latents(path, **options)
+        self._codec = _Codec(path, **options)
         height, width, channels = self._codec.shape((size, size, 3))
         self._patch = Patch(patch, channels, height, width)
         self.shape, self.tokens, self.features = (size, size, 3), self._patch.tokens, self._patch.features
