@@ -23,6 +23,8 @@ def base() -> ConfigDict:
             # skip: regexes of paths that are initialised all the same.
             "init_from": {"path": "", "ema": False, "skip": ()},
             "patch": {"size": 2, "scale": 1.0, "shift": 0.0},
+            # text:SentencePiece (without a path it is trained on the tasks' own text, where they bring some),
+            # text:Llama (a path to tokenizer.model), text:Bytes (a token for each byte, no file)
             "text_codec": {"name": "text:SentencePiece", "path": "", "vocab_size": 200, "folder": ""},
             # What images are drawn as: "" pixels (or what the files hold), latents with a path: latents of a frozen
             # autoencoder. What encodes images that are understood: vision:Clip, vision:Latents or vision:Pixels.

@@ -32,7 +32,7 @@ from src.doctor.observer import make_doctor
 from src.train import lock, loop
 from src.train.checkpoint import Checkpointer
 from src.train.compatible import check_config, fields, plain
-from src.train.trainer import Trainer, make_trainer
+from src.train.trainer import Trainer, check_data, make_trainer
 from src.train.workdir import sweep
 
 FLAGS = ("mode", "workdir", "prompt", "label", "image", "task", "count", "grid", "step")
@@ -52,6 +52,7 @@ def train(flags: Any, started: float) -> None:
         stopping.before_leaving(release)
         sweep(checkpoints.workdir)
         stack.enter_context(watchdog.watching(**config.watchdog))
+        check_data(system)
         writer = stack.enter_context(contextlib.closing(_writer(workdir)))  # a run that fails keeps its last lines
         state, facts = loop.train(trainer, checkpoints, _with_pictures(writer, workdir), started, make_doctor(trainer))
         logging.info("training is done after %.0f s; evaluating", time.monotonic() - started)
@@ -103,7 +104,8 @@ def sample(flags: Any, started: float) -> None:
     what = {"words": [flags.prompt] * flags.count} if flags.label is None else {"labels": [flags.label] * flags.count}
     images = predict.draw(task, **what, seed=system.config.seed, grid=grid)
     title = flags.prompt if flags.label is None else f"class {flags.label}"
-    path = flags.output or str(workdir / "samples" / f"{stem(title)}.png")
+    bucket = "" if grid is None else "-{}x{}".format(*grid)
+    path = flags.output or str(workdir / "samples" / f"{stem(title)}{bucket}.png")
     if is_first():
         save_png(path, caption_grid(images, [title] * len(images), columns=min(flags.count, 8)))
     _say(path)

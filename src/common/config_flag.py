@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> Any:
     Raises ValueError, in one sentence, for a file that is not there, flags or fields that are unknown, words that are
     no flags, and for what a config file says of its variants.
     """
+    answer_help(values, argv)
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         flag, equals, value = word.lstrip("-").partition("=")
         path = (value if equals else following).partition(":")[0]
@@ -25,11 +27,21 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> Any:
         words = values(list(argv))
         config = values["config"].value
     except (flags.Error, AttributeError, KeyError, TypeError, ImportError, SyntaxError, OSError) as error:
-        kind = "the config has no such field" if isinstance(error, KeyError | AttributeError) else "a flag is wrong"
-        raise ValueError(f"{kind}: {reason(error)}") from error
+        if isinstance(error, KeyError | AttributeError):
+            told = reason(error)
+            told += "" if "did you mean" in told else "; flags change fields that the file has, add others there"
+            raise ValueError(f"the config has no such field: {told}") from error
+        raise ValueError(f"a flag is wrong: {reason(error)}") from error
     if words[1:]:
         raise ValueError(f"what is {words[1]!r}? flags begin with --, as in --config=…")
     return config
+
+
+def answer_help(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Prints what the program does and its flags, and leaves it, where the command line asks for that."""
+    if any(word.lstrip("-") in ("help", "h", "helpfull", "helpshort") for word in argv if word.startswith("-")):
+        print(f"{sys.modules['__main__'].__doc__ or ''}\n{values.get_help()}")
+        raise SystemExit(0)
 
 
 def reason(error: Exception) -> str:

@@ -51,10 +51,12 @@ class _Bucketed:
         super().__init__(*arguments, patch=patch, **options)
         self.buckets = Buckets(as_grids(buckets), patch)
         if self.image_shape is None or self.buckets.pixels(self.buckets.grids[0]) != self.image_shape[:2]:
+            (height, width), have = self.buckets.pixels(self.buckets.grids[0]), (self.image_shape or (0, 0))[:2]
+            size = f"size={height}, or " if height == width else ""
             raise ValueError(
-                f"the first of the buckets {self.buckets.grids} has images of"
-                f" {self.buckets.pixels(self.buckets.grids[0])}, the task of {(self.image_shape or ())[:2]}: make the"
-                " first one that of size"
+                f"the first of the buckets {self.buckets.grids}, of patches of {patch} x {patch}, has images of"
+                f" {height} x {width}, the task of {have[0]} x {have[1]}: give {size}a first bucket"
+                f" {(have[0] // patch, have[1] // patch)}"
             )
 
     def fit(self, pixels: UInt8[np.ndarray, "h w C"]) -> dict[str, np.ndarray]:

@@ -55,6 +55,11 @@ class ExampleTask(RowTask):
         shards = Shards(epath.Path(self.records), self.kind)
         buckets = getattr(self, "buckets", None)
         check_moments(shards.moments, self.image_shape, self.name, os.fspath(self.records), buckets)
+        if buckets and shards.cut:
+            raise ValueError(
+                f"task {self.name} has buckets, and the pictures in {os.fspath(self.records)!r} were cut to squares of"
+                f" {shards.cut} pixels: prepare them anew without --size"
+            )
         return shards
 
     @property

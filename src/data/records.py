@@ -36,7 +36,8 @@ HEADER_BYTES = 4 * LINE_BYTES  # a line of a source is longer here, where its le
 
 class Shards:
     """The rows of a folder of shards by number; `classes` are those of the manifest, if any, and `moments` what it says
-    of them, where the shards hold those of latents instead of pictures (`tools.latents`).
+    of them, where the shards hold those of latents instead of pictures (`tools.latents`). `cut`: the pictures are
+    squares of so many pixels.
 
     Raises FileNotFoundError without a manifest, ValueError for another kind of examples, or naming every shard that is
     missing or damaged.
@@ -51,6 +52,7 @@ class Shards:
             )
         self.classes: list[dict[str, str]] = schema["classes"]
         self.moments: Moments | None = schema["moments"]
+        self.cut: int | None = schema["cut"]
         self._digests = [f"{shard['name']} {shard['sha256']}" for shard in shards]
         self._files = ShardFiles(folder, [(shard["name"], shard["rows"]) for shard in shards])
         wrong = {s["name"]: flaw for s in shards if (flaw := self._flaw(s["name"], s["bytes"]))}
@@ -110,8 +112,10 @@ def _manifest(folder: epath.Path) -> tuple[list[dict[str, Any]], dict[str, Any]]
                 raise ValueError(f"{shard} has no sizes")
         schema = told.get("schema", {})
         classes = [{"id": str(c["id"]), "name": str(c["name"])} for c in schema.get("classes", ())]
-        moments = moments_of_manifest(schema.get("image"))
-        return shards, {"kind": schema.get("kind", "captions"), "classes": classes, "moments": moments}
+        image = schema.get("image")
+        moments = moments_of_manifest(image)
+        cut = image.get("size") if isinstance(image, dict) and not moments else None
+        return shards, {"kind": schema.get("kind", "captions"), "classes": classes, "moments": moments, "cut": cut}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{os.fspath(path)!r} is no manifest of shards ({error}): write the shards anew") from error
 

@@ -19,6 +19,8 @@ from typing import Any
 
 from absl import flags
 
+from src.common import config_flag
+
 ERRORS = (ValueError, KeyError, OSError, RuntimeError, ImportError)
 
 
@@ -49,6 +51,7 @@ def main(argv: list[str]) -> int:
     values = define()
     try:
         try:
+            config_flag.answer_help(values, argv)
             rest = values(argv)
         except flags.Error as error:
             raise ValueError(f"a flag is wrong: {' '.join(str(error).split())}") from error

@@ -177,13 +177,23 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
     return Trainer(system, mesh, optimizer, schedule, abstract, Placement(specs, jnp.dtype(config.model.dtype)))
 
 
+def check_data(system: System) -> None:
+    """Opens the data of every task, so that what is missing or of another kind is refused before anything takes long.
+
+    Raises FileNotFoundError, ValueError.
+    """
+    tasks = {name: plan.task for name, plan in system.tasks.items()}
+    rows = {f"the number of rows of {name}": task.rows("train") for name, task in tasks.items()}
+    for name, task in tasks.items():
+        system.frozen.check(name, getattr(task, "latents_of", None))
+    check_same(rows)
+
+
 def open_data(trainer: Trainer, workdir: Any = None) -> Mixture:
-    """This process's share of the batches of every task; bad rows are listed in `workdir`."""
+    """This process's share of the batches of every task; bad rows are listed in `workdir`. Raises as `check_data`."""
+    check_data(trainer.system)
     plans = trainer.system.tasks
     tasks = {name: plan.task for name, plan in plans.items()}
-    for name, task in tasks.items():
-        trainer.system.frozen.check(name, getattr(task, "latents_of", None))
-    check_same({f"the number of rows of {name}": task.rows("train") for name, task in tasks.items()})
     shard, order = data_shard(trainer.mesh)
     config, rows = trainer.system.config, {name: plan.rows for name, plan in plans.items()}
     if len(rows) > 1:

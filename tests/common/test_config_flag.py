@@ -24,3 +24,10 @@ def test_a_config_that_is_not_there_or_wrong_is_one_sentence(tool, capsys, monke
         assert tool.main(sys.argv) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ") and told in error and error.count("\n") == 1 and len(error) < 130, error
+
+
+@pytest.mark.parametrize("tool", TOOLS[1:])
+def test_help_tells_the_flags(tool, capsys):
+    with pytest.raises(SystemExit) as left:
+        tool.main(["tool", "--help"])
+    assert left.value.code == 0 and "--config" in capsys.readouterr().out

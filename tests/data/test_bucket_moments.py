@@ -10,9 +10,9 @@ from src.codecs.buckets import Buckets
 from src.codecs.text import Bytes
 from src.data import buckets, pictures
 from src.data.examples import Example
-from src.data.ledger import BadRow
+from src.data.ledger import BadRow, Ledger
 from src.data.moments import HELD, Encoding, Moments, moments_in_bucket
-from src.data.prepare import prepare
+from src.data.prepare import Plan, prepare
 from src.data.records import SEVERAL, pack
 from src.models.vision import Pixels
 from src.tools.latents import reader
@@ -169,3 +169,12 @@ def test_a_rare_size_does_not_hold_back_all_others():
     found = plan.records(Source(), range(100))
     assert next(found) == (0, b"\0") and len(asked) < 2 * HELD + 9
     assert list(found) == [(row, bytes([row])) for row in range(1, 100)]
+
+
+def test_pictures_that_were_cut_to_squares_are_refused(folder, tmp_path):
+    source = captions(moments=False, folder=folder)
+    ledger = Ledger(tmp_path / "cut", share=1)
+    prepare(source.open, tmp_path / "cut", Plan(rows=4, size=16), ledger=ledger)
+    with pytest.raises(ValueError, match="were cut to squares of 16 pixels: prepare them anew without --size"):
+        captions(tmp_path / "cut", moments=False).rows("train")
+    assert pictures.CaptionToImage(Bytes(), 16, 16, records=tmp_path / "cut").rows("train") == 7

@@ -103,7 +103,7 @@ def test_documents_come_in_buckets(tmp_path):
         (lambda: Buckets(((4, 4), (4, 4)), 2), "a grid twice"),
         (lambda: as_grids([[4, "4"]]), "pairs of whole numbers"),
         (lambda: as_grids(4), "list of pairs"),
-        (lambda: CaptionToImage(Bytes(), 8, 16, buckets=((2, 8),), patch=2), "make the first"),
+        (lambda: CaptionToImage(Bytes(), 8, 16, buckets=((2, 8),), patch=2), r"of 8 x 8: give a first bucket \(4, 4\)"),
         (lambda: Patch(2, 3, 8, 8).shaped((4, 5)), "has not 16 patches"),
         (lambda: BUCKETS.fold(pixels(8, 8), (2, 8)), "has no 2 x 8 patches"),
     ],
