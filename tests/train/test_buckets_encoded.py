@@ -86,5 +86,5 @@ def test_a_config_with_buckets_of_pictures_moments_or_latents_is_built(size, cha
     spec = system.spec()["draw"]["image"]
     assert spec.values.shape[1:] == (8, 8, 4) and spec.grid.shape[1:] == (2,) and system.predictor.shape == (16, 16, 3)
     config.tasks.draw.data.size = 2 * size
-    with pytest.raises(ValueError, match="make the first one that of size"):
+    with pytest.raises(ValueError, match="give size="):
         build_system(common.debug(config))
