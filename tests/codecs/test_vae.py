@@ -64,6 +64,7 @@ def test_moments_and_images_are_those_of_diffusers(golden):
         np.testing.assert_allclose(value, jnp.concatenate([want[name]] * 4), atol=1e-5, err_msg=name)
 
 
+@pytest.mark.faults
 def test_alone_without_jit_and_in_bfloat16(golden):
     """The error in bfloat16 is of the root mean square."""
     vae, params, want = golden

@@ -30,6 +30,7 @@ def run(monkeypatch, *flags):
     return aot.main(sys.argv)
 
 
+@pytest.mark.faults
 def test_a_train_step_that_does_not_fit(capsys, monkeypatch):
     flags = ["--config=configs/digits.py:debug", "--platform=cpu", "--topology=8", "--json", "--hbm=0.0001"]
     assert run(monkeypatch, *flags, "--config.mesh.fsdp=4") == 2

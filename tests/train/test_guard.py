@@ -46,7 +46,7 @@ class Net:
         return dict.fromkeys(views)
 
 
-@pytest.mark.parametrize("moments", ["bfloat16", "factored"])
+@pytest.mark.parametrize("moments", ["bfloat16", pytest.param("factored", marks=pytest.mark.faults)])
 def test_a_run_with_bad_steps_is_bit_for_bit_the_run_without_them(monkeypatch, moments):
     monkeypatch.setattr(systems, "bind", lambda graph, params, placement, tap: Net(params))
     optim = {"lr": 0.1, "warmup": 4, "moments": moments, "multipliers": (("still", 0.0), (".*", 1.0))}
