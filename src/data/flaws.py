@@ -11,7 +11,7 @@ from src.common.tree import listed
 
 FILES = 10  # files that a summary names
 # "train.jsonl line 3 turns 1 to 2", "00001.arrayrecord record 7", "a.tar fox.jpg"; else the place is a file itself
-PLACE = re.compile(r"(.+?) ((?:line|element|record) \d.*)|(.+?\.tar) (.+)")
+PLACE = re.compile(r"(.+) ((?:line|element|record) \d+(?: [^/]*)?)|(.+?\.tar) (.+)")
 Told = tuple[str, str, str]  # where, reason and detail of a `BadRow`
 
 

@@ -59,11 +59,15 @@ def check_encoding(trainer: Trainer) -> int | None:
         return None
     need = found.temp_size_in_bytes + found.output_size_in_bytes
     need += _local(trainer.frozen_shapes()) + _local(trainer.delivered()) + _local(trainer.abstract)
+    return _fitting(trainer, need, "encoding images before a step", "lower image_codec.rows or vision.rows, or batch")
+
+
+def _fitting(trainer: Trainer, need: int, what: str, advice: str) -> int:
+    """`need`, the bytes of a device for `what`. Raises ValueError when a device has less."""
     have, sharing = room(), len(trainer.mesh.local_devices) if _shared() else 1
     if have is not None and need * sharing > have:
         raise ValueError(
-            f"encoding images before a step takes {need * sharing / GIB:.1f} GiB with the state, and there are"
-            f" {have / GIB:.1f} GiB: lower image_codec.rows or vision.rows, or batch, or {ELSEWHERE}"
+            f"{what} takes {need * sharing / GIB:.1f} GiB, and there are {have / GIB:.1f} GiB: {advice}, or {ELSEWHERE}"
         )
     return need
 
@@ -86,13 +90,7 @@ def check_step(trainer: Trainer, update: Any) -> int | None:
     need += max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
     if trainer.system.frozen.nets:
         need += _local(trainer.delivered()) + _local(trainer.batch())
-    have, sharing = room(), len(trainer.mesh.local_devices) if _shared() else 1
-    if have is not None and need * sharing > have:
-        raise ValueError(
-            f"a step takes {need * sharing / GIB:.1f} GiB, and there are {have / GIB:.1f} GiB: lower batch, raise"
-            f" accumulate, set model.trunk.remat to names or full, or {ELSEWHERE}"
-        )
-    return need
+    return _fitting(trainer, need, "a step", "lower batch, raise accumulate, set model.trunk.remat to names or full")
 
 
 def room() -> int | None:

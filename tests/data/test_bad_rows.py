@@ -223,3 +223,10 @@ def test_kinds_of_fields():
     batch = next(ordered(All(), "test", 8))
     for leaf in jax.tree.leaves(batch):
         assert not leaf[1::2].any() and leaf[::2].all()
+
+
+def test_a_path_that_looks_like_a_place_is_a_path():
+    assert flaws.parted("my set line 2/train.jsonl line 5") == ("my set line 2/train.jsonl", "line 5")
+    assert flaws.parted("a line 3 b/c.JPEG") == ("", "a line 3 b/c.JPEG")
+    assert flaws.parted("n01/x line 3.JPEG") == ("", "n01/x line 3.JPEG")
+    assert flaws.parted("train.jsonl line 3 turns 1 to 2") == ("train.jsonl", "line 3 turns 1 to 2")

@@ -253,11 +253,18 @@ def arrays_of(data):
 
 
 @pytest.mark.parametrize("size", [0, 8])
-def test_prepared_documents_give_the_same_rows(folder, tmp_path, size):
-    files, shards = task(folder), tmp_path / "shards"
+def test_prepared_documents_give_the_same_rows(tmp_path, size):
+    where, shards = corpus(tmp_path / "documents"), tmp_path / "shards"
+    for i, path in enumerate(sorted((where / "a").iterdir())):
+        wide = np.random.default_rng(i).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+        Image.fromarray(wide).save(path)
+    files = task(where)
     manifest = prepare(files.open, shards, prepare_plan(rows=5, size=size), name="documents")
     assert manifest["rows"] == COUNT and manifest["schema"]["kind"] == "documents"
-    assert arrays_of(task("", records=shards)) == arrays_of(files)
+    copy = task("", records=shards)
+    assert arrays_of(copy) == arrays_of(files)
+    kept = [[Image.open(io.BytesIO(image)).size for image in copy.examples[i].images] for i in range(3)]
+    assert kept == [[(size or 20, size or 12)] * 2, [(20, 12)], []], "what is understood stays whole"
     with pytest.raises(ValueError, match="holds 'documents', this task reads chats"):
         Chats(CODEC, 32, records=shards).rows("train")
     records = [b"\x0e\0\0\0" + b'{"bytes": [9]}', pack({"parts": [{"image": "a.png"}]}, sized=True)]

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from configs import common
+from src import run
 from src.build import build_system
 from src.codecs.latents import Latents
 from src.codecs.vae import Vae, VaeConfig
@@ -142,3 +144,17 @@ def test_a_frozen_network_may_move_and_not_change():
     assert list(check_config(of("a", "1f"), of("b", "1f"))) == ["image_codec.path"]
     with pytest.raises(ValueError, match=r"give the image_codec that it began with"):
         check_config(of("a", "1f"), of("a", "2e"))
+
+
+def test_data_that_do_not_fit_are_refused_before_anything_compiles(folder, tmp_path, monkeypatch):
+    config = config_of(folder)
+    config.mesh.data = 8
+    config.tasks.draw.data.folder = str(tmp_path / "nowhere")
+    config.init_from.path = str(tmp_path / "weights")  # not there either, and read later
+    monkeypatch.setattr(run, "use_program_cache", lambda: None)
+    monkeypatch.setattr(run.stopping, "before_leaving", lambda release: None)
+    monkeypatch.setattr(run.loop, "train", lambda *a, **k: pytest.fail("the training began"))
+    monkeypatch.setattr(run, "make_doctor", lambda trainer: pytest.fail("the doctor looked at the data first"))
+    flags = types.SimpleNamespace(config=config, workdir=str(tmp_path / "run"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run.train(flags, 0.0)
