@@ -1,0 +1,42 @@
+"""Nothing moves: losses and rows of the first steps, every config's parameters, and a checkpoint of format 2."""
+
+import shutil
+
+import jax
+import pytest
+
+from src.build import build_system
+from src.common.writers import Many
+from src.train import loop
+from src.train.checkpoint import Checkpointer
+from src.train.trainer import make_trainer
+from tests.helpers import recorded
+from tests.train.test_step import Recorder
+
+
+@pytest.mark.parametrize("name", recorded.RUNS)
+def test_the_first_losses_and_rows_are_those_that_were_recorded(name):
+    expected, found = recorded.read("losses")[name], recorded.losses(name)
+    assert found["rows"] == expected["rows"]
+    for now, before in zip(found["losses"], expected["losses"], strict=True):
+        assert now == pytest.approx(before, rel=2e-5)
+
+
+@pytest.mark.parametrize("name, variant", recorded.FORMS)
+def test_the_parameters_of_a_config_are_those_that_were_recorded(name, variant):
+    assert recorded.shapes(name, variant) == recorded.read("parameters")[f"{name}:{variant}"]
+
+
+@pytest.mark.parametrize("name", recorded.RUNS)
+def test_a_checkpoint_of_format_2_goes_on_as_it_did_then(name, tmp_path):
+    shutil.copytree(recorded.FOLDER / "format_2" / name, tmp_path, dirs_exist_ok=True)
+    config, recorder = recorded.config_of(name), Recorder()
+    with config.unlocked():
+        config.optim.steps = 8
+    trainer = make_trainer(build_system(config), jax.devices()[:1])
+    checkpoints = Checkpointer(str(tmp_path), **config.checkpoint)
+    loop.train(trainer, checkpoints, Many([recorder]), 0.0)
+    checkpoints.close()
+    for step, before in recorded.read("resumed")[name].items():
+        assert recorder.losses[int(step)] == pytest.approx(before, rel=2e-5)
+    assert len(recorder.losses) == 4
