@@ -184,18 +184,18 @@ def sample() -> dict:
             "steps": 25,
             "guidance": {"scale": 2.0, "interval": (0.0, 1.0), "rescale": 0.0, "channels": 0},  # channels 0: all,
         },
-        "text": {"name": "tokens:Greedy"},  # or tokens:Sampled with temperature, top_k, top_p
+        "text": {"name": "next_token:Greedy"},  # or next_token:Sampled with temperature, top_k, top_p
     }
 
 
-def denoise(field: str = "image", weight: float = 1.0, times: str = "times:LogitNormal") -> dict:
+def diffusion(field: str = "image", weight: float = 1.0, times: str = "timesteps:LogitNormal") -> dict:
     """Diffusion loss of a field."""
     return {
-        "name": "denoise",
+        "name": "diffusion",
         "field": field,
         "weight": weight,
         "times": {"name": times},
-        "loss_weight": {"name": "weights:Constant"},  # or weights:MinSNR, weights:ELBO
+        "loss_weight": {"name": "weighting:Constant"},  # or weighting:MinSNR, weighting:ELBO
     }
 
 
@@ -235,8 +235,8 @@ def official(config: ConfigDict, channels: int = 3) -> ConfigDict:
         }
         for task in config.tasks.values():
             for objective in task.objectives.values():
-                if objective.name == "denoise":
-                    objective.times = {"name": "times:Grid"}
+                if objective.name == "diffusion":
+                    objective.times = {"name": "timesteps:Grid"}
                 else:
                     objective.weight = 0.01
     config.sample.image.sampler = {"name": "gaussian:Ancestral"}
@@ -261,7 +261,7 @@ def tinyllama(config: ConfigDict) -> ConfigDict:
 def sd_latents(config: ConfigDict) -> ConfigDict:
     """Images as latents of Stable Diffusion's autoencoder, noised as DDPM does, with a learned variance."""
     with config.unlocked():
-        codec = {"name": "latents", "path": "data/sd-vae", "channels": 4, "factor": 8}
+        codec = {"name": "vae_latents", "path": "data/sd-vae", "channels": 4, "factor": 8}
         config.image_codec = codec | {"dtype": "float32"}  # or bfloat16, see docs/performance.md
     config.process = ddpm()
     config.model.image_head.update({"variance": "learned", "init": "normal:0.02", "adaln_init": "normal:0.02"})
@@ -300,7 +300,7 @@ def journeydb(share: float) -> dict:
             "length": 128,
             "newline": False,
         },
-        "objectives": {"diffusion": denoise(times="times:Grid")},
+        "objectives": {"diffusion": diffusion(times="timesteps:Grid")},
     }
 
 

@@ -22,7 +22,7 @@ def get_config(name: str | None = None):
         "caption_to_image": {
             "share": 32,
             "data": {"name": "digits:CaptionToImage", "length": 25, "shift": 0},
-            "objectives": {"diffusion": common.denoise()},
+            "objectives": {"diffusion": common.diffusion()},
         },
         "image_to_caption": {
             "share": 24,

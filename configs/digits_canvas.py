@@ -21,7 +21,7 @@ def get_config(name: str | None = None):
         "caption_to_canvas": {
             "share": 48,
             "data": {"name": "canvas:CanvasCaptionToImage", "shift": 0},
-            "objectives": {"diffusion": common.denoise()},
+            "objectives": {"diffusion": common.diffusion()},
         },
         "canvas_to_caption": {
             "share": 16,

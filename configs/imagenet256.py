@@ -40,7 +40,7 @@ def get_config(name: str | None = None):
                 "phrases": "fixed",
                 "newline": False,
             },
-            "objectives": {"diffusion": common.denoise(times="times:Grid")},
+            "objectives": {"diffusion": common.diffusion(times="timesteps:Grid")},
         }
     }
     config = common.sd_latents(config)

@@ -21,7 +21,7 @@ def get_config(name: str | None = None):
         "label_to_image": {
             "share": 1.0,
             "data": {"name": "labels:LabelToImage", "shift": 0},
-            "objectives": {"diffusion": common.denoise()},
+            "objectives": {"diffusion": common.diffusion()},
         }
     }
     config.optim.update({"lr": 2e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98})

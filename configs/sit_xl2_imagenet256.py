@@ -30,7 +30,7 @@ def get_config(name: str | None = None):
                 "channels": 4,
                 "classes": 1000,
             },
-            "objectives": {"diffusion": common.denoise(times="times:Uniform")},
+            "objectives": {"diffusion": common.diffusion(times="timesteps:Uniform")},
         }
     }
     config.mesh.update({"data": -1, "fsdp": 16})

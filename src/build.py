@@ -13,19 +13,19 @@ import jax
 from flax import nnx
 
 from src.codecs.patch import Patch
-from src.common.files import cache_folder
+from src.common.files.store import cache_folder
 from src.common.lookup import build, lookup
-from src.data.pipeline import split_batch
+from src.data.pipeline.stream import split_batch
 from src.interfaces import Objective, Process, Task
 from src.models.build import Fields, build_model
 from src.models.model import bind
 from src.sampling.generate import ImageSampler, TextSampler
 from src.sampling.guidance import Guidance
-from src.sampling.predictor import Predictor
-from src.sequence.document import Document
+from src.sampling.pipeline import Predictor
 from src.sequence.layout import Layout, with_time_tokens
-from src.train.frozen import Frozen
-from src.train.start import make_start
+from src.sequence.packed import Document
+from src.train.encode_batch import Frozen
+from src.train.init_from import make_start
 from src.train.system import System, TaskPlan
 
 
@@ -137,7 +137,7 @@ def build_codec(config: Any) -> Any:
 
 def build_frozen(config: Any) -> Frozen:
     """The networks that are used and not trained; nothing is read."""
-    settings = ("codecs", dict(config.image_codec)), ("models", dict(config.vision))
+    settings = ("codecs", dict(config.image_codec)), ("codecs", dict(config.vision))
     image, vision = (build(folder, {k: v for k, v in group.items() if k != "path" or v}) if group.get("name") else None
                      for folder, group in settings)  # fmt: skip
     return Frozen(image, vision)
@@ -202,7 +202,7 @@ def build_objective(settings: Any, process: Process) -> tuple[Objective, float]:
         extra = {
             "process": process,
             "times": build_times(settings.pop("times")),
-            "weight": build("corruption", settings.pop("loss_weight")),
+            "weight": build("objectives/losses", settings.pop("loss_weight")),
         }
     return build("objectives", settings, **extra), float(weight)
 
@@ -259,10 +259,10 @@ def build_predictor(
             raise ValueError(
                 f"sample.image.guidance.channels={guidance.channels}, but the images have {patch.channels}; lower it"
             )
-        sampler = build("sampling", settings.sampler)
+        sampler = build("sampling/steps", settings.sampler)
         image = ImageSampler(process, sampler, settings.steps, guidance, patch.features, patch.size**2)
     if codec:
-        text = TextSampler(build("sampling", config.sample.text), codec.eos, codec.pad)
+        text = TextSampler(build("sampling/steps", config.sample.text), codec.eos, codec.pad)
     tasks = {}
     for name, plan in plans.items():
         owned = {f for objective, _ in plan.objectives.values() for f in objective.fields}

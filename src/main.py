@@ -15,7 +15,7 @@ import sys  # noqa: E402
 from absl import flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from src.common import background, config_flag, errors, stopping  # noqa: E402
+from src.common.runtime import background, config_flag, errors, stopping  # noqa: E402
 
 FLAGS = flags.FLAGS
 WARNING = 30
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     """Exit code of the run; errors that a person can mend are one sentence on standard error."""
     try:
         _parse(argv)
-        from src.common import distributed  # after the flags, so that a typo is answered at once
+        from src.common.mesh import distributed  # after the flags, so that a typo is answered at once
 
         training = MODE.value == "train"
         distributed.start(stoppable=training)

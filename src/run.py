@@ -17,23 +17,24 @@ from absl import logging
 from etils import epath
 
 from src.build import build_system
-from src.common import stopping, watchdog
-from src.common.distributed import check_same, is_first
-from src.common.files import write_whole
-from src.common.images import read_image as read_pixels
-from src.common.inside import stem
-from src.common.program_cache import use_program_cache
-from src.common.strict_json import read_json
-from src.common.writers import JsonLines, Many, TensorBoard
-from src.doctor.finding import errors
+from src.common.files.images import read_image as read_pixels
+from src.common.files.paths import stem
+from src.common.files.store import write_whole
+from src.common.files.strict_json import read_json
+from src.common.mesh.distributed import check_same, is_first
+from src.common.runtime import stopping, watchdog
+from src.common.runtime.compilation_cache import use_program_cache
+from src.common.runtime.writers import JsonLines, Many, TensorBoard
+from src.doctor.callback import make_doctor
+from src.doctor.diagnostic import errors
 from src.doctor.memory import check_state
-from src.doctor.mode import consult
-from src.doctor.observer import make_doctor
-from src.train import lock, loop
-from src.train.checkpoint import Checkpointer
-from src.train.compatible import check_config, fields, plain
+from src.doctor.report import consult
+from src.train import loop
+from src.train.checkpoints import lock
+from src.train.checkpoints.checkpointer import Checkpointer
+from src.train.checkpoints.config_changes import check_config, fields, plain
+from src.train.checkpoints.workdir import sweep
 from src.train.trainer import Trainer, check_data, make_trainer
-from src.train.workdir import sweep
 
 FLAGS = ("mode", "workdir", "prompt", "label", "image", "task", "count", "grid", "step")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -129,7 +130,7 @@ def doctor(flags: Any, started: float) -> None:
 def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
     """An image file as `[h, w, C]` in [-1, 1], scaled to the model's size.
 
-    Raises FileNotFoundError, OSError, and ValueError when it is no image, damaged or too large (`common/images.py`).
+    Raises FileNotFoundError, OSError, and ValueError for a file that is no image, damaged or too large.
     """
     from PIL import Image
 

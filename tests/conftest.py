@@ -2,7 +2,7 @@
 
 import os
 
-from src.common.emulation import ordered
+from src.common.mesh.emulation import ordered
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = ordered(os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8")

@@ -13,7 +13,7 @@ import numpy as np
 from configs import common
 from src.codecs.text import train_sentencepiece
 from src.data.prepare import Plan, prepare
-from src.tools.bench_encode import photograph
+from src.tools.benchmarks.encoders import photograph
 from tests import formats
 
 FOLDER = pathlib.Path(tempfile.gettempdir(), f"monoformer-jax-data-bench-{os.getuid()}")
@@ -75,5 +75,5 @@ def get_config(name=None):
     for task, options in data.items():
         drawn = task not in ("LLaVA", "UltraChat")
         text = common.next_token("text" if task == "UltraChat" else "rest")
-        config.tasks[task] = {"share": 1.0, "data": options, "objectives": {"o": common.denoise() if drawn else text}}
+        config.tasks[task] = {"share": 1.0, "data": options, "objectives": {"o": common.diffusion() if drawn else text}}
     return common.variant(config, name)

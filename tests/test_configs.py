@@ -9,9 +9,9 @@ import pytest
 from configs import digits, imagenet256, journeydb_ultrachat, llava_journeydb, sit_xl2_imagenet256, tinyllama_finetune
 from src.build import build_system
 from src.common.tree import count_parameters, flatten
-from src.data.pipeline import split_batch
+from src.data.pipeline.stream import split_batch
 from src.models.lora import is_adapter
-from src.train.rates import rates
+from src.train.trainable import rates
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 NAMES = [n for n in NAMES if n not in ("__init__", "common")]

@@ -13,19 +13,19 @@ from src.codecs.patch import Patch
 from src.common.tree import flatten, rebuild
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import LinearBetas
-from src.corruption.times import Grid
-from src.corruption.weights import Constant
+from src.corruption.timesteps import Grid
 from src.interfaces import TokenField, View
 from src.models.build import Fields, build_model
 from src.models.model import bind
-from src.models.pretrained import Published, place_of, read_checkpoint
-from src.models.published import read_config
-from src.objectives.denoise import Denoise
+from src.models.pretrained.hf_config import read_config
+from src.models.pretrained.llama_weights import Published, place_of, read_checkpoint
+from src.objectives.diffusion import Diffusion
+from src.objectives.losses.weighting import Constant
 from src.objectives.next_token import NextToken
-from src.sampling import gaussian
 from src.sampling.generate import ImageSampler, TextSampler, generate
 from src.sampling.guidance import Guidance
-from src.sampling.tokens import Greedy
+from src.sampling.steps import gaussian
+from src.sampling.steps.next_token import Greedy
 from src.sequence.layout import Layout, Segment, with_time_tokens
 from src.train.step import gradients
 from src.train.system import System, TaskPlan, losses
@@ -126,7 +126,7 @@ def step_case(monoformer):
     text = text_view(ids, ids != PAD)
     loss = jnp.asarray(want["labels"][[1, 3]] != -100)
     batch = {"image": {}, "text": {"text": TokenField(jnp.asarray(ids, jnp.int32), text.valid["text"], loss)}}
-    denoise = Denoise("image", process=PROCESS, times=Grid(), weight=Constant())
+    denoise = Diffusion("image", process=PROCESS, times=Grid(), weight=Constant())
     tasks = {
         "image": TaskPlan(None, layout, 2, {"denoise": (denoise, 1.0)}),
         "text": TaskPlan(None, Layout((Segment("text", "text", 19),)), 2, {"lm": (NextToken(("text",)), 0.01)}),

@@ -50,8 +50,8 @@ def test_the_official_preset_is_the_published_one(module, channels, objectives):
     found = [o for task in config["tasks"].values() for o in task["objectives"].values()]
     assert len(found) == objectives
     for objective in found:
-        if objective["name"] == "denoise":
-            assert (objective["weight"], objective["times"]) == (1.0, {"name": "times:Grid"})
+        if objective["name"] == "diffusion":
+            assert (objective["weight"], objective["times"]) == (1.0, {"name": "timesteps:Grid"})
         else:
             assert (objective["name"], objective["weight"]) == ("next_token", 0.01)
 

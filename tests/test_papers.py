@@ -19,7 +19,7 @@ import sentencepiece
 from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import write_vae
 from tests import formats
-from tests.train.test_start import published
+from tests.train.test_init_from import published
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 ROOT = pathlib.Path(__file__).parents[1]
@@ -109,7 +109,7 @@ def made(home):
         run(home, "python -m src.tools.prepare --source=journeydb:Journey --out=data/journeydb-shards --processes=2"
                   " --set=annotations=data/journeydb/train_anno.jsonl --set=images=data/journeydb/imgs"
                   " --rows=30")  # fmt: skip
-        run(home, "python -m src.tools.latents --source=records:Shards --set=folder=data/journeydb-shards"
+        run(home, "python -m src.tools.latents --source=files/shards:Shards --set=folder=data/journeydb-shards"
                   " --vae=data/sd-vae --size=8 --out=data/journeydb256 --rows=30")  # fmt: skip
 
 

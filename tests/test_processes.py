@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from src.build import build_system
-from src.common.distributed import put_batch
+from src.common.mesh.distributed import put_batch
 from src.train import loop
-from src.train.checkpoint import Checkpointer
+from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.trainer import make_trainer, open_data
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -42,7 +42,7 @@ runpy.run_module("src.main", run_name="__main__", alter_sys=True)
 """
 # Devices as a torus orders them: neither process holds consecutive rows.
 TORUS = """
-from src.common import sharding
+from src.common.mesh import sharding
 arrange = sharding._arrange
 sharding._arrange = lambda sizes, devices: arrange(sizes, [devices[i] for i in (4, 5, 0, 1, 2, 3, 6, 7)])
 """

@@ -6,9 +6,9 @@ import jax
 import pytest
 
 from src.build import build_system
-from src.common.writers import Many
+from src.common.runtime.writers import Many
 from src.train import loop
-from src.train.checkpoint import Checkpointer
+from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.trainer import make_trainer
 from tests.helpers import recorded
 from tests.train.test_step import Recorder

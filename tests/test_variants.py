@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from src.train.compatible import fields, plain
+from src.train.checkpoints.config_changes import fields, plain
 
 VARIANTS = {
     "imagenet256": ("official", "paper", "pixels", "debug"),

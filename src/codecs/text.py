@@ -16,8 +16,8 @@ from typing import Any
 
 from etils import epath
 
-from src.common.files import write_whole
-from src.common.inside import read_bounded
+from src.common.files.paths import read_bounded
+from src.common.files.store import write_whole
 
 MODEL_BYTES = 64 << 20  # Llama's has 0.5 MB, the largest published ones about 5
 SPECIALS = ("<PAD>", "<image>", "<|im_start|>", "<|im_end|>")

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from src.common.files.weight_mapping import content_hash
 from src.common.tree import flatten
-from src.common.weights import content_hash
 
 RANDOM = nnx.initializers.lecun_normal()
 EPSILON = 1e-6  # of all group norms

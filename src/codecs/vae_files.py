@@ -12,11 +12,11 @@ from typing import Any
 from etils import epath
 
 from src.codecs.vae import Vae, VaeConfig
-from src.common.inside import shown
-from src.common.safe_tensors import SafeTensors
-from src.common.strict_json import read_json
+from src.common.files.paths import shown
+from src.common.files.safetensors import SafeTensors
+from src.common.files.strict_json import read_json
+from src.common.files.weight_mapping import Names, export_weights, import_weights, write_weights
 from src.common.tree import flatten, listed
-from src.common.weights import Names, export_weights, import_weights, write_weights
 
 FILE = "diffusion_pytorch_model.safetensors"
 FILES = (

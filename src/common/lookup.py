@@ -17,7 +17,8 @@ TRIES = 4
 
 
 def lookup(folder: str, name: str) -> type:
-    """The class that a name stands for: `"file"` is the file's one public class, `"file:Class"` that class.
+    """The class that a name stands for: `"file"` is the file's one public class, `"file:Class"` that class, and
+    `"folder/file:Class"` one of a folder below.
 
     Files are those of the package `src.<folder>`; only the chosen one is imported. Raises ValueError, in one sentence
     that lists what there is, when the file or class does not exist or when a bare file name is ambiguous.
@@ -25,6 +26,9 @@ def lookup(folder: str, name: str) -> type:
     if not isinstance(name, str) or not name:
         raise ValueError(f"a name for {PACKAGE}/{folder} must be text such as 'file' or 'file:Class', not {name!r}")
     module, _, wanted = name.partition(":")
+    *inner, last = module.split("/")
+    if all(part.isidentifier() for part in inner):
+        folder, module = "/".join([folder, *inner]), last
     files = sorted(path.stem for path in (ROOT / folder).glob("*.py") if not path.stem.startswith("_"))
     if module not in files:
         raise ValueError(

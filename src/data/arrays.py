@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from src.common.files import local_copy
-from src.common.npy import read_npy
-from src.common.strict_json import read_json
+from src.common.files.npy import read_npy
+from src.common.files.store import local_copy
+from src.common.files.strict_json import read_json
 from src.data.class_prompts import ClassPrompts
-from src.data.ledger import BadRow
+from src.data.pipeline.bad_rows import BadRow
 from src.data.rows import RowTask, check_split, image_tokens
 from src.interfaces import Field, ImageField, LabelField
 from src.sequence.layout import Segment

@@ -13,8 +13,8 @@ from PIL import Image
 
 from src.codecs.buckets import Buckets, as_grids
 from src.data import documents, pictures
-from src.data.examples import Example
-from src.data.moments import PICTURES, moments_in_bucket
+from src.data.example import Example
+from src.data.files.latent_shards import PICTURES, moments_in_bucket
 from src.interfaces import BucketField, Field, ImageField
 
 

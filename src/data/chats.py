@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from src.data.examples import MARKER, Example, turns_of
+from src.data.example import MARKER, Example, turns_of
 from src.data.file_task import BEFORE, ExampleTask, given
-from src.data.ledger import BadRow
-from src.data.lines import JsonLines
+from src.data.files.index_cache import cached_table
+from src.data.files.json_lines import JsonLines
+from src.data.pipeline.bad_rows import BadRow
 from src.data.rows import CHARACTERS, prompt_field
-from src.data.tables import cached_table
 from src.interfaces import Field, TokenField
 from src.sequence.layout import Segment
 

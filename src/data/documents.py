@@ -25,18 +25,18 @@ from etils import epath
 from src.common.tree import listed
 from src.data import spans
 from src.data.chats import UltraChat
-from src.data.examples import Example, Examples
+from src.data.example import Example, Examples
 from src.data.file_task import ExampleTask, given
-from src.data.ledger import BadRow
-from src.data.lines import JsonLines
-from src.data.moments import PICTURES, moments_of
+from src.data.files.json_lines import JsonLines
+from src.data.files.latent_shards import PICTURES, moments_of
 from src.data.pictures import blank_image, check_channels, crop, fitted, image_field, path_of
+from src.data.pipeline.bad_rows import BadRow
 from src.data.plan import Plan, measure, plan_rows
 from src.data.rows import image_tokens, prompt_field
 from src.data.spans import Part, Room, Spans
 from src.interfaces import Field, ImageField, PlaceField, TokenField
-from src.sequence.document import Document
 from src.sequence.layout import Layout, Segment
+from src.sequence.packed import Document
 
 FIELDS = ("image", "picture")
 Loaded = dict[str, list[dict[str, np.ndarray]]]  # by field, of each of a document's images the arrays that a row keeps

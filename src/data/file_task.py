@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from etils import epath
 
-from src.data.examples import Example, Examples
-from src.data.ledger import BadRow
-from src.data.moments import check_moments
-from src.data.records import Shards
+from src.data.example import Example, Examples
+from src.data.files.latent_shards import check_moments
+from src.data.files.shards import Shards
+from src.data.pipeline.bad_rows import BadRow
 from src.data.rows import RowTask, check_split
 
 BEFORE = "before"  # of a piece of a chat that is told: how many turns of the chat are in earlier rows

@@ -18,15 +18,15 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from src.common.files import is_remote
-from src.common.strict_json import read_json
+from src.common.files.store import is_remote
+from src.common.files.strict_json import read_json
 from src.common.tree import listed
 from src.data.class_prompts import ClassPrompts
-from src.data.examples import Example, label_of
+from src.data.example import Example, label_of
 from src.data.file_task import ExampleTask, given
+from src.data.files.index_cache import cached_table
 from src.data.pictures import blank_image, image_field, pixels_of
 from src.data.rows import image_tokens
-from src.data.tables import cached_table
 from src.interfaces import Field, LabelField
 from src.sequence.layout import Segment
 

@@ -12,9 +12,9 @@ from typing import Any
 from etils import epath
 
 from src.data import pictures
-from src.data.examples import Example
+from src.data.example import Example
 from src.data.file_task import given
-from src.data.lines import LineFile
+from src.data.files.json_lines import LineFile
 from src.data.pictures import path_of
 
 PHRASE = "Please generate an image of {}"  # MonoFormer's, without a full stop

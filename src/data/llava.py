@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from src.common.images import read_image
+from src.common.files.images import read_image
 from src.data.chats import Part, filled, parts_of, text_field
-from src.data.examples import MARKER, Example, turns_of
+from src.data.example import MARKER, Example, turns_of
 from src.data.file_task import ExampleTask, given
-from src.data.json_list import ListFile
-from src.data.ledger import BadRow
+from src.data.files.json_list import ListFile
 from src.data.pictures import path_of
+from src.data.pipeline.bad_rows import BadRow
 from src.data.rows import prompt_field, text_table
 from src.interfaces import Field, ImageField, TokenField
 from src.sequence.layout import Segment

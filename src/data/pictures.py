@@ -17,13 +17,13 @@ from etils import epath
 from jaxtyping import Float16, UInt8
 from PIL import Image
 
-from src.common.images import read_image
-from src.common.inside import inside
-from src.data.examples import Example, caption_of
+from src.common.files.images import read_image
+from src.common.files.paths import inside
+from src.data.example import Example, caption_of
 from src.data.file_task import ExampleTask, given
-from src.data.ledger import BadRow
-from src.data.lines import LineFile
-from src.data.moments import PICTURES, moments_of
+from src.data.files.json_lines import LineFile
+from src.data.files.latent_shards import PICTURES, moments_of
+from src.data.pipeline.bad_rows import BadRow
 from src.data.rows import CHARACTERS, TextTable, image_tokens, prompt_field, tail_table, text_table
 from src.interfaces import Field, ImageField, TokenField
 from src.sequence.layout import Segment

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from src.data.ledger import BadRow
+from src.data.files.index_cache import cached_table
+from src.data.pipeline.bad_rows import BadRow
 from src.data.spans import Room, Spans
-from src.data.tables import cached_table
 from src.sequence.packing import Packs, pack
 
 LAYOUT = 2  # to be raised when documents are laid out otherwise

@@ -27,16 +27,16 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from src.common.files import is_remote, write_whole
-from src.common.images import LIMITS, read_image
-from src.common.inside import read_bounded, shown
-from src.common.strict_json import read_json
-from src.data.examples import Example, Examples, caption_of, label_of, turns_of
-from src.data.ledger import BadRow, Ledger
+from src.common.files.images import LIMITS, read_image
+from src.common.files.paths import read_bounded, shown
+from src.common.files.store import is_remote, write_whole
+from src.common.files.strict_json import read_json
+from src.data.example import Example, Examples, caption_of, label_of, turns_of
+from src.data.files.array_record import write_shard
+from src.data.files.shards import MANIFEST, SEVERAL, pack, write_manifest
 from src.data.pictures import crop
-from src.data.records import MANIFEST, SEVERAL, pack, write_manifest
-from src.data.shard_files import write_shard
-from src.data.source import die_with_parent
+from src.data.pipeline.bad_rows import BadRow, Ledger
+from src.data.pipeline.reader import die_with_parent
 from src.data.spans import document, fields_of_images
 
 PLAN = "plan.json"

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from src.data.pipeline import iterate
+from src.data.pipeline.stream import iterate
 from src.interfaces import Field, ImageField, LabelField, TokenField
 from src.sequence.layout import Segment
 

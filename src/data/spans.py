@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.data.examples import turns_of
-from src.data.ledger import BadRow
+from src.data.example import turns_of
+from src.data.pipeline.bad_rows import BadRow
 from src.data.rows import CHARACTERS
 
 ROLES = {"generate": "image", "understand": "picture"}  # and the field that holds such images

@@ -15,16 +15,16 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from src.common.files import local_copy
-from src.common.images import LIMITS
-from src.common.inside import member
+from src.common.files.images import LIMITS
+from src.common.files.paths import member
+from src.common.files.store import local_copy
 from src.common.tree import listed
 from src.data import pictures
-from src.data.examples import Example
+from src.data.example import Example
 from src.data.file_task import given
-from src.data.ledger import BadRow
-from src.data.lines import LINE_BYTES, parse_example
-from src.data.tables import cached_table, stamp
+from src.data.files.index_cache import cached_table, stamp
+from src.data.files.json_lines import LINE_BYTES, parse_example
+from src.data.pipeline.bad_rows import BadRow
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 TEXTS = ("txt", "json")  # the first one there is used

@@ -12,15 +12,15 @@ from typing import Any
 
 from etils import epath
 
-from src.common.inside import inside, read_bounded
-from src.common.strict_json import read_json
+from src.common.files.paths import inside, read_bounded
+from src.common.files.strict_json import read_json
 from src.common.tree import listed
 from src.data import imagenet, pictures
-from src.data.examples import Example
+from src.data.example import Example
 from src.data.file_task import given
+from src.data.files.array_record import ShardFiles
 from src.data.imagenet import named_classes
-from src.data.ledger import BadRow
-from src.data.shard_files import ShardFiles
+from src.data.pipeline.bad_rows import BadRow
 
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 LABELS = 1 << 24  # bytes of a file of class names

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 
 from src.common.tree import count_parameters
-from src.train.rates import split
 from src.train.system import System
 from src.train.teacher import keeper
+from src.train.trainable import split
 from src.train.trainer import Trainer
 
 GIB = 2**30

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from src.common.files import write_whole
+from src.common.files.store import write_whole
 
 FONT_SIZE, LINE, GAP = 14, 17, 8
 WIDTH = 112  # a cell is at least so wide, to hold words of a caption

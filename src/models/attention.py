@@ -10,11 +10,11 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from src.common.activations import constrain
 from src.common.lookup import lookup
+from src.common.mesh.constraints import constrain
 from src.interfaces import SequenceSpec
-from src.models.copies import Kinds, part
 from src.models.layers import RMSNorm, linear, rotate
+from src.models.mixture_of_transformers import Kinds, part
 
 # Keys and values of all layers, `[L, B, K, S, h]`, and the layer: written in place, and read without transposing.
 Stored = tuple[Array, Array, Array]

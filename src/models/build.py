@@ -13,7 +13,7 @@ from src.common.lookup import check_arguments, lookup
 from src.models import lora
 from src.models.conditioning import Conditioning, TimestepEmbedder
 from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder, VisionEmbedder
-from src.models.heads import ImageHead, TextHead
+from src.models.heads.linear import ImageHead, TextHead
 from src.models.model import Model
 from src.models.transformer import Transformer
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from src.common.activations import automatic_axes
+from src.common.mesh.constraints import automatic_axes
 from src.models.layers import initializer, linear, sincos_1d, sincos_2d
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from flax.nnx import initializers
 from jaxtyping import Array, Float, Int
 
-from src.common.activations import automatic_axes, platform
+from src.common.mesh.constraints import automatic_axes, platform
 
 Initializer = Callable[..., Array]
 TORCH = "torch"

@@ -6,7 +6,7 @@ A linear layer with the kernel W `[I, O]` that is adapted computes
 
 so that the first step starts at W exactly. A and B lie beside the kernel, as `lora_a` and `lora_b`, stacked over the
 layers like it: what finds, splits, gathers and saves the parameters of a block finds them too. The sum is not formed
-while training: the gradient of W is never needed (`train/rates.py` freezes the trunk), and x A costs 2 I r a token
+while training: the gradient of W is never needed (`train/trainable.py` freezes the trunk), and x A costs 2 I r a token
 where W + s A B would cost that and the gradient of W. `merge` forms it, for export.
 """
 
@@ -24,8 +24,8 @@ from jaxtyping import Array, Float
 
 from src.common import tree
 from src.interfaces import PyTree
-from src.models.copies import COPIES
 from src.models.layers import product
+from src.models.mixture_of_transformers import COPIES
 
 A, B = "lora_a", "lora_b"
 # All of the trunk but adapters, copies for images, which exist to be trained whole, and what conditions a block on the

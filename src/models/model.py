@@ -12,17 +12,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from src.common.activations import automatic_axes, constrain
-from src.common.placement import Placement
+from src.common.mesh.constraints import automatic_axes, constrain
+from src.common.mesh.fsdp import Placement
 from src.common.tree import joined
 from src.interfaces import Hidden, Net, Prediction, PyTree, SequenceSpec, View
 from src.models.conditioning import Condition, Conditioning, TimestepEmbedder
 from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder, VisionEmbedder
-from src.models.heads import ImageHead, TextHead
+from src.models.heads.linear import ImageHead, TextHead
 from src.models.packed import embed_document
 from src.models.transformer import Cache, Tap, Transformer
-from src.sequence.document import Document
 from src.sequence.layout import Layout, positions, time_name
+from src.sequence.packed import Document
 
 STACKED = "trunk/layers/"  # where parameters have a first axis of layers
 TEACHER = "teacher"  # beside the parts of a model, parameters that the run began with
@@ -88,7 +88,7 @@ class Model(nnx.Module):
         return self.text_head(hidden)
 
     def text_nats(self, hidden: Float[Array, "B N D"], ids: Int[Array, "B N"]) -> Float[Array, "B N"]:
-        """-log p(ids | hidden), f32; large vocabularies go in pieces (`models/vocabulary.py`)."""
+        """-log p(ids | hidden), f32; large vocabularies go in pieces (`models/heads/chunked_cross_entropy.py`)."""
         return self.text_head.nats(hidden, ids)
 
     def text_divergence(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from src.interfaces import SequenceSpec, View
 from src.models.conditioning import Condition
-from src.sequence.document import Document
+from src.sequence.packed import Document
 
 
 def embed_document(

@@ -13,13 +13,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from src.common.activations import constrain, platform
-from src.common.placement import GATHERED
+from src.common.mesh.constraints import constrain, platform
+from src.common.mesh.fsdp import GATHERED
 from src.interfaces import PyTree, SequenceSpec
 from src.models import layers
 from src.models.attention import Attend, Attention, Sizes, find_backend, prepare_attention
 from src.models.conditioning import Condition, Modulation, modulate
-from src.models.copies import Copies, check_copies, part
+from src.models.mixture_of_transformers import Copies, check_copies, part
 
 NORMS = {"rms": layers.RMSNorm, "layer": layers.LayerNorm}
 MLPS = {"swiglu": layers.SwiGLU, "gelu": layers.GELU}
@@ -71,7 +71,7 @@ class Cache(NamedTuple):
 class Block(nnx.Module):
     """h += gate · attention(norm h); h += gate · mlp(norm h), each optionally modulated by the condition.
 
-    image: the parts that image tokens have for themselves, or None (`models/copies.py`)
+    image: the parts that image tokens have for themselves, or None (`models/mixture_of_transformers.py`)
     """
 
     def __init__(self, config: Transformer, *, rngs: nnx.Rngs):
@@ -104,7 +104,7 @@ class Transformer(nnx.Module):
     remat:      what the backward pass recomputes: none | dots (all but products with weights) | names (all but what
                 attention gives, before and after its projection, and the mlp's output where a gate needs it) | full
     init:       deviation of the kernels, or the name of an initializer
-    copies:     parts of a block of which image tokens have their own copy (`models/copies.py`)
+    copies:     parts of a block of which image tokens have their own copy (`models/mixture_of_transformers.py`)
 
     Raises ValueError when heads, kv_heads and width do not divide, or a name is unknown.
     """

@@ -11,14 +11,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from src.common.rng import stream
 from src.interfaces import Net, Process, PyTree, StepSampler, View
-from src.sampling.gaussian import sample
 from src.sampling.guidance import Guidance
+from src.sampling.steps.gaussian import sample
 from src.sequence.layout import Layout, Segment
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSampler:
-    """How text is generated: `choose` (sampling/tokens.py) picks a token from logits, `stop` ends a row."""
+    """How text is generated: `choose` (sampling/steps/next_token.py) picks a token from logits, `stop` ends a row."""
 
     choose: Callable[[Array, Array], Array]
     stop: int

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from src.interfaces import Batch, BucketField, LabelField, TokenField, View
-from src.sequence.document import Document, document_view
 from src.sequence.layout import Layout, time_name
+from src.sequence.packed import Document, document_view
 
 
 def clean_view(layout: Layout, batch: Batch, encode: Callable[[Array], Array], generated: tuple[str, ...] = ()) -> View:

@@ -21,9 +21,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from src.common import config_flag
-from src.tools import topology as topologies
-from src.tools.chips import CHIPS, GIB
+from src.common.runtime import config_flag
+from src.tools.compile import topology as topologies
+from src.tools.compile.chips import CHIPS, GIB
 
 DOES_NOT_FIT = 2
 
@@ -68,7 +68,7 @@ def run(values: flags.FlagValues, config: Any) -> int:
     topologies.prepare(values.platform, values.topology)
     topology = topologies.open_topology(values.platform, values.topology, values.slices, values.chip)
     hbm = topology.chip.hbm if values.hbm is None else values.hbm * GIB
-    from src.tools import compiled, reports, search, text  # after the environment: they import JAX
+    from src.tools.compile import programs, report, search, text  # after the environment: they import JAX
 
     title = _title(values)
     if values.platform == "cpu":
@@ -79,16 +79,16 @@ def run(values: flags.FlagValues, config: Any) -> int:
             tried.append(report)
             print(text.table(tried[-1:]).splitlines()[1], file=sys.stderr, flush=True)
         result: dict[str, Any] = {"config": title, "candidates": tried}
-        shown, fits = f"{title} on {values.topology}\n{text.table(tried)}", any(map(reports.fits, tried))
+        shown, fits = f"{title} on {values.topology}\n{text.table(tried)}", any(map(programs.fits, tried))
     elif values.mode == "train":
-        report = compiled.train_report(config, topology, hbm)
-        fits, result = reports.fits(report), {"config": title, "mode": "train"} | report
+        report = report.train_report(config, topology, hbm)
+        fits, result = programs.fits(report), {"config": title, "mode": "train"} | report
         shown = text.describe(report, title)
         if not fits:
             result["suggestion"] = search.suggestion(config, topology, hbm)
             shown += f"\n  {result['suggestion']}"
     else:
-        found = compiled.sample_reports(config, topology, hbm, values.task)
+        found = report.sample_reports(config, topology, hbm, values.task)
         fits = all(r["memory"]["fits"] for r in found.values())
         result = {"config": title, "mode": "sample", "tasks": found}
         shown = "\n".join(

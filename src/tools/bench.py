@@ -25,7 +25,7 @@ from typing import Any  # noqa: E402
 from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from src.common import config_flag  # noqa: E402
+from src.common.runtime import config_flag  # noqa: E402
 
 PARTS = ("step", "data", "sample", "decode", "save", "peer", "encode")
 DEFAULT = PARTS[:5]
@@ -47,7 +47,8 @@ def bench(
 
     Raises ValueError for an unknown part or peer, and when the peer does not compute what we compute.
     """
-    from src.tools import bench_clock, bench_parts
+    from src.tools.benchmarks import clock
+    from src.tools.benchmarks import parts as measure
 
     if "peer" in parts:  # before anything is measured
         missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
@@ -62,34 +63,34 @@ def bench(
     figures: dict[str, Any] = {}
     if "encode" in parts:
         from src.build import build_system
-        from src.tools.bench_encode import measure_encoders
+        from src.tools.benchmarks.encoders import measure_encoders
 
         figures["encode"] = measure_encoders(build_system(config), seconds, steps, _say, peak_size)
     if set(parts) > {"encode"} or "encode" not in parts:
-        run = bench_parts.start(config, started, seconds, steps, _say, devices)
+        run = measure.start(config, started, seconds, steps, _say, devices)
         figures["first_step"] = run.first
     if "step" in parts:
         _say("matrix products")
-        figures["peak"] = bench_clock.peaks(min(seconds, 2.0), steps, peak_size)
-        figures["step"] = bench_parts.measure_step(run, figures["peak"])
+        figures["peak"] = clock.peaks(min(seconds, 2.0), steps, peak_size)
+        figures["step"] = measure.measure_step(run, figures["peak"])
     if "data" in parts:
         median = figures["step"]["seconds"]["median"] if "step" in figures else None
-        figures["data"] = bench_parts.measure_data(run, median)
+        figures["data"] = measure.measure_data(run, median)
     if "sample" in parts:
-        figures["sample"] = bench_parts.measure_sample(run)
+        figures["sample"] = measure.measure_sample(run)
     if "decode" in parts:
-        figures["decode"] = bench_parts.measure_decode(run)
+        figures["decode"] = measure.measure_decode(run)
     if "save" in parts:
-        from src.tools import bench_save
+        from src.tools.benchmarks import save
 
         _say("saving")
-        state = bench_save.random_state(save_gb, run.trainer.mesh) if save_gb else run.state
-        figures["save"] = bench_save.measure_saves(state, count=steps or bench_save.COUNT)
+        state = save.random_state(save_gb, run.trainer.mesh) if save_gb else run.state
+        figures["save"] = save.measure_saves(state, count=steps or save.COUNT)
     if "peer" in parts:
-        from src.tools.bench_peer import measure_peer
+        from src.tools.benchmarks.peer import measure_peer
 
         figures["peer"] = measure_peer(run, peer or "transformers")
-    here = bench_clock.where()
+    here = clock.where()
     return {name: group | {"where": here} for name, group in figures.items()}
 
 
@@ -142,7 +143,7 @@ def main(argv: list[str]) -> int:
         config = config_flag.parse(values, argv)
         if config is None:
             raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
-        from src.common import distributed
+        from src.common.mesh import distributed
 
         distributed.start()
         parts = tuple(values.only or [*DEFAULT, *(["peer"] if values.peer else [])])

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from src.common import config_flag
+from src.common.runtime import config_flag
 
 BATCH = 32
 FLAGS = flags.FlagValues()
@@ -52,7 +52,7 @@ def measure(task: Any, seconds: float, seed: int = 0) -> dict[str, Any]:
     open_seconds         until the first row can be read (files are looked through once, then the index is kept)
     bytes_per_row        of the file's image, on average; 0 where the task has no files
     """
-    from src.data.source import build_rows, read_row
+    from src.data.pipeline.reader import build_rows, read_row
 
     began = time.perf_counter()
     rows = task.rows("train")
@@ -90,7 +90,7 @@ def _batch(task: Any, index: np.ndarray, rng: np.random.Generator, read_row: Any
 
 def _bytes(task: Any, index: np.ndarray) -> float:
     """Mean bytes of the image files of some rows."""
-    from src.data.ledger import BadRow
+    from src.data.pipeline.bad_rows import BadRow
 
     sizes = []
     for row in index if hasattr(task, "example") else ():
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> int:
         if config_flag.parse(FLAGS, argv) is None:
             raise ValueError("no config is given: add --config=configs/imagenet256.py (or another file of configs/)")
         figures = bench(CONFIG.value, TASKS.value, SECONDS.value)
-        from src.tools.bench_clock import where
+        from src.tools.benchmarks.clock import where
     except (flags.Error, ValueError, OSError, RuntimeError, ImportError, AttributeError, KeyError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

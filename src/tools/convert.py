@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from src.common import config_flag
+from src.common.runtime import config_flag
 
 ERRORS = (ValueError, KeyError, OSError, RuntimeError, ImportError)
 
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     except ERRORS as error:
         if values.is_parsed() and values.traceback:
             raise
-        from src.common import errors
+        from src.common.runtime import errors
 
         print(f"error: {errors.in_words(error)}", file=sys.stderr)
         return 1
@@ -75,21 +75,21 @@ def main(argv: list[str]) -> int:
 def run(values: flags.FlagValues) -> None:
     """What was asked for; prints what was done."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed but checksums
-    from src.tools import weights  # imports JAX
+    from src.tools.conversion import convert  # imports JAX
 
     began = time.monotonic()
-    source = weights.find(values.source, values.revision)
+    source = convert.find(values.source, values.revision)
     if values.info:
-        print(weights.info(source))
+        print(convert.info(source))
         return
-    weights.check_empty(values.out)
-    for line in weights.convert(source, values.out, _options(values)):
+    convert.check_empty(values.out)
+    for line in convert.convert(source, values.out, _options(values)):
         print(line, flush=True)
     print(f"written to {values.out} in {time.monotonic() - began:.1f} s")
 
 
 def _options(values: flags.FlagValues) -> Any:
-    from src.tools.weights import Options
+    from src.tools.conversion.convert import Options
 
     names = ("new_words", "new_rows", "seed", "step", "ema", "dtype", "image_size", "tokenizer")
     return Options(shard_bytes=values.shard_mb * 10**6, **{name: values[name].value for name in names})

@@ -2,7 +2,7 @@
 
 python -m src.tools.latents --source=imagenet:ImageFolders --set=folder=data/train --set=names=data/names.json \\
     --vae=data/sd-vae --size=256 --out=data/imagenet256
-python -m src.tools.latents --source=records:Shards --set=folder=data/shards --set=kind=classes --vae=… --out=…
+python -m src.tools.latents --source=files/shards:Shards --set=folder=data/shards --set=kind=classes --vae=… --out=…
 
 python -m src.tools.latents --source=… --vae=… --size=256 --buckets=256x256,128x512,512x128 --out=…
 
@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import flags
 
-from src.tools import sources
+from src.tools.datasets import sources
 
 
 def define() -> flags.FlagValues:
@@ -68,7 +68,7 @@ def sides_of(values: flags.FlagValues, factor: int, told: Any) -> Any:
     whose first ones are not those of --size.
     """
     from src.codecs.buckets import Buckets
-    from src.data.moments import PICTURES
+    from src.data.files.latent_shards import PICTURES
 
     if values.buckets:
         pairs = [side.split("x") for side in values.buckets]
@@ -94,9 +94,9 @@ def reader(size: int, buckets: Any) -> Callable[[str, Any], list[Any]]:
     """How an example's pictures are read: the centre of `size` x `size` pixels, or of the nearest of the buckets; those
     that a document has to be understood stay files."""
     from src.data.buckets import crop_to
+    from src.data.files.shards import SEVERAL
     from src.data.pictures import crop, fitted
     from src.data.prepare import Plan, file_of
-    from src.data.records import SEVERAL
     from src.data.spans import document
 
     def fit(pixels: Any) -> Any:
@@ -121,10 +121,10 @@ def plan(values: flags.FlagValues, told: Any = None) -> Any:
     import jax.numpy as jnp
 
     from src.codecs.vae_files import read_vae
-    from src.common.program_cache import use_program_cache
-    from src.common.sharding import batch_sharding, make_mesh, replicated
-    from src.data.moments import Encoding, Moments
-    from src.data.records import SEVERAL, pack
+    from src.common.mesh.sharding import batch_sharding, make_mesh, replicated
+    from src.common.runtime.compilation_cache import use_program_cache
+    from src.data.files.latent_shards import Encoding, Moments
+    from src.data.files.shards import SEVERAL, pack
 
     use_program_cache()
     vae, params = read_vae(values.vae, values.dtype)

@@ -19,7 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
 
 from absl import flags
 
-from src.tools import sources
+from src.tools.datasets import sources
 
 
 def define() -> flags.FlagValues:

@@ -26,14 +26,14 @@ from absl import flags
 
 from src.build import build_system
 from src.common.rng import step_key
-from src.data.pipeline import Mixture
-from src.doctor.case import row_valid
+from src.data.pipeline.stream import Mixture
+from src.doctor.context import row_valid
 from src.evals.grid import caption_grid, save_png
 from src.interfaces import Batch, BucketField, ImageField, LabelField, SequenceSpec, TokenField
-from src.sequence.document import Document, placed
 from src.sequence.layout import Layout
 from src.sequence.mask import visible
-from src.tools import sources
+from src.sequence.packed import Document, placed
+from src.tools.datasets import sources
 from src.train.system import System, prepare
 from src.train.trainer import make_trainer
 

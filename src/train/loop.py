@@ -12,21 +12,21 @@ from typing import Any, Protocol
 import jax
 from absl import logging
 
-from src.common import stopping, watchdog
-from src.common.progress import Progress
+from src.common.runtime import stopping, watchdog
+from src.common.runtime.progress import Progress
+from src.common.runtime.writers import History, MetricWriter
 from src.common.tree import count_parameters
-from src.common.writers import History, MetricWriter
-from src.data.pipeline import Mixture
+from src.data.pipeline.stream import Mixture
 from src.interfaces import Batch
-from src.train.checkpoint import Checkpointer
-from src.train.compatible import FREE, check_config
-from src.train.meter import Meter
-from src.train.replicas import check_replicas
+from src.train.checkpoints.checkpointer import Checkpointer
+from src.train.checkpoints.config_changes import FREE, check_config
+from src.train.checkpoints.replicas import check_replicas
+from src.train.metrics import Meter
+from src.train.nonfinite.monitor import BEHIND, Watch
 from src.train.state import TrainState
 from src.train.step import Measured, Step
 from src.train.system import System
 from src.train.trainer import Trainer, open_data
-from src.train.watch import BEHIND, Watch
 
 # May change between two runs in one workdir: where and how it is computed, not what.
 ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attention", "model.trunk.remat",

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, UInt32
 from src.common.rng import stream
 from src.interfaces import PyTree
 from src.models.model import TEACHER
-from src.train import guard
+from src.train import skip_nonfinite
 
 
 @struct.dataclass
@@ -55,7 +55,7 @@ def first_state(
     params: PyTree, optimizer: optax.GradientTransformation, seed: int | UInt32[Array, ""], keep: Keep | None = None
 ) -> TrainState:
     """The state of these parameters before the first step; what `keep` makes of them stays as the teacher."""
-    extra = {"seed": jnp.asarray(seed, jnp.uint32), "guard": guard.fresh()}
+    extra = {"seed": jnp.asarray(seed, jnp.uint32), "guard": skip_nonfinite.fresh()}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -12,13 +12,13 @@ from flax import struct
 from jaxtyping import Array
 
 from src.common import tree
-from src.common.placement import Placement
+from src.common.mesh.fsdp import Placement
 from src.common.rng import step_key
 from src.interfaces import Batch, LossTerm, PyTree
 from src.models.model import STACKED
-from src.train import rates
-from src.train.guard import COUNTS, choose, judge
+from src.train import trainable
 from src.train.optim import ema_update
+from src.train.skip_nonfinite import COUNTS, choose, judge
 from src.train.state import TrainState, shown
 from src.train.system import System, losses, prepare, weighted_sum
 
@@ -54,7 +54,7 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
 
     def step(state: TrainState, batch: Mapping[str, Batch]) -> tuple[TrainState, Measured]:
         prepared = prepare(system, batch, step_key(state.extra["seed"], state.step), True)
-        trained, frozen = rates.split(state.params, config)
+        trained, frozen = trainable.split(state.params, config)
 
         def local(trained: PyTree, rows: PyTree, add: Add, fixed: PyTree) -> tuple[PyTree, PyTree]:
             grads, terms, total = gradients(system, trained, *rows, accumulate, placement, add, fixed)

@@ -10,15 +10,15 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from src.common.placement import Placement
+from src.common.mesh.fsdp import Placement
 from src.common.rng import stream
 from src.interfaces import Batch, LossTerm, Objective, PyTree, Task, View
 from src.models.model import bind
 from src.models.transformer import Tap
 from src.sequence.layout import Layout
 from src.sequence.view import clean_view
-from src.train.frozen import NOTHING, Frozen
-from src.train.start import Start
+from src.train.encode_batch import NOTHING, Frozen
+from src.train.init_from import Start
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 
 from src.common import tree
 from src.interfaces import PyTree
-from src.models import copies
-from src.train.rates import rates
+from src.models import mixture_of_transformers as mot
 from src.train.state import Keep
 from src.train.system import System
+from src.train.trainable import rates
 
 PARTS = ("trunk/", "text/", "text_head/")
-IMAGES = (copies.PREFIX, "trunk/layers/modulation/")  # of the trunk, what no text token passes through
+IMAGES = (mot.PREFIX, "trunk/layers/modulation/")  # of the trunk, what no text token passes through
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 

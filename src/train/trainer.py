@@ -14,20 +14,20 @@ import numpy as np
 import optax
 from absl import logging
 
-from src.common.distributed import check_same, data_shard, put_batch
-from src.common.placement import Placement
+from src.common.mesh.distributed import check_same, data_shard, put_batch
+from src.common.mesh.fsdp import Placement
+from src.common.mesh.sharding import ShardingRules, batch_sharding, make_mesh, replicated
 from src.common.rng import step_key
-from src.common.sharding import ShardingRules, batch_sharding, make_mesh, replicated
 from src.common.tree import flatten
-from src.data.ledger import Ledger
-from src.data.pipeline import Mixture
+from src.data.pipeline.bad_rows import Ledger
+from src.data.pipeline.stream import Mixture
 from src.interfaces import Batch, PyTree
 from src.train.optim import Schedule, build_optimizer
-from src.train.rates import multipliers
 from src.train.state import TrainState, first_state, init_params, init_state, shown
 from src.train.step import make_train_step
 from src.train.system import System
 from src.train.teacher import keeper
+from src.train.trainable import multipliers
 
 
 @dataclasses.dataclass

@@ -13,12 +13,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from src.codecs import latents
+from src.codecs import vae_latents, vision
 from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import FILE, OLD, published_names, read_vae, read_vae_config, write_vae
+from src.common.files.weight_mapping import export_weights
 from src.common.tree import count_parameters, flatten
-from src.common.weights import export_weights
-from src.models import vision
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "autoencoder_kl"
 PARTS = ("mean", "logvar", "decoded")
@@ -218,7 +217,7 @@ def test_latents_hash(golden):
 
 
 def test_what_is_wrong_names_the_group_of_the_config():
-    for group, cls in (("image_codec", latents.Latents), ("vision", vision.Latents)):
+    for group, cls in (("image_codec", vae_latents.Latents), ("vision", vision.Latents)):
         with pytest.raises(FileNotFoundError, match=f"set {group}.path"):
             _ = cls("gone").params
         with pytest.raises(ValueError, match=f"set {group}.channels and {group}.factor"):

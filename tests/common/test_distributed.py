@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from src.common import distributed, sharding
-from src.data.pipeline import Stream
+from src.common.mesh import distributed, sharding
+from src.data.pipeline.stream import Stream
 from src.interfaces import LabelField
 
 ADDRESS, COUNT, INDEX = distributed.NAMES

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from src.common import distributed, emulation
+from src.common.mesh import distributed, emulation
 
 EIGHT = "--xla_force_host_platform_device_count=8"
 
@@ -38,6 +38,6 @@ def test_a_process_among_others_is_scheduled_too_where_it_runs_on_a_cpu(monkeypa
 
 def test_devices_that_jax_itself_is_told_of_are_scheduled_too():
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "2"}
-    said = "import os; from src.common import distributed; distributed.start(); print(os.environ['XLA_FLAGS'])"
+    said = "import os; from src.common.mesh import distributed; distributed.start(); print(os.environ['XLA_FLAGS'])"
     done = subprocess.run([sys.executable, "-c", said], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == emulation.ORDERED

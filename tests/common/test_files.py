@@ -7,8 +7,8 @@ import numpy as np
 from etils import epath
 from test_writers import read_events
 
-from src.common import files
-from src.common.writers import JsonLines, Many, TensorBoard
+from src.common.files import store
+from src.common.runtime.writers import JsonLines, Many, TensorBoard
 from src.evals.grid import save_png
 
 
@@ -18,10 +18,10 @@ def steps(bucket):
 
 def test_a_run_in_a_bucket_goes_on_in_its_files(bucket, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(store.tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     clock = 1000.0
-    monkeypatch.setattr(files, "time", types.SimpleNamespace(monotonic=lambda: clock))
+    monkeypatch.setattr(store, "time", types.SimpleNamespace(monotonic=lambda: clock))
     run = epath.Path("gs://b/run")
     (run / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from src.common.images import ImageError, Limits, read_image
+from src.common.files.images import ImageError, Limits, read_image
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 GREY = COLOUR[..., 0]

@@ -8,8 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from src.common import lookup
-from src.common.progress import Progress
-from src.common.writers import Many
+from src.common.runtime.progress import Progress
+from src.common.runtime.writers import Many
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_real_packages_are_found():
-    assert lookup.lookup("common", "progress") is Progress
-    assert lookup.lookup("common", "writers:Many") is Many
+    assert lookup.lookup("common", "runtime/progress") is Progress
+    assert lookup.lookup("common", "runtime/writers:Many") is Many
 
 
 def test_names_resolve_or_say_what_exists(folder):

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from src.common.npy import read_npy
+from src.common.files.npy import read_npy
 
 
 @pytest.mark.parametrize("dtype", ["<f4", ">i2", "?", "u1", "<c8", "<f2"])

@@ -6,7 +6,7 @@ import time
 
 import jax
 
-from src.common.progress import Progress
+from src.common.runtime.progress import Progress
 
 METRICS = {"loss": 2.0, "loss/text": 1.25, "grad_norm": 9.0, "tokens_per_second": 12345.0, "images_per_second": 7.0}
 

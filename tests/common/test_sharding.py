@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from src.common import sharding
+from src.common.mesh import sharding
 
 
 def test_mesh_sizes():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from src.common.strict_json import parse_json, read_json
+from src.common.files.strict_json import parse_json, read_json
 
 
 def test_sound_json_is_read(tmp_path):

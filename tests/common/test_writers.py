@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from src.common.writers import JsonLines, Many, TensorBoard
+from src.common.runtime.writers import JsonLines, Many, TensorBoard
 
 
 def events_of(path):

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from src.codecs.text import Bytes
-from src.common.files import local_copy
+from src.common.files.store import local_copy
 from src.data import arrays
 from src.data.class_prompts import PHRASES
-from src.data.ledger import BadRow
-from src.data.pipeline import Mixture
+from src.data.pipeline.bad_rows import BadRow
+from src.data.pipeline.stream import Mixture
 
 NAMES = ["crane", "golden retriever"]
 

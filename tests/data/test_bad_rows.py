@@ -10,10 +10,10 @@ import pytest
 
 from src.codecs.text import Bytes
 from src.data import flaws
-from src.data import ledger as ledgers
 from src.data.digits import CaptionToImage, ImageToCaption, NumberSentences
-from src.data.ledger import FLAW_BYTES, BadRow, Ledger, TooManyBadRowsError
-from src.data.pipeline import Mixture, Stream, ordered
+from src.data.pipeline import bad_rows as ledgers
+from src.data.pipeline.bad_rows import FLAW_BYTES, BadRow, Ledger, TooManyBadRowsError
+from src.data.pipeline.stream import Mixture, Stream, ordered
 from src.interfaces import ImageField, LabelField, TokenField
 
 BAD = {3, 11, 12, 200, 201, 202, 203}

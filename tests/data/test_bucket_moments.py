@@ -8,13 +8,13 @@ from PIL import Image
 
 from src.codecs.buckets import Buckets
 from src.codecs.text import Bytes
+from src.codecs.vision import Pixels
 from src.data import buckets, pictures
-from src.data.examples import Example
-from src.data.ledger import BadRow, Ledger
-from src.data.moments import HELD, Encoding, Moments, moments_in_bucket
+from src.data.example import Example
+from src.data.files.latent_shards import HELD, Encoding, Moments, moments_in_bucket
+from src.data.files.shards import SEVERAL, pack
+from src.data.pipeline.bad_rows import BadRow, Ledger
 from src.data.prepare import Plan, prepare
-from src.data.records import SEVERAL, pack
-from src.models.vision import Pixels
 from src.tools.latents import reader
 
 GRIDS = ((4, 4), (2, 8), (8, 2))

@@ -10,7 +10,7 @@ import pytest
 from src.codecs.text import Bytes, SentencePiece
 from src.data import digits, numbers
 from src.data.labels import LabelToImage
-from src.data.source import build_rows
+from src.data.pipeline.reader import build_rows
 from src.interfaces import ImageField, LabelField, TokenField
 
 TASKS = (digits.CaptionToImage, digits.ImageToCaption, digits.NumberSentences)
@@ -202,8 +202,9 @@ def test_prompts_of_the_command_line_are_those_of_training(codec):
 def test_neither_tensorflow_nor_sklearn_is_imported():
     """Nor Grain, which takes seconds, until a batch is asked for."""
     script = (
-        "import sys; from src.codecs.text import Bytes; from src.data import arrays, canvas, digits, labels, pipeline\n"
-        "task = digits.ImageToCaption(Bytes()); mixture = pipeline.Mixture({'a': task}, {'a': 2}, 0)\n"
+        "import sys; from src.codecs.text import Bytes; from src.data import arrays, canvas, digits, labels\n"
+        "from src.data.pipeline import stream\n"
+        "task = digits.ImageToCaption(Bytes()); mixture = stream.Mixture({'a': task}, {'a': 2}, 0)\n"
         "assert not {'grain', 'sklearn', 'tensorflow'} & set(sys.modules)\n"
         "next(mixture); mixture.close()\n"
         "assert 'grain' in sys.modules and not {'sklearn', 'tensorflow'} & set(sys.modules)\n"

@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 
 from src.codecs.text import Bytes
-from src.data import lines
+from src.codecs.vision import Pixels
 from src.data.documents import Chats, Documents
-from src.data.ledger import BadRow
-from src.data.pipeline import Mixture
+from src.data.files import json_lines
+from src.data.files.array_record import write_shard
+from src.data.files.shards import pack
+from src.data.pipeline.bad_rows import BadRow
+from src.data.pipeline.stream import Mixture
 from src.data.prepare import Plan as prepare_plan
 from src.data.prepare import prepare
-from src.data.records import pack
-from src.data.shard_files import write_shard
-from src.models.vision import Pixels
 
 CODEC, LENGTH, PATCHES = Bytes(), 48, 4
 START, END, BOS, EOS = CODEC.image_start, CODEC.image_end, CODEC.bos, CODEC.eos
@@ -219,7 +219,12 @@ def test_bad_documents_are_refused_by_name_and_spoil_no_other(folder, tmp_path):
 def test_documents_larger_than_a_row_are_cut_or_refused(tmp_path):
     where = corpus(tmp_path / "documents", 3)
     x, y = ({"image": f"a/0{name}.png"} for name in "xy")
-    lines = [line({"text": "a" * 30}, x, {"text": "b" * 30}), line(x, y, x), line({"text": "c" * 42}, x), line(x, y)]
+    lines = [
+        line({"text": "a" * 30}, x, {"text": "b" * 30}),
+        line(x, y, x),
+        line({"text": "c" * 42}, x),
+        line(x, y),
+    ]
     (where / "documents.jsonl").write_bytes(b"\n".join(lines))
     data = task(where)
     found = sorted((e for r in range(data.rows("train")) for e in examples(fields_of(data, r))), key=lambda e: e[0])
@@ -287,14 +292,14 @@ def test_prepared_chats_share_rows(tmp_path):
 
 def test_any_number_of_files_is_read(tmp_path):
     """By threads, and more files than may be open at a time."""
-    count = lines.OPEN + 30
+    count = json_lines.OPEN + 30
     for i in range(count):
         (tmp_path / f"{i:03}.jsonl").write_text(json.dumps({"data": [f"q{i}", "a"]}))
     before, source = len(os.listdir("/dev/fd")), Chats(CODEC, 32, folder=tmp_path).open()
     order = np.random.default_rng(0).integers(0, count, 3000).tolist()
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda i: source[i].told["turns"][0], order))
-    assert found == [f"q{i}" for i in order] and len(os.listdir("/dev/fd")) <= before + lines.OPEN
+    assert found == [f"q{i}" for i in order] and len(os.listdir("/dev/fd")) <= before + json_lines.OPEN
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from src.codecs.text import Bytes
-from src.data import lines, pictures, records
-from src.data.ledger import BadRow
-from src.data.pipeline import Mixture
+from src.data import pictures
+from src.data.files import json_lines
+from src.data.files import shards as shard_files
+from src.data.pipeline.bad_rows import BadRow
+from src.data.pipeline.stream import Mixture
 
 CODEC = Bytes()
 
@@ -73,7 +75,7 @@ def broken(folder):
         (b"[" * 100_000, "the line is not JSON"),
         (b'["a/good.png", "red"]', "the line is not a JSON object"),
         (b"", "the line is not JSON"),
-        (line("a/good.png", "x" * lines.LINE_BYTES), "the line is too long"),
+        (line("a/good.png", "x" * json_lines.LINE_BYTES), "the line is too long"),
         (line("a/good.png", "the last"), None),
     ]  # fmt: skip
 
@@ -182,7 +184,7 @@ ROWS = 40
 @pytest.fixture
 def shards(tmp_path):
     """40 rows in shards of 15; noise is not compressed, so that damage hits what it hits."""
-    records.write_shards(tmp_path / "s", ((f"caption {i}", png(picture(i))) for i in range(ROWS)), rows=15)
+    shard_files.write_shards(tmp_path / "s", ((f"caption {i}", png(picture(i))) for i in range(ROWS)), rows=15)
     return tmp_path / "s"
 
 
@@ -251,12 +253,12 @@ def test_shards_that_are_missing_or_damaged_are_refused_at_the_start(shards, spo
 
 def test_records_that_are_no_examples_are_bad_rows(tmp_path):
     good = png(picture(0))
-    records.write_shards(tmp_path, [("fine", good), ("", good), ("cut", good[:-60]), ("none", b"")])
+    shard_files.write_shards(tmp_path, [("fine", good), ("", good), ("cut", good[:-60]), ("none", b"")])
     found = content(task("", records=tmp_path))
     reasons = [None, "the caption is empty", *["the image cannot be read"] * 2]
     assert [row[1] if len(row) == 2 else None for row in found] == reasons
     with pytest.raises(FileExistsError, match="has shards already"):
-        records.write_shards(tmp_path, [])
+        shard_files.write_shards(tmp_path, [])
 
 
 @pytest.mark.parametrize("make, words", [(pictures.CaptionToImage, "captions.jsonl' does not exist")])

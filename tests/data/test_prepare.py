@@ -15,11 +15,12 @@ from etils import epath
 from PIL import Image
 
 from src.codecs.text import Bytes
-from src.data import chats, imagenet, journeydb, lines, llava, pictures, tars, tfds
-from src.data.ledger import BadRow, Ledger, TooManyBadRowsError
+from src.codecs.vision import Pixels
+from src.data import chats, imagenet, journeydb, llava, pictures, tars, tfds
+from src.data.files import json_lines
+from src.data.files.shards import Shards
+from src.data.pipeline.bad_rows import BadRow, Ledger, TooManyBadRowsError
 from src.data.prepare import Plan, prepare
-from src.data.records import Shards
-from src.models.vision import Pixels
 from src.tools import prepare as tool
 from tests import formats
 
@@ -117,10 +118,10 @@ class Stop(Exception):
 
 def test_what_a_line_may_hold_a_record_holds_too(tmp_path):
     """However it is written there: every letter of three bytes takes six."""
-    line = json.dumps({"data": ["é", "\u597d" * (lines.LINE_BYTES // 3 - 20)]}, ensure_ascii=False)
+    line = json.dumps({"data": ["é", "\u597d" * (json_lines.LINE_BYTES // 3 - 20)]}, ensure_ascii=False)
     (tmp_path / "a.jsonl").write_text(line, encoding="utf-8")
     source = partial(chats.UltraChat, epath.Path(tmp_path))
-    assert len(line.encode()) <= lines.LINE_BYTES and prepare(source, tmp_path / "o", Plan())["rows"] == 1
+    assert len(line.encode()) <= json_lines.LINE_BYTES and prepare(source, tmp_path / "o", Plan())["rows"] == 1
     assert Shards(epath.Path(tmp_path / "o"), "chats")[0].told == source()[0].told
 
 

@@ -14,11 +14,12 @@ from etils import epath
 from PIL import Image
 
 from src.codecs.text import Bytes
-from src.data import chats, imagenet, journeydb, json_list, llava, pictures, records, shard_files, tars, tfds
-from src.data.ledger import BadRow
-from src.data.pipeline import Stream, ordered
+from src.codecs.vision import Pixels
+from src.data import chats, imagenet, journeydb, llava, pictures, tars, tfds
+from src.data.files import array_record, json_list, shards
+from src.data.pipeline.bad_rows import BadRow
+from src.data.pipeline.stream import Stream, ordered
 from src.data.prepare import Plan, prepare
-from src.models.vision import Pixels
 from tests import formats
 
 CODEC = Bytes()
@@ -257,10 +258,10 @@ def test_split_chats_are_whole_pairs_that_together_are_everything(tmp_path):
 
 
 def test_a_damaged_piece_parts_no_chat(tmp_path):
-    piece = lambda chat, first: records.pack({"turns": [chat, "a"]} | ({"before": first} if first else {}))
+    piece = lambda chat, first: shards.pack({"turns": [chat, "a"]} | ({"before": first} if first else {}))
     rows = [piece("one", 0), piece("one", 2), piece("two", 0), b"damaged", piece("two", 4), piece("two", 6)]
-    shard = {"name": "0.arrayrecord"} | shard_files.write_shard(tmp_path / "0.arrayrecord", rows)
-    records.write_manifest(epath.Path(tmp_path), [shard], schema={"kind": "chats"})
+    shard = {"name": "0.arrayrecord"} | array_record.write_shard(tmp_path / "0.arrayrecord", rows)
+    shards.write_manifest(epath.Path(tmp_path), [shard], schema={"kind": "chats"})
     task = chats.ChatToText(CODEC, 40, records=tmp_path, held_out=1)
     assert (task.rows("train"), task.rows("test")) == (2, 4)
 
@@ -462,7 +463,7 @@ def test_tfds_is_read_without_it(tmp_path):
 
 
 def test_records_say_what_they_hold(tmp_path):
-    records.write_shards(tmp_path / "r", [("fox", formats.encoded(formats.picture(0)))])
+    shards.write_shards(tmp_path / "r", [("fox", formats.encoded(formats.picture(0)))])
     with pytest.raises(ValueError, match="holds 'captions', this task reads classes"):
         imagenet.ClassToImage(8, 5, records=tmp_path / "r").rows("train")
     task = journeydb.ImageToCaption(CODEC, 8, 16, records=tmp_path / "r")

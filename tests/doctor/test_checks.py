@@ -10,12 +10,13 @@ import pytest
 
 from configs import digits, sit_digits
 from src.build import build_system
-from src.common.distributed import put_batch
+from src.common.mesh.distributed import put_batch
 from src.common.tree import flatten, unflatten
-from src.doctor import checks, data, rehearsal
-from src.doctor.case import Case, open_case
-from src.doctor.mode import consult
-from src.doctor.observer import Doctor
+from src.doctor import batch_checks as checks
+from src.doctor import dry_run, run_checks
+from src.doctor.callback import Doctor
+from src.doctor.context import Case, open_case
+from src.doctor.report import consult
 from src.sequence.layout import Layout
 from src.train.trainer import make_trainer, open_data
 
@@ -71,10 +72,10 @@ def put(array, where, value):
 
 
 def test_what_is_healthy_is_left_alone(case):
-    for check in (checks.frozen, checks.unsplit, checks.starved, data.spec, *checks.SCREENS):
+    for check in (run_checks.frozen, run_checks.unsplit, run_checks.starved, checks.spec, *run_checks.SCREENS):
         assert told(check(case)) == [], check.__name__
-    assert told(data.given(case), "note")[0] == ("note: task caption_to_image reads prompt, tail and predicts image")
-    assert data.padding(case) == []
+    assert told(checks.given(case), "note")[0] == ("note: task caption_to_image reads prompt, tail and predicts image")
+    assert checks.padding(case) == []
 
 
 def late(marked):
@@ -85,24 +86,24 @@ def late(marked):
 FIRST, HOLE = np.s_[0, 1], np.s_[:4, 2]
 SAID, DRAWN = ("number_sentences", "sentence"), ("caption_to_image", "image")
 FAULTS = {
-    "ids above the vocabulary": (data.values, SAID, {"ids": lambda a: put(a, FIRST, 999)}, "token ids .* 999, but the"),
-    "ids below it": (data.values, SAID, {"ids": lambda a: put(a, FIRST, -1)}, "run from -1 to"),
-    "NaN in an image": (data.values, DRAWN, {"values": lambda a: put(a, (3, 0), np.nan)}, r"1 of 32 rows \(3\)"),
-    "bytes": (data.values, DRAWN, {"values": lambda a: (a + 1) * 127.5}, "^warning: .* from 0 to 255"),
-    "halves": (data.values, DRAWN, {"values": lambda a: (a + 1) / 2}, "^warning: .* none below 0"),
-    "blank images": (data.values, DRAWN, {"values": np.zeros_like}, "^warning: .* deviation 0, and the noise"),
-    "loss on padding": (data.flags, SAID, {"loss": late}, "^warning: .* are marked for loss, but are padding"),
-    "no objective": (data.flags, ("image_to_caption", "head"), {"loss": np.ones_like}, "48 tokens in head .* 'head'"),
-    "nothing marked": (data.flags, SAID, {"loss": np.zeros_like}, "objective text has the field sentence"),
-    "the first token": (data.flags, SAID, {"loss": lambda a: put(a, np.s_[:, 0], True)}, "^warning: 32 .* first"),
+    "ids above the vocabulary": (checks.values, SAID, {"ids": lambda a: put(a, FIRST, 999)}, "ids .* 999, but the"),
+    "ids below it": (checks.values, SAID, {"ids": lambda a: put(a, FIRST, -1)}, "run from -1 to"),
+    "NaN in an image": (checks.values, DRAWN, {"values": lambda a: put(a, (3, 0), np.nan)}, r"1 of 32 rows \(3\)"),
+    "bytes": (checks.values, DRAWN, {"values": lambda a: (a + 1) * 127.5}, "^warning: .* from 0 to 255"),
+    "halves": (checks.values, DRAWN, {"values": lambda a: (a + 1) / 2}, "^warning: .* none below 0"),
+    "blank images": (checks.values, DRAWN, {"values": np.zeros_like}, "^warning: .* deviation 0, and the noise"),
+    "loss on padding": (checks.flags, SAID, {"loss": late}, "^warning: .* are marked for loss, but are padding"),
+    "no objective": (checks.flags, ("image_to_caption", "head"), {"loss": np.ones_like}, "48 tokens in head .* 'head'"),
+    "nothing marked": (checks.flags, SAID, {"loss": np.zeros_like}, "objective text has the field sentence"),
+    "the first token": (checks.flags, SAID, {"loss": lambda a: put(a, np.s_[:, 0], True)}, "^warning: 32 .* first"),
     "after padding": (
-        data.flags, SAID,
+        checks.flags, SAID,
         {"valid": lambda a: put(a, HOLE, False), "loss": lambda a: put(a, HOLE, False)}, "^warning: 4 .* padding",
     ),
-    "an empty row": (data.blind, SAID, {"valid": lambda a: put(a, 5, False)}, "1 of 32 rows .* have no token"),
-    "much padding": (data.padding, SAID, {"valid": lambda a: put(a, np.s_[:, 2:], False)}, "^note: 80% of task"),
-    "a dtype": (data.spec, SAID, {"loss": lambda a: a.astype(np.float32)}, "^error: .* float32 .* declares bool"),
-    "a shape": (data.spec, DRAWN, {"values": lambda a: a[:, :4]}, r"^error: .*\(32, 4, 8, 1\) as image/values"),
+    "an empty row": (checks.blind, SAID, {"valid": lambda a: put(a, 5, False)}, "1 of 32 rows .* have no token"),
+    "much padding": (checks.padding, SAID, {"valid": lambda a: put(a, np.s_[:, 2:], False)}, "^note: 80% of task"),
+    "a dtype": (checks.spec, SAID, {"loss": lambda a: a.astype(np.float32)}, "^error: .* float32 .* declares bool"),
+    "a shape": (checks.spec, DRAWN, {"values": lambda a: a[:, :4]}, r"^error: .*\(32, 4, 8, 1\) as image/values"),
 }  # fmt: skip
 
 
@@ -115,19 +116,21 @@ def test_a_fault_of_the_data_is_found(case, fault):
 
 def test_a_row_that_counts_nothing_may_hold_anything(case):
     spoilt = {"values": lambda a: put(a, 3, np.nan), "valid": lambda a: put(a, 3, False)}
-    assert [f for check in checks.SCREENS for f in told(check(planted(case, *DRAWN, **spoilt)))] == []
+    assert [f for check in run_checks.SCREENS for f in told(check(planted(case, *DRAWN, **spoilt)))] == []
 
 
 def test_a_missing_field_and_a_wrong_label(case):
     batch = {t: dict(fields) for t, fields in case.batch.items()}
     batch["image_to_caption"].pop("head")
-    found = told(data.spec(open_case(case.trainer, batch)), "error")
+    found = told(checks.spec(open_case(case.trainer, batch)), "error")
     assert len(found) == 3 and "delivers nothing as head/ids" in found[0]
     trainer = trainer_of(config_of(sit_digits))
     batch = first_batch(trainer)
-    assert data.values(open_case(trainer, batch)) == []
+    assert checks.values(open_case(trainer, batch)) == []
     batch["label_to_image"]["label"].ids[2] = 11
-    assert re.search(r"labels .* to 11, .* 0 to 10 \(rows 2 ", told(data.values(open_case(trainer, batch)), "error")[0])
+    assert re.search(
+        r"labels .* to 11, .* 0 to 10 \(rows 2 ", told(checks.values(open_case(trainer, batch)), "error")[0]
+    )
 
 
 def test_a_mask_with_an_empty_row_is_found(case):
@@ -139,23 +142,23 @@ def test_a_mask_with_an_empty_row_is_found(case):
             return read, write + 1, group
 
     layout = Late(case.system.tasks["number_sentences"].layout.segments)
-    (found,) = told(data.blind(with_plan(case, "number_sentences", layout=layout)))
+    (found,) = told(checks.blind(with_plan(case, "number_sentences", layout=layout)))
     assert re.search("^error: 1 tokens of a row of task number_sentences .in sentence. may see no token", found)
 
 
 def test_a_starved_task_a_frozen_parameter_and_a_whole_one_are_found(case):
     plan = case.system.tasks["image_to_caption"]
     heavy = {label: (objective, 40.0) for label, (objective, _) in plan.objectives.items()}
-    (found,) = told(checks.starved(with_plan(case, "image_to_caption", objectives=heavy, rows=6)))
+    (found,) = told(run_checks.starved(with_plan(case, "image_to_caption", objectives=heavy, rows=6)))
     assert re.search(r"^warning: the batch starves task image_to_caption: 6 row\(s\), 8.6% .* 95%", found)
     trainer = trainer_of(config_of(**{"optim.multipliers": (("^text_head/", 0.0), (".*", 1.0))}))
-    (found,) = told(checks.frozen(dataclasses.replace(case, trainer=trainer)), "note")
+    (found,) = told(run_checks.frozen(dataclasses.replace(case, trainer=trainer)), "note")
     assert "freezes 1 tensors: text_head/linear/kernel" in found
     split = {"mesh.fsdp": 8, "sharding.min_size": 64}
     trainer = trainer_of(config_of(**split), 8)
-    assert checks.unsplit(dataclasses.replace(case, trainer=trainer)) == []
+    assert run_checks.unsplit(dataclasses.replace(case, trainer=trainer)) == []
     trainer = trainer_of(config_of(**split | {"model.trunk.width": 36}), 8)
-    (found,) = told(checks.unsplit(dataclasses.replace(case, trainer=trainer)))
+    (found,) = told(run_checks.unsplit(dataclasses.replace(case, trainer=trainer)))
     assert re.search("^warning: no axis .* splits .*trunk/layers/attention/out/kernel.* mesh.fsdp=8 div", found)
 
 
@@ -174,7 +177,7 @@ def official():
 
 def examine(trainer, update, batch, state=None):
     with jax.set_mesh(trainer.mesh):
-        return checks.examine(trainer, update, trainer.init() if state is None else state, batch)
+        return run_checks.examine(trainer, update, trainer.init() if state is None else state, batch)
 
 
 def test_the_official_time_token_is_found_and_the_state_is_as_new(official):
@@ -217,10 +220,10 @@ def test_what_is_not_finite_at_the_first_step_is_an_error(official):
 
 def test_a_gradient_that_explodes_later_is_no_sign_of_life(official):
     trainer, update, batch = official
-    _, steps = checks.trial(trainer, update, trainer.init(), batch)
+    _, steps = run_checks.trial(trainer, update, trainer.init(), batch)
     grads = steps[0].squares["grad"]
     burst = steps[1].replace(squares={"grad": {path: a * np.nan for path, a in grads.items()}})
-    (found,) = told(checks.dead(Case(trainer, {}, {}, (steps[0], burst))))
+    (found,) = told(run_checks.dead(Case(trainer, {}, {}, (steps[0], burst))))
     assert "trains 3 tensors (2,080 numbers), whose gradient is 0 in 2 steps" in found
 
 
@@ -243,7 +246,7 @@ def test_the_observer_stops_a_run_with_the_whole_list(official):
 @pytest.mark.parametrize("name", ["sit_digits", "digits", "digits_canvas"])
 def test_healthy_configs_are_silent(name, monkeypatch):
     """Checks and rehearsal. SiT's blocks are behind zero gates behind a zero head, here with a warm-up from nothing."""
-    monkeypatch.setattr(rehearsal, "WAITING", 1.0)  # which of two small times is longer depends on what else runs
+    monkeypatch.setattr(dry_run, "WAITING", 1.0)  # which of two small times is longer depends on what else runs
     slow = {"optim.warmup": 10_000, "optim.steps": 20_000, "optim.lr": 1e-4}
     system = build_system(config_of(importlib.import_module(f"configs.{name}"), **slow))
     report = consult(system, devices=jax.devices()[:1])
@@ -256,7 +259,7 @@ def test_healthy_configs_are_silent(name, monkeypatch):
 @pytest.mark.parametrize("name", ["imagenet256", "sit_xl2_imagenet256"])
 def test_the_large_configs_in_small_are_silent(tmp_path, name, monkeypatch):
     """bfloat16, over four devices; MonoFormer's text head has no objective there, and that is all there is to say."""
-    monkeypatch.setattr(rehearsal, "WAITING", 1.0)
+    monkeypatch.setattr(dry_run, "WAITING", 1.0)
     rng = np.random.default_rng(0)
     np.save(tmp_path / "images.npy", rng.standard_normal((64, 32, 32, 4), np.float32))
     np.save(tmp_path / "labels.npy", rng.integers(0, 2, 64))
@@ -266,7 +269,13 @@ def test_the_large_configs_in_small_are_silent(tmp_path, name, monkeypatch):
         config.text_codec = {"name": config.text_codec.name and "text:Bytes"}
         (task,) = config.tasks
         if name == "imagenet256":  # latents as they are, from random weights
-            data = {"name": "arrays:ClassPromptToImage", "height": 32, "width": 32, "channels": 4, "prompt_length": 64}
+            data = {
+                "name": "arrays:ClassPromptToImage",
+                "height": 32,
+                "width": 32,
+                "channels": 4,
+                "prompt_length": 64,
+            }
             config.tasks[task].data, config.image_codec.name, config.init_from.path = data, "", ""
         config.tasks[task].data.folder = str(tmp_path)
         config.batch, config.sharding.min_size = 16, 2**10

@@ -14,22 +14,22 @@ from ml_collections import ConfigDict
 from configs import common
 from src.build import build_system
 from src.codecs.text import Bytes
-from src.common.distributed import put_batch
-from src.common.placement import Placement
-from src.common.progress import describe
+from src.common.mesh.distributed import put_batch
+from src.common.mesh.fsdp import Placement
+from src.common.mesh.sharding import make_mesh
 from src.common.rng import step_key
-from src.common.sharding import make_mesh
+from src.common.runtime.progress import describe
 from src.common.tree import flatten, unflatten
 from src.data.digits import CaptionToImage
-from src.doctor import vitals
-from src.doctor.panels import Panels
-from src.doctor.probe import Probe, Pulls, pulls, scalars
+from src.doctor import layer_stats
+from src.doctor.gradient_conflict import Probe, Pulls, pulls, scalars
+from src.doctor.held_out import Panels
 from src.interfaces import LossTerm, TokenField, View
-from src.objectives.denoise import by_time
+from src.objectives.diffusion import by_time
 from src.sequence.layout import Layout, Segment
-from src.train import guard, loop
+from src.train import loop, skip_nonfinite
 from src.train import system as systems
-from src.train.meter import Meter
+from src.train.metrics import Meter
 from src.train.state import TrainState, first_state
 from src.train.step import Measured, make_train_step
 from src.train.system import System, TaskPlan
@@ -57,7 +57,7 @@ def test_quarters_of_diffusion_time_add_up_and_are_told_aside():
 
     meter = Meter(types.SimpleNamespace(tasks={}), lambda step: 0.0)
     terms = {f"draw/diffusion/{k}": v for k, v in terms.items()} | {"draw/diffusion/mse": LossTerm(loss.sum(), 9.0)}
-    meter.add(Measured(terms | {"total": LossTerm(5.0, 1.0)}, {}, guard.fresh()))
+    meter.add(Measured(terms | {"total": LossTerm(5.0, 1.0)}, {}, skip_nonfinite.fresh()))
     told = meter.flush(1)
     assert told["buckets/draw/diffusion/0.75-1.00"] == pytest.approx(19 / 3)
     assert describe({k: v for k, v in told.items() if "second" not in k}) == "loss 5, draw 2.778"
@@ -80,7 +80,10 @@ def test_slow_data_are_seen_as_waiting(monkeypatch, slow, share):
         place=lambda rows, step: rows,
     )
     run = loop.Run(trainer, None, None, loop.Nobody(), data, None, None, 0)
-    run.update = lambda state, batch: (state, spend(1.0, Measured({"total": LossTerm(1.0, 1.0)}, {}, guard.fresh())))
+    run.update = lambda state, batch: (
+        state,
+        spend(1.0, Measured({"total": LossTerm(1.0, 1.0)}, {}, skip_nonfinite.fresh())),
+    )
     for _ in range(2):
         run.advance()
         run.advance()
@@ -94,10 +97,10 @@ def test_a_block_that_moves_too_fast_is_seen_in_its_ratio():
     size = {"trunk/layers/a": np.full(3, 4.0), "trunk/layers/b": np.zeros(3), "trunk/norm/scale": 1.0, "text/x": 0.0}
     update = {"trunk/layers/a": np.asarray([4e-6, 4e-2, 4e-6]), "trunk/layers/b": np.zeros(3)}
     update |= {"trunk/norm/scale": 1e-6, "text/x": 1e-6}
-    found = vitals.ratios(update, size)
+    found = layer_stats.ratios(update, size)
     expected = {"block_00": 1e-3, "block_01": 1e-1, "block_02": 1e-3, "norm": 1e-3}
     assert found == {f"ratio/{k}": pytest.approx(v) for k, v in expected.items()}
-    deep = vitals.gradients({"trunk/layers/a": np.where(np.arange(28) == 17, 100.0, 1.0), "text/x": 4.0})
+    deep = layer_stats.gradients({"trunk/layers/a": np.where(np.arange(28) == 17, 100.0, 1.0), "text/x": 4.0})
     shown = {f"gradient/block_{i:02d}": 1.0 for i in (0, 6, 13, 20, 27)}
     assert deep == shown | {"gradient/blocks_largest": 10.0, "gradient/text": 2.0}
 
@@ -105,7 +108,7 @@ def test_a_block_that_moves_too_fast_is_seen_in_its_ratio():
 def test_a_frozen_average_lags_and_padding_is_counted():
     layout = Layout((Segment("words", "text", 6), Segment("image.time", "time", 1), Segment("image", "image", 3)))
     system = System(None, None, None, {"draw": TaskPlan(None, layout, 4, {})}, None)
-    look = vitals.Vitals(types.SimpleNamespace(system=system, mesh=make_mesh({"data": 1}, jax.devices()[:1])))
+    look = layer_stats.Vitals(types.SimpleNamespace(system=system, mesh=make_mesh({"data": 1}, jax.devices()[:1])))
     ema = {"a": jnp.asarray([2.0, 1.0]), "b": jnp.asarray(2.0)}
 
     def see(scale, used):
@@ -114,7 +117,7 @@ def test_a_frozen_average_lags_and_padding_is_counted():
         batch = {"draw": {"words": TokenField(jnp.zeros((4, 6), jnp.int32), valid, valid)}}
         params = {k: scale * v for k, v in ema.items()}
         squares = {k: jnp.square(v).sum() for k, v in params.items()}
-        measured = Measured({}, {"grad": squares, "update": squares, "param": squares}, guard.fresh())
+        measured = Measured({}, {"grad": squares, "update": squares, "param": squares}, skip_nonfinite.fresh())
         found = look(1, TrainState(0, params, ema, None, {}), batch, measured)
         return found["ema_lag"], found["padding/draw"]
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from src.interfaces import LossTerm
-from src.train import guard, loop
+from src.train import loop, skip_nonfinite
 from src.train.state import TrainState
 from src.train.step import Measured
 
@@ -139,9 +139,9 @@ def small_loop(monkeypatch, writer, data=None, update=None, compiles=None, evalu
     """`loop.train` with a state of one number and a step that counts; gives back what was saved, or raises."""
     settings = {"seed": 0, "steps": 6, "log": {"every": 1}, "eval": {"every": 0, "ema": True}}
     settings |= {"guard": {"patience": 3, "restore": False, "restores": 1}}
-    extra = {"guard": guard.fresh()}
+    extra = {"guard": skip_nonfinite.fresh()}
     state = TrainState(step=jnp.int32(0), params={"w": jnp.ones(2)}, ema={}, opt_state=(), extra=extra)
-    measured = Measured({"total": LossTerm(jnp.ones(()), jnp.ones(()))}, {}, guard.fresh())
+    measured = Measured({"total": LossTerm(jnp.ones(()), jnp.ones(()))}, {}, skip_nonfinite.fresh())
     predictor = types.SimpleNamespace(with_params=lambda params: None)
     system = types.SimpleNamespace(
         config=ConfigDict(settings | config), tasks={}, evaluators=evaluators or {}, predictor=predictor, identity=dict

@@ -41,8 +41,9 @@ def slow_down():
     from etils import epath
     from orbax.checkpoint._src.path import atomicity
 
-    from src.common import writers
-    from src.train import checkpoint, contents, keep, loop, trainer
+    from src.common.runtime import writers
+    from src.train import loop, trainer
+    from src.train.checkpoints import checkpointer, metadata, retention
 
     def around(owner, name, text, before=0.0, after=0.0):
         inner = getattr(owner, name)
@@ -58,9 +59,9 @@ def slow_down():
 
     around(trainer.Trainer, "init", lambda self: "init", 0.1, 0.1)
     around(loop.Run, "advance", lambda run: f"step {run.step + 1}", 0.02, 0.05)
-    around(checkpoint.Checkpointer, "save", lambda self, step, *_: f"save {step}", 0.05)
-    around(contents, "read", lambda *_: "restore", 0.1, 0.2)
-    around(keep, "remove", lambda folder: f"remove {folder.name}", 0.1, 0.1)
+    around(checkpointer.Checkpointer, "save", lambda self, step, *_: f"save {step}", 0.05)
+    around(metadata, "read", lambda *_: "restore", 0.1, 0.2)
+    around(retention, "remove", lambda folder: f"remove {folder.name}", 0.1, 0.1)
     around(loop, "evaluate", lambda system, state, writer, step: f"evaluate {step}")
     around(type(epath.Path("/")), "replace", lambda draft, *_: drafted(draft.name), 0.3)
 

@@ -14,17 +14,17 @@ from PIL import Image
 
 from configs import common
 from src.build import build_system
-from src.common import stopping
-from src.common.distributed import put_batch
+from src.common.mesh.distributed import put_batch
+from src.common.runtime import stopping
 from src.data import digits
-from src.data.ledger import BadRow, Ledger, TooManyBadRowsError
 from src.data.pictures import ImageToCaption
-from src.data.pipeline import DEATHS, Mixture, Stream
-from src.doctor.observer import make_doctor
+from src.data.pipeline.bad_rows import BadRow, Ledger, TooManyBadRowsError
+from src.data.pipeline.stream import DEATHS, Mixture, Stream
+from src.doctor.callback import make_doctor
 from src.interfaces import ImageField, SequenceSpec
 from src.models.attention import Sizes, find_backend
 from src.train import loop
-from src.train.checkpoint import Checkpointer
+from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.step import gradients
 from src.train.system import prepare
 from src.train.trainer import make_trainer
@@ -64,7 +64,7 @@ def config(folder, **changes):
     """Both picture tasks on the folder, tiny."""
     config = common.debug(common.base())
     data = {"folder": str(folder), "size": 8, "channels": 1, "length": 30}
-    draw, say = common.denoise(), common.next_token("caption")
+    draw, say = common.diffusion(), common.next_token("caption")
     config.tasks = {
         "draw": {"data": {"name": "pictures:CaptionToImage", **data}, "share": 1, "objectives": {"d": draw}},
         "say": {"data": {"name": "pictures:ImageToCaption", **data}, "share": 1, "objectives": {"t": say}},

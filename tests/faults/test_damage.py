@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.common.sharding import ShardingRules, make_mesh
-from src.train import damage
-from src.train.checkpoint import Checkpointer
+from src.common.mesh.sharding import ShardingRules, make_mesh
+from src.train.checkpoints import integrity
+from src.train.checkpoints.checkpointer import Checkpointer
 
 # Orbax's readers drop their futures when one of them finds damage.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -76,7 +76,7 @@ def damage_each(workdir, kinds):
     """Does each of `kinds` to each file of step 6 in turn, reads, and yields (file, kind, step, what was warned)."""
     newest = workdir / "checkpoints" / "6"
     whole = shutil.copytree(newest, workdir.parent / "whole")
-    for path in sorted(p for p in newest.rglob("*") if p.is_file() and p.name != damage.LIST):
+    for path in sorted(p for p in newest.rglob("*") if p.is_file() and p.name != integrity.LIST):
         for kind in kinds:
             yield path, kind
             shutil.rmtree(newest, ignore_errors=True)

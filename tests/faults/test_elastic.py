@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from src.build import build_system
-from src.common.distributed import put_batch, to_host
+from src.common.mesh.distributed import put_batch, to_host
+from src.common.runtime.writers import JsonLines, Many
 from src.common.tree import flatten
-from src.common.writers import JsonLines, Many
 from src.train import loop
 from src.train import trainer as trainer_module
-from src.train.checkpoint import Checkpointer
+from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.trainer import make_trainer, open_data
 from tests.test_processes import TORUS, folder, logged, said, start, system  # noqa: F401 - fixtures
 from tests.train.test_step import close, config_of
@@ -37,9 +37,9 @@ SEEN = """
 import hashlib, json, sys
 import numpy as np
 from jax.experimental import multihost_utils
-from src.common import distributed
+from src.common.mesh import distributed
 from src.train import trainer
-from src.train.checkpoint import Checkpointer
+from src.train.checkpoints.checkpointer import Checkpointer
 
 FOLDER = next(a for a in sys.argv if a.startswith("--workdir=")).partition("=")[2] + "/.."
 put, gather, save = trainer.put_batch, multihost_utils.process_allgather, Checkpointer.save

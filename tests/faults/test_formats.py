@@ -10,9 +10,10 @@ import pytest
 
 from configs import digits
 from src.codecs.text import SentencePiece, train_sentencepiece
-from src.train import compatible, contents, guard
-from src.train.checkpoint import Checkpointer
-from src.train.compatible import check_config, plain
+from src.train import skip_nonfinite
+from src.train.checkpoints import config_changes, metadata
+from src.train.checkpoints.checkpointer import Checkpointer
+from src.train.checkpoints.config_changes import check_config, plain
 from src.train.loop import ELASTIC
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -30,8 +31,8 @@ def rewrite(tmp_path):
         checkpointer.close()
         paths = [tmp_path / "checkpoints" / "6" / item / "metadata" for item in ("meta", "data")]
         meta, data = change(*(json.loads(path.read_text()) for path in paths))
-        meta = {k: v for k, v in meta.items() if k != "seal"} | {"data": contents.checksum(data)}
-        for path, value in zip(paths, (meta | {"seal": contents.checksum(meta)}, data), strict=True):
+        meta = {k: v for k, v in meta.items() if k != "seal"} | {"data": metadata.checksum(data)}
+        for path, value in zip(paths, (meta | {"seal": metadata.checksum(meta)}, data), strict=True):
             path.write_text(json.dumps(value))
         return tmp_path
 
@@ -39,7 +40,7 @@ def rewrite(tmp_path):
 
 
 def test_a_newer_format_is_refused_and_says_what_reads_it(rewrite):
-    number = contents.FORMAT + 1
+    number = metadata.FORMAT + 1
     workdir = rewrite(lambda meta, data: (meta | {"format": number, "version": "7.8.9"}, data))
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
     with pytest.raises(
@@ -50,12 +51,12 @@ def test_a_newer_format_is_refused_and_says_what_reads_it(rewrite):
     before.pop(workdir, None)
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
     title = re.search(r"^## \[(\S+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert title[1] == contents.VERSION
+    assert title[1] == metadata.VERSION
 
 
 def test_older_formats_are_walked_up_to_the_present_one(rewrite, monkeypatch):
     """As if format -1 kept the rows under another name, and format 0 the config."""
-    oldest = contents.FORMAT - 2
+    oldest = metadata.FORMAT - 2
 
     def old(meta, data):
         meta = {k: v for k, v in meta.items() if k not in ("version", "config")}
@@ -63,7 +64,7 @@ def test_older_formats_are_walked_up_to_the_present_one(rewrite, monkeypatch):
 
     workdir = rewrite(old)
     for known in ({}, {oldest: lambda meta, data: (meta, data)}):
-        monkeypatch.setattr(contents, "MIGRATIONS", known)
+        monkeypatch.setattr(metadata, "MIGRATIONS", known)
         missing = oldest + len(known)
         with pytest.raises(ValueError, match=f"has format {oldest}, .* does not know how to read format {missing}: "):
             Checkpointer(workdir).restore(ABSTRACT)
@@ -71,20 +72,20 @@ def test_older_formats_are_walked_up_to_the_present_one(rewrite, monkeypatch):
         oldest: lambda meta, data: (meta, {"value": {"next": data["rows"]}}),
         oldest + 1: lambda meta, data: (meta | {"config": {"lr": meta["settings"]["learning_rate"]}}, data),
     }
-    monkeypatch.setattr(contents, "MIGRATIONS", steps)
+    monkeypatch.setattr(metadata, "MIGRATIONS", steps)
     _, data, meta = Checkpointer(workdir).restore(ABSTRACT, lambda saved: check_config(saved, {"lr": 1}))
-    assert data == {"next": 60} and meta["config"] == {"lr": 1} and meta["format"] == contents.FORMAT
+    assert data == {"next": 60} and meta["config"] == {"lr": 1} and meta["format"] == metadata.FORMAT
 
 
 def test_a_run_of_format_1_goes_on(tmp_path):
     """It had neither seed nor guard in its state, and said nothing of sums between two log lines."""
     state = {"w": jnp.arange(4.0), "extra": {}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contents, "FORMAT", 1)
+        patch.setattr(metadata, "FORMAT", 1)
         checkpointer = Checkpointer(tmp_path)
         checkpointer.save(6, state, {"images": 60}, {"seed": 7})
         checkpointer.close()
-    wanted = jax.eval_shape(lambda: state | {"extra": {"seed": jnp.uint32(0), "guard": guard.fresh()}})
+    wanted = jax.eval_shape(lambda: state | {"extra": {"seed": jnp.uint32(0), "guard": skip_nonfinite.fresh()}})
     found, position, _ = Checkpointer(tmp_path).restore(wanted)
     assert int(found["extra"]["seed"]) == 7 and not found["extra"]["guard"]["norms"].any()
     assert found["w"].tolist() == [0, 1, 2, 3] and found["extra"]["seed"].dtype == jnp.uint32
@@ -130,7 +131,7 @@ def test_a_run_of_yesterday_goes_on(monkeypatch):
     moved["training"] = {"lr": moved["optim"].pop("lr")}
     with pytest.raises(ValueError, match=r"optim\.lr: 'absent' -> .*; training\.lr: .* -> 'absent'\)"):
         check_config(moved, identity(), ELASTIC)
-    monkeypatch.setattr(compatible, "RENAMED", {"training": "optim"})
+    monkeypatch.setattr(config_changes, "RENAMED", {"training": "optim"})
     assert check_config(moved, identity(), ELASTIC) == {}
 
 

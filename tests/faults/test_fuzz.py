@@ -22,16 +22,16 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from src.codecs.text import SentencePiece, train_sentencepiece
-from src.common.fingerprint import Running
-from src.common.images import Limits, read_image
-from src.common.npy import read_npy
-from src.common.safe_tensors import SafeTensors
-from src.models.export import ONLY, TRUNK
-from src.models.initial import Initial, seal
-from src.models.published import read_config
-from src.tools import weights
-from src.train import contents
-from src.train.damage import DamageError, together
+from src.common.files.checksums import Running
+from src.common.files.images import Limits, read_image
+from src.common.files.npy import read_npy
+from src.common.files.safetensors import SafeTensors
+from src.models.pretrained.export import ONLY, TRUNK
+from src.models.pretrained.hf_config import read_config
+from src.models.pretrained.initial_weights import Initial, seal
+from src.tools.conversion import convert
+from src.train.checkpoints import metadata
+from src.train.checkpoints.integrity import DamageError, together
 
 WEIGHTS = {
     "text/table/embedding": np.ones((5, 8), np.float32), "text_head/linear/kernel": np.ones((8, 5), np.float32),
@@ -122,8 +122,8 @@ def seeds_of_sentencepiece(folder):
 def seeds_of_meta():
     meta = {"format": 1, "step": 7, "config": {"optim": {"max_norm": float("inf")}}, "data": 5}
     meta |= {"leaves": {"params/a": {"print": [1, 2], "dtype": "float32", "shape": [2]}}}
-    metas = [meta, meta | {"format": contents.FORMAT}]
-    return [json.dumps(each | {"seal": contents.checksum(each)}).encode() for each in metas]
+    metas = [meta, meta | {"format": metadata.FORMAT}]
+    return [json.dumps(each | {"seal": metadata.checksum(each)}).encode() for each in metas]
 
 
 def read_safetensors(path):
@@ -165,14 +165,14 @@ def _encoded(codec, word):
 
 def read_meta(path):
     try:
-        meta = together("meta", lambda: contents.checked_meta(contents.read_item(path.parent)))
-        contents.check_format(meta, "it")
-        meta, _ = together("meta", lambda: contents.migrated(meta, {"value": {}}))
+        meta = together("meta", lambda: metadata.checked_meta(metadata.read_item(path.parent)))
+        metadata.check_format(meta, "it")
+        meta, _ = together("meta", lambda: metadata.migrated(meta, {"value": {}}))
     except DamageError as error:
         raise ValueError(str(error)) from error
-    assert meta["format"] == contents.FORMAT and isinstance(meta["step"], int) and isinstance(meta["config"], dict)
+    assert meta["format"] == metadata.FORMAT and isinstance(meta["step"], int) and isinstance(meta["config"], dict)
     with contextlib.suppress(ValueError):  # another architecture
-        contents.check_leaves(meta["leaves"], {}, "it")
+        metadata.check_leaves(meta["leaves"], {}, "it")
 
 
 def seeds_of_initial():
@@ -193,8 +193,8 @@ def read_initial(path):
     for name in found.shapes:
         found.check({name: Running().add(np.stack(list(found.blocks(name)))).value()})
     with contextlib.suppress(ValueError):  # of another model
-        weights._config(weights._initial_jobs(path.parent, path.parent / "out", weights.Options())[0][0],
-                        weights.Source(path.parent, "initial"), weights.Options())  # fmt: skip
+        convert._config(convert._initial_jobs(path.parent, path.parent / "out", convert.Options())[0][0],
+                        convert.Source(path.parent, "initial"), convert.Options())  # fmt: skip
 
 
 def mend_initial(data):
@@ -235,7 +235,7 @@ def mend_meta(data):
     """The seal, over whatever is there now."""
     try:
         meta = {key: value for key, value in json.loads(data).items() if key != "seal"}
-        return json.dumps(meta | {"seal": contents.checksum(meta)}).encode()
+        return json.dumps(meta | {"seal": metadata.checksum(meta)}).encode()
     except (ValueError, AttributeError, RecursionError):
         return data
 
@@ -339,7 +339,7 @@ def test_hostile_files_are_read_or_refused(name, tmp_path):
 def test_a_right_seal_around_anything_else_is_damage(name, value, tmp_path):
     for seed in seeds_of_meta():
         meta = {key: was for key, was in json.loads(seed).items() if key != "seal"} | {name: value}
-        (tmp_path / "metadata").write_text(json.dumps(meta | {"seal": contents.checksum(meta)}))
+        (tmp_path / "metadata").write_text(json.dumps(meta | {"seal": metadata.checksum(meta)}))
         with pytest.raises(ValueError, match=r"^meta: .*(is not what this version writes|it has no format|Error: )"):
             read_meta(tmp_path / "metadata")
 

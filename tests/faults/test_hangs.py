@@ -10,7 +10,7 @@ import pytest
 from one_run import Endless, Lines, Process, small_loop
 from test_processes import folder, logged, said, start  # noqa: F401 - fixtures
 
-from src.common import watchdog
+from src.common.runtime import watchdog
 
 
 class Ended(Exception):

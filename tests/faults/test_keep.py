@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.train import keep
-from src.train.checkpoint import Checkpointer
+from src.train.checkpoints import retention
+from src.train.checkpoints.checkpointer import Checkpointer
 
 NAN, INF = float("nan"), float("inf")
 
@@ -96,7 +96,7 @@ def test_killed_between_save_and_removal(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             checkpointer.wait()
     assert on_disk(tmp_path) == [2], "a checkpoint that is removed is gone at once"
-    assert [p.name for p in (tmp_path / "checkpoints").glob(f"1{keep.LEFTOVER}*")]
+    assert [p.name for p in (tmp_path / "checkpoints").glob(f"1{retention.LEFTOVER}*")]
     checkpointer = Checkpointer(tmp_path, keep=1)
     assert checkpointer.restore(abstract())[1] == {"next": 2}
     checkpointer.save(3, state(3), {"next": 3}, {})

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from src.train.meter import CLOCK
+from src.train.metrics import CLOCK
 from tests.common.test_writers import events_of
 
 ROOT = pathlib.Path(__file__).parents[2]

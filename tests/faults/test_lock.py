@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 from one_run import Process
 
-from src.train import lock
+from src.train.checkpoints import lock
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import jax, jax.numpy as jnp
-from src.common.program_cache import use_program_cache
+from src.common.runtime.compilation_cache import use_program_cache
 use_program_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 hits = []

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from test_processes import folder, logged, said, start  # noqa: F401 - fixtures
 
-from src.train import replicas
+from src.train.checkpoints import replicas
 
 
 def state(broken=None):

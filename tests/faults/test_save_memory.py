@@ -12,10 +12,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import json, sys, jax
-from src.common import distributed
+from src.common.mesh import distributed
 distributed.start()
-from src.common.sharding import make_mesh
-from src.tools.bench_save import measure_saves, random_state
+from src.common.mesh.sharding import make_mesh
+from src.tools.benchmarks.save import measure_saves, random_state
 found = measure_saves(random_state(0.25, make_mesh({"data": 1, "fsdp": 8})), sys.argv[1], count=2)
 print(json.dumps(found))
 distributed.stop()

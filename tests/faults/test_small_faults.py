@@ -15,8 +15,8 @@ import pytest
 from one_run import Lines, Process, losses, small_loop
 
 from src import main
-from src.common import errors, writers
-from src.common.writers import JsonLines, Many, TensorBoard
+from src.common.runtime import errors, writers
+from src.common.runtime.writers import JsonLines, Many, TensorBoard
 
 
 def steps(path):
@@ -107,7 +107,7 @@ def test_no_duration_follows_the_clock(tmp_path, monkeypatch):
         jumps[0] += 1
         return real() + 86400 * jumps[0] * (-1) ** jumps[0]  # no two readings are alike
 
-    from src.common import watchdog
+    from src.common.runtime import watchdog
 
     ends = []
     monkeypatch.setattr(os, "_exit", ends.append)
@@ -126,7 +126,7 @@ def test_nothing_but_labels_reads_the_clock():
     """`time.time` and its kin may name a moment in a file; what is measured or waited for is monotonic."""
     sources = pathlib.Path(main.__file__).parent.rglob("*.py")
     found = [path.name for path in sources if re.search(r"\btime\.time(_ns)?\(|datetime\.now|utcnow", path.read_text())]
-    assert sorted(found) == ["bench_clock.py", "writers.py"]
+    assert sorted(found) == ["clock.py", "writers.py"]
 
 
 REAL = (

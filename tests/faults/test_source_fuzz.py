@@ -7,9 +7,9 @@ import pytest
 from etils import epath
 
 from src.codecs.text import Bytes
+from src.codecs.vision import Pixels
 from src.data import chats, journeydb, llava, tars, tfds
-from src.data.ledger import BadRow
-from src.models.vision import Pixels
+from src.data.pipeline.bad_rows import BadRow
 from tests import formats
 
 pytestmark = pytest.mark.faults

@@ -10,13 +10,13 @@ import pytest
 
 from configs import digits
 from src.build import build_system
-from src.common.distributed import put_batch
-from src.common.writers import Many
-from src.models.heads import TextHead
+from src.common.mesh.distributed import put_batch
+from src.common.runtime.writers import Many
+from src.models.heads.linear import TextHead
 from src.models.layers import SwiGLU
-from src.train import guard, loop
-from src.train.checkpoint import Checkpointer
-from src.train.first_bad import Finder
+from src.train import loop, skip_nonfinite
+from src.train.checkpoints.checkpointer import Checkpointer
+from src.train.nonfinite.locate import Finder
 from src.train.trainer import make_trainer, open_data
 
 pytestmark = pytest.mark.faults
@@ -62,7 +62,7 @@ def trainer():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SwiGLU, "__call__", failing_mlp)
         patch.setattr(TextHead, "nats", failing_head)
-        patch.setattr(guard, "WINDOW", 4)
+        patch.setattr(skip_nonfinite, "WINDOW", 4)
         trainer = make_trainer(build_system(config), jax.devices()[:4])
         compiled = trainer.compile()
         trainer.compile, trainer.finder = lambda: compiled, Finder(trainer)

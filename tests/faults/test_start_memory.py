@@ -13,9 +13,9 @@ PROGRAM = """
 import json, sys, jax, numpy as np
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from src.common.leaves import place
-from src.common.sharding import make_mesh
-from src.models.initial import Initial, write_initial
+from src.common.files.lazy_arrays import place
+from src.common.mesh.sharding import make_mesh
+from src.models.pretrained.initial_weights import Initial, write_initial
 from src.train import start
 
 PATH, TABLE, SHAPE = "trunk/layers/mlp/up/kernel", "text/table/embedding", (32, 2048, 1024)

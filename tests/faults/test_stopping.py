@@ -10,7 +10,7 @@ import pytest
 from one_run import Lines, Process, losses, small_loop
 from test_processes import folder, logged, said, start  # noqa: F401 - fixtures
 
-from src.common import stopping
+from src.common.runtime import stopping
 
 
 @pytest.fixture

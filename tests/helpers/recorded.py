@@ -1,6 +1,6 @@
 """What was recorded before the contracts changed: losses, rows and parameter trees that must stay as they are.
 
-`python -m tests.helpers.recorded` writes the files of tests/golden/recorded anew; do so only for a change that is meant.
+`python -m tests.helpers.recorded` writes tests/golden/recorded anew, for a change that is meant.
 """
 
 import importlib
@@ -38,10 +38,10 @@ def config_of(name, variant="debug"):
 
 
 def losses(name, steps=4):
-    """Scalars by step of the first steps of a debug run: losses and norms, and the checksum of each array of a batch."""
+    """Scalars by step of the first steps of a debug run: losses, norms, and the checksum of each array of a batch."""
     from src.build import build_system
     from src.common.tree import flatten
-    from src.train.meter import Meter as Metrics
+    from src.train.metrics import Meter as Metrics
     from src.train.trainer import make_trainer, open_data
 
     trainer = make_trainer(build_system(config_of(name)), jax.devices()[:1])

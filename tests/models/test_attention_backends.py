@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from src.common.activations import platform
+from src.common.mesh.constraints import platform
 from src.models.attention import Sizes, prepare_attention
 from src.models.backends import splash
 from src.models.conditioning import Condition

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from src.models.pretrained import Published, place_of
-from src.models.published import read_config
+from src.models.pretrained.hf_config import read_config
+from src.models.pretrained.llama_weights import Published, place_of
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 

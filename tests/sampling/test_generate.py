@@ -13,10 +13,10 @@ from src.corruption.schedules import Linear
 from src.interfaces import View
 from src.models.build import Fields, build_model
 from src.models.model import bind
-from src.sampling.gaussian import Euler, sample
 from src.sampling.generate import ImageSampler, TextSampler, generate
 from src.sampling.guidance import Guidance
-from src.sampling.tokens import Greedy
+from src.sampling.steps.gaussian import Euler, sample
+from src.sampling.steps.next_token import Greedy
 from src.sequence.layout import Layout, Segment, with_time_tokens
 
 VOCAB, PAD = 13, 0

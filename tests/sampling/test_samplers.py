@@ -15,7 +15,7 @@ import pytest
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import GVP, VP, CosineBetas, Linear, LinearBetas
 from src.interfaces import Prediction, StepSampler
-from src.sampling.gaussian import (
+from src.sampling.steps.gaussian import (
     DDIM,
     DIFFUSIONS,
     Ancestral,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.sampling.tokens import Greedy, Sampled
+from src.sampling.steps.next_token import Greedy, Sampled
 
 LOGITS = np.log([0.08, 0.4, 0.02, 0.3, 0.2])
 

@@ -13,12 +13,13 @@ import pytest
 
 from configs import digits, imagenet256
 from src.build import build_system
-from src.tools import aot, search, text
-from src.tools.chips import CHIPS, GIB
-from src.tools.flops import attention_flops, step_flops
-from src.tools.hlo import Collective
-from src.tools.roofline import roofline
-from src.tools.topology import Topology
+from src.tools import aot
+from src.tools.compile import search, text
+from src.tools.compile.chips import CHIPS, GIB
+from src.tools.compile.flops import attention_flops, step_flops
+from src.tools.compile.hlo import Collective
+from src.tools.compile.roofline import roofline
+from src.tools.compile.topology import Topology
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -13,15 +13,17 @@ from PIL import Image
 
 from configs import common, imagenet256
 from src.build import build_system
-from src.codecs.latents import Latents
 from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import write_vae
+from src.codecs.vae_latents import Latents
+from src.codecs.vision import Clip, Pixels
 from src.common.tree import count_parameters
 from src.doctor import memory
-from src.models.vision import Clip, Pixels
-from src.tools import aot, compiled, reports, text
-from src.tools.chips import GIB
-from src.tools.topology import open_topology
+from src.tools import aot
+from src.tools.compile import programs, text
+from src.tools.compile import report as reports
+from src.tools.compile.chips import GIB
+from src.tools.compile.topology import open_topology
 from src.train.trainer import Trainer, make_trainer, open_data
 
 TINY = VaeConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)  # one latent for 2 x 2 pixels
@@ -45,9 +47,9 @@ def config_of(folder, vae="vae", **codec):
     config = common.base()
     config.text_codec.name = "text:Bytes"
     data = {"name": "pictures:CaptionToImage", "folder": str(folder / "pictures"), "size": 16, "length": 16}
-    config.tasks = {"draw": {"share": 1.0, "data": data, "objectives": {"diffusion": common.denoise()}}}
+    config.tasks = {"draw": {"share": 1.0, "data": data, "objectives": {"diffusion": common.diffusion()}}}
     with config.unlocked():
-        config.image_codec = {"name": "latents", "path": str(folder / vae), "factor": 2, "rows": 2} | codec
+        config.image_codec = {"name": "vae_latents", "path": str(folder / vae), "factor": 2, "rows": 2} | codec
     config = common.debug(config)
     config.batch = 16
     return config
@@ -69,16 +71,16 @@ def on_a_device(device):
 def test_the_report_has_the_bytes_of_live_arrays_and_the_time_of_both_programs(folder, trainer, monkeypatch):
     step = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((64, 64), jnp.float32))  # nothing slow to compile
     monkeypatch.setattr(Trainer, "lower", lambda self: step)
-    monkeypatch.setattr(compiled, "make_trainer", lambda system, devices: trainer)
+    monkeypatch.setattr(reports, "make_trainer", lambda system, devices: trainer)
     topology, encoders = open_topology("cpu", "8"), {}
-    report = compiled.train_report(config_of(folder), topology, GIB, encoders)
+    report = reports.train_report(config_of(folder), topology, GIB, encoders)
     part, held = report["encoding"]["memory"], report["memory"]
     for found in (part, held):
         assert found["total"] == sum(v for k, v in found.items() if k not in ("total", "hbm", "fits", "shortfall"))
     assert held["frozen networks"] == part["frozen networks"] and held["next batch"] == part["batch"]
     assert part["optimizer"] == held["optimizer"] > 0 and part["temporaries"] > 0
     assert part["padding and other arguments"] <= 64, "its arguments are the networks and the batch"
-    best, worst = (sum(p["roofline"][case] for p in reports.programs(report)) for case in ("best", "worst"))
+    best, worst = (sum(p["roofline"][case] for p in programs.programs(report)) for case in ("best", "worst"))
     assert report["predicted"]["best"]["images_per_second"] == pytest.approx(16 / best)
     assert report["predicted"]["worst"]["days"] == pytest.approx(report["steps"] * worst / 86_400)
     work = report["encoding"]["flops"]
@@ -94,9 +96,9 @@ def test_the_report_has_the_bytes_of_live_arrays_and_the_time_of_both_programs(f
     assert part["next batch, delivered"] == sum(np.asarray(a).nbytes for a in jax.tree.leaves(rows)) // 8
     assert part["frozen networks"] < sum(a.nbytes for a in jax.tree.leaves(trainer.system.frozen.read())), "no decoder"
     del batch
-    again = compiled.train_report(config_of(folder), topology, 2e-4 * GIB, encoders)
-    assert len(encoders) == 1 and not reports.fits(again) and report["memory"]["fits"]
-    assert reports.peak(again) == max(part["total"], held["total"]) and "DOES NOT FIT" in text.describe(again, "")
+    again = reports.train_report(config_of(folder), topology, 2e-4 * GIB, encoders)
+    assert len(encoders) == 1 and not programs.fits(again) and report["memory"]["fits"]
+    assert programs.peak(again) == max(part["total"], held["total"]) and "DOES NOT FIT" in text.describe(again, "")
 
 
 @pytest.mark.faults

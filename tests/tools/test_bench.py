@@ -8,8 +8,8 @@ import pytest
 from configs import digits
 from src.build import build_system
 from src.tools import bench as tool
-from src.tools import bench_clock
-from src.tools.flops import step_flops
+from src.tools.benchmarks import clock
+from src.tools.compile.flops import step_flops
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_operations_of_copies_are_those_of_the_plain_trunk_and_frozen_weights_co
 
 
 def test_spread():
-    assert bench_clock.spread([5.0, 1.0, 2.0, 3.0, 4.0]) == {"median": 3.0, "p10": 1.0, "p90": 5.0, "count": 5}
+    assert clock.spread([5.0, 1.0, 2.0, 3.0, 4.0]) == {"median": 3.0, "p10": 1.0, "p90": 5.0, "count": 5}
 
 
 def test_refusals(capsys):

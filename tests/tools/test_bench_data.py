@@ -15,7 +15,7 @@ def config_of(tmp_path):
     data = {"name": "imagenet:ClassPromptToImage", "folder": str(folder), "names": str(names), "size": 8, "drop": 0.0}
     chats = {"name": "chats:ChatToText", "folder": str(formats.make_ultrachat(tmp_path / "u", turns=1)), "length": 64}
     config.tasks = {
-        "images": {"share": 1.0, "data": data | {"prompt_length": 64}, "objectives": {"o": common.denoise()}},
+        "images": {"share": 1.0, "data": data | {"prompt_length": 64}, "objectives": {"o": common.diffusion()}},
         "chats": {"share": 1.0, "data": chats, "objectives": {"o": common.next_token("text")}},
     }
     return common.debug(config)

@@ -8,7 +8,7 @@ from configs import common
 from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import write_vae
 from src.tools import bench as tool
-from src.tools import bench_parts
+from src.tools.benchmarks import parts
 
 TINY = VaeConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)  # one latent for 2 x 2 pixels
 
@@ -17,15 +17,15 @@ def config_of(folder):
     config = common.base()
     config.text_codec.name = ""
     data = {"name": "imagenet:ClassToImage", "folder": str(folder), "size": 16, "classes": 5}
-    config.tasks = {"draw": {"share": 1.0, "data": data, "objectives": {"diffusion": common.denoise()}}}
+    config.tasks = {"draw": {"share": 1.0, "data": data, "objectives": {"diffusion": common.diffusion()}}}
     with config.unlocked():
-        config.image_codec = {"name": "latents", "path": str(folder / "vae"), "factor": 2, "rows": 4}
+        config.image_codec = {"name": "vae_latents", "path": str(folder / "vae"), "factor": 2, "rows": 4}
     return common.debug(config)
 
 
 @pytest.mark.faults
 def test_figures_of_an_encoder_and_of_its_latents(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_parts, "start", None)
+    monkeypatch.setattr(parts, "start", None)
     draw = lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(np.float32)
     write_vae(tmp_path / "vae", Vae(TINY), jax.tree.map(draw, Vae(TINY).shapes()))
     found = tool.bench(config_of(tmp_path), ("encode",), steps=2, peak_size=64)["encode"]

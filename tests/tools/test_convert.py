@@ -13,15 +13,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from src.codecs.text import SentencePiece, train_sentencepiece
-from src.common.leaves import Arrays
+from src.common.files.lazy_arrays import Arrays
+from src.common.files.safetensors import SafeTensors
 from src.common.lookup import lookup
-from src.common.safe_tensors import SafeTensors
 from src.common.tree import flatten, unflatten
-from src.models import published_vision
-from src.models.initial import Initial, write_initial
-from src.models.pretrained import names_of, place_of, read_checkpoint
-from src.models.published_vision import about_vision
-from src.tools import convert, tokenizer_files, tower, weights
+from src.models.pretrained import hf_vision_config
+from src.models.pretrained.hf_vision_config import about_vision
+from src.models.pretrained.initial_weights import Initial, write_initial
+from src.models.pretrained.llama_weights import names_of, place_of, read_checkpoint
+from src.tools import convert
+from src.tools.conversion import convert as conversion
+from src.tools.conversion import tokenizer, vision_tower
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -198,7 +200,7 @@ def test_an_understanding_run_says_which_encoder_it_was_trained_with(vision, fie
         return found
 
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    monkeypatch.setattr(weights, "find_trained", trained)
+    monkeypatch.setattr(conversion, "find_trained", trained)
     code, said, error = run(capsys, source=tmp_path / "run", out=tmp_path / "out", image_size=64)
     assert code == 0, error
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -207,7 +209,7 @@ def test_an_understanding_run_says_which_encoder_it_was_trained_with(vision, fie
     assert ("names no vision_encoder (clip or vae): the official class leaves im_embedder out" in said) == (not fields)
     assert ("'gone' is no folder here, so the encoder is not in the checkpoint" in said) == ("gone" in told)
     tensors = load_file(tmp_path / "out" / "model.safetensors")
-    frozen = {n.removeprefix(tower.PREFIX): t for n, t in tensors.items() if n.startswith(tower.PREFIX)}
+    frozen = {n.removeprefix(vision_tower.PREFIX): t for n, t in tensors.items() if n.startswith(vision_tower.PREFIX)}
     if vision["path" if "path" in vision else "name"] == str(GOLDEN / "autoencoder_kl"):
         same(frozen, load_file(GOLDEN / "autoencoder_kl" / "diffusion_pytorch_model.safetensors"))
     else:
@@ -233,9 +235,9 @@ def test_without_a_projector_no_encoder_is_named(tmp_path, capsys):
 
 
 def test_the_encoders_options_are_those_of_their_classes():
-    for published, name in published_vision.NAMES.items():
-        known = inspect.signature(lookup("models", name)).parameters
-        for ours, usual, *_ in published_vision.ARGS[published].values():
+    for published, name in hf_vision_config.NAMES.items():
+        known = inspect.signature(lookup("codecs", name)).parameters
+        for ours, usual, *_ in hf_vision_config.ARGS[published].values():
             assert known[ours].default == usual
 
 
@@ -330,7 +332,9 @@ def test_weights_go_to_a_store_and_come_from_it(tmp_path, capsys, bucket, monkey
 
 
 def test_a_disk_without_room_is_told_of_before_anything_is_written(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("src.common.tensor_files.shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    monkeypatch.setattr(
+        "src.common.files.safetensors_writer.shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000)
+    )
     code, _, error = run(capsys, source=GOLDEN / "llama", out=tmp_path / "init")
     assert code == 1 and "GB left and 0.000252 are needed: make room" in error and not (tmp_path / "init").exists()
 
@@ -405,12 +409,12 @@ def test_the_tokenizers_files_learn_the_new_words(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(published))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True, "model_max_length": 1e30}))
     words = {"<PAD>": 32000, "<image>": 32001, "<|im_start|>": 32002, "<|im_end|>": 32003}
-    tokenizer_files.add_words(tmp_path, words)
+    tokenizer.add_words(tmp_path, words)
     told = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
     assert {t["content"]: t["id"] for t in told["tokenizer.json"]["added_tokens"]} == {"<s>": 1} | words
     assert told["tokenizer.json"]["version"] == "1.0" and told["tokenizer_config.json"]["add_bos_token"] is True
     decoder = told["tokenizer_config.json"]["added_tokens_decoder"]
     assert {entry["content"]: int(number) for number, entry in decoder.items()} == words
     assert told["added_tokens.json"] == words
-    tokenizer_files.add_words(tmp_path, words)
+    tokenizer.add_words(tmp_path, words)
     assert told == {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from src.tools.cost import hbm_bytes, matmul_flops
-from src.tools.hlo import Collective, collectives, executions, parse
+from src.tools.compile.cost import hbm_bytes, matmul_flops
+from src.tools.compile.hlo import Collective, collectives, executions, parse
 
 MESH = {"data": 2, "fsdp": 4}
 P = PartitionSpec

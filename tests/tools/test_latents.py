@@ -13,7 +13,7 @@ from src.build import build_system
 from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import read_vae, write_vae
 from src.data import imagenet, prepare
-from src.data.ledger import BadRow
+from src.data.pipeline.bad_rows import BadRow
 from src.tools import latents
 from src.tools import prepare as prepare_tool
 from src.train.trainer import make_trainer, open_data
@@ -90,11 +90,11 @@ def config_of(files, codec="vae0", **data):
         "draw": {
             "share": 1.0,
             "data": {"name": "imagenet:ClassToImage"} | options | data,
-            "objectives": {"diffusion": common.denoise()},
+            "objectives": {"diffusion": common.diffusion()},
         }
     }
     with config.unlocked():
-        config.image_codec = {"name": "latents" if codec else "", "path": str(files / codec), "factor": 2}
+        config.image_codec = {"name": "vae_latents" if codec else "", "path": str(files / codec), "factor": 2}
     config = common.debug(config)
     config.batch, config.mesh.data = 8, 1
     return config
@@ -167,7 +167,7 @@ def test_what_was_begun_in_another_precision_or_holds_other_files_is_not_mixed(f
 
 @pytest.mark.parametrize("tool, flags", [(latents, ["--vae={}/vae0", "--size=8"]), (prepare_tool, ["--nocheck"])])
 def test_moments_are_not_encoded_or_written_anew(files, tmp_path, capsys, tool, flags):
-    source = ["--source=records:Shards", f"--set=folder={files}/moments", "--set=kind=classes"]
+    source = ["--source=files/shards:Shards", f"--set=folder={files}/moments", "--set=kind=classes"]
     given = [*source, f"--out={tmp_path}/out", *(flag.format(files) for flag in flags)]
     assert tool.main(["tool", *given]) == 1
     assert "has moments of latents, which are shards already" in capsys.readouterr().err

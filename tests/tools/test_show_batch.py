@@ -22,11 +22,11 @@ def get_config(name=None):
     data = {{"name": "pictures:CaptionToImage", "folder": "{0}/captions", "size": 8, "length": 32}}
     packed = {{"name": "documents:Documents", "folder": "{0}/documents", "length": 64, "images": 1, "size": 8}}
     config.tasks = {{
-        "draw": {{"share": 1.0, "data": data, "objectives": {{"diffusion": common.denoise()}}}},
+        "draw": {{"share": 1.0, "data": data, "objectives": {{"diffusion": common.diffusion()}}}},
         "packed": {{"share": 1.0, "data": packed, "objectives": {{"text": common.next_token("text")}}}},
     }}
     with config.unlocked():
-        config.image_codec = {{"name": "latents", "path": "{0}/vae", "factor": 2}}
+        config.image_codec = {{"name": "vae_latents", "path": "{0}/vae", "factor": 2}}
     return common.debug(config).lock()
 """
 
@@ -71,7 +71,7 @@ def test_a_refused_row_in_buckets_is_shown_as_an_empty_image(tmp_path, capsys):
     for i in range(3):
         (tmp_path / "captions" / f"{i}.png").write_bytes(b"broken")
     told = CONFIG.replace("pictures:CaptionToImage", "buckets:CaptionToImage")
-    told = told.replace('"length": 32}}', '"length": 32, "buckets": ((4, 4), (2, 8))}}').replace('"latents"', '""')
+    told = told.replace('"length": 32}}', '"length": 32, "buckets": ((4, 4), (2, 8))}}').replace('"vae_latents"', '""')
     told = told.replace("return common.debug(config)", "config.data.max_bad.share = 1.0; return common.debug(config)")
     (tmp_path / "config.py").write_text(told.format(tmp_path))
     flags = [f"--config={tmp_path}/config.py", f"--out={tmp_path}/out", "--task=draw"]

@@ -38,11 +38,11 @@ def get_config(name=""):
     packed |= shape | ({{"records": "documents-moments"}} if "moments" in name else {{}})
     data |= {{"name": "buckets:CaptionToImage", "folder": "pictures", "drop": 0.0}} | shape
     config.tasks = {{
-        "draw": {{"share": 1.0, "data": data, "objectives": {{"diffusion": common.denoise()}}}},
-        "packed": {{"share": 1.0, "data": packed, "objectives": {{"diffusion": common.denoise()}}}},
+        "draw": {{"share": 1.0, "data": data, "objectives": {{"diffusion": common.diffusion()}}}},
+        "packed": {{"share": 1.0, "data": packed, "objectives": {{"diffusion": common.diffusion()}}}},
     }}
     with config.unlocked():
-        config.image_codec = {{"name": "latents", "path": "vae", "factor": 2}}
+        config.image_codec = {{"name": "vae_latents", "path": "vae", "factor": 2}}
     config = common.debug(config)
     config.batch, config.checkpoint.every = 16, 2
     config.mesh.data = 1 if "one" in name else 8

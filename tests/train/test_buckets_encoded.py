@@ -10,11 +10,11 @@ import pytest
 from configs import common
 from src.build import build_system
 from src.codecs.buckets import Buckets
+from src.common.mesh.sharding import batch_sharding, make_mesh
 from src.common.rng import stream
-from src.common.sharding import batch_sharding, make_mesh
 from src.interfaces import BucketField, ImageField
 from src.sequence.layout import Layout, Segment
-from src.train.frozen import Frozen
+from src.train.encode_batch import Frozen
 
 GRIDS = ((4, 4), (2, 8), (8, 2))
 PIXELS, LATENTS = Buckets(GRIDS, 4), Buckets(GRIDS, 2)
@@ -77,9 +77,9 @@ def test_a_config_with_buckets_of_pictures_moments_or_latents_is_built(size, cha
     config.text_codec.name = "text:Bytes"
     data = {"name": "buckets:CaptionToImage", "folder": "", "size": size, "channels": channels, "length": 16}
     data["buckets"] = GRIDS
-    config.tasks = {"draw": {"share": 1.0, "data": data, "objectives": {"diffusion": common.denoise()}}}
+    config.tasks = {"draw": {"share": 1.0, "data": data, "objectives": {"diffusion": common.diffusion()}}}
     with config.unlocked():
-        config.image_codec = {"name": "latents", "path": "none", "factor": 2}
+        config.image_codec = {"name": "vae_latents", "path": "none", "factor": 2}
     system = build_system(common.debug(config))
     assert system.frozen.buckets == {"draw": Buckets(GRIDS, patch)}
     assert system.delivered()["draw"]["image"].values.shape[1:] == (size, size, channels)

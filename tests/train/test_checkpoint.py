@@ -12,9 +12,9 @@ import pytest
 from flax import struct
 from ml_collections import ConfigDict
 
-from src.common.sharding import ShardingRules, make_mesh
-from src.train.checkpoint import Checkpointer
-from src.train.compatible import check_config
+from src.common.mesh.sharding import ShardingRules, make_mesh
+from src.train.checkpoints.checkpointer import Checkpointer
+from src.train.checkpoints.config_changes import check_config
 
 # Orbax's readers drop their futures when one of them finds damage.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

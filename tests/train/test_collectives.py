@@ -10,7 +10,7 @@ from configs import digits
 from src.build import build_system
 from src.common.tree import flatten
 from src.models import transformer
-from src.tools.hlo import collectives
+from src.tools.compile.hlo import collectives
 from src.train.trainer import make_trainer
 
 

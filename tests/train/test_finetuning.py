@@ -13,13 +13,14 @@ from safetensors.numpy import load_file
 from configs import common
 from src.build import build_system
 from src.common.tree import flatten, joined
-from src.models import copies, lora
+from src.models import lora
+from src.models import mixture_of_transformers as mot
 from src.tools import convert
 from src.train import loop
-from src.train.checkpoint import Checkpointer
+from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.state import first_state
 from src.train.trainer import make_trainer, open_data
-from tests.train.test_start import config_from, with_checkpoint
+from tests.train.test_init_from import config_from, with_checkpoint
 from tests.train.test_step import Recorder, close, config_of
 
 ALL = {
@@ -63,7 +64,7 @@ def test_all_switches_together_train_what_they_should_and_nothing_else():
     params, rule = flatten(before.params), lora.FROZEN
     frozen = {path for path in params if path.startswith("text/") or re.search(rule, path)}
     adapters = {path for path in params if lora.is_adapter(path)}
-    copied = {path for path in params if copies.is_copy(path)}
+    copied = {path for path in params if mot.is_copy(path)}
     assert len(adapters) == 14 and len(copied) == 4 and frozen > {"trunk/final_norm/scale", "text/table/embedding"}
     # No moments, no gradient, no drift, no weight decay.
     moments = [path for path in flatten(after.opt_state) if "/mu/" in path]
@@ -81,7 +82,7 @@ def test_all_switches_together_train_what_they_should_and_nothing_else():
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("switch", [{"model.lora.rank": 2}, {"model.trunk.copies": copies.PARTS}, ALL], ids=str)
+@pytest.mark.parametrize("switch", [{"model.lora.rank": 2}, {"model.trunk.copies": mot.PARTS}, ALL], ids=str)
 def test_the_first_step_is_that_of_the_plain_run(switch):
     """Losses, and the gradients of what is neither adapted nor copied."""
     plain, changed = (train(steps=1, **c)[2][0] for c in ({}, switch))

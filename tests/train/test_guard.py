@@ -10,15 +10,15 @@ from ml_collections import ConfigDict
 
 from configs import digits
 from src.build import build_system
-from src.common.placement import Placement
+from src.common.mesh.fsdp import Placement
 from src.interfaces import ImageField, LossTerm
-from src.models.heads import TextHead
+from src.models.heads.linear import TextHead
 from src.models.layers import SwiGLU
 from src.sequence.layout import Layout
-from src.train import guard
+from src.train import skip_nonfinite
 from src.train import step as steps
 from src.train import system as systems
-from src.train.first_bad import Finder, first_bad_gradient
+from src.train.nonfinite.locate import Finder, first_bad_gradient
 from src.train.optim import build_optimizer
 from src.train.state import TrainState
 from src.train.system import System, TaskPlan
@@ -56,7 +56,7 @@ def test_a_run_with_bad_steps_is_bit_for_bit_the_run_without_them(monkeypatch, m
     system = System(config, None, None, tasks, encode=lambda values: values)
     params = {"w": jnp.full((128, 128), 0.5), "still": jnp.zeros(())}
     optimizer, _ = build_optimizer(config.optim, params)
-    extra = {"seed": jnp.uint32(0), "guard": guard.fresh()}
+    extra = {"seed": jnp.uint32(0), "guard": skip_nonfinite.fresh()}
     start = TrainState(jnp.int32(0), params, params, optimizer.init(params), extra)
     make = lambda: jax.jit(steps.make_train_step(system, optimizer, config, Placement({}, jnp.float32)))
 
@@ -93,12 +93,12 @@ def test_a_spike_is_told_from_a_change():
     norms[699] = np.nan  # must not enter the window, where it would hide the spike after it
 
     def step(memory, number):
-        good, memory = guard.judge(memory, number, 0.0, jnp.asarray(norms, jnp.float32)[number] ** 2, 6.0)
+        good, memory = skip_nonfinite.judge(memory, number, 0.0, jnp.asarray(norms, jnp.float32)[number] ** 2, 6.0)
         return memory, good
 
-    _, good = jax.jit(lambda: jax.lax.scan(step, guard.fresh(), jnp.arange(1500)))()
+    _, good = jax.jit(lambda: jax.lax.scan(step, skip_nonfinite.fresh(), jnp.arange(1500)))()
     assert list(np.flatnonzero(~np.asarray(good))) == [240, 699, 700, 1400]
-    window = norms[240 - guard.WINDOW : 240]
+    window = norms[240 - skip_nonfinite.WINDOW : 240]
     assert norms[240] < window.mean() + 6 * window.std(), "mean and deviation would have missed it"
 
 

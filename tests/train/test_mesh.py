@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from src.build import build_system
-from src.common.distributed import put_batch
+from src.common.mesh.distributed import put_batch
 from src.train.trainer import make_trainer, open_data
 from tests.train.test_step import close, config_of
 

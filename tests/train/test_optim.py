@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from configs import digits, imagenet256
 from src.build import build_system
 from src.common import tree
-from src.common.sharding import ShardingRules, make_mesh
-from src.train.compatible import check_config
+from src.common.mesh.sharding import ShardingRules, make_mesh
+from src.train.checkpoints.config_changes import check_config
 from src.train.loop import ELASTIC
 from src.train.optim import MOMENTS, OptimConfig, build_optimizer, build_schedule, ema_update
 

@@ -11,17 +11,17 @@ from jax.sharding import AxisType, PartitionSpec
 
 from configs import common
 from src.build import build_system
-from src.common.writers import JsonLines
-from src.doctor.case import open_case
-from src.doctor.checks import SCREENS
-from src.doctor.data import spec
-from src.doctor.mode import consult
-from src.tools.flops import step_flops
-from src.tools.hlo import communications, parse
+from src.common.runtime.writers import JsonLines
+from src.doctor.batch_checks import spec
+from src.doctor.context import open_case
+from src.doctor.report import consult
+from src.doctor.run_checks import SCREENS
+from src.tools.compile.flops import step_flops
+from src.tools.compile.hlo import communications, parse
 from src.train import loop
-from src.train.checkpoint import Checkpointer
-from src.train.first_bad import Finder
-from src.train.meter import Meter
+from src.train.checkpoints.checkpointer import Checkpointer
+from src.train.metrics import Meter
+from src.train.nonfinite.locate import Finder
 from src.train.trainer import make_trainer, open_data
 from tests.data.test_documents import corpus
 from tests.train.test_step import close, logged
@@ -41,7 +41,7 @@ def config_of(folder, mesh=(1, 1, 1, 1), **changes):
         "documents": {
             "share": 1.0,
             "data": data | {"drop": 0.2, "prompt": 16},
-            "objectives": {"diffusion": common.denoise(), "text": common.next_token("text", weight=0.5)},
+            "objectives": {"diffusion": common.diffusion(), "text": common.next_token("text", weight=0.5)},
         }
     }
     with config.unlocked():

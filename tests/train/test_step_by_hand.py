@@ -7,10 +7,10 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from src.common.placement import Placement
+from src.common.mesh.fsdp import Placement
 from src.interfaces import LossTerm
 from src.sequence.layout import Layout
-from src.train import guard
+from src.train import skip_nonfinite
 from src.train import system as systems
 from src.train.state import TrainState, first_state
 from src.train.step import make_train_step
@@ -58,7 +58,7 @@ def step(monkeypatch):
 
 def state_at(number, lr, seed=0):
     params, ema = {"w": jnp.asarray(3.0)}, {"w": jnp.asarray(-5.0)}
-    extra = {"seed": jnp.uint32(seed), "guard": guard.fresh()}
+    extra = {"seed": jnp.uint32(seed), "guard": skip_nonfinite.fresh()}
     return TrainState(jnp.asarray(number, jnp.int32), params, ema, optax.sgd(lr).init(params), extra)
 
 

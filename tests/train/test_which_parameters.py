@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from src import run
-from src.common.writers import Many
+from src.common.runtime.writers import Many
 from src.evals.result import Result
 from src.sequence.layout import Layout, Segment
 from src.train import loop

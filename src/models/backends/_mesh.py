@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import PartitionSpec
 
-from src.common.sharding import BATCH_AXES
+from src.common.mesh.sharding import BATCH_AXES
 from src.models.attention import Sizes
 
 

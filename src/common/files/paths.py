@@ -1,0 +1,95 @@
+"""Names and files that strangers wrote: a name stays below its folder, and a file is read up to a bound."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import unicodedata
+
+from etils import epath
+
+from src.common.files.store import is_remote
+
+NAME_LIMIT = 1024  # characters; file systems take 255 for one part and about 4096 for a path
+
+
+def member(name: str) -> str:
+    """`name` if it is a plain relative path (`a/b.png`) as lists of files and members of archives should have.
+
+    Only the text is looked at. Raises ValueError, in one sentence, for an absolute path, `..`, a drive letter, an
+    address (`gs://`), a backslash, a control character, an empty part, or more than `NAME_LIMIT` characters.
+    """
+    reason = ""
+    if not isinstance(name, str) or not name:
+        reason = "it is empty or no text"
+    elif len(name) > NAME_LIMIT:
+        reason = f"it has more than {NAME_LIMIT} characters"
+    elif name[0] in "/~" or name[1:2] == ":" or "://" in name:
+        reason = "it is absolute"
+    elif "\\" in name or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+        reason = "it has a backslash, a control character or half a surrogate pair"
+    elif any(part in ("", ".", "..") for part in name.removeprefix("./").removesuffix("/").split("/")):
+        reason = "it has empty parts, '.' or '..'"
+    if reason:
+        raise ValueError(
+            f"the file name {shown(name)} is refused because {reason}: name a file below the folder, such as 'a/b.png'"
+        )
+    return name
+
+
+def inside(folder: str | os.PathLike[str], name: str) -> epath.Path:
+    """The path of `name` below `folder` (local or in a store), whether or not it exists.
+
+    Raises ValueError, in one sentence, for what `member` refuses and for links that leave the folder. Those of the
+    Hugging Face cache, from `snapshots/<revision>` into the `blobs` beside `snapshots`, may.
+    """
+    root = epath.Path(folder)
+    path = root / member(name)
+    if is_remote(root):
+        return path
+    top, real = os.path.realpath(root), os.path.realpath(path)
+    allowed = [top]
+    if os.path.basename(os.path.dirname(top)) == "snapshots":
+        allowed.append(os.path.join(os.path.dirname(os.path.dirname(top)), "blobs"))
+    if not any(os.path.commonpath([real, place]) == place for place in allowed):
+        raise ValueError(
+            f"the file name {shown(name)} is refused because it is a link out of {root}: put the file itself there"
+        )
+    return path
+
+
+def read_bounded(path: str | os.PathLike[str], limit: int, what: str = "file") -> bytes:
+    """The bytes of a file of at most `limit` bytes; `what` names it in messages ("image", "tokenizer").
+
+    Never reads more than `limit` + 1 bytes, also where a device or a growing file says it has none. Raises
+    FileNotFoundError, ValueError when it is longer or no plain file, and OSError when it cannot be read.
+    """
+    where = f"the {what} {shown(os.fspath(path))}"
+    try:
+        if not is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError(f"{where} is not a plain file: give the path of one")
+        with epath.Path(path).open("rb") as file:
+            data = file.read(limit + 1)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{where} does not exist: correct the path") from None
+    except ValueError as error:
+        raise error if str(error).startswith(where) else ValueError(f"{where} is no path ({error})") from error
+    except Exception as error:  # a store's client has its own kinds
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {shown(error)}"
+        raise OSError(f"{where} cannot be read ({reason}): check the path, your rights and the disk") from error
+    if len(data) > limit:
+        raise ValueError(f"{where} has more than {limit:,} bytes, which no such file needs: is it the right one?")
+    return data
+
+
+def stem(text: str, otherwise: str = "sample") -> str:
+    """A file's name, without an ending, made of any text: at most 60 of a-z, 0-9 and `-`; `otherwise` of nothing."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-") or otherwise
+
+
+def shown(value: object, limit: int = 120) -> str:
+    """Any value for a message: in one line, text and paths quoted, and cut."""
+    text = str(value) if isinstance(value, str | os.PathLike | BaseException) else value
+    quoted = repr(text[: limit + 1] if isinstance(text, str) else text)
+    return quoted if len(quoted) <= limit + 2 else f"{quoted[:limit]}…"

@@ -1,0 +1,128 @@
+"""Lines of JSON in files, by number: where they lie is found once, what they say is read when it is asked for."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from src.common.files.store import local_copy
+from src.common.files.strict_json import parse_json
+from src.data.files.index_cache import cached_table, stamp
+from src.data.pipeline.bad_rows import BadRow
+
+LINE_BYTES = 4 << 20  # longer lines are not read
+OPEN = 64  # files at a time
+KEPT = 1 << 26  # bytes of a file from which on the places of its lines are kept in the cache
+
+
+class LineFile:
+    """The lines of a local or remote file by number, found once and not kept; each should be a JSON object.
+
+    Raises FileNotFoundError.
+    """
+
+    def __init__(self, path: epath.Path, name: str = ""):
+        self.name = name or path.name
+        self.path = local_copy(path)
+        self._key = object()  # the file may have been another one when others opened it
+        large = self.path.stat().st_size > KEPT
+        self.ends = cached_table("lines", [stamp(self.path)], self._find) if large else self._find()
+
+    def _find(self) -> np.ndarray:
+        return line_ends(self.path)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def where(self, line: int) -> str:
+        """A line for people, who count from 1."""
+        return f"{self.name} line {line + 1}"
+
+    def __getitem__(self, line: int) -> dict[str, Any]:
+        start, end = int(self.ends[line - 1]) if line else 0, int(self.ends[line])
+        opened = _opened(self.path, self._key)  # stays open as long as it has a name here
+        return read_object(opened.number, start, end, self.where(line))
+
+
+class _Opened:
+    """A file that is open until nobody reads it any more, whichever thread that is."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+@functools.lru_cache(OPEN)
+def _opened(path: str | os.PathLike[str], key: object) -> _Opened:
+    return _Opened(path)
+
+
+def line_ends(path: str | os.PathLike[str]) -> np.ndarray:
+    """Where each line of a file ends, its line break included: int64 `[lines]`."""
+    ends, size = [], 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + size + 1)
+            size += len(block)
+    found = np.concatenate([*ends, np.zeros(0, np.int64)])
+    return found if not size or (len(found) and found[-1] == size) else np.append(found, size)
+
+
+def read_object(file: int, start: int, end: int, where: str) -> dict[str, Any]:
+    """The JSON object in some bytes of an open file. Raises BadRow."""
+    if end - start > LINE_BYTES:
+        raise BadRow("the line is too long", where, f"more than {LINE_BYTES:,} bytes")
+    # One call that leaves the file's position alone: threads share it.
+    return parse_example(os.pread(file, end - start, start), where)
+
+
+def parse_example(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object of a line or record. Raises BadRow."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise BadRow("the text is not UTF-8", where, error) from error
+    try:
+        told = parse_json(data, "it")
+    except ValueError as error:
+        raise BadRow("the line is not JSON", where, error) from error
+    if not isinstance(told, dict):
+        raise BadRow("the line is not a JSON object", where)
+    return told
+
+
+class JsonLines:
+    """The lines of all files of a folder that are called like `names` (`*.jsonl`), one file after the other by name.
+
+    Raises FileNotFoundError if there is no such file, saying what a line should be (`line`).
+    """
+
+    def __init__(self, folder: epath.Path, names: str, line: str):
+        paths = sorted(folder.glob(names), key=lambda path: path.name)
+        if not paths:
+            raise FileNotFoundError(
+                f"{os.fspath(folder)!r} has no {names}: give a folder with such files, a line {line}"
+            )
+        self.files = [LineFile(path) for path in paths]
+        self._starts = np.cumsum([0, *map(len, self.files)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def identity(self) -> list[str]:
+        """What changes when the files do."""
+        return [stamp(file.path) for file in self.files]
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], str]:
+        """What a line says, and its name. Raises BadRow."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        file, line = self.files[number], index - int(self._starts[number])
+        return file[line], file.where(line)

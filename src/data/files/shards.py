@@ -1,0 +1,166 @@
+"""Examples in ArrayRecord shards: few large files with a checksum for each row.
+
+A record is the length of its header (4 bytes, little endian), the header, a JSON object of what is told of the picture
+({"caption": "two red pears"}, or as `examples` says for the other kinds), and the bytes of the picture's file (PNG,
+JPEG), if there is one; of several pictures the header tells the "bytes". `manifest.json` lists the shards with their
+rows, bytes and SHA-256, so that a shard that is missing, empty, truncated or damaged where it is indexed is refused by
+name before the first step, and says in `schema` what kind of examples they are. A damaged record is a bad row.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from etils import epath
+
+from src.common.files.paths import inside, shown
+from src.common.files.store import write_whole
+from src.common.files.strict_json import read_json
+from src.common.tree import listed
+from src.data.example import Example
+from src.data.files.array_record import ShardFiles, write_shard
+from src.data.files.json_lines import LINE_BYTES, parse_example
+from src.data.files.latent_shards import Moments, moments_of_manifest
+from src.data.pipeline.bad_rows import BadRow
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+SEVERAL = ("documents",)  # kinds with any number of pictures
+SIZES = "bytes"
+HEADER_BYTES = 4 * LINE_BYTES  # a line of a source is longer here, where its letters are written as \u00e9
+
+
+class Shards:
+    """The rows of a folder of shards by number; `classes` are those of the manifest, if any, and `moments` what it says
+    of them, where the shards hold those of latents instead of pictures (`tools.latents`). `cut`: the pictures are
+    squares of so many pixels.
+
+    Raises FileNotFoundError without a manifest, ValueError for another kind of examples, or naming every shard that is
+    missing or damaged.
+    """
+
+    def __init__(self, folder: epath.Path, kind: str = "captions"):
+        self.folder, self.kind = folder, kind
+        shards, schema = _manifest(folder)
+        if schema["kind"] != kind:
+            raise ValueError(
+                f"{os.fspath(folder)!r} holds {shown(schema['kind'])}, this task reads {kind}: give shards of {kind}"
+            )
+        self.classes: list[dict[str, str]] = schema["classes"]
+        self.moments: Moments | None = schema["moments"]
+        self.cut: int | None = schema["cut"]
+        self._digests = [f"{shard['name']} {shard['sha256']}" for shard in shards]
+        self._files = ShardFiles(folder, [(shard["name"], shard["rows"]) for shard in shards])
+        wrong = {s["name"]: flaw for s in shards if (flaw := self._flaw(s["name"], s["bytes"]))}
+        wrong = wrong or dict.fromkeys(self._files.damaged(), "has a damaged index")
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} of the {len(shards)} shards of {os.fspath(folder)!r} cannot be used:"
+                f" {listed([f'{name} {flaw}' for name, flaw in wrong.items()])}; copy them again from their source, or"
+                " write them anew"
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        data, where = self._files[index]
+        end = 4 + int.from_bytes(data[:4], "little")
+        if end > min(len(data), HEADER_BYTES):
+            raise BadRow("the record is cut off", where, f"{len(data)} of {end} bytes")
+        told = parse_example(data[4:end], where)
+        if self.kind in SEVERAL:
+            return Example(where, told, _parted(data[end:], told.pop(SIZES, None), told.get("parts"), where))
+        return Example(where, told, (data[end:],) if data[end:] or self.kind != "chats" else ())
+
+    def identity(self) -> list[str]:
+        """What changes when the rows do."""
+        return self._digests
+
+    def _flaw(self, name: str, bytes: int) -> str:  # the names of the manifest
+        """Why a shard is not what the manifest says, or ""."""
+        try:
+            size = (self.folder / name).stat().length
+        except FileNotFoundError:
+            return "is missing"
+        return f"has {size:,} of {bytes:,} bytes" if size != bytes else ""
+
+
+def _manifest(folder: epath.Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Name, rows and bytes of the shards, and the kind of examples with its classes."""
+    path = folder / MANIFEST
+    try:
+        told = read_json(path, limit=1 << 28, what="manifest")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} does not exist: give a folder of shards with a manifest"
+        ) from error
+    try:
+        if told["format"] != FORMAT:
+            raise ValueError(f"its format is {told['format']!r}, this version reads {FORMAT}")
+        shards = [
+            {"name": s["name"], "rows": s["rows"], "bytes": s["bytes"], "sha256": str(s.get("sha256"))}
+            for s in told["shards"]
+        ]
+        for shard in shards:
+            inside(folder, shard["name"])
+            if not all(type(shard[key]) is int and 0 <= shard[key] < 2**50 for key in ("rows", "bytes")):
+                raise ValueError(f"{shard} has no sizes")
+        schema = told.get("schema", {})
+        classes = [{"id": str(c["id"]), "name": str(c["name"])} for c in schema.get("classes", ())]
+        image = schema.get("image")
+        moments = moments_of_manifest(image)
+        cut = image.get("size") if isinstance(image, dict) and not moments else None
+        return shards, {"kind": schema.get("kind", "captions"), "classes": classes, "moments": moments, "cut": cut}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{os.fspath(path)!r} is no manifest of shards ({error}): write the shards anew") from error
+
+
+def _parted(data: bytes, sizes: Any, parts: Any, where: str) -> tuple[bytes, ...]:
+    """The pictures of a record that has several, one for each of its parts that is an image. Raises BadRow."""
+    sound = isinstance(sizes, list) and all(type(size) is int and size >= 0 for size in sizes)
+    if not sound or sum(sizes) != len(data):
+        raise BadRow("the pictures are not as long as the record says", where, f"{len(data)} bytes")
+    named = sum(isinstance(part, dict) and "image" in part for part in parts) if isinstance(parts, list) else 0
+    if named != len(sizes):
+        raise BadRow("the record has not the pictures of its parts", where, f"{len(sizes)} of {named}")
+    ends = list(itertools.accumulate(sizes))
+    return tuple(data[end - size : end] for size, end in zip(sizes, ends, strict=True))
+
+
+def pack(told: dict[str, Any], *images: bytes, sized: bool = False) -> bytes:
+    """A record; that of one of the kinds `SEVERAL` is `sized`."""
+    header = json.dumps(told | ({SIZES: [len(image) for image in images]} if sized else {})).encode()
+    return len(header).to_bytes(4, "little") + header + b"".join(images)
+
+
+def write_manifest(folder: epath.Path, shards: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """Writes the manifest of shards that are there, and returns it; it comes last, so that half a folder is refused."""
+    manifest = {"format": FORMAT, "rows": sum(shard["rows"] for shard in shards)} | more | {"shards": shards}
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def write_shards(
+    folder: str | os.PathLike[str], examples: Iterable[tuple[str, bytes]], rows: int = 1000
+) -> dict[str, Any]:
+    """Writes (caption, bytes of an image file) examples into shards of `rows` rows, and returns the manifest.
+
+    Raises FileExistsError where there is one already.
+    """
+    target = epath.Path(folder)
+    if (target / MANIFEST).exists():
+        raise FileExistsError(f"{os.fspath(target)!r} has shards already: give another folder")
+    target.mkdir(parents=True, exist_ok=True)
+    shards, stream = [], iter(examples)
+    for number in itertools.count():
+        part = [pack({"caption": caption}, image) for caption, image in itertools.islice(stream, rows)]
+        if not part:
+            break
+        name = f"{number:05d}.arrayrecord"
+        shards.append({"name": name} | write_shard(target / name, part))
+    return write_manifest(target, shards, schema={"kind": "captions"})

@@ -1,0 +1,182 @@
+"""The pull of the objectives on the trunk that they share, and how large the activations are: one extra pass.
+
+Two objectives pull together where the cosine of their gradients is above 0, and against each other below (Yu et al.
+2020, Gradient Surgery for Multi-Task Learning, definition 1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from src.common.mesh.fsdp import Placement
+from src.common.mesh.sharding import batch_sharding, replicated
+from src.common.rng import step_key
+from src.common.runtime import background
+from src.common.tree import split_rows
+from src.doctor.layer_stats import block, hasty, told
+from src.interfaces import Batch, PyTree
+from src.models.transformer import Tap
+from src.train.state import TrainState, shown
+from src.train.step import Add, Measured
+from src.train.system import Prepared, System, losses, prepare, weighted_sum
+from src.train.trainer import Trainer
+
+PAIRED = 4  # objectives whose pairs are all told; of more, each is told against the sum of the others
+
+
+@struct.dataclass
+class Pulls:
+    """What one probe finds of K objectives, in the order of `labels`, and L blocks.
+
+    products   inner products of their weighted gradients on the trunk
+    rms        by task: root mean square of the residual stream of valid tokens after each block
+    """
+
+    products: Float[Array, "K K"]
+    rms: dict[str, Float[Array, "L"]]
+
+
+class Probe:
+    """A watcher of the log line at, or after, each `every`-th step (`config.doctor.every`).
+
+    pull/norm/<task>.<objective>       |gradient| of the weighted objective on the trunk
+    pull/cosine/<one>/<other>          between two of them; with many objectives `<one>/rest`
+    activation/<task>/block_00 …       root mean square of the residual stream after the block
+
+    The batch is that of the last step with the noise of that step, the parameters are those after it. With
+    `accumulate` > 1 the first microbatch is measured. The pass compiles beside the first steps. Where the device has no
+    room for it, it is left out, and the run goes on.
+    """
+
+    def __init__(self, trainer: Trainer, every: int | None = None):
+        self.trainer, self.every = trainer, trainer.system.config.doctor.every if every is None else every
+        self._compiling: Future | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether the log line of this step has a probe: a function of the step alone, for a resumed run as well."""
+        line = self.trainer.system.config.log.every
+        return self.every > 0 and step % self.every < (line if step % line == 0 else 1)
+
+    def __call__(
+        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: Measured
+    ) -> dict[str, float]:
+        """The scalars above, or none where no probe is due."""
+        config = self.trainer.system.config
+        if not self.every or config.steps < self.every:
+            return {}
+        if self._compiling is None:
+            self._compiling = background.begin(self.compile, "probe")
+        if not self.due(step):
+            return {}
+        try:
+            found = jax.device_get(self._compiling.result()(shown(state), state.extra["seed"], state.step, batch))
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() > 1:  # the other processes would wait for this one
+                raise
+            logging.warning("the probe is left out from now on (%s): set doctor.every=0", str(error)[:200])
+            self.every = 0
+            return {}
+        return scalars(self.trainer.system, found)
+
+    def compile(self) -> Any:
+        """The pass, ahead of its first use: (parameters, seed, steps done, batch) -> Pulls."""
+        trainer, state, rows = self.trainer, self.trainer.abstract, batch_sharding(self.trainer.mesh)
+        spec = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), trainer.system.spec())
+
+        def measure(params: PyTree, seed: Array, done: Int[Array, ""], batch: Mapping[str, Batch]) -> Pulls:
+            return pulls(trainer.system, params, step_key(seed, done - 1), batch, trainer.placement)
+
+        with jax.set_mesh(trainer.mesh):
+            jitted = jax.jit(measure, out_shardings=replicated(trainer.mesh), compiler_options=hasty(trainer))
+            return jitted.lower(shown(state), state.extra["seed"], state.step, spec).compile()
+
+
+def labels(system: System) -> list[tuple[str, str]]:
+    """(task, objective) of every objective that is trained with a weight."""
+    return [(t, o) for t, plan in system.tasks.items() for o, (_, weight) in plan.objectives.items() if weight]
+
+
+def pulls(system: System, params: PyTree, key: Array, batch: Mapping[str, Batch], placement: Placement) -> Pulls:
+    """Gradients of all objectives on the trunk at these parameters, with the corruption of the step of this key."""
+    prepared = prepare(system, batch, key, True)
+    trunks, rms = [], {}
+    for task, label in labels(system):
+        grads, (_, rms[task]) = objective_gradient(system, params, batch, prepared, task, label, placement)
+        trunks.append([g.astype(jnp.float32) for g in jax.tree.leaves(grads["trunk"])])
+    products = [[sum((a * b).sum() for a, b in zip(one, other, strict=True)) for other in trunks] for one in trunks]
+    return Pulls(jnp.asarray(products), rms)
+
+
+def objective_gradient(
+    system: System,
+    params: PyTree,
+    batch: Mapping[str, Batch],
+    prepared: Prepared,
+    task: str,
+    label: str,
+    placement: Placement,
+) -> tuple[PyTree, tuple[Array, Float[Array, "L"]]]:
+    """Gradient of weight · (sum of the terms / their counts) of one objective, its value, and the blocks' rms `[L]`.
+
+    Rows do not see each other, so only those of the task are run: all objectives together cost about one step. The
+    gradients of all objectives add up to that of the step.
+    """
+    plan = system.tasks[task]
+    alone = dataclasses.replace(plan, objectives={label: plan.objectives[label]})
+    alone = dataclasses.replace(system, tasks={task: alone})
+    views, aux = prepared
+    rows = ({task: batch[task]}, ({task: views[task]}, {task: {label: aux[task][label]}}))
+    parts = system.config.accumulate
+
+    def local(params: PyTree, rows: PyTree, add: Add) -> tuple[PyTree, PyTree]:
+        rows = jax.tree.map(lambda a: a[0], split_rows(rows, parts)) if parts > 1 else rows
+        view = rows[1][0][task]
+        valid = plan.layout.valid(view.valid, len(next(iter(view.inputs.values()))))
+
+        def loss(params: PyTree) -> tuple[Array, Any]:
+            tap = Tap(lambda h: _squares(h[:, : valid.shape[1]], valid))  # `context` may have made the rows longer
+            terms = losses(alone, params, *rows, placement, tap)
+            return weighted_sum(alone, terms, {k: add(v.count) for k, v in terms.items()}), tap.left
+
+        (total, (seen,)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return grads, add((total, seen))
+
+    grads, (total, (squares, count)) = placement.local(local, params, rows)
+    return grads, (total, jnp.sqrt(squares / count))
+
+
+def scalars(system: System, found: Pulls) -> dict[str, float]:
+    """What a probe found, by the names of `Probe`; an objective without a gradient has no cosine."""
+    names, products = [".".join(pair) for pair in labels(system)], np.asarray(found.products, np.float64)
+    norms = np.sqrt(np.diag(products))
+    out = {f"pull/norm/{name}": float(norm) for name, norm in zip(names, norms, strict=True)}
+    for i, name in enumerate(names):
+        if len(names) > PAIRED:
+            rest = np.arange(len(names)) != i
+            length = np.sqrt(max(products[np.ix_(rest, rest)].sum(), 0.0))
+            others = {"rest": (products[i, rest].sum(), length)}
+        else:
+            others = {names[j]: (products[i, j], norms[j]) for j in range(i + 1, len(names))}
+        for other, (product, length) in others.items():
+            if norms[i] * length > 0:
+                out[f"pull/cosine/{name}/{other}"] = float(product / (norms[i] * length))
+    for task, rms in found.rms.items():
+        shown = told({block(i): float(value) for i, value in enumerate(np.asarray(rms))})
+        out |= {f"activation/{task}/{name}": value for name, value in shown.items()}
+    return out
+
+
+def _squares(h: Float[Array, "B S D"], valid: Bool[Array, "B S"]) -> tuple[Array, Array]:
+    """Sum of squares of the valid tokens, and how many numbers these are; what padding leaves means nothing."""
+    squares = jnp.where(valid[..., None], jnp.square(h.astype(jnp.float32)), 0)
+    return squares.sum(), valid.sum(dtype=jnp.float32) * h.shape[-1]

@@ -1,0 +1,164 @@
+"""What a run shows from time to time: losses on held-out rows, what was forgotten since the start, and drawings."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from src.common.mesh.distributed import data_shard
+from src.common.mesh.sharding import replicated
+from src.common.rng import stream
+from src.common.runtime.writers import MetricWriter
+from src.data.pipeline.bad_rows import usable
+from src.data.pipeline.reader import build_rows, read_row
+from src.doctor.layer_stats import hasty
+from src.interfaces import Batch, LossTerm, PyTree
+from src.train.state import TrainState, shown
+from src.train.step import Add
+from src.train.system import System, TaskPlan, losses, prepare
+from src.train.trainer import Trainer
+
+COLUMNS = 10
+
+
+class Panels:
+    """Writes a panel every `config.doctor.panels` steps; with 0, where the run evaluates and at its end.
+
+    heldout/<task>/<objective>/<term>   mean over the same held-out rows with the same noise each time
+    forgetting/<task>/<objective>/…     the same, less what the initial parameters had; above 0, the run made it worse
+    drawings/<task>                     a picture: the same prompts and noise each time
+
+    They are those of the averaged parameters if the run evaluates these. What the initial parameters had is measured
+    at the first panel, on initial parameters made anew, so that a resumed run needs to remember nothing.
+    """
+
+    def __init__(self, trainer: Trainer):
+        config = trainer.system.config
+        self.trainer, self.every = trainer, config.doctor.panels or config.eval.every
+        self.batches, self.drawings = config.doctor.batches, config.doctor.drawings
+        self.plans = {name: plan for name, plan in trainer.system.tasks.items() if _held_out(name, plan)}
+        self.system = dataclasses.replace(trainer.system, tasks=self.plans)
+        self._initial: dict[str, float] | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether there is a panel after `step` steps."""
+        last = step == self.trainer.system.config.steps
+        return (bool(self.every) and step % self.every == 0) or last
+
+    def __call__(self, step: int, state: TrainState, writer: MetricWriter) -> None:
+        """Writes the panel of this step, if one is due."""
+        if not self.due(step):
+            return
+        began = time.monotonic()
+        params = state.ema if self.trainer.system.config.eval.ema else state.params
+        if self.batches and self.plans:
+            now = self.heldout(shown(state, params))
+            if self._initial is None:
+                self._initial = self._at_the_start(state)
+            change = {name: value - self._initial[name] for name, value in now.items() if self._initial}
+            found = {f"heldout/{k}": v for k, v in now.items()} | {f"forgetting/{k}": v for k, v in change.items()}
+            writer.write_scalars(step, found)
+            if self._initial:
+                writer.write_texts(step, {"forgetting": table(self._initial, now)})
+        if self.drawings:
+            writer.write_images(step, drawings(self.trainer.system, params, self.drawings))
+        logging.info("the panel of step %d took %.1f s", step, time.monotonic() - began)
+
+    def _at_the_start(self, state: TrainState) -> dict[str, float]:
+        """What the initial parameters had; nothing where the weights that they came from are gone (`init_from`)."""
+        try:
+            params = self.trainer.init_params()
+        except OSError as error:
+            logging.warning("the panels do not tell what is forgotten, because %s", error)
+            return {}
+        return self.heldout(shown(state, params))
+
+    def heldout(self, params: PyTree) -> dict[str, float]:
+        """Mean of every term, "task/objective/term", over the held-out rows."""
+        sums: dict[str, LossTerm] = {}
+        seed = np.uint32(self.system.config.seed)
+        for number, batch in enumerate(self._rows()):
+            terms = jax.device_get(self._measure(params, seed, np.int32(number), self.trainer.place(batch, number)))
+            sums = {name: sums[name] + term if name in sums else term for name, term in terms.items()}
+        return {name: float(term.total / term.count) for name, term in sums.items() if term.count}
+
+    @functools.cached_property
+    def _measure(self) -> Any:
+        """The jitted sums: (parameters, seed, number of the batch, batch) -> terms."""
+        system, placement = self.system, self.trainer.placement
+
+        def measure(params: PyTree, seed: Any, number: Any, batch: Mapping[str, Batch]) -> dict[str, LossTerm]:
+            key = stream(jax.random.key(seed), "heldout", number)
+            prepared = prepare(system, batch, key, False)
+
+            def local(params: PyTree, rows: PyTree, add: Add) -> tuple[PyTree, PyTree]:
+                terms = losses(system, params, *rows, placement)
+                trained = {name: term for name, term in terms.items() if term.trained}
+                return jax.tree.map(jnp.zeros_like, params), add(trained)  # nobody asks for gradients
+
+            return placement.local(local, params, (batch, prepared))[1]
+
+        return jax.jit(measure, out_shardings=replicated(self.trainer.mesh), compiler_options=hasty(self.trainer))
+
+    def _rows(self) -> Iterator[dict[str, Batch]]:
+        """This process's share of the batches: rows spread over the split, in its order, the same ones every time.
+
+        A row that cannot be used keeps its place and counts nothing.
+        """
+        (mine, count), order = data_shard(self.trainer.mesh)
+        for number in range(self.batches):
+            batch = {}
+            for name, plan in self.plans.items():
+                have, wanted = plan.task.rows("test"), plan.rows * self.batches
+                index = (np.arange(plan.rows) * self.batches + number) * have // wanted
+                blocks = np.split(index, len(order))
+                index = np.concatenate([blocks[b] for b in np.split(np.asarray(order), count)[mine]])
+                reads, flaws = zip(*(read_row(plan.task, "test", int(i)) for i in index), strict=True)
+                extra = {k: np.stack([r[k] for r in reads]) for k in reads[0]}
+                batch[name] = build_rows(plan.task, "test", index, None, extra, usable(np.stack(flaws)))
+            yield batch
+
+
+def table(initial: Mapping[str, float], now: Mapping[str, float]) -> str:
+    """The forgetting panel, in Markdown."""
+    lines = ["| held-out loss | initial | now | change |", "|---|---|---|---|"]
+    return "\n".join(lines + [f"| {k} | {initial[k]:.4g} | {v:.4g} | {v - initial[k]:+.4g} |" for k, v in now.items()])
+
+
+def drawings(system: System, params: PyTree, count: int) -> dict[str, np.ndarray]:
+    """`drawings/<task>`: images of `count` held-out prompts, or classes, of each task that draws pictures."""
+    from src.evals.grid import caption_grid
+    from src.evals.result import spread
+
+    predict, pictures = system.predictor.with_params(params), {}
+    for name, (data, layout, generated) in predict.tasks.items():
+        if layout.segment(generated).kind != "image" or predict.shape[2] not in (1, 3):
+            continue
+        if data.classes is None and not hasattr(data, "prompts"):  # it knows no captions without reading its files
+            continue
+        if data.classes is not None:
+            given: list[Any] = [i % data.classes for i in range(count)]
+            images, titles = predict.draw(name, labels=given, seed=system.config.seed), [f"class {i}" for i in given]
+        else:
+            words = [phrase for phrase, _ in data.prompts("test")]
+            titles = [words[i] for i in spread(len(words), count)]
+            images = predict.draw(name, words=titles, seed=system.config.seed)
+        pictures[f"drawings/{name}"] = caption_grid(images, titles, COLUMNS)
+    return pictures
+
+
+def _held_out(name: str, plan: TaskPlan) -> bool:
+    """Whether a task has held-out rows; one without is left out of the panels."""
+    try:
+        return plan.task.rows("test") > 0
+    except ValueError as error:
+        logging.info("task %s is not in the panels: %s", name, error)
+        return False

@@ -1,0 +1,111 @@
+"""What every log line says of the blocks, the average and the rows, from what the step measured anyway."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from src.common import tree
+from src.common.mesh.sharding import replicated
+from src.interfaces import Batch, PyTree, TokenField
+from src.models.model import STACKED
+from src.sequence.packed import Document, placed
+from src.train.state import TrainState
+from src.train.step import Measured
+from src.train.system import System
+from src.train.trainer import Trainer
+
+MOST = 8  # blocks that are all told; of a deeper trunk `SPREAD` of them and the largest are
+SPREAD = 5
+
+
+class Vitals:
+    """A watcher of every log line, of the last step before it.
+
+    ratio/<part>      |update| / |parameters| of a block (`block_00` …) or another part of the model (`text`, …)
+    gradient/<part>   |gradient| of the same, before clipping
+    ema_lag           |average - parameters| / |parameters|, of all parameters
+    padding/<task>    share of the places of its rows that are padding
+    """
+
+    def __init__(self, trainer: Trainer):
+        self._tell = jax.jit(functools.partial(_tell, trainer.system), out_shardings=replicated(trainer.mesh))
+
+    def __call__(
+        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: Measured
+    ) -> dict[str, float]:
+        """The scalars above."""
+        apart = self._tell(state.params, state.ema, batch)
+        squares, (apart, padding) = jax.device_get((measured.squares, apart))
+        size = sum(float(np.sum(a)) for a in squares["param"].values())
+        scalars = ratios(squares["update"], squares["param"]) | gradients(squares["grad"])
+        if size:
+            scalars["ema_lag"] = float(np.sqrt(apart / size))
+        return scalars | {f"padding/{task}": float(share) for task, share in padding.items()}
+
+
+def ratios(update: Mapping[str, np.ndarray], param: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """`ratio/<part>` from sums of squares by path; a part whose parameters are all zero has none."""
+    updates, params = by_part(update), by_part(param)
+    return {f"ratio/{k}": v for k, v in told({k: (updates[k] / v) ** 0.5 for k, v in params.items() if v}).items()}
+
+
+def gradients(grad: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """`gradient/<part>` from sums of squares by path."""
+    return {f"gradient/{k}": v for k, v in told({k: v**0.5 for k, v in by_part(grad).items()}).items()}
+
+
+def by_part(squares: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Sums of squares by block and, of the rest, by the first name of the path (behind `trunk/`)."""
+    sums: dict[str, float] = {}
+    for path, values in squares.items():
+        stacked = path.startswith(STACKED)
+        names = [block(i) for i in range(len(values))] if stacked else [path.removeprefix("trunk/").split("/")[0]]
+        for name, value in zip(names, np.ravel(values), strict=True):
+            sums[name] = sums.get(name, 0.0) + float(value)
+    return sums
+
+
+def told(values: Mapping[str, float]) -> dict[str, float]:
+    """Of more than `MOST` blocks only some, from the first to the last, and `blocks_largest`; all other parts."""
+    blocks = sorted(name for name in values if name.startswith("block_"))
+    if len(blocks) <= MOST:
+        return dict(values)
+    kept = {blocks[i * (len(blocks) - 1) // (SPREAD - 1)] for i in range(SPREAD)}
+    rest = {name: value for name, value in values.items() if name not in blocks or name in kept}
+    return rest | {"blocks_largest": max(values[name] for name in blocks)}
+
+
+def block(number: int) -> str:
+    """The name of a block in scalars."""
+    return f"block_{number:02d}"
+
+
+def hasty(trainer: Trainer) -> dict[str, Any]:
+    """Compiler options of what runs only now and then: for CPUs, compiling well would take longer than running."""
+    cpu = trainer.mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} if cpu else {}
+
+
+def padding_shares(system: System, batch: Mapping[str, Batch]) -> dict[str, Float[Array, ""]]:
+    """By task: the places of its rows without a valid token, over all places."""
+    shares = {}
+    for name, plan in system.tasks.items():
+        if isinstance(plan.layout, Document):
+            empty = (~placed(plan.layout, batch[name])[1]).sum()
+        else:
+            fields: Sequence[Any] = [field for field in batch[name].values() if isinstance(field, TokenField)]
+            empty = sum((~field.valid).sum() for field in fields)
+        shares[name] = jnp.asarray(empty / (plan.rows * plan.layout.length), jnp.float32)
+    return shares
+
+
+def _tell(system: System, params: PyTree, ema: PyTree, batch: Mapping[str, Batch]) -> tuple[Array, dict[str, Array]]:
+    apart = jax.tree.map(lambda a, b: jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)).sum(), ema, params)
+    return sum(tree.flatten(apart).values()), padding_shares(system, batch)

@@ -1,0 +1,201 @@
+"""Our leaves as a published Llama or MonoFormer: names, order of axes, config.json (the inverse of `pretrained`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from src.common.files.lazy_arrays import Leaves, is_stacked
+from src.common.files.paths import shown
+from src.common.files.safetensors_writer import SHARD_BYTES, Tensor, write_tensors
+from src.common.files.store import write_whole
+from src.common.tree import listed
+from src.models.pretrained.hf_config import ARCHITECTURES, FIXED, PublishedConfig
+from src.models.pretrained.hf_vision_config import FIELDS as VISION
+from src.models.pretrained.llama_weights import TABLE, names_of
+
+LLAMA, MONOFORMER = ARCHITECTURES
+# Fields of `config.model` that no published checkpoint has otherwise.
+ONLY: dict[str, Any] = {
+    "trunk.norm": "rms",
+    "trunk.mlp": "swiglu",
+    "trunk.bias": False,
+    "trunk.qk_norm": False,
+    "trunk.rope": True,
+    "trunk.final_norm": True,
+}
+TRUNK = {
+    "trunk.width": "hidden_size",
+    "trunk.depth": "num_hidden_layers",
+    "trunk.heads": "num_attention_heads",
+    "trunk.kv_heads": "num_key_value_heads",
+    "trunk.mlp_width": "intermediate_size",
+    "trunk.norm_epsilon": "rms_norm_eps",
+    "trunk.rope_theta": "rope_theta",
+}
+ORDER, VARIANCE = "image_head.order", "image_head.variance"
+PROJECTOR = "vision/first/kernel"
+PIXELS = 8  # a side of a latent's element, in pixels of the image
+
+
+def about(config: PublishedConfig) -> dict[str, Any]:
+    """The fields of `config.model`, by dotted name, that weights with this config.json are made for; `vision.…` are
+    fields of `config.vision`."""
+    fields = ONLY | {ours: getattr(config, theirs) for ours, theirs in TRUNK.items()}
+    if config.image is not None:
+        fields |= {ORDER: "rsc", VARIANCE: "learned" if config.image.learn_sigma else "none"}
+    return fields | (config.vision.about() if config.vision else {})
+
+
+def about_model(model: Mapping[str, Any], images: bool) -> dict[str, Any]:
+    """The same, of a run with these settings (`config.model`)."""
+    names = (*ONLY, *TRUNK, *((ORDER, VARIANCE) if images else ()))
+    return {name: model[name.split(".")[0]][name.split(".")[1]] for name in names}
+
+
+def published_config(
+    leaves: Leaves,
+    made_for: Mapping[str, Any],
+    base: Mapping[str, Any],
+    patch: int,
+    side: int,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    """The fields of config.json for leaves that were `made_for` such a model (`about`).
+
+    base   fields that it came with, of which those that do not follow from the leaves are kept
+    patch  side of a patch; side: of the latents; only read where there are images
+    dtype  of all tensors, or None
+    """
+    shapes = leaves.shapes
+    fields = {
+        "model_type": "llama",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.02,
+        "max_position_embeddings": 2048,
+        "rope_scaling": None,
+        "use_cache": True,
+    }
+    fields |= FIXED | dict(base) | {theirs: made_for[ours] for ours, theirs in TRUNK.items()}
+    fields |= {"vocab_size": shapes[TABLE].shape[0], "architectures": [LLAMA]}
+    fields.pop("rope_parameters", None)  # newer, and says what rope_theta does
+    fields["torch_dtype"] = dtype or np.dtype(shapes[TABLE].dtype).name
+    if PROJECTOR not in shapes:  # the official class would look for an encoder
+        fields = {name: value for name, value in fields.items() if name not in VISION}
+    if "image/linear/kernel" not in shapes:
+        return fields
+    features = shapes["image/linear/kernel"].shape[0]
+    token = "conditioning/first/kernel" in shapes
+    pad = fields["vocab_size"] - 4
+    new = {
+        "image_token_index": pad + 1,
+        "pad_token_id": pad,
+        "tokenizer_max_length": 512,
+        "tokenizer_padding_side": "right",
+        "use_flash_attn": False,
+        "use_bi_attn_img_tokens": True,
+        "add_pos_embed_each_layer": False,
+        "use_hybrid_attn_mask": None,
+    }
+    return new | fields | {
+        "architectures": [MONOFORMER],
+        "patch_size": patch,
+        "in_channels": features // patch**2,
+        "image_size": side * PIXELS,
+        "learn_sigma": made_for[VARIANCE] != "none",
+        "use_pos_embed": True,
+        "use_adaln_final_layer": True,
+        "decoder_t_embed": "add_before_image_tokens" if token else "adaln_before_decoder",
+    }  # fmt: skip
+
+
+def check_exportable(leaves: Leaves, made_for: Mapping[str, Any]) -> None:
+    """Raises ValueError, in one sentence that lists everything that no published checkpoint has."""
+    wrong = [f"model.{name} is not known" for name in (*ONLY, *TRUNK) if name not in made_for]
+    wrong += [f"model.{name}={made_for[name]!r}, there {value!r} only" for name, value in ONLY.items()
+              if made_for.get(name, value) != value]  # fmt: skip
+    for path, leaf in leaves.shapes.items():
+        axes = 2 + is_stacked(path) if path.endswith(("kernel", "embedding")) else 1 + is_stacked(path)
+        if len(leaf.shape) != axes or names_of(path, leaf.shape[0] if is_stacked(path) else 1) is None:
+            wrong.append(f"the parameter {shown(path)}")
+    wrong += [f"no parameter {path}" for path in (TABLE, "text_head/linear/kernel") if path not in leaves.shapes]
+    if wrong:
+        raise ValueError(f"this model cannot be published as Llama or MonoFormer, which lack: {listed(wrong, 100)}")
+
+
+def write_config(folder: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
+    """Writes config.json into a folder, which comes last, so that a folder with it is whole. Raises OSError."""
+    write_whole(epath.Path(folder) / "config.json", (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_published(
+    folder: str | os.PathLike[str],
+    leaves: Leaves,
+    order: str,
+    patch: int,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    more: Mapping[str, Tensor] | None = None,
+) -> list[str]:
+    """Writes the tensors of `check_exportable` leaves into a folder, a block at a time; returns the names of the files.
+
+    order   of the image head's outputs, `crs` or `rsc` (see `ImageHead`); published is `rsc`
+    patch   side of a patch
+    dtype   of all tensors; None keeps that of each leaf
+    more    tensors that are written, too, as they are
+    """
+    tensors: dict[str, Tensor] = {}
+    for path, leaf in leaves.shapes.items():
+        kind = jnp.dtype(dtype or leaf.dtype)
+        shape = tuple(leaf.shape[1:] if is_stacked(path) else leaf.shape)
+        names = names_of(path, leaf.shape[0]) or ()
+        blocks = _Blocks(leaves, path, patch if _turned(path, order) else 0)
+        there = shape[::-1] if path.endswith("kernel") else shape
+        tensors |= {
+            name: Tensor(kind, there, functools.partial(blocks.take, number, number + 1 == len(names)))
+            for number, name in enumerate(names)
+        }
+    return write_tensors(folder, tensors | dict(more or {}), shard_bytes)
+
+
+@dataclasses.dataclass
+class _Blocks:
+    """The blocks of one leaf as published, taken one after the other; `patch` of features to turn around, or 0."""
+
+    leaves: Leaves
+    path: str
+    patch: int
+    following: Iterator[np.ndarray] | None = None
+    at: int = 0
+
+    def take(self, number: int, last: bool) -> Iterator[np.ndarray]:
+        """Block `number`; after the `last` one nothing is kept."""
+        if number != self.at or not number:
+            self.following = itertools.islice(self.leaves.blocks(self.path), number, None)
+        block = next(self.following)
+        block = _rsc(block, self.patch) if self.patch else block
+        yield block.T if self.path.endswith("kernel") else block
+        self.at = number + 1
+        if last:
+            next(self.following, None)
+            self.following = None
+
+
+def _turned(path: str, order: str) -> bool:
+    return order == "crs" and path.startswith("image_head/linear/")
+
+
+def _rsc(values: np.ndarray, patch: int) -> np.ndarray:
+    """Features along the last axis from (channel, row, column) to (row, column, channel)."""
+    split = values.reshape(*values.shape[:-1], -1, patch**2)
+    return split.swapaxes(-1, -2).reshape(values.shape)

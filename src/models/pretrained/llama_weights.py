@@ -1,0 +1,255 @@
+"""Published Llama and MonoFormer checkpoints (safetensors) <-> our leaves by path, without torch or transformers.
+
+Linear layers are stored `[out, in]` there and `[in, out]` here; the trunk's blocks are stacked along a leading axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from src.common.files.lazy_arrays import Leaves, is_stacked, place
+from src.common.files.paths import shown
+from src.common.files.safetensors import SafeTensors
+from src.common.tree import flatten, listed, unflatten
+from src.models.pretrained.hf_config import PublishedConfig
+
+BLOCK = {
+    "self_attn.q_proj.weight": "attention/q/kernel",
+    "self_attn.k_proj.weight": "attention/k/kernel",
+    "self_attn.v_proj.weight": "attention/v/kernel",
+    "self_attn.o_proj.weight": "attention/out/kernel",
+    "mlp.gate_proj.weight": "mlp/gate/kernel",
+    "mlp.up_proj.weight": "mlp/up/kernel",
+    "mlp.down_proj.weight": "mlp/down/kernel",
+    "input_layernorm.weight": "attention_norm/scale",
+    "post_attention_layernorm.weight": "mlp_norm/scale",
+}
+SINGLE = {
+    "model.embed_tokens.weight": "text/table/embedding",
+    "model.norm.weight": "trunk/final_norm/scale",
+    "lm_head.weight": "text_head/linear/kernel",
+    "x_embedder": "image/linear",
+    "t_embedder.mlp.0": "time/first",
+    "t_embedder.mlp.2": "time/second",
+    "t_projector.0": "conditioning/first",
+    "t_projector.2": "conditioning/second",
+    "adaLN_module.1": "conditioning/linear",
+    "final_layer.adaLN_modulation.1": "image_head/adaln",
+    "final_layer.linear": "image_head/linear",
+    "im_embedder.0": "vision/first",
+    "im_embedder.2": "vision/second",
+}
+TABLE, HEAD = "text/table/embedding", "text_head/linear/kernel"  # the leaves with an axis of words
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+IGNORED = ("rotary_emb.inv_freq",)  # a buffer that older Llama files carry
+TOWER = "vision_encoder."  # frozen, and published in a folder of its own
+TIME_FEATURES = 256
+NEW_ROWS = ("normal", "mean")
+
+
+def place_of(name: str) -> tuple[str, int | None] | None:
+    """Our path of a published tensor, and its block (None outside the blocks); None when the name is unknown."""
+    if name.startswith("model.layers."):
+        index, _, rest = name.removeprefix("model.layers.").partition(".")
+        number = re.fullmatch("0|[1-9][0-9]{0,3}", index)  # what `int` takes is more: "01", "+1", other scripts
+        return (f"trunk/layers/{BLOCK[rest]}", int(index)) if rest in BLOCK and number else None
+    if name in SINGLE:
+        return SINGLE[name], None
+    stem, _, leaf = name.rpartition(".")
+    known = stem in SINGLE and leaf in ("weight", "bias")
+    return (f"{SINGLE[stem]}/{'kernel' if leaf == 'weight' else 'bias'}", None) if known else None
+
+
+def names_of(path: str, blocks: int) -> tuple[str, ...] | None:
+    """The published tensors of one of our leaves, one for each block; None when no checkpoint has it."""
+    if path.startswith("trunk/layers/"):
+        rest = {ours: theirs for theirs, ours in BLOCK.items()}.get(path.removeprefix("trunk/layers/"))
+        return None if rest is None else tuple(f"model.layers.{i}.{rest}" for i in range(blocks))
+    singles = {ours: theirs for theirs, ours in SINGLE.items()}
+    if path in singles:
+        return (singles[path],)
+    stem, _, leaf = path.rpartition("/")
+    if stem not in singles or leaf not in ("kernel", "bias"):
+        return None
+    return (f"{singles[stem]}.{'weight' if leaf == 'kernel' else 'bias'}",)
+
+
+class Published:
+    """The tensors of a checkpoint as `Leaves`: nothing is read before it is asked for, and then one block at a time.
+
+    `wrong` lists names that no Llama or MonoFormer has, tensors that are no floats of 16 bits or more, and leaves whose
+    blocks are not 0, 1, 2, … of one shape and dtype; only where it is empty the leaves mean something.
+    """
+
+    def __init__(self, tensors: SafeTensors | Mapping[str, np.ndarray]):
+        self.tensors = tensors
+        self.entries: dict[str, Any] = {}
+        self.wrong: list[str] = []
+        found: dict[str, dict[int, str]] = {}
+        for name, entry in getattr(tensors, "entries", tensors).items():
+            if name.endswith(IGNORED) or name.startswith(TOWER):
+                continue
+            self.entries[name] = entry
+            at = place_of(name)
+            if at is None:
+                self.wrong.append(f"{shown(name)} is no tensor of Llama or MonoFormer")
+                continue
+            found.setdefault(at[0], {})[at[1] or 0] = name
+            if entry.dtype.name not in FLOATS:
+                self.wrong.append(f"{name} is {entry.dtype.name}, no float of 16 bits or more")
+        self.names = {path: tuple(blocks[i] for i in sorted(blocks)) for path, blocks in found.items()}
+        for path, blocks in found.items():
+            kinds = {(self.entries[name].shape, self.entries[name].dtype.name) for name in blocks.values()}
+            if max(blocks) >= len(blocks) or len(kinds) > 1:
+                self.wrong.append(f"{path} lacks blocks, or has blocks of several shapes or dtypes")
+        self.shapes = {path: self._shape(path, self.entries[names[0]]) for path, names in self.names.items()}
+
+    def _shape(self, path: str, entry: Any) -> jax.ShapeDtypeStruct:
+        shape = entry.shape[::-1] if path.endswith("kernel") else entry.shape
+        shape = (len(self.names[path]), *shape) if is_stacked(path) else shape
+        return jax.ShapeDtypeStruct(shape, "float32" if entry.dtype.name == "float64" else entry.dtype)
+
+    def blocks(self, path: str) -> Iterator[np.ndarray]:
+        """See `Leaves`."""
+        for name in self.names[path]:
+            tensor = self.tensors[name]
+            yield tensor.T if path.endswith("kernel") else tensor
+            if isinstance(self.tensors, SafeTensors):
+                self.tensors.release(name)
+
+
+def check_complete(found: Published, config: PublishedConfig) -> None:
+    """Raises ValueError, in one sentence that lists every tensor that is missing, extra or misshaped by the config."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for path, shape in expected(found.shapes, config).items():
+        inner = shape[is_stacked(path) :]
+        names = names_of(path, config.num_hidden_layers) or ()
+        wanted |= dict.fromkeys(names, inner[::-1] if path.endswith("kernel") else inner)
+    wrong = [f"{name} is missing" for name in wanted if name not in found.entries]
+    for name, entry in found.entries.items():
+        if name not in wanted:
+            wrong.append(f"{shown(name)} is not in this model")
+        elif entry.shape != wanted[name]:
+            wrong.append(f"{name} has shape {list(entry.shape)}, the config says {list(wanted[name])}")
+    wrong += [text for text in found.wrong if "no float" in text] if wrong else found.wrong
+    if wrong:
+        raise ValueError(f"the checkpoint {_where(found.tensors)} does not fit its config: {listed(wrong, 100)}")
+
+
+def expected(found: Mapping[str, Any], config: PublishedConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of our leaves by the config; `found` only says how wide the features of a vision encoder are."""
+    c, width = config, config.hidden_size
+    heads = width // c.num_attention_heads * c.num_key_value_heads
+    block = {
+        "attention/q/kernel": (width, width),
+        "attention/k/kernel": (width, heads),
+        "attention/v/kernel": (width, heads),
+        "attention/out/kernel": (width, width),
+        "mlp/gate/kernel": (width, c.intermediate_size),
+        "mlp/up/kernel": (width, c.intermediate_size),
+        "mlp/down/kernel": (c.intermediate_size, width),
+        "attention_norm/scale": (width,),
+        "mlp_norm/scale": (width,),
+    }
+    shapes = {f"trunk/layers/{path}": (c.num_hidden_layers, *shape) for path, shape in block.items()}
+    shapes |= {"trunk/final_norm/scale": (width,), TABLE: (c.vocab_size, width), HEAD: (width, c.vocab_size)}
+    if c.image is None:
+        return shapes
+    features = c.image.in_channels * c.image.patch_size**2
+    linears = {
+        "image/linear": (features, width),
+        "time/first": (TIME_FEATURES, width),
+        "time/second": (width, width),
+        "image_head/adaln": (width, 2 * width),
+        "image_head/linear": (width, features * (2 if c.image.learn_sigma else 1)),
+    }
+    if c.image.decoder_t_embed == "add_before_image_tokens":
+        linears |= dict.fromkeys(("conditioning/first", "conditioning/second"), (width, width))
+    else:
+        linears |= {"conditioning/linear": (width, 2 * width)}
+    if c.vision is not None or any(path.startswith("vision/") for path in found):
+        first = getattr(found.get("vision/first/kernel"), "shape", (width,))[0]
+        linears |= {"vision/first": (first, width), "vision/second": (width, width)}
+    for path, shape in linears.items():
+        shapes |= {f"{path}/kernel": shape, f"{path}/bias": shape[1:]}
+    return shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Grown:
+    """`Leaves` with `rows` more words, each with a row of the embedding and a column of the head.
+
+    how    normal: N(0, 0.02²) by `seed`, as transformers did when MonoFormer was made; mean: the mean of the others
+
+    Raises ValueError for another word.
+    """
+
+    inner: Leaves
+    rows: int
+    how: str = "normal"
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.how not in NEW_ROWS:
+            raise ValueError(f"new words {self.how!r} are unknown; use {' or '.join(NEW_ROWS)}")
+
+    @property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `Leaves`."""
+        shapes = dict(self.inner.shapes)
+        for path, axis in ((TABLE, 0), (HEAD, 1)):
+            if path in shapes:
+                size = list(shapes[path].shape)
+                size[axis] += self.rows
+                shapes[path] = jax.ShapeDtypeStruct(tuple(size), shapes[path].dtype)
+        return shapes
+
+    def blocks(self, path: str) -> Iterator[np.ndarray]:
+        """See `Leaves`."""
+        axis = {TABLE: 0, HEAD: 1}.get(path)
+        if axis is None or not self.rows:
+            yield from self.inner.blocks(path)
+            return
+        for whole in self.inner.blocks(path):
+            words = whole if axis == 0 else whole.T
+            if self.how == "mean":
+                new = np.broadcast_to(words.mean(0, dtype=np.float64), (self.rows, words.shape[1]))
+            else:
+                generator = np.random.default_rng((self.seed, zlib.crc32(path.encode())))
+                new = generator.normal(0, 0.02, (self.rows, words.shape[1]))
+            grown = np.concatenate([words, new.astype(words.dtype)])
+            yield grown if axis == 0 else grown.T
+
+
+def read_checkpoint(path: str | Path, like: Any) -> Any:
+    """Parameters of a safetensors checkpoint in the tree `like` (arrays or abstract arrays), in its dtypes.
+
+    `path` is a file, an index of several, or the folder with one (see `SafeTensors`). Leaves of `like` that have a
+    sharding are placed by it. Names, shapes and dtypes are compared before any data is read; then a piece at a time is.
+    Raises FileNotFoundError, and ValueError listing every missing, extra or misshaped tensor, or why a file is not
+    sound.
+    """
+    found = Published(SafeTensors(path))
+    wanted = flatten(like)
+    wrong = found.wrong + [f"{p} is missing" for p in wanted if p not in found.shapes]
+    wrong += [f"{p} is not in this model" for p in found.shapes if p not in wanted]
+    wrong += [
+        f"{p} has shape {found.shapes[p].shape}, the model {leaf.shape}"
+        for p, leaf in wanted.items()
+        if p in found.shapes and found.shapes[p].shape != leaf.shape
+    ]
+    if wrong:
+        raise ValueError(f"{path} does not fit the model: {listed(wrong)}")
+    return unflatten({p: place(found, p, leaf.dtype, getattr(leaf, "sharding", None)) for p, leaf in wanted.items()})
+
+
+def _where(tensors: Any) -> str:
+    return shown(getattr(tensors, "path", "given"))

@@ -1,0 +1,307 @@
+"""What `src.tools.convert` does: finds out what a source is, imports, exports, and describes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from src.codecs.text import SPECIALS as WORDS
+from src.codecs.text import SentencePiece
+from src.common.files.lazy_arrays import Leaves
+from src.common.files.paths import shown
+from src.common.files.safetensors import SafeTensors
+from src.common.files.safetensors_writer import SHARD_BYTES, check_room
+from src.common.files.strict_json import read_json
+from src.common.tree import listed
+from src.models import lora
+from src.models.pretrained.export import (
+    LLAMA,
+    ORDER,
+    PIXELS,
+    PROJECTOR,
+    about,
+    about_model,
+    check_exportable,
+    published_config,
+    write_config,
+    write_published,
+)
+from src.models.pretrained.hf_config import parse_config, read_config
+from src.models.pretrained.hf_vision_config import FIELDS as VISION
+from src.models.pretrained.hf_vision_config import vision_fields
+from src.models.pretrained.initial_weights import Initial, is_initial, summary, write_initial
+from src.models.pretrained.llama_weights import Grown, Published, check_complete, expected
+from src.tools.conversion.hub import download, is_hub_name
+from src.tools.conversion.tokenizer import add_words, copy_tokenizer
+from src.tools.conversion.vision_tower import tower_tensors
+from src.train.checkpoints.checkpointer import Checkpointer
+from src.train.checkpoints.read_params import Trained
+
+EMA = "ema"
+SPECIALS = len(WORDS)  # that a Llama gets
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The flags of `src.tools.convert` that shape what is written."""
+
+    new_words: int | None = None
+    new_rows: str = "normal"
+    seed: int = 0
+    step: str = "latest"
+    ema: bool = False
+    dtype: str | None = None
+    image_size: int | None = None
+    tokenizer: str | None = None
+    shard_bytes: int = SHARD_BYTES
+
+
+class Source(NamedTuple):
+    """Where something is, and what: `initial`, `run`, `published`, `vae`, `clip` or `tensors`."""
+
+    path: epath.Path
+    kind: str
+
+
+def find(name: str, revision: str | None = None) -> Source:
+    """What a path is, or a repository of the hub once it is here.
+
+    Raises FileNotFoundError, ImportError, OSError and ValueError, in one sentence.
+    """
+    path = epath.Path(name)
+    if not path.exists():
+        if "://" in name or not is_hub_name(name):
+            raise FileNotFoundError(f"there is no {shown(name)}: give a folder, or owner/name of the Hugging Face hub")
+        path = download(name, revision)
+    if not path.is_dir():
+        return Source(path, "tensors")
+    if is_initial(path):
+        return Source(path, "initial")
+    if (path / "checkpoints").is_dir():
+        return Source(path, "run")
+    if not (path / "config.json").exists():
+        SafeTensors(path)  # says what is there instead, and of what may run code how to convert it
+        return Source(path, "tensors")
+    fields = read_json(path / "config.json", what="config")
+    fields = fields if isinstance(fields, dict) else {}
+    if fields.get("_class_name") == "AutoencoderKL":
+        return Source(path, "vae")
+    if str(fields.get("model_type")).startswith("clip"):
+        return Source(path, "clip")
+    return Source(path, "published")
+
+
+def check_empty(out: str) -> None:
+    """Raises ValueError unless a folder is new or empty."""
+    path = epath.Path(out)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"--out={out} is there already and not empty: give another folder, or remove it")
+
+
+def convert(source: Source, out: str, options: Options) -> Iterator[str]:
+    """Writes `out`, and says line by line what was done. Raises as its parts do, before anything is written where the
+    source or an option is wrong."""
+    if source.kind == "published":
+        yield from _import(source.path, epath.Path(out), options)
+    elif source.kind in ("initial", "run"):
+        yield from _export(source, epath.Path(out), options)
+    elif source.kind in ("vae", "clip"):
+        raise ValueError(f"{shown(source.path)} needs no conversion: configs read that folder as it is (see --info)")
+    else:
+        raise ValueError(f"{shown(source.path)} has no config.json beside its tensors: give the folder that has both")
+
+
+# --------------------------------------------------------------------------- in
+
+
+def _import(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str]:
+    jobs = [(path, out)] + ([(path / EMA, out / EMA)] if (path / EMA / "config.json").exists() else [])
+    ready = [(_published(folder, options), target) for folder, target in jobs]
+    check_room(_existing(out), sum(summary(leaves.shapes)["bytes"] for (leaves, *_), _ in ready))
+    for (leaves, made_for, fields), target in ready:
+        name = write_initial(target, leaves, made_for, fields, options.shard_bytes)
+        told = summary(leaves.shapes)
+        yield f"{target}: {told['parameters']:,} parameters, {_dtypes(told)}, hash {name}"
+    copied = copy_tokenizer(path, out)
+    (leaves, *_), _ = ready[0]
+    if copied and leaves.rows == SPECIALS:
+        rows = leaves.shapes["text/table/embedding"].shape[0]
+        add_words(out, {word: rows - SPECIALS + place for place, word in enumerate(WORDS)})
+    yield f"tokenizer files: {', '.join(copied) or 'none there'}"
+
+
+def _published(path: epath.Path, options: Options) -> tuple[Leaves, dict[str, Any], dict[str, Any]]:
+    config = read_config(path)
+    found = Published(SafeTensors(path))
+    check_complete(found, config)
+    image = config.image
+    if image and not (image.use_pos_embed and image.use_adaln_final_layer):
+        raise ValueError(
+            f"the config {shown(path / 'config.json')} has use_pos_embed={image.use_pos_embed} and "
+            f"use_adaln_final_layer={image.use_adaln_final_layer}, and here both are true only: give other weights"
+        )
+    words = options.new_words
+    if words is None:
+        words = SPECIALS if config.architecture == LLAMA and not _has_specials(path, config.vocab_size) else 0
+    fields = read_json(path / "config.json", what="config")
+    return Grown(found, words, options.new_rows, options.seed), about(config), fields
+
+
+def _has_specials(path: epath.Path, words: int) -> bool:
+    """Whether a Llama's vocabulary has the special tokens beyond its tokenizer's, as what a run exported has."""
+    try:
+        return SentencePiece(path / "tokenizer.model").vocab_size == words
+    except (OSError, ValueError, ImportError):  # no tokenizer to compare with
+        return False
+
+
+# --------------------------------------------------------------------------- out
+
+
+class Job(NamedTuple):
+    """What one exported folder is made of; see `published_config` for the last three."""
+
+    leaves: Leaves
+    made_for: Mapping[str, Any]
+    base: Mapping[str, Any]
+    patch: int
+    side: int
+    target: epath.Path
+
+
+def _export(source: Source, out: epath.Path, options: Options) -> Iterator[str]:
+    jobs, tokenizer = (_initial_jobs if source.kind == "initial" else _run_jobs)(source.path, out, options)
+    configs = [_config(job, source, options) for job in jobs]  # all of them before anything is written
+    towers = [tower_tensors(fields, PROJECTOR in job.leaves.shapes) for job, fields in zip(jobs, configs, strict=True)]
+    for job, fields, (tower, warning) in zip(jobs, configs, towers, strict=True):
+        order, size = job.made_for.get(ORDER, "rsc"), options.shard_bytes
+        files = write_published(job.target, job.leaves, order, job.patch, options.dtype, size, tower)
+        write_config(job.target, fields)
+        told = summary(job.leaves.shapes)
+        yield f"{job.target}: {fields['architectures'][0]}, {told['parameters']:,} parameters, {', '.join(files)}"
+        if warning:
+            yield f"{job.target}: {warning}"
+    tokenizer = options.tokenizer or tokenizer
+    copied = copy_tokenizer(tokenizer, out) if tokenizer else []
+    yield f"tokenizer files: {', '.join(copied) or 'none there (see --tokenizer)'}"
+
+
+def _config(job: Job, source: Source, options: Options) -> dict[str, Any]:
+    """The fields of config.json, once everything fits."""
+    shapes = job.leaves.shapes
+    check_exportable(job.leaves, job.made_for)
+    fields = published_config(job.leaves, job.made_for, job.base, job.patch, job.side, options.dtype)
+    wanted = expected(shapes, parse_config(fields, f"the config that {shown(source.path)} would get"))
+    wrong = sorted(path for path in {*shapes, *wanted} if path not in shapes or shapes[path].shape != wanted.get(path))
+    if wrong:
+        raise ValueError(
+            f"{shown(source.path)} is no whole Llama or MonoFormer: {listed(wrong, 100)} are missing or of other "
+            "shapes than its config says"
+        )
+    return fields
+
+
+def _initial_jobs(path: epath.Path, out: epath.Path, options: Options) -> tuple[list[Job], Any]:
+    """Of initial weights, and of their average where it is beside them; and where their tokenizer is."""
+    folders = [(path, out)] + ([(path / EMA, out / EMA)] if is_initial(path / EMA) else [])
+    jobs = []
+    for folder, target in folders:
+        leaves = Initial(folder)
+        base = leaves.meta["published"]
+        patch, size = (base.get(name) for name in ("patch_size", "image_size"))
+        patch = patch if type(patch) is int and patch > 0 else 2
+        size = options.image_size or (size if type(size) is int else 0)
+        jobs.append(Job(leaves, leaves.meta["about"], base, patch, size // PIXELS, target))
+    return jobs, path
+
+
+def _run_jobs(path: epath.Path, out: epath.Path, options: Options) -> tuple[list[Job], Any]:
+    """Of a checkpoint of a run; and where its tokenizer is."""
+    run = find_trained(path, options)
+    adapters = run.config["model"].get("lora", {})
+    leaves = lora.Merged(run, adapters["alpha"]) if adapters.get("rank") else run
+    images = any(path.startswith("image/") for path in run.shapes)
+    base, tokenizer = _base(run.config)
+    base = {name: value for name, value in base.items() if name not in VISION} | vision_fields(run.config["vision"])
+    side = options.image_size // PIXELS if options.image_size else _side(run.config) if images else 0
+    made_for = about_model(run.config["model"], images)
+    return [Job(leaves, made_for, base, run.config["patch"]["size"], side, out)], tokenizer
+
+
+def find_trained(workdir: epath.Path, options: Options) -> Trained:
+    """The parameters of the checkpoint that the options name.
+
+    Raises FileNotFoundError when there is none, and ValueError as `Checkpointer.choose` and `Trained` do.
+    """
+    opened = Checkpointer(workdir, readonly=True)
+    latest = opened.latest_step()
+    if latest is None:
+        raise FileNotFoundError(f"there is no checkpoint in {workdir}: train first, or correct --source")
+    if options.step == "best":
+        newest = Trained(opened.directory / str(latest))
+        step = Checkpointer(workdir, best=newest.config["checkpoint"]["best"], readonly=True).choose("best")
+    else:
+        step = opened.choose(options.step)
+    step = latest if step is None else step
+    if step not in opened.all_steps():
+        raise FileNotFoundError(f"there is no checkpoint of step {step} in {workdir}; there are {opened.all_steps()}")
+    return Trained(opened.directory / str(step), options.ema)
+
+
+def _base(config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The published config.json that a run began from, where that is still there, and where its tokenizer is."""
+    path = (config.get("init_from") or {}).get("path")
+    model = config["text_codec"].get("path")
+    folder = os.path.dirname(model) if model else None
+    if path and is_initial(path):
+        return Initial(path).meta["published"], folder or path
+    return {}, folder
+
+
+def _side(config: Mapping[str, Any]) -> int:
+    """Elements of a side of the latents that the run draws, from its own config."""
+    from src.build import build_system
+
+    try:
+        system = build_system(ConfigDict(_tuples(config)))
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(f"the size of the run's images is not known ({error}): give --image_size") from error
+    shapes = {plan.task.image_shape for plan in system.tasks.values() if plan.task.image_shape is not None}
+    shapes = {system.frozen.image.shape(shape) for shape in shapes} if system.frozen.image else shapes
+    height, width, _ = shapes.pop()
+    if shapes or height != width:
+        raise ValueError("the run's images are not square, or of several sizes: give --image_size, which is one number")
+    return height
+
+
+def _tuples(value: Any) -> Any:
+    """A config as it was before it was JSON."""
+    if isinstance(value, Mapping):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+# --------------------------------------------------------------------------- what is there
+
+
+def info(source: Source) -> str:
+    """What a source holds, in lines."""
+    from src.tools.conversion.info import describe
+
+    return describe(source)
+
+
+def _dtypes(told: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(told["dtypes"]))
+
+
+def _existing(path: epath.Path) -> epath.Path:
+    """The path, or the first folder above it that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path

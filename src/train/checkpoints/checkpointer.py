@@ -1,0 +1,349 @@
+"""Checkpoints that are verified when they are read, behind one class; Orbax writes them (imported when needed).
+
+One checkpoint is `<workdir>/checkpoints/<step>/` with three items: `state` (the arrays, as nested dictionaries of
+paths), `data` (JSON, where the input was) and `meta` (JSON); `contents.py` knows them. Orbax finds truncated files but
+restores flipped bits without a word, hence the fingerprints.
+
+Several processes write one checkpoint together, each its own pieces, and make every decision together: what one of them
+cannot read is damaged for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+
+from src.common import tree
+from src.common.files.store import is_remote
+from src.common.mesh.distributed import agree, gather_texts
+from src.common.runtime.errors import brief
+from src.train.checkpoints import integrity, metadata
+from src.train.checkpoints import retention as keeping
+from src.train.checkpoints.integrity import DamageError, explain
+from src.train.checkpoints.workdir import check_writable
+
+
+class Checkpointer:
+    """Saves and restores the train state of one run.
+
+    keep        how many of the newest checkpoints stay on disk
+    every       only answers `due`
+    keep_every  checkpoints at multiples of it stay, too; 0 is none
+    best        `{"metric", "mode", "keep"}`: the `keep` best by a score stay, too (see `score`); no metric, none
+    readonly    touches nothing on disk, for looking at a run that may be going on
+
+    Raises ValueError for settings that mean nothing, and OSError at once when `workdir` cannot be written, before
+    anything expensive starts.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        keep: int = 3,
+        every: int = 1000,
+        keep_every: int = 0,
+        best: Mapping[str, Any] | None = None,
+        readonly: bool = False,
+    ):
+        best = {"metric": "", "mode": "max", "keep": 1} | dict(best or {})
+        self.retention = keeping.Retention(keep, keep_every, best["metric"], best["mode"], best["keep"])
+        if readonly:
+            self.workdir = epath.Path(workdir if is_remote(str(workdir)) else os.path.abspath(workdir))
+        else:
+            self.workdir = check_writable(workdir)
+        self.directory = self.workdir / "checkpoints"
+        self.every, self.readonly = every, readonly
+        self._scores = keeping.ScoreBook(self.workdir)
+        self._opened: Any = None
+        self._pending: int | None = None
+        self._failure: str | None = None
+        self._error = ""
+        self._sound: set[int] = set()  # written whole or read back by this process
+        self._scored = False
+        if not readonly and (reason := agree(_unwritable(self.directory))):
+            raise OSError(f"{self.directory} cannot be written ({reason}): correct it, or choose another --workdir")
+
+    def due(self, step: int, evaluated: bool = False) -> bool:
+        """Whether `step` is a multiple of `every` or `keep_every` (never of 0), or is `evaluated` to find the best."""
+        regular = any(n > 0 and step % n == 0 for n in (self.every, self.retention.every))
+        return step > 0 and (regular or (evaluated and bool(self.retention.metric)))
+
+    def all_steps(self) -> list[int]:
+        """The checkpoints that are there, as `latest_step` says of the newest."""
+        return self._steps()
+
+    def latest_step(self) -> int | None:
+        """The newest checkpoint, not yet verified and perhaps still being written, or None."""
+        return max(self._steps(), default=None)
+
+    def choose(self, which: str) -> int | None:
+        """The step that `which` names: a number, `best` by the scores, or None for `latest`.
+
+        Raises ValueError for other words, and when no checkpoint has a score.
+        """
+        if which == "latest":
+            return None
+        if which.isdigit():
+            return int(which)
+        if which != "best":
+            raise ValueError(f"--step={which} is no checkpoint; give a number, latest or best")
+        ranked = self.retention.ranked(self._steps(), self._known_scores())
+        if not ranked:
+            metric = self.retention.metric
+            why = f"no checkpoint has a score {metric!r}" if metric else "checkpoint.best.metric is not set"
+            raise ValueError(f"--step=best is not known in {self.workdir}: {why}; give a number or latest instead")
+        return ranked[0]
+
+    def score(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Notes what the evaluators found at a step, which decides what the best checkpoints are.
+
+        A score that is absent, NaN or infinite never counts as best.
+        """
+        steps = self._steps()
+        if jax.process_index() == 0:
+            self._scores.write(step, scalars, steps)
+        self._scored = True
+        metric = self.retention.metric
+        if metric and step not in self.retention.ranked([step], {step: scalars}):
+            value = f"is {scalars[metric]}" if metric in scalars else f"is none of {tree.listed(sorted(scalars))}"
+            logging.warning("checkpoint.best.metric=%s %s: step %d does not count.", metric, value, step)
+
+    def save(self, step: int, state: Any, data_state: Any, config: Any) -> bool:
+        """Starts to write a checkpoint and returns; `state` may be donated to the next step right after.
+
+        `data_state` and `config` are JSON values (a ConfigDict will do). Returns False where the step exists already
+        or the write could not start. A write that fails (disk full) is logged at the next call, and `wait` raises if
+        the last one failed.
+        """
+        import orbax.checkpoint as ocp
+
+        jax.block_until_ready(state)
+        self._settle()
+        if self._failure:
+            self._sweep()
+        if step in self._steps():
+            return False
+        if jax.process_index() == 0:
+            self._scores.forget(step)
+        flat = metadata.arrays(state)
+        meta, data = metadata.describe(step, flat, data_state, config)
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(tree.unflatten(flat)), data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta)
+        )
+        self._pending, reason = step, ""
+        try:
+            if not self._manager().save(step, args=items, force=True):
+                reason = "Orbax declined to save"
+        except Exception as error:
+            reason = explain(error)
+        return self._succeeded(reason)
+
+    def complete(self, again: Callable[[], Any]) -> None:
+        """Until nothing is being written; if the last checkpoint failed, `again` is called to save it once more.
+
+        Raises OSError as `wait` does.
+        """
+        self._settle()
+        if self._failure:
+            again()
+        self.wait()
+
+    def restore(
+        self, abstract_state: Any, accept: Callable[[Any], Any] | None = None, step: int | None = None
+    ) -> metadata.Found | None:
+        """The newest sound checkpoint as (state, data_state, meta), or None when there is none at all.
+
+        `abstract_state` is the state's tree with arrays or `ShapeDtypeStruct`s; their shardings are the result's (a
+        leaf without one goes to the first local device), so the mesh may differ from the one that saved. A damaged
+        checkpoint is named in a warning and the next older one is read; once that succeeded, the damaged ones are moved
+        to `<workdir>/damaged`. `accept` gets the saved config first, and raises to refuse it (see `check_config`). With
+        `step` that checkpoint is read and no other.
+
+        Raises ValueError when the saved leaves are not those of `abstract_state` or the format is not known,
+        RuntimeError when every checkpoint is damaged, and FileNotFoundError when there is no `step`. Nothing on disk is
+        changed in any of these cases.
+        """
+        self._settle()
+        steps = sorted(self._steps(), reverse=True)
+        if step is not None and step not in steps:
+            there = tree.listed(steps) or "none"
+            raise FileNotFoundError(f"there is no checkpoint of step {step} in {self.directory}; there are {there}")
+        damaged: dict[int, str] = {}
+        for each in steps if step is None else [step]:
+            folder = self.directory / str(each)
+            try:
+                found = metadata.read(folder, abstract_state, accept)
+            except DamageError as error:
+                damaged[each] = integrity.blame(folder, error)
+                last = each == steps[-1] or step is not None
+                logging.warning(
+                    "Checkpoint %s is damaged (%s)%s.", folder, damaged[each], "" if last else "; trying the one before"
+                )
+                continue
+            if jax.process_index() == 0 and (files := integrity.changed_files(folder)):
+                logging.warning("Checkpoint %s is sound, but %s.", folder, tree.listed(files))
+            self._sound.add(each)
+            if not self.readonly:
+                self._set_aside(list(damaged))
+            return found
+        if damaged:
+            listed = "; ".join(f"{self.directory / str(step)}: {why}" for step, why in damaged.items())
+            if step is not None:
+                others = tree.listed([each for each in steps if each != step]) or "none"
+                raise RuntimeError(f"the checkpoint is damaged ({listed}): choose another --step; there are {others}")
+            raise RuntimeError(
+                f"all {len(damaged)} checkpoints are damaged and the run will not silently start again from step 0"
+                f" ({listed}): restore a copy, or choose another --workdir to start anew"
+            )
+        return None
+
+    def finish(self) -> None:
+        """Until this process is writing nothing, whatever the others do; `wait` raises if it failed."""
+        if self._opened is None or self._pending is None:
+            return
+        try:
+            self._opened.wait_until_finished()
+        except Exception as error:
+            self._error = explain(error)
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises OSError when the last checkpoint could not be written."""
+        self._settle()
+        if self._failure:
+            raise OSError(f"the last checkpoint was not written: {self._failure}; free space in {self.directory}")
+
+    def close(self) -> None:
+        """Waits as `wait` does (and raises as it does), then releases Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            manager, self._opened = self._opened, None
+            if manager is not None:
+                manager.close()
+
+    # ----------------------------------------------------------------------- within
+
+    def _manager(self) -> Any:
+        if self._opened is None:
+            import orbax.checkpoint as ocp
+
+            integrity.hush_orbax()
+            if not self.readonly:
+                self._sweep()
+            # Orbax keeps everything: what is removed is decided in `keep.py`.
+            options = ocp.CheckpointManagerOptions(
+                create=not self.readonly,
+                cleanup_tmp_directories=not self.readonly,
+                # Created in a thread, a directory that cannot be made leaves a process that never exits.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            )
+            self._opened = ocp.CheckpointManager(self.directory, options=options)
+        return self._opened
+
+    def _steps(self) -> list[int]:
+        # Nothing to ask Orbax (a slow import) in a folder that does not exist yet; processes must ask together.
+        asked = self._opened or jax.process_count() > 1 or is_remote(self.directory)
+        if not (asked or self.directory.exists()):  # of a store that does not answer, `exists` says no
+            return []
+        return json.loads(gather_texts(json.dumps(list(self._manager().all_steps())))[0])
+
+    def _known_scores(self) -> dict[int, dict[str, float]]:
+        """Those that process 0 sees."""
+        book = self._scores.read() if jax.process_index() == 0 else {}
+        return {int(step): each for step, each in json.loads(gather_texts(json.dumps(book))[0]).items()}
+
+    def _settle(self) -> None:
+        """Waits for the write in flight, keeps its error for `wait`, and removes what need not stay."""
+        self.finish()
+        reason, self._error = self._error, ""
+        if self._pending is not None and self._succeeded(reason):
+            step, self._pending, self._failure = self._pending, None, None
+            self._sound.add(step)
+            if jax.process_index() == 0:
+                integrity.note_files(self.directory / str(step))
+            self._prune()
+        elif self._scored:
+            self._prune()
+
+    def _succeeded(self, reason: str) -> bool:
+        """Whether no process has a reason why the pending step is not written; one that has fails it for all."""
+        reason = agree(reason)
+        if not reason:
+            return True
+        step, self._pending = self._pending, None
+        self._failure = f"step {step}: {reason}"
+        logging.error("Checkpoint %s; training goes on and the next save is tried.", self._failure)
+        if self._opened is not None:
+            self._sweep()
+            self._opened.reload()  # Orbax counts the step as saved
+            if integrity.FULL in reason:
+                self._make_room()
+        return False
+
+    def _sweep(self) -> None:
+        if jax.process_index() == 0:
+            keeping.sweep(self.directory)
+
+    def _prune(self) -> None:
+        """Removes the checkpoints that need not stay; never the last one that is known to be sound."""
+        self._scored = False
+        steps, scores = self._steps(), self._known_scores()
+        kept = self.retention.kept(steps, scores)
+        gone = sorted(set(steps) - kept)
+        if self.readonly or not gone or not kept & self._sound:
+            return
+        if jax.process_index() == 0:
+            for step in gone:
+                try:
+                    keeping.remove(self.directory / str(step))
+                except Exception as error:  # a store's client has its own kinds
+                    logging.warning("Could not remove checkpoint %s: %s", self.directory / str(step), brief(error))
+        agree("")  # the others wait here until the folders are gone
+        self._manager().reload()
+
+    def _make_room(self) -> None:
+        """After a full disk: the oldest goes, and so many fewer stay, if a newer one is known to be sound."""
+        steps = sorted(self._steps())
+        free = [s for s in steps if s not in self.retention.chosen(steps, self._known_scores())]
+        if not free or not any(step > free[0] for step in self._sound & set(steps)):
+            logging.warning("No checkpoint in %s can be spared to make room: free space there.", self.directory)
+            return
+        left = sum(step > free[0] for step in steps)
+        self.retention = dataclasses.replace(self.retention, last=left)
+        logging.warning(
+            "Removing checkpoint %s to make room; only the newest %d stay from now on.",
+            self.directory / str(free[0]), left,
+        )  # fmt: skip
+        self._prune()
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        """Moves damaged checkpoints out of the way, so that the run can save those steps again."""
+        if not steps:
+            return
+        reason = ""
+        if jax.process_index() == 0:
+            try:
+                self._move(steps)
+            except Exception as error:  # not only OSError: the others wait for the reason
+                reason = brief(error)
+        reason = agree(reason)  # the others wait here until the folders are gone
+        if reason:
+            raise OSError(f"the damaged checkpoints in {self.directory} cannot be moved ({reason}): move them yourself")
+        self._manager().reload()
+
+    def _move(self, steps: Sequence[int]) -> None:
+        integrity.move_damaged(self.workdir, steps)
+
+
+def _unwritable(folder: epath.Path) -> str:
+    """Why nothing can be written into a folder of this machine, or "" where it can or is still to be made."""
+    if is_remote(folder) or not folder.exists():
+        return ""
+    return "" if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) else "it is no folder that can be written"

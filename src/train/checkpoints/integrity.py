@@ -1,0 +1,185 @@
+"""Checkpoints that cannot be trusted: which file is to blame, and out of the way with them.
+
+Every checkpoint that was written whole gets `files.json`: the size of each of its files, and a checksum of the small
+ones. It only serves to name files; whether a checkpoint is sound is decided by its seal and fingerprints, so that one
+without this list (the process was killed just before, or it lies in a store) is read as well.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import logging
+import os
+import pathlib
+import re
+import sys
+import traceback
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import logging as absl_logging
+from etils import epath
+
+from src.common.files.store import is_remote, move_folder, write_whole
+from src.common.files.strict_json import read_json
+from src.common.mesh.distributed import agree
+from src.common.runtime.errors import brief
+from src.common.tree import listed
+
+LIST = "files.json"
+SMALL = 2**20  # bytes; larger files are not read again after they were written
+MARKER, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
+FULL = "the disk is full"
+ORBAX = f"{os.sep}orbax{os.sep}"
+
+
+class DamageError(Exception):
+    """A checkpoint that cannot be trusted, and why."""
+
+
+def together(item: str, action: Callable[[], Any]) -> Any:
+    """The result of `action`. Raises DamageError, on every process, when it fails on any of them."""
+    result, reason = None, ""
+    try:
+        result = action()
+    except Exception as error:
+        reason = str(error) if isinstance(error, DamageError) else explain(error)
+    if reason := agree(reason):
+        raise DamageError(f"{item}: {reason}" if item else reason)
+    return result
+
+
+def explain(error: BaseException) -> str:
+    """An error in one line; a full disk is called that, wherever in a chain of errors it is told."""
+    chain, seen = [], error
+    while seen is not None and seen not in chain:
+        chain.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    codes = {getattr(each, "errno", None) for each in chain}
+    texts = " ".join(map(str, chain)).lower()
+    full = codes & {errno.ENOSPC, errno.EDQUOT} or "no space left" in texts or "quota exceeded" in texts
+    return f"{FULL} ({brief(error)})" if full else brief(error)
+
+
+def hush_orbax() -> None:
+    """Takes the stack traces from the errors that Orbax logs before it raises them: on a full disk hundreds.
+
+    Python's word on the writes that Orbax then does not begin goes too: it would come last, after the error itself.
+    """
+    warnings.filterwarnings("ignore", r"coroutine 'async_serialize\S*' was never awaited", RuntimeWarning)
+    if sys.unraisablehook is not _unraised:
+        _before.append(sys.unraisablehook)
+        sys.unraisablehook = _unraised
+    for logger in (logging.getLogger("asyncio"), absl_logging.get_absl_logger()):
+        if _shortened not in logger.filters:
+            logger.addFilter(_shortened)
+
+
+_before: list[Callable[[Any], Any]] = []
+
+
+def _unraised(told: Any) -> None:
+    # TensorStore answers, from threads of its own, the writes that Orbax gave up when one of them failed.
+    if not (isinstance(told.exc_value, RuntimeError) and str(told.exc_value) == "Event loop is closed"):
+        _before[-1](told)
+
+
+def _shortened(record: logging.LogRecord) -> bool:
+    if "exception was never retrieved" in record.msg:
+        frames = traceback.walk_tb(record.exc_info[2]) if record.exc_info else ()
+        if "orbax" in record.getMessage() or any(ORBAX in frame.f_code.co_filename for frame, _ in frames):
+            return False  # it raised another one of the same write
+    if record.exc_info and ORBAX in record.pathname:
+        record.exc_info = None
+        record.msg, record.args = " ".join(record.getMessage().split())[:200].replace("%", "%%"), ()
+    return True
+
+
+# --------------------------------------------------------------------------- the files of a checkpoint
+
+
+def check_marker(folder: epath.Path, items: Sequence[str]) -> None:
+    """Raises DamageError where the files are missing that Orbax writes last, or an item."""
+    if missing := [item for item in items if not (folder / item).is_dir()]:
+        raise DamageError(f"{missing[0]} is missing")
+    try:
+        written = read_json(folder / MARKER).get("commit_timestamp_nsecs")
+    except FileNotFoundError:
+        raise DamageError(f"{MARKER} is missing") from None
+    except Exception as error:
+        raise DamageError(f"{MARKER} cannot be read: {brief(error)}") from None
+    if not written:
+        raise DamageError(f"{MARKER} says that it was not written to the end")
+    marks = {place: (folder / place / COMMITTED).exists() for place in (".", *items)}  # older Orbax writes none
+    if any(marks.values()) and not all(marks.values()):
+        place = next(place for place, there in marks.items() if not there)
+        raise DamageError(f"{COMMITTED if place == '.' else f'{place}/{COMMITTED}'} is missing")
+
+
+def note_files(folder: epath.Path) -> None:
+    """Writes the list of the files of a checkpoint that was just written; failing to is only told."""
+    if is_remote(folder):
+        return
+    try:
+        write_whole(folder / LIST, json.dumps(_files(folder), indent=0).encode())
+    except Exception as error:
+        absl_logging.warning(
+            "The files of checkpoint %s were not noted (%s); it is whole all the same.", folder, brief(error)
+        )
+
+
+def changed_files(folder: epath.Path) -> list[str]:
+    """What differs between a checkpoint's files and the list made when it was written, one phrase for each."""
+    try:
+        noted = {name: (size, crc) for name, (size, crc) in read_json(folder / LIST).items()}
+    except FileNotFoundError:
+        noted = {}
+    except Exception:
+        return [f"{LIST} cannot be read"]
+    try:
+        now = _files(folder)
+    except Exception:
+        return []
+    found = [f"{name} is empty" for name, (size, _) in now.items() if not size and name not in noted]
+    for name, (size, crc) in noted.items():
+        if name not in now:
+            found.append(f"{name} is missing")
+        elif now[name][0] != size:
+            found.append(f"{name} has {now[name][0]} of {size} bytes")
+        elif now[name][1] != crc:
+            found.append(f"{name} is not what was written")
+    return found
+
+
+def blame(folder: epath.Path, error: BaseException) -> str:
+    """Why a checkpoint is damaged, with the files that are known to be."""
+    files = changed_files(folder)
+    if not files:
+        files = sorted(set(re.findall(re.escape(f"{folder}/") + r"([^\s\"'\]:,]+)", str(error))))
+    return f"{error}: {listed(files, 3)}" if files else str(error)
+
+
+def _files(folder: epath.Path) -> dict[str, tuple[int, int | None]]:
+    """Size in bytes and CRC-32 (of small ones) of all files below, by relative path; nothing of a store."""
+    found = {}
+    for place, _, names in os.walk(folder):
+        for path in (pathlib.Path(place, name) for name in names if name != LIST):
+            size = path.stat().st_size
+            crc = zlib.crc32(path.read_bytes()) if size <= SMALL else None
+            found[str(path.relative_to(folder))] = (size, crc)
+    return dict(sorted(found.items()))
+
+
+# --------------------------------------------------------------------------- out of the way
+
+
+def move_damaged(workdir: epath.Path, steps: Sequence[int]) -> None:
+    """Moves checkpoints to `<workdir>/damaged/<step>-<number>`, and tells where. Raises what the disk raises."""
+    for step in steps:
+        place = next(p for i in itertools.count() if not (p := workdir / "damaged" / f"{step}-{i}").exists())
+        move_folder(workdir / "checkpoints" / str(step), place)
+        absl_logging.warning("Moved the damaged checkpoint of step %d to %s.", step, place)

@@ -1,0 +1,182 @@
+"""What a checkpoint says of itself: its format, the seal over it, and a fingerprint for every leaf.
+
+`meta` is JSON: format, version of this framework, step, config, a checksum of `data`, for each leaf its fingerprint,
+dtype and shape, and the seal, a checksum of all of this. Every format keeps the seal, so that damage is told from news.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Array
+
+from src.common import tree
+from src.common.files.checksums import fingerprints
+from src.common.files.paths import shown
+from src.common.files.strict_json import read_json
+from src.train.checkpoints.config_changes import plain
+from src.train.checkpoints.integrity import DamageError, check_marker, together
+from src.train.checkpoints.migrations import MIGRATIONS
+
+FORMAT = 3
+VERSION = "0.1.0"  # of this framework, as in CHANGELOG.md
+
+META = {"format": int, "step": int, "config": dict, "data": int, "leaves": dict}
+ITEMS = ("state", "data", "meta")
+
+Found = tuple[Any, Any, dict[str, Any]]  # state, data state, meta
+
+
+def read(folder: epath.Path, abstract_state: Any, accept: Callable[[Any], Any] | None) -> Found:
+    """A checkpoint, verified: marker, seal, data, config, then every leaf's dtype, shape and bits.
+
+    Raises DamageError where it cannot be trusted, and ValueError where it is not for this run.
+    """
+    import orbax.checkpoint as ocp
+
+    # The items' own readers: those of the manager wait for the other processes, which may have met damage.
+    together("", lambda: check_marker(folder, ITEMS))
+    meta = together("meta", lambda: checked_meta(read_item(folder / "meta")))
+    check_format(meta, str(folder))
+    data = together("data", lambda: checked_data(read_item(folder / "data"), meta))
+    saved = meta, data
+    meta, data = together("meta", lambda: migrated(*saved))
+    if accept is not None:
+        accept(meta["config"])
+    wanted = {path: target(leaf) for path, leaf in tree.flatten(abstract_state).items()}
+    new = {path: wanted.pop(path) for path in meta.get("fill", ()) if path in wanted}
+    check_leaves(meta["leaves"], wanted, str(folder))
+    targets = tree.unflatten(wanted)
+    restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), targets)
+    args, reader = ocp.args.PyTreeRestore(targets, restore_args=restore_args), ocp.PyTreeCheckpointHandler()
+    flat = together("state", lambda: tree.flatten(reader.restore(folder / "state", args=args)))
+    check_values(meta["leaves"], flat)
+    filled = {path: np.full(leaf.shape, meta["fill"][path], leaf.dtype) for path, leaf in new.items()}
+    flat |= {path: jax.device_put(value, new[path].sharding) for path, value in filled.items()}
+    return tree.rebuild(flat, abstract_state), data["value"], meta
+
+
+def describe(step: int, flat: Mapping[str, Array], data_state: Any, config: Any) -> tuple[dict, dict]:
+    """`meta` and `data` of a checkpoint with the leaves `flat`, both as JSON values."""
+    prints = fingerprints(flat)
+    leaves = {k: {"print": prints[k], "dtype": str(x.dtype), "shape": list(x.shape)} for k, x in flat.items()}
+    data = {"value": plain(data_state)}
+    meta = {"format": FORMAT, "version": VERSION, "step": int(step), "config": plain(config)}
+    meta |= {"data": checksum(data), "leaves": leaves}
+    return meta | {"seal": checksum(meta)}, data
+
+
+def read_item(folder: epath.Path) -> Any:
+    """A JSON item, bounded in bytes and depth; a config may hold infinity."""
+    return read_json(folder / "metadata", finite=False)
+
+
+def checked_meta(meta: Any) -> dict[str, Any]:
+    """`meta` itself. Raises DamageError unless the seal is right and there is a format."""
+    if not isinstance(meta, dict) or meta.get("seal") != checksum({k: v for k, v in meta.items() if k != "seal"}):
+        raise DamageError("not what was saved")
+    if not isinstance(meta.get("format"), int) or meta["format"] < 0:
+        raise DamageError("it has no format")
+    return meta
+
+
+def _is_leaf(leaf: Any) -> bool:
+    return isinstance(leaf, dict) and {"print", "dtype", "shape"} <= leaf.keys()
+
+
+def checked_data(data: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` itself. Raises DamageError unless it has the checksum that `meta` tells."""
+    if not isinstance(data, dict) or meta["data"] != checksum(data):
+        raise DamageError("not what was saved")
+    return data
+
+
+def migrated(meta: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`meta` and `data` in the present format, taken through MIGRATIONS one format at a time; nothing is written.
+
+    Raises DamageError unless the result is of the kinds that this version writes.
+    """
+    meta = {name: value for name, value in meta.items() if name != "fill"}  # only migrations may fill
+    while meta["format"] < FORMAT:
+        number = meta["format"]
+        meta, data = MIGRATIONS[number](meta, data)
+        meta = meta | {"format": number + 1}
+    # A seal is a checksum and no signature: a stranger's may be right around anything.
+    wrong = [name for name, kind in META.items() if not isinstance(meta.get(name), kind)]
+    wrong = wrong or [path for path, leaf in meta["leaves"].items() if not _is_leaf(leaf)]
+    wrong += [] if "value" in data else ["value"]
+    if wrong:
+        raise DamageError(f"{tree.listed(list(map(shown, wrong)))} is not what this version writes")
+    return meta, data
+
+
+def check_format(meta: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError when `migrated` could not read this format."""
+    number, version = meta["format"], meta.get("version", "unknown")
+    if number > FORMAT:
+        raise ValueError(
+            f"{where} has format {number}, written by version {version} of this framework, and this version ({VERSION})"
+            f" reads formats up to {FORMAT}: go on with version {version} or a later one"
+        )
+    if missing := [i for i in range(number, FORMAT) if i not in MIGRATIONS]:
+        raise ValueError(
+            f"{where} has format {number}, written by version {version} of this framework, and this version ({VERSION})"
+            f" does not know how to read format {missing[0]}: go on with version {version}"
+        )
+
+
+def arrays(state: Any) -> dict[str, Array]:
+    """The leaves of a state by path. Raises TypeError when one is a random key."""
+    flat = {path: jnp.asarray(leaf) for path, leaf in tree.flatten(state).items()}
+    keys = [path for path, leaf in flat.items() if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    if keys:
+        raise TypeError(
+            f"the state holds random keys ({tree.listed(keys)}): derive them from the seed and step instead"
+        )
+    return flat
+
+
+def target(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and place that a leaf is to be read into."""
+    # Without a sharding Orbax would ask for the devices that saved, which may not exist here.
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+
+
+def check_leaves(saved: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct], where: str) -> None:
+    """Raises ValueError, with the list, unless the checkpoint has the leaves that are wanted."""
+    rows = []
+    for path in sorted(saved.keys() | wanted.keys()):
+        was = f"{saved[path]['dtype']}{saved[path]['shape']}" if path in saved else "absent"
+        now = f"{wanted[path].dtype}{list(wanted[path].shape)}" if path in wanted else "absent"
+        if was != now:
+            rows.append(f"{path}: {was} -> {now}")
+    if rows:
+        raise ValueError(
+            f"{where} holds another architecture or optimizer, {len(rows)} leaves differ (checkpoint -> this run):"
+            f" {tree.listed(rows)}; use the config that made it, or another --workdir"
+        )
+
+
+def check_values(saved: Mapping[str, Any], flat: Mapping[str, Array]) -> None:
+    """Raises DamageError, with the first of them, unless the leaves that were read are those that were saved."""
+    if set(flat) != set(saved):
+        raise DamageError("state: leaves are missing")
+    for path, value in flat.items():
+        if [str(value.dtype), list(value.shape)] != [saved[path]["dtype"], saved[path]["shape"]]:
+            raise DamageError(f"state: the leaf {path} has another shape than was saved")
+    for path, value in fingerprints(flat).items():
+        if value != saved[path]["print"]:
+            raise DamageError(f"state: the leaf {path} is not what was saved")
+
+
+def checksum(value: Any) -> int:
+    """CRC-32 of a JSON value, its keys in order."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())

@@ -1,0 +1,75 @@
+"""The parameters of a checkpoint alone, one leaf at a time, for whoever has neither the devices nor the memory for a
+whole train state."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from src.common.files.checksums import Running
+from src.common.files.lazy_arrays import is_stacked
+from src.common.tree import unflatten
+from src.train.checkpoints import metadata
+from src.train.checkpoints.integrity import DamageError, blame, check_marker
+
+
+class Trained:
+    """The parameters of one checkpoint (`<workdir>/checkpoints/<step>`) as `Leaves`, verified as they are read.
+
+    average   the moving average of the parameters instead of the last ones
+
+    `config` is that of the run, `step` its step. Raises ValueError, in one sentence, when the checkpoint is damaged or
+    of another format; reading a leaf raises it, too.
+    """
+
+    def __init__(self, folder: epath.Path, average: bool = False):
+        self.folder, self._part = folder, "ema" if average else "params"
+        try:
+            check_marker(folder, metadata.ITEMS)
+            meta = metadata.checked_meta(metadata.read_item(folder / "meta"))
+        except (DamageError, OSError, ValueError) as error:
+            raise self._damaged(error) from error
+        metadata.check_format(meta, str(folder))
+        self.config: dict[str, Any] = meta["config"]
+        self.step: int = meta["step"]
+        parts = {path.partition("/")[::2]: leaf for path, leaf in meta["leaves"].items()}
+        self._saved = {path: leaf for (part, path), leaf in parts.items() if part == self._part}
+        self.shapes = {
+            path: jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"]) for path, leaf in self._saved.items()
+        }
+
+    @functools.cached_property
+    def _reader(self) -> Any:
+        import orbax.checkpoint as ocp
+
+        return ocp.PyTreeCheckpointHandler()
+
+    def blocks(self, path: str) -> Iterator[np.ndarray]:
+        """See `Leaves`."""
+        leaf = self._read(path)
+        yield from leaf if is_stacked(path) else [leaf]
+
+    def _read(self, path: str) -> np.ndarray:
+        import orbax.checkpoint as ocp
+
+        shape = self.shapes[path]
+        wanted = unflatten({f"{self._part}/{path}": metadata.target(shape)})
+        kinds = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), wanted)
+        args = ocp.args.PyTreeRestore(wanted, restore_args=kinds, partial_restore=True)
+        try:
+            (leaf,) = jax.tree.leaves(self._reader.restore(self.folder / "state", args=args))
+            leaf = np.asarray(leaf)
+            if Running().add(leaf).value() != self._saved[path]["print"]:
+                raise DamageError(f"state: the leaf {self._part}/{path} is not what was saved")
+        except Exception as error:  # Orbax has its own kinds
+            raise self._damaged(error) from error
+        return leaf
+
+    def _damaged(self, error: Exception) -> ValueError:
+        told = error if isinstance(error, DamageError) else DamageError(str(error).splitlines()[0][:200])
+        return ValueError(f"the checkpoint {self.folder} is damaged ({blame(self.folder, told)}): take another --step")

@@ -1,0 +1,102 @@
+"""Names that strangers wrote stay below their folder, and files are read up to a bound."""
+
+import os
+
+import pytest
+
+from src.common.files.paths import inside, member, read_bounded, stem
+
+
+@pytest.mark.parametrize("name", ["a.png", "a/b c/d.png", "./a", "folder/", "..a/b..", "12:30.png", "café/犬.png"])
+def test_plain_names_pass(name, tmp_path):
+    assert member(name) == name
+    assert os.fspath(inside("gs://bucket/data", name)).startswith("gs://bucket/data/")
+    assert os.fspath(inside(tmp_path, name)).startswith(f"{tmp_path}/")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("/etc/passwd", "absolute"),
+        ("~/x", "absolute"),
+        ("C:/x", "absolute"),
+        ("c:x", "absolute"),
+        ("gs://other/x", "absolute"),
+        ("..", r"'\.\.'"),
+        ("a/../../b", r"'\.\.'"),
+        ("../b", r"'\.\.'"),
+        ("a//b", "empty parts"),
+        (".", "empty parts"),
+        ("a\\..\\b", "backslash"),
+        ("a\0b", "control character"),
+        ("a\nb", "control character"),
+        ("a\ud800b", "surrogate"),
+        ("", "empty"),
+        (None, "no text"),
+        ("a" * 5000, "1024 characters"),
+    ],
+)
+def test_names_that_leave_are_refused(name, reason, tmp_path):
+    for folder in (tmp_path, "gs://bucket/data"):
+        with pytest.raises(ValueError, match=f"refused because .*{reason}") as error:
+            inside(folder, name)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400
+        str(error.value).encode()
+
+
+def test_links_may_not_leave_but_the_hub_cache_works(tmp_path):
+    folder, cache = tmp_path / "data", tmp_path / "models--x"
+    for made in (folder / "sub", cache / "snapshots" / "rev", cache / "blobs"):
+        made.mkdir(parents=True)
+    (tmp_path / "secret").write_text("s")
+    (folder / "real").write_text("r")
+    (folder / "good").symlink_to("real")
+    (folder / "bad").symlink_to(tmp_path / "secret")
+    (folder / "up").symlink_to("..")
+    (folder / "round").symlink_to("round")
+    assert inside(folder, "good").read_text() == "r" and inside(folder, "sub/none")
+    assert inside(folder / "sub" / "..", "real").read_text() == "r"  # the folder's own name is not in question
+    (tmp_path / "data2").mkdir()
+    (folder / "near").symlink_to(tmp_path / "data2")  # "data" begins the name of "data2"
+    for name in ("bad", "up/secret", "near/x"):
+        with pytest.raises(ValueError, match="is a link out of"):
+            inside(folder, name)
+    (cache / "blobs" / "abc").write_text("b")
+    (cache / "snapshots" / "rev" / "model").symlink_to("../../blobs/abc")
+    (cache / "snapshots" / "rev" / "bad").symlink_to("../../../secret")
+    assert inside(cache / "snapshots" / "rev", "model").read_text() == "b"
+    with pytest.raises(ValueError, match="is a link out of"):
+        inside(cache / "snapshots" / "rev", "bad")
+
+
+def test_reading_stops_at_the_bound(tmp_path, bucket):
+    (tmp_path / "f").write_bytes(b"x" * 10)
+    bucket.pipe("gs://b/f", b"x" * 10)
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
+    for path in (tmp_path / "f", "gs://b/f"):
+        assert read_bounded(path, 10) == b"x" * 10
+        with pytest.raises(ValueError, match="more than 9 bytes"):
+            read_bounded(path, 9)
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate(1 << 40)  # a hole: it has no room on the disk, and would have none in memory
+    with pytest.raises(ValueError, match="more than 9 bytes"):
+        read_bounded(tmp_path / "huge", 9)
+    for path in (tmp_path, tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(ValueError, match="not a plain file"):
+            read_bounded(path, 9)
+    for path in (tmp_path / "none", "gs://b/none"):
+        with pytest.raises(FileNotFoundError, match=r"the tokenizer .*none' does not exist"):
+            read_bounded(path, 9, "tokenizer")
+    with pytest.raises((ValueError, OSError), match="the file ") as error:
+        read_bounded("a\0b", 9)
+    assert "\n" not in str(error.value)
+    bucket.down = True
+    with pytest.raises(OSError, match="does not answer"):
+        read_bounded("gs://b/f", 9)
+
+
+def test_prompts_name_files_in_their_folder(tmp_path):
+    assert stem("A handwritten three!") == "a-handwritten-three"
+    for prompt in ("../../etc/passwd", "/etc/passwd", "..", "\0", "", "a\\..\\b", "gs://b/x", "x" * 5000, "三", "CON:"):
+        assert (tmp_path / f"{stem(prompt)}.png").resolve().parent == tmp_path.resolve()
+        assert member(stem(prompt)) and len(stem(prompt)) <= 60

@@ -1,0 +1,142 @@
+"""Parts of a block that image tokens have for themselves, against the same parts token by token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from src.common.tree import flatten, joined
+from src.interfaces import View
+from src.models import mixture_of_transformers as mot
+from src.models.model import bind
+from src.models.transformer import Transformer
+from src.sequence.layout import Layout, Segment
+from tests.models.test_lora import make
+from tests.models.test_model import ROWS, row
+
+LAYOUT, VIEW = row("bidirectional", "TimeToken")
+IMAGE = np.array([False] * 3 + [True] * 5 + [False] * 3)
+SOME = ("mlp_norm", "mlp")
+OTHER = Layout((Segment("s", "text", LAYOUT.length),))
+
+
+def hidden(graph, params, **views):
+    return {name: h.sequence for name, h in bind(graph, params).hidden(views or {"t": (LAYOUT, VIEW)}).items()}
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [IMAGE, ~IMAGE, IMAGE | True, IMAGE & False, np.stack([IMAGE, IMAGE, ~IMAGE, IMAGE & False]),
+     np.random.default_rng(0).random((4, 11)) < 0.5],
+    ids=["row", "turned", "all", "none", "rows", "any"],
+)  # fmt: skip
+def test_every_token_gets_its_own_part_once(kinds):
+    """The numpy way, which gives each part its own tokens only, and the traced way, against one token at a time."""
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 11, 2, 3)), jnp.float32)
+    own, other, seen = jnp.arange(1.0, 4), jnp.arange(4.0, 7), []
+
+    def part(weight):
+        def function(x):
+            seen.append(x.size // 6)
+            return jnp.sin(x * weight)
+
+        return function
+
+    def total(x, own, other, kinds):
+        return mot.by_kind(part(own), part(other), kinds, x)
+
+    expected = np.where(np.broadcast_to(kinds, (4, 11))[..., None, None], np.sin(x * other), np.sin(x * own))
+
+    def both(kinds):
+        value, pull = jax.vjp(lambda *a: total(*a, kinds), x, own, other)
+        return value, *pull(x + 1)
+
+    known = jax.jit(lambda: both(kinds))()
+    assert sum(seen) == 44, "a token went through both parts"
+    np.testing.assert_allclose(known[0], expected, atol=1e-6)
+    for a, b in zip(known, jax.jit(both)(jnp.asarray(kinds)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_copies_start_as_what_they_are_copies_of_and_text_alone_never_meets_them():
+    """Of all parts; filled copies give the plain model, others change images and what follows them. Images alone get
+    what the plain model gives whose parameters are the copies."""
+    plain, _ = make()
+    graph, params = make(copies=mot.PARTS)
+    base = joined({p: leaf for p, leaf in flatten(params).items() if not mot.is_copy(p)})
+    text = View({"s": jnp.ones((3, LAYOUT.length), jnp.int32)}, {}, {})
+    views = {"t": (LAYOUT, VIEW), "s": (OTHER, text)}  # one pass: rows of two layouts
+    alone = {"i": (Layout(LAYOUT.segments[1:3]), VIEW)}
+    turned = joined(
+        base,
+        {mot.original(p): leaf for p, leaf in flatten(params).items() if mot.is_copy(p)},
+    )
+
+    @jax.jit
+    def run(base, turned, filled, params):
+        found = [hidden(g, p, **views) for g, p in ((plain, base), (graph, filled), (graph, params))]
+        return *found, hidden(plain, turned, **alone)["i"], hidden(graph, params, **alone)["i"]
+
+    expected, filled, moved, apart, same = jax.device_get(run(base, turned, mot.filled(params), params))
+    np.testing.assert_allclose(same, apart, atol=2e-5)
+    for name in views:
+        np.testing.assert_allclose(filled[name], expected[name], atol=1e-6)
+    np.testing.assert_array_equal(moved["s"], filled["s"])
+    np.testing.assert_array_equal(moved["t"][:, :2], filled["t"][:, :2])
+    changed = np.abs(moved["t"] - filled["t"]).max(-1)
+    assert (changed[:, 3:8] > 1e-3).all() and changed[0, 8] > 1e-4
+    paths = {p.removeprefix(mot.PREFIX) for p in flatten(params) if mot.is_copy(p)}
+    assert {p.removeprefix("trunk/layers/") for p in flatten(base) if p.startswith("trunk/layers/")} == paths
+
+
+@pytest.mark.faults
+def test_a_fresh_trunk_starts_as_the_plain_one():
+    def fresh(names):
+        trunk = Transformer(8, 1, 2, mlp_width=8, qk_norm=True, copies=names, rngs=nnx.Rngs(5))
+        return {"trunk": nnx.to_pure_dict(nnx.split(trunk)[1])}
+
+    plain, params = jax.device_get(jax.jit(lambda: (fresh(()), fresh(mot.PARTS)))())
+    jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(mot.filled(joined(params, plain))))
+    assert np.std(params["trunk"]["layers"]["image"]["mlp"]["up"]["kernel"]) > 0
+
+
+@pytest.mark.faults
+def test_no_gradient_crosses_to_the_other_kind():
+    """In the last block, whose feed-forward network nothing reads but the tokens that it acts on."""
+    graph, params = make(copies=SOME, depth=1)
+
+    @jax.jit
+    def grads_of(params):
+        _, pull = jax.vjp(lambda p: hidden(graph, p)["t"], params)
+        return [pull(jnp.broadcast_to((kind == IMAGE)[:, None], (ROWS, 11, 16)) * 1.0)[0] for kind in (False, True)]
+
+    for kind, grads in zip((False, True), map(flatten, jax.device_get(grads_of(params))), strict=True):
+        for part in SOME:
+            for prefix, own in (("trunk/layers/", not kind), (mot.PREFIX, kind)):
+                found = [np.abs(g).max() for p, g in grads.items() if p.startswith(f"{prefix}{part}/")]
+                assert found and all((x > 0) == own for x in found), (kind, part, prefix, found)
+
+
+@pytest.mark.faults  # the plain model's is in test_model.py
+def test_prefill_and_decode_equal_the_full_forward():
+    graph, params = make(copies=mot.PARTS)
+
+    def cached(params):
+        net, slot, parts = bind(graph, params), 0, []
+        cache = net.start_cache(LAYOUT, ROWS)
+        for segments in (LAYOUT.segments[:1], LAYOUT.segments[1:3], LAYOUT.segments[3:]):
+            found, cache = net.extend(LAYOUT, Layout(segments), slot, VIEW, cache)
+            slot += Layout(segments).length
+            parts.append(found)
+        valid = jnp.concatenate([p.valid for p in parts], 1)
+        return jnp.concatenate([p.sequence for p in parts], 1), hidden(graph, params)["t"], valid
+
+    found, full, valid = map(np.asarray, jax.jit(cached)(params))
+    np.testing.assert_allclose(found[valid], full[valid], atol=2e-5)
+
+
+@pytest.mark.parametrize("names", [("mpl",), ("mlp", "mlp")])
+def test_refusals(names):
+    with pytest.raises(ValueError, match=r"must be some of attention_norm, attention, mlp_norm, mlp, each at most"):
+        make(copies=names)

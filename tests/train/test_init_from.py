@@ -1,0 +1,273 @@
+"""A run that begins from converted weights: what it takes, that it goes on without them, and what it gives back."""
+
+import dataclasses
+import gc
+import json
+import logging
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from configs import imagenet256
+from src.build import build_system
+from src.common.files.lazy_arrays import Arrays
+from src.common.tree import flatten, rebuild
+from src.doctor.held_out import Panels
+from src.models.heads.linear import ImageHead
+from src.models.pretrained.hf_vision_config import PublishedVision, about_vision
+from src.models.pretrained.initial_weights import Initial, write_initial
+from src.tools import convert
+from src.train.checkpoints.checkpointer import Checkpointer
+from src.train.checkpoints.config_changes import check_config
+from src.train.checkpoints.read_params import Trained
+from src.train.init_from import Start, make_start
+from src.train.loop import ELASTIC, restore
+from src.train.state import init_params
+from src.train.trainer import make_trainer
+
+# Orbax's readers drop their futures when one of them finds damage.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+FIELDS = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 64,
+          "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 258,
+          "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def tidy():
+    """Has Python report what Orbax's readers dropped here, where it is ignored."""
+    yield
+    gc.collect()
+
+
+def published(folder, seed=0, **fields):
+    """A tiny Llama as TinyLlama is published, in bfloat16."""
+    fields, rng = FIELDS | fields, np.random.default_rng(seed)
+    table = (fields["vocab_size"], 32)
+    shapes = {"model.embed_tokens.weight": table, "lm_head.weight": table, "model.norm.weight": (32,)}
+    block = {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32),
+             "self_attn.o_proj": (32, 32), "mlp.gate_proj": (64, 32), "mlp.up_proj": (64, 32),
+             "mlp.down_proj": (32, 64), "input_layernorm": (32,), "post_attention_layernorm": (32,)}  # fmt: skip
+    shapes |= {f"model.layers.{i}.{name}.weight": shape for i in range(2) for name, shape in block.items()}
+    tensors = {name: rng.normal(size=shape).astype(ml_dtypes.bfloat16) for name, shape in shapes.items()}
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(fields))
+    (folder / "tokenizer.json").write_text("{}")
+    return tensors
+
+
+def config_from(path, **init_from):
+    """ImageNet's recipe, tiny, on a mesh that splits even small parameters."""
+    config = imagenet256.get_config("debug").unlock()
+    config.text_codec.update({"name": "text:Bytes", "path": ""})
+    config.mesh.update({"data": 2, "fsdp": 4})
+    config.sharding.min_size, config.batch = 64, 8
+    config.image_codec.name = ""  # latents, without their codec
+    config.tasks.class_prompt_to_image.data.update({"size": 32, "channels": 4})
+    config.init_from.update({"path": str(path)} | init_from)
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The published tensors, the folder with the initial weights, and a trainer that begins from them."""
+    folder = tmp_path_factory.mktemp("weights")
+    tensors = published(folder / "llama")
+    assert convert.main(["convert", f"--source={folder / 'llama'}", f"--out={folder / 'init'}"]) == 0
+    trainer = make_trainer(build_system(config_from(folder / "init")))
+    return tensors, folder, trainer, trainer.init()
+
+
+def test_what_the_folder_has_is_taken_and_the_rest_is_initialised_as_always(world, caplog):
+    tensors, folder, trainer, state = world
+    got = flatten(state.params)
+    new = [path for path in got if path.split("/")[0] not in ("trunk", "text", "text_head")]
+    drawn = ("image/linear/kernel", "time/first/kernel")
+    assert len(new) == 14 and set(drawn) < set(new)
+
+    def plain():
+        leaves = flatten(init_params(trainer.system.init, trainer.system.config.seed))
+        return {path: leaves[path] for path in drawn}
+
+    for path, leaf in jax.jit(plain)().items():
+        np.testing.assert_array_equal(got[path], leaf)
+    assert all(not np.asarray(got[path]).any() for path in new if path.endswith("bias"))
+    for name, tensor in tensors.items():
+        if name.startswith("model.layers.1.mlp.down"):
+            np.testing.assert_array_equal(got["trunk/layers/mlp/down/kernel"][1], tensor.T.astype(np.float32))
+    np.testing.assert_array_equal(got["text/table/embedding"][:258], tensors["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(got["text_head/linear/kernel"].T[:258], tensors["lm_head.weight"])
+    wanted = flatten(trainer.abstract.params)
+    split = 0
+    for path, leaf in got.items():
+        assert leaf.dtype == wanted[path].dtype and leaf.sharding == wanted[path].sharding, path
+        split += not leaf.sharding.is_fully_replicated
+    assert split > 10
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.ema)
+    assert trainer.system.identity()["weights"] == Initial(folder / "init").hash
+    with caplog.at_level(logging.INFO):
+        trainer.system.start.read(trainer.abstract.params, zeros)
+    assert "from" in caplog.text and "parameters of 12 leaves (text, text_head, trunk)" in caplog.text
+    assert "initialised as the config says" in caplog.text and "image_head/linear/kernel" in caplog.text
+
+
+def begun(trainer, path, **init_from):
+    """The same trainer with other weights to begin from."""
+    config = config_from(path, **init_from)
+    system = dataclasses.replace(trainer.system, config=config, start=make_start(config))
+    return dataclasses.replace(trainer, system=system)
+
+
+def zeros(paths):
+    """What is initialised by the config, without compiling anything."""
+    return {path: jnp.zeros(()) for path in paths}
+
+
+def test_the_run_goes_on_without_the_folder_and_notices_another(world, tmp_path, monkeypatch):
+    _, folder, trainer, state = world
+    shutil.copytree(folder / "init", tmp_path / "init")
+    first = begun(trainer, tmp_path / "init")
+    with_checkpoint(tmp_path / "run", first, state.replace(step=jnp.int32(3)))
+    shutil.move(tmp_path / "init", tmp_path / "moved")
+
+    again = begun(trainer, tmp_path / "init")
+    assert again.system.identity()["weights"] is None
+    found, step, _ = restore(again, Checkpointer(tmp_path / "run"))
+    assert step == 3 and again.system.identity() == first.system.identity()
+    jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
+    moved = begun(trainer, tmp_path / "moved").system.identity()
+    assert list(check_config(first.system.identity(), moved, ELASTIC)) == ["init_from.path"]  # equal weights elsewhere
+
+    published(tmp_path / "llama", seed=1)
+    convert.main(["convert", f"--source={tmp_path / 'llama'}", f"--out={tmp_path / 'init'}"])
+    for path in (tmp_path / "init", tmp_path / "nowhere", ""):
+        with pytest.raises(ValueError, match=r"weights: .* give the initial weights that it began from"):
+            restore(begun(trainer, path), Checkpointer(tmp_path / "run"))
+    with pytest.raises(FileNotFoundError, match=r"have no weights\.json"):
+        begun(trainer, tmp_path / "nowhere").init_params()
+    monkeypatch.setattr("src.doctor.held_out._held_out", lambda name, plan: False)  # there are no data
+    assert Panels(begun(trainer, tmp_path / "nowhere"))._at_the_start(state) == {}
+
+
+def with_checkpoint(workdir, trainer, state):
+    checkpoints = Checkpointer(workdir)
+    position = {"rows": {}, "counts": {}, "meter": {}}
+    state = jax.device_put(state, jax.devices()[0])  # which Orbax writes sooner than pieces of all devices
+    assert checkpoints.save(int(state.step), state, position, trainer.system.identity())
+    checkpoints.close()
+
+
+def test_a_trained_run_is_published_and_read_back(world, tmp_path, capsys):
+    """With our order of the head's outputs, which is turned around on the way; the average, in bfloat16, too."""
+    _, _, trainer, state = world
+    draw = lambda x: np.random.default_rng(x.size).normal(size=x.shape).astype(x.dtype)
+    params, ema = jax.tree.map(draw, state.params), jax.tree.map(lambda x: 2 * draw(x), state.params)
+    with_checkpoint(tmp_path / "run", trainer, state.replace(params=params, ema=ema, opt_state=(), step=jnp.int32(7)))
+    run = lambda *flags: convert.main(["convert", f"--source={tmp_path / 'run'}", *flags])
+    assert run(f"--out={tmp_path / 'out'}", "--step=7") == 0, capsys.readouterr()
+    assert "MonoFormerForCausalLM" in capsys.readouterr().out and (tmp_path / "out" / "tokenizer.json").exists()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["image_size"], config["vocab_size"], config["image_token_index"]) == (256, 262, 259)
+    assert (config["learn_sigma"], config["decoder_t_embed"]) == (True, "add_before_image_tokens")
+    assert config["max_position_embeddings"] == 64  # as it came
+
+    assert convert.main(["convert", f"--source={tmp_path / 'out'}", f"--out={tmp_path / 'back'}"]) == 0
+    back, want = Initial(tmp_path / "back").tensors, flatten(params)
+    assert set(back) == set(want)
+    for path, leaf in want.items():
+        if not path.startswith("image_head/linear"):
+            np.testing.assert_array_equal(back[path], leaf, err_msg=path)
+    rng = np.random.default_rng(0)
+    hidden, vector = jnp.asarray(rng.normal(size=(2, 4, 32)), "float32"), jnp.ones((2, 1, 32))
+    heads = []
+    for order, leaves in (("crs", want), ("rsc", back)):
+        options = {"variance": "learned", "order": order, "rngs": nnx.Rngs(0)}
+        graph, like = nnx.split(ImageHead(32, 16, 4, **options))
+        like = nnx.to_pure_dict(like)
+        own = {path: jnp.asarray(leaves[f"image_head/{path}"]) for path in flatten(like)}
+        heads.append(nnx.merge(graph, nnx.State(rebuild(own, like)))(hidden, vector))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *heads)
+
+    assert run(f"--out={tmp_path / 'half'}", "--ema", "--dtype=bfloat16") == 0
+    half = load_file(tmp_path / "half" / "model.safetensors")["model.norm.weight"]
+    np.testing.assert_array_equal(half, np.asarray(flatten(ema)["trunk/final_norm/scale"], ml_dtypes.bfloat16))
+    capsys.readouterr()
+    assert run("--info") == 0 and "began from the initial weights" in capsys.readouterr().out
+    for flags, words in (
+        (["--step=6"], "there is no checkpoint of step 6"),
+        (["--step=best"], "checkpoint.best.metric is not set"),
+    ):
+        assert run(f"--out={tmp_path / 'none'}", *flags) == 1
+        assert words in capsys.readouterr().err
+    saved = Trained(tmp_path / "run" / "checkpoints" / "7")
+    saved._saved["trunk/final_norm/scale"]["print"] ^= 1
+    with pytest.raises(ValueError, match=r"damaged \(.*params/trunk/final_norm/scale is not what was saved"):
+        next(saved.blocks("trunk/final_norm/scale"))
+    damage(tmp_path / "run" / "checkpoints" / "7" / "state")
+    assert run(f"--out={tmp_path / 'none'}") == 1
+    assert "is damaged" in capsys.readouterr().err
+
+
+def damage(folder):
+    """Flips a bit in every large file."""
+    for file in folder.rglob("*"):
+        if file.is_file() and file.stat().st_size > 10_000:
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 1
+            file.write_bytes(bytes(data))
+
+
+def test_what_does_not_fit_is_told_before_anything_is_read(world):
+    _, folder, trainer, _ = world
+    model = trainer.system.config.model.to_dict()
+    model["trunk"] |= {"heads": 4, "rope_theta": 5e5}
+    like = flatten(trainer.abstract.params)
+    like["trunk/layers/mlp/down/kernel"] = jax.ShapeDtypeStruct((2, 96, 32), "float32")
+    start = Start(str(folder / "init"), model=model)
+    with pytest.raises(ValueError, match=r"for another model \(.*\): set .*model\.trunk\.heads=2") as error:
+        start.read(like, None)
+    for words in ("model.trunk.heads is 2 there and 4 here", "model.trunk.rope_theta is 10000.0 there and 500000.0",
+                  "trunk/layers/mlp/down/kernel is [2, 64, 32] there and [2, 96, 32] here"):  # fmt: skip
+        assert words in str(error.value)
+    with pytest.raises(ValueError, match=r"skip has rules that find nothing in .*: vision"):
+        begun(trainer, folder / "init", skip=("text_head", "vision")).init_params()
+    with pytest.raises(ValueError, match=r"skip has a rule that is no regex"):
+        make_start(config_from(folder / "init", skip=("(",)))
+
+
+def test_the_average_and_parts_of_a_folder_and_damage(world, tmp_path):
+    _, folder, trainer, state = world
+    leaves = {path: np.asarray(leaf) for path, leaf in flatten(state.params).items()}
+    write_initial(tmp_path / "init", Arrays(leaves | {"labels/table/embedding": np.zeros((3, 4), np.float32)}), {})
+    shutil.copytree(tmp_path / "init", tmp_path / "whole" / "ema")
+    shutil.copytree(folder / "init", tmp_path / "whole", dirs_exist_ok=True)
+    ema = begun(trainer, tmp_path / "whole", ema=True).init_params()
+    jax.tree.map(np.testing.assert_array_equal, ema, state.params)
+    start = Start(str(tmp_path / "whole"), skip=("^text_head/",))
+    part = flatten(start.read(trainer.abstract.params, zeros))
+    assert part["text_head/linear/kernel"].shape == part["image/linear/bias"].shape == ()
+    np.testing.assert_array_equal(part["trunk/final_norm/scale"], leaves["trunk/final_norm/scale"])
+    damage(tmp_path / "whole" / "ema")
+    with pytest.raises(ValueError, match=r"are damaged: .* came otherwise than they were written"):
+        Start(str(tmp_path / "whole"), ema=True).read(trainer.abstract.params, zeros)
+
+
+@pytest.mark.parametrize("vision", [{"name": "vision:Pixels", "size": 8}, {"name": "vision:Latents", "size": 64}, {}])
+def test_a_projector_for_another_encoder_is_refused(vision, tmp_path):
+    leaves = Arrays({"vision/first/kernel": np.zeros((16, 4), np.float32)})
+    made = PublishedVision("vae", "hub/name", {"resolution": 32}).about()
+    write_initial(tmp_path, leaves, made)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = {"vision": {"first": {"kernel": jax.ShapeDtypeStruct((16, 4), np.float32, sharding=place)}}}
+    model = {"vision": {"init": "zeros"}}
+    fits = {"name": "vision:Latents", "path": "here", "size": 32}
+    assert Start(str(tmp_path), model=model, vision=about_vision(fits)).read(like, zeros)
+    with pytest.raises(ValueError, match=r"vision\.(name|size) is .* there and .* here.*: set vision\.") as error:
+        Start(str(tmp_path), model=model, vision=about_vision(vision)).read(like, zeros)
+    assert ("vision.size is 32 there and 64 here" in str(error.value)) == (vision.get("size") == 64)
