@@ -1,90 +1,106 @@
-"""The contracts between the floors, and the glossary of letters.
+"""The contracts between the floors, and the glossary of letters. No name below is a modality.
 
-Shapes:  B batch · S sequence · N tokens of one field · D width · H heads · K kv heads · V vocabulary
-         C channels · P patch features · F features of a frozen encoder · A rotary axes · L layers
-         T times of one row (1, or N when every token has its own)
+Shapes:  B batch · S sequence · N tokens of one segment · D width · H heads · K kv heads · V vocabulary
+         P numbers of one token (patch features, latents, code groups) · C numbers of a condition · A rotary axes
+         L layers · M parts of one name in a packed row · T times of one row (1, or N when every token has its own)
 
 Time:    t in [0, 1] everywhere; t = 0 is clean data, t = 1 is noise. A discrete process with n steps puts its
          index k (0 … n-1) at t = (k + 1) / n.
 
-Words:   field     a named array of an example (prompt, image, caption, label)
-         segment   a span of the sequence that holds a field
-         kind      how the model embeds and reads a segment: text | image | vision | time
-                   (image: drawn by diffusion; vision: understood, given as features of a frozen encoder)
-         layout    the order of the segments and how their tokens see each other
-         mode      how the tokens of one segment see each other: causal | bidirectional | block:<size>
+Words:   field     a row of the table `config.fields`: codec -> embed -> process -> head -> step sampler
+         name      a part of a row of data; its field is what stands before the dot: "text.question" -> "text"
+         segment   a span of the sequence with one name, or with several that share its tokens
+         target    a token that is to be made: trained on, or sampled; every other token is given
+         clean, noisy   the two copies of a name that the network may read
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 PyTree = Any
-PARAMETERIZATIONS = ("eps", "x0", "v", "velocity", "score")
 
 
-# --------------------------------------------------------------------------- fields of a batch
+# ---- fields
 
 
-@struct.dataclass
-class TokenField:
-    """Text of one segment. `valid` is False on padding; `loss` marks the targets of a text objective."""
+@dataclasses.dataclass(frozen=True)
+class FieldSpec:
+    """What the tokens of a field are. `vocab` alone: a token is an id. `features` alone: a vector. Both: `features`
+    numbers below `vocab` (counts, bits, code groups).
 
-    ids: Int[Array, "*B N"]
-    valid: Bool[Array, "*B N"]
-    loss: Bool[Array, "*B N"]
-
-
-@struct.dataclass
-class ImageField:
-    """A continuous field: pixels or latents, channels last; the step gets features [B, N, F] in a vision segment.
-
-    `valid` is False for rows that no objective may count, whatever their values, and that a vision segment leaves
-    empty; None: all rows count. A packed row has several images: `*B` is then B, M.
+    grid   (N,) for text, whose length the templates say; (h, w) for an image, (F, h, w) for a video
     """
 
-    values: Float[Array, "*B height width C"] | Float[Array, "*B N F"]
-    valid: Bool[Array, "*B"] | None = None
+    grid: tuple[int, ...] = ()
+    vocab: int | None = None
+    features: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the grid."""
+        return math.prod(self.grid)
+
+
+def row_of(name: str) -> str:
+    """The field of a name: "text.question" -> "text". Several names may share one field."""
+    return name.partition(".")[0]
 
 
 @struct.dataclass
-class BucketField(ImageField):
-    """Images in buckets of aspect ratios. Their patches lie in their order in `values`, of one shape for all
-    (`codecs/buckets.py`); `grid` is rows and columns of each image's patches."""
+class Tokens:
+    """One name of a batch. In rows that are packed `value` has the M parts of the name, [B, M, N, …].
 
-    grid: Int[Array, "*B 2"] | None = None
+    value    ids [B, N] or [B, N, P], vectors [B, N, P]; before the device codecs ran: what they take, e.g. [B, h, w, C]
+    valid    a token is there; False: padding, which nobody sees
+    target   it is to be made: trained on, or sampled; else it is given
+    place    where each token lies: [B, N, axes] coordinates in the grid where rows differ; None: row-major
+    block    number of each token's block, where rows differ
+    """
+
+    value: Array
+    valid: Bool[Array, "*B N"]
+    target: Bool[Array, "*B N"]
+    place: Int[Array, "*B N axes"] | None = None
+    block: Int[Array, "*B N"] | None = None
 
 
 @struct.dataclass
-class LabelField:
-    """A class index that conditions the whole row instead of taking a place in the sequence."""
-
-    ids: Int[Array, "*B"]
-
-
-@struct.dataclass
-class PlaceField:
-    """Where things lie in packed rows (`sequence.document.Document`).
+class Packing:
+    """Where things lie in packed rows (`sequence/packed.py`).
 
     segment  number of the packed example that each slot belongs to, from 1; 0: padding. An example's slots are
              neighbours
-    begins   by image field: the first slot of each image, -1 where there is none
+    begins   by name: the first slot of each of its M parts, -1 where there is none
     """
 
     segment: Int[Array, "*B S"]
     begins: dict[str, Int[Array, "*B M"]]
 
 
-Field = TokenField | ImageField | LabelField | PlaceField
-Batch = Mapping[str, Field]
+@struct.dataclass
+class Batch:
+    """The rows of one task.
+
+    tokens    by name
+    cond      conditions of a whole row, by field: class index [B], or numbers [B, C]
+    relation  optional extra restriction of who sees whom (graphs, floor plans)
+    """
+
+    tokens: dict[str, Tokens]
+    cond: dict[str, Array] = struct.field(default_factory=dict)
+    packing: Packing | None = None
+    relation: Bool[Array, "B S S"] | None = None
 
 
-# --------------------------------------------------------------------------- sequence
+# ---- sequence
 
 
 @struct.dataclass
@@ -109,80 +125,199 @@ class SequenceSpec:
     relation: Bool[Array, "B S S"] | None = None
 
 
-# --------------------------------------------------------------------------- corruption processes
+@runtime_checkable
+class Layout(Protocol):
+    """Where the segments of a task's rows lie: in fixed places (`sequence/layout.py`), or where each row says
+    (`sequence/packed.py`). Nobody else asks which of the two it is.
+
+    segments       `sequence.segment.Segment`, in their order
+    parts_of       how many parts M of a name a row has room for; 1 in fixed places
+    static_orders  `read`, `write`, `group`, numpy [S], as far as they are the same in every row
+    spec           who sees whom in these rows
+    join           [B, S, …] of the tokens of each (name, copy), [B, N, …] or packed [B, M, N, …]; copies are `clean`,
+                   `noisy`, `lead` (of a segment's first name). The names of one segment add
+    take           what a sequence [B, S, …] has at the tokens of a name
+    before         what it has at the last valid clean token before each token of a name, and whether there is one [B, N]
+    """
+
+    segments: tuple[Any, ...]
+
+    @property
+    def length(self) -> int: ...
+    def segment(self, name: str) -> Any: ...
+    def parts_of(self, name: str) -> int: ...
+    def static_orders(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+    def spec(self, batch: Batch) -> SequenceSpec: ...
+    def join(self, batch: Batch, parts: Mapping[tuple[str, str], Array]) -> Array: ...
+    def take(self, batch: Batch, sequence: Array, name: str, copy: str = "clean") -> Array: ...
+    def before(self, batch: Batch, sequence: Array, name: str) -> tuple[Array, Array]: ...
+
+
+# ---- corruption processes
 
 
 @struct.dataclass
-class Noised:
-    """q(x_t | x_0) sampled once, with every target that a parameterization may need (keys: PARAMETERIZATIONS)."""
+class Corrupted:
+    """x_t beside x_0, with the noise that made it and the time of each row or token, [B, 1] or [B, N]."""
 
-    xt: Float[Array, "B N P"]
-    targets: dict[str, Float[Array, "B N P"]]
-    changed: Bool[Array, "B N"]
-
-
-@struct.dataclass
-class Prediction:
-    """What a network says about x_t: `value` in the process's parameterization, `variance` raw logits if learned."""
-
-    value: Float[Array, "B N P"]
-    variance: Float[Array, "B N P"] | None = None
-
-
-@struct.dataclass
-class Estimate:
-    """One prediction expressed in every parameterization."""
-
-    x0: Float[Array, "B N P"]
-    eps: Float[Array, "B N P"]
-    v: Float[Array, "B N P"]
-    velocity: Float[Array, "B N P"]
-    score: Float[Array, "B N P"]
-    variance: Float[Array, "B N P"] | None = None
+    x0: PyTree
+    xt: PyTree
+    t: Float[Array, "B T"]
+    noise: PyTree
 
 
 @runtime_checkable
 class Process(Protocol):
-    """A corruption process: frozen, without parameters of its own.
+    """A corruption process of one field: frozen, without parameters. X0 are clean tokens, XT what lies between clean
+    and noise (both may be trees), E what it concludes from a head's output.
 
-    `parameterization` says which of its targets the network predicts, `schedule` and `variance` how.
+    field      spec of what it corrupts
+    inputs     spec of what the embedder reads: mask ids are on top of the vocabulary here, and nowhere else
+    outputs    numbers per token that a head gives, unconstrained: links (softmax, softplus) are the process's
+    guided     the first so many of them are what guidance acts on
+    noise      all that `corrupt` draws for [B, N] tokens
+    corrupt    deterministic; t = 0 gives x0 back bit for bit
+    prior      x at t = 1; `past`: the finished blocks before
+    network    what the embedder gets: value, and time of the shape of t (scaling, centring)
+    estimate   a head's output -> E
+    posterior  one draw of p(x_s | x_t); at s = 0 exact and finite
+    clean      what is left at s = 0; mostly xt itself
+    hint       what self-conditioning shows: x0, or probabilities
+    state      of an adaptive schedule, kept in the train state (None: there is none); `bind` gives the process with it,
+               `update` the state after a step, from the field's own untrained term
     """
 
-    schedule: Any
-    parameterization: str
-    variance: str
+    field: FieldSpec
+    inputs: FieldSpec
+    outputs: int
+    guided: int
 
-    def prior(self, key: Array, shape: tuple[int, ...]) -> Array: ...
+    def noise(self, key: Array, shape: tuple[int, int]) -> PyTree: ...
+    def corrupt(self, x0: PyTree, noise: PyTree, t: Array) -> Corrupted: ...
+    def prior(self, key: Array, shape: tuple[int, int], past: Array | None = None) -> PyTree: ...
+    def network(self, xt: PyTree, t: Array) -> tuple[Array, Array]: ...
+    def estimate(self, output: Array, xt: PyTree, t: Array) -> PyTree: ...
+    def posterior(self, key: Array, xt: PyTree, estimate: PyTree, t: Array, s: Array) -> PyTree: ...
+    def clean(self, xt: PyTree) -> Array: ...
+    def hint(self, estimate: PyTree) -> Array: ...
+    def state(self) -> PyTree: ...
+    def bind(self, state: PyTree) -> Process: ...
+    def update(self, state: PyTree, term: LossTerm, step: Array) -> PyTree: ...
 
-    def corrupt(self, key: Array, x0: Array, t: Array) -> Noised: ...
 
-    def convert(self, prediction: Prediction, xt: Array, t: Array) -> Estimate: ...
+# ---- network
 
-    def posterior(self, key: Array, xt: Array, estimate: Estimate, t: Array, s: Array) -> Array: ...
-
-    def time_input(self, t: Array) -> Array: ...
-
-
-# --------------------------------------------------------------------------- sampling
-
-
-Denoise = Callable[[Array, Array], Estimate]  # (xt [B, N, P], t scalar) -> Estimate; hides network, cache and guidance
+Guide = Callable[[Array, Array], Array]  # (output of rows [given; null], or of all rows, t) -> guided output
 
 
 @runtime_checkable
-class StepSampler(Protocol):
-    """One reverse step. `times` is decreasing, `[steps + 1]`, and ends at 0."""
+class Head(Protocol):
+    """How hidden states of a field become numbers. What they mean is the process's, or, without one, that of `nll`.
 
-    def times(self, process: Process, steps: int) -> Array: ...
+    noise    all that `nll` draws for [B, N] tokens; mostly ()
+    nll      -log p(target | hidden) or what stands for it, [B, N]; deterministic
+    sample   the next token of each row from [B, D]; guidance acts inside, on outputs. `choose`: (key, logits) -> ids
+    """
 
-    def init(self, process: Process, xt: Array) -> PyTree: ...
+    def __call__(self, hidden: Array, cond: Array | None = None) -> Array: ...
+    def noise(self, key: Array, shape: tuple[int, int]) -> PyTree: ...
+    def nll(self, hidden: Array, target: Array, noise: PyTree) -> Array: ...
+    def sample(self, key: Array, hidden: Array, guide: Guide, choose: Callable[[Array, Array], Array]) -> Array: ...
 
-    def step(
-        self, process: Process, key: Array, denoise: Denoise, xt: Array, t: Array, s: Array, state: PyTree
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A row of the table, from `config.fields.<name>`.
+
+    spec        of the clean tokens
+    codec       raw values <-> tokens: a chain (`codecs/chain.py`)
+    process     None: only ever read, or made by its head token by token
+    step        step sampler of the process
+    hint        its embedder has a self-conditioning input
+    timed       noisy tokens are told their time
+    time_token  a time token stands before its segments, where the conditioning makes some
+    """
+
+    name: str
+    spec: FieldSpec
+    codec: Any
+    process: Process | None = None
+    step: Any = None
+    hint: bool = False
+    timed: bool = True
+    time_token: bool = False
+
+
+@struct.dataclass
+class View:
+    """What the network reads of one task: the clean batch, and beside it what objectives add.
+
+    noisy    by name: x_t as the embedder gets it; a segment's role says which copy it reads
+    times    by name: time of each row [B, 1] or token [B, N] as the embedder gets it; absent: clean, t = 0
+    hints    by name: self-conditioning; absent must equal a hint of zeros
+    """
+
+    batch: Batch
+    layout: Layout = struct.field(pytree_node=False)
+    noisy: dict[str, Array] = struct.field(default_factory=dict)
+    times: dict[str, Array] = struct.field(default_factory=dict)
+    hints: dict[str, Array] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Hidden:
+    """The trunk's output for the rows of one task, and the conditioning vectors by name, [B, T, D]."""
+
+    view: View
+    sequence: Float[Array, "B S D"]
+    vectors: dict[str, Array]
+
+    def of(self, name: str, copy: str | None = None) -> Array:
+        """Hidden states of a name [B, N, D]; of the copy that noise is added to, unless another is wanted."""
+        layout = self.view.layout
+        copy = copy or ("noisy" if layout.segment(name).role == "copies" else "clean")
+        return layout.take(self.view.batch, self.sequence, name, copy)
+
+    def before(self, name: str) -> tuple[Array, Array]:
+        """The state that predicts each token of a name, and whether there is one."""
+        return self.view.layout.before(self.view.batch, self.sequence, name)
+
+
+@runtime_checkable
+class BoundField(Head, Protocol):
+    """A row of the table with its parameters and its state; it is the field's head, too.
+
+    encode   clean tokens as the process corrupts them: themselves, or what a learned codec makes of them; `decode` back
+    """
+
+    field: Field
+    process: Process
+
+    def encode(self, value: Array) -> PyTree: ...
+    def decode(self, x0: PyTree) -> Array: ...
+
+
+@runtime_checkable
+class Net(Protocol):
+    """The only door to parameters (`models/model.py`). Tasks whose rows have one length share one trunk pass.
+
+    field    the row of the table that a name belongs to
+    extend   runs tokens start … start + size of a segment's copy over the cache; the caller keeps the new cache, or
+             drops it. `view` has full-length values, `start` may be traced; leads go with a static start of 0. Gives
+             the tokens' states [B, size, D] without leads
+    teacher  the network with the parameters at the start of the run
+    """
+
+    def field(self, name: str) -> BoundField: ...
+    def hidden(self, views: Mapping[str, View]) -> dict[str, Hidden]: ...
+    def start_cache(self, layout: Layout, rows: int) -> PyTree: ...
+    def extend(
+        self, view: View, segment: Any, copy: str, start: Any, size: int, spec: SequenceSpec, cache: PyTree
     ) -> tuple[Array, PyTree]: ...
+    def teacher(self) -> Net: ...
 
 
-# --------------------------------------------------------------------------- objectives
+# ---- objectives and sampling
 
 
 @struct.dataclass
@@ -192,131 +327,67 @@ class LossTerm:
     What is not `trained` is logged like a loss and adds nothing to it.
     """
 
-    total: Float[Array, ""]
-    count: Float[Array, ""]
+    total: Array
+    count: Array
     trained: bool = struct.field(pytree_node=False, default=True)
 
     def __add__(self, other: LossTerm) -> LossTerm:
         return LossTerm(self.total + other.total, self.count + other.count, self.trained)
 
 
-@struct.dataclass
-class View:
-    """One row-batch as the network gets it: the inputs of each segment and the times of the noised ones.
+class Loss(Protocol):
+    """Losses of a process's output by name, [B, N] each; `target` are the clean tokens of the batch."""
 
-    inputs   by segment name: ids `[B, N]` (text), vectors `[B, N, P]` (image) or features `[B, N, F]` (vision)
-    valid    by segment name: `[B, N]`; absent means all valid
-    times    by image segment name: process time `[B, T]`, already mapped by `Process.time_input`; absent = clean
-    labels   class index `[B]` or None
-    places   of packed rows; their images are `[B, M, N, P]` with times `[B, M]`, their only `valid` `[B, S]` is that
-             of all slots
-    grids    by image segment name: rows and columns of patches, `[B, 2]` or `[B, M, 2]`; absent: those of the model
-    """
-
-    inputs: dict[str, Array]
-    valid: dict[str, Array]
-    times: dict[str, Array]
-    labels: Array | None = None
-    places: PlaceField | None = None
-    grids: dict[str, Array] | None = None
-
-
-@struct.dataclass
-class Hidden:
-    """The trunk's output for the rows of one task, and the conditioning vector of each image segment.
-
-    Packed rows have `places`, M images of a segment `[B, M, N, D]`, and a vector for each.
-    """
-
-    sequence: Float[Array, "B S D"]
-    valid: Bool[Array, "B S"]
-    vectors: dict[str, Float[Array, "B T D"]]
-    layout: Any = struct.field(pytree_node=False)  # sequence.layout.Layout
-    places: PlaceField | None = None
-
-    def of(self, name: str) -> Float[Array, "B N D"] | Float[Array, "B M N D"]:
-        """Hidden states of one segment."""
-        if self.places is not None:
-            return self.layout.states(self.sequence, self.places, name)
-        return self.sequence[:, self.layout.slices()[name]]
-
-    def before(self, name: str) -> tuple[Float[Array, "B N D"], Bool[Array, "B N"]]:
-        """The hidden state that precedes each token of a segment (what predicts it), and whether there is one."""
-        if self.places is not None:
-            return self.layout.before(self.sequence, self.valid, self.places)
-        where = self.layout.slices()[name]
-        sequence, valid = (jnp.pad(a, [(0, 0), (1, 0)] + [(0, 0)] * (a.ndim - 2)) for a in (self.sequence, self.valid))
-        return sequence[:, where], valid[:, where]
-
-
-@runtime_checkable
-class Net(Protocol):
-    """The only door to parameters (`models/model.py`). `views` holds (layout, view) by task; tasks whose rows have one
-    length share one trunk pass."""
-
-    def hidden(self, views: Mapping[str, tuple[Any, View]]) -> dict[str, Hidden]: ...
-
-    def text_logits(self, hidden: Array) -> Array: ...
-
-    def text_nats(self, hidden: Array, ids: Array) -> Array: ...
-
-    def text_divergence(self, hidden: Array, teacher: Net, taught: Array, temperature: float) -> Array: ...
-
-    def teacher(self) -> Net: ...
-
-    def image_prediction(self, hidden: Array, vector: Array) -> Prediction: ...
-
-    def start_cache(self, layout: Any, rows: int) -> PyTree: ...
-
-    def extend(self, layout: Any, part: Any, start: int, view: View, cache: PyTree) -> tuple[Hidden, PyTree]: ...
-
-    def extend_token(
-        self, layout: Any, ids: Array, valid: Array, slot: Array, cache: PyTree
-    ) -> tuple[Array, PyTree]: ...
+    def __call__(self, process: Any, output: Array, c: Corrupted, target: Array) -> dict[str, Array]: ...
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """Owns some fields of a task: `prepare` may replace their inputs (noise, masks), `loss` reads the trunk's output.
+    """Owns some names of a task. `draw` is random and knows no parameters, for the whole batch before it is split;
+    `prepare` is deterministic and lies inside the gradient; `loss` reads the trunk's output."""
 
-    The forward pass lies between the two, shared by all objectives of all tasks.
-    """
+    names: tuple[str, ...]
 
-    fields: tuple[str, ...]
-
-    def prepare(self, view: View, batch: Batch, key: Array, train: bool) -> tuple[View, PyTree]: ...
-
-    def loss(self, net: Net, hidden: Hidden, batch: Batch, aux: PyTree) -> dict[str, LossTerm]: ...
-
-
-# --------------------------------------------------------------------------- data
+    def draw(self, key: Array, fields: Mapping[str, Field], view: View) -> PyTree: ...
+    def prepare(self, net: Net, view: View, draws: PyTree) -> tuple[View, PyTree]: ...
+    def loss(self, net: Net, hidden: Hidden, aux: PyTree) -> dict[str, LossTerm]: ...
 
 
 @runtime_checkable
-class Codec(Protocol):
-    """Raw field <-> tokens. Host codecs (text) work in numpy inside Grain, device codecs (patch) inside the step."""
+class StepSampler(Protocol):
+    """One reverse step. `times` is decreasing, `[steps + 1]`, and ends at 0; `again(xt, t)` is one more evaluation."""
 
-    def encode(self, value: Any) -> Any: ...
+    def times(self, process: Any, steps: int) -> Array: ...
+    def init(self, process: Any, xt: PyTree) -> PyTree: ...
+    def step(
+        self,
+        process: Any,
+        key: Array,
+        estimate: PyTree,
+        xt: PyTree,
+        t: Array,
+        s: Array,
+        state: PyTree,
+        again: Callable[[PyTree, Array], PyTree],
+    ) -> tuple[PyTree, PyTree]: ...
 
-    def decode(self, tokens: Any) -> Any: ...
+
+# ---- data
 
 
 @runtime_checkable
 class Task(Protocol):
-    """A data source with its layout. `element_spec` alone is enough to initialise, shard and compile.
+    """Source x template (`data/task.py`). `element_spec` alone is enough to initialise, shard and compile.
 
-    segments     the spans of a row, in order
-    image_shape  (h, w, C) of its images, or None; classes: number of class labels, or None
-
-    How rows are read (`rows`, `read`, `build`) is `data.source.Source`, which every task also is.
+    layout   of its training rows
+    fill     the names that are made; the others are given
+    prompt   rows to be completed, and their layout: a name in `fill` that an example lacks is to be made, one that it
+             has is given; `null` drops the conditions, for guidance
     """
 
-    segments: tuple[Any, ...]
-    image_shape: tuple[int, int, int] | None
-    classes: int | None
+    layout: Layout
+    fill: tuple[str, ...]
 
-    def element_spec(self, batch: int) -> dict[str, Field]: ...
-
-    def iterator(self, split: str, batch: int, seed: int, shard: tuple[int, int]) -> Iterator[dict[str, Field]]: ...
-
-    def fake(self, batch: int, seed: int) -> dict[str, Field]: ...
+    def element_spec(self, batch: int) -> Batch: ...
+    def fake(self, batch: int, seed: int) -> Batch: ...
+    def prompt(self, examples: Sequence[Any], null: bool = False) -> tuple[Layout, Batch]: ...
