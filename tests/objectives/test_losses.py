@@ -1,6 +1,7 @@
 """Losses of ids and counts: the bound by enumeration, and published numbers."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -18,6 +19,19 @@ from src.objectives.losses.posterior_kl import PosteriorKL
 from tests.helpers.family import fixed_logits, golden
 
 V = 3
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def loss_of(loss, process, output, c, target):
+    return loss(process, output, c, target)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def gradient_of(loss, process, output, c):
+    """And the loss itself behind it."""
+    total = lambda output: sum(x.sum() for x in loss(process, output, c, c.x0).values())
+    value, gradient = jax.value_and_grad(total)(output)
+    return jnp.append(gradient, value)
 
 
 def process(**options):
@@ -46,21 +60,17 @@ def test_posterior_kl_is_the_bound(kernel):
     """With the exact posterior of one token for the network, the mean losses of all steps add up to H(x_0), by the
     chain rule: what is left at t = 1 does not know x_0."""
     steps, law = 5, np.array([0.5, 0.3, 0.2])
-    loss = PosteriorKL(steps=steps)
+    t = (jnp.arange(steps)[:, None] + 1) / steps
+    ids = jnp.broadcast_to(jnp.arange(kernel.ids), (steps, kernel.ids))  # every x_t, one after the other
+    a, m, u = kernel.masses(t)
+    q = np.asarray(kernel.added(ids, m, u))[:, None] + np.asarray(a)[..., None] * np.eye(V, kernel.ids)
+    joint = law[:, None] * q  # [steps, x_0, x_t]
+    logits = jnp.log(jnp.maximum(joint / joint.sum(1, keepdims=True), 1e-30)).swapaxes(1, 2)
     total = 0.0
-    for k in range(steps):
-        t = jnp.full((1, 1), (k + 1) / steps)
-        a, m, u = kernel.masses(t)
-        ids = jnp.arange(kernel.ids)[None]  # every x_t, one after the other
-        q = np.asarray(kernel.added(ids, m, u)) + np.asarray(a) * np.eye(V, kernel.ids)  # [x_0, x_t]
-        joint = law[:, None] * q
-        logits = jnp.log(jnp.maximum(joint / joint.sum(0), 1e-30)).T
-        for x0 in range(V):
-            c = Corrupted(x0=jnp.full_like(ids, x0), xt=ids, t=t, noise=None)
-            kl = loss(kernel, logits[None], c, c.x0)["kl"][0]
-            total += float((joint[x0] * kl).sum()) / steps
-    expected = -(law * np.log(law)).sum()
-    np.testing.assert_allclose(total, expected, rtol=2e-3)
+    for x0 in range(V):
+        c = Corrupted(x0=jnp.full_like(ids, x0), xt=ids, t=t, noise=None)
+        total += (joint[:, x0] * loss_of(PosteriorKL(steps=steps), kernel, logits, c, c.x0)["kl"]).sum() / steps
+    np.testing.assert_allclose(total, -(law * np.log(law)).sum(), rtol=2e-3)
 
 
 def test_the_weighted_cross_entropy_is_the_limit_of_the_posterior_kl():
@@ -70,8 +80,8 @@ def test_the_weighted_cross_entropy_is_the_limit_of_the_posterior_kl():
         xt, t = jnp.array([[V, 1], [V, V]]), jnp.array([[0.3], [0.8]])
         c = Corrupted(x0=jnp.array([[0, 1], [2, 1]]), xt=xt, t=t, noise=None)
         output = jax.random.normal(jax.random.key(0), (2, 2, V))
-        bound = CrossEntropy(elbo=True)(kernel, output, c, c.x0)["nll"]
-        steps = PosteriorKL(steps=1000)(kernel, output, c, c.x0)["kl"]
+        bound = loss_of(CrossEntropy(elbo=True), kernel, output, c, c.x0)["nll"]
+        steps = loss_of(PosteriorKL(steps=1000), kernel, output, c, c.x0)["kl"]
         np.testing.assert_allclose(steps, bound, rtol=3e-3)
         assert bound[0, 1] == 0  # it is known
 
@@ -84,9 +94,9 @@ def test_cross_entropy_on_changed_or_all_tokens():
     output = jax.random.normal(jax.random.key(0), (1, 2, 2 * V))
     logs = np.asarray(jax.nn.log_softmax(output.reshape(1, 2, 2, V)))
     each = -np.take_along_axis(logs, np.asarray(x0)[..., None], -1)[..., 0]
-    every = CrossEntropy(on="all")(kernel, output, c, x0)["nll"]
+    every = loss_of(CrossEntropy(on="all"), kernel, output, c, x0)["nll"]
     np.testing.assert_allclose(every, each.mean(-1), rtol=1e-6)
-    changed = CrossEntropy()(kernel, output, c, x0)["nll"]
+    changed = loss_of(CrossEntropy(), kernel, output, c, x0)["nll"]
     np.testing.assert_allclose(changed, [[each[0, 0, 0] / 2, 0]], rtol=1e-6)
 
 
@@ -100,16 +110,12 @@ def test_losses_and_gradients_are_finite_at_the_ends():
             times = jnp.full((2, 1), t)
             c = kernel.corrupt(x0, kernel.noise(jax.random.key(1), (2, 2)), times)
             for loss in losses:
-                total = lambda output, loss=loss, c=c, kernel=kernel: sum(
-                    x.sum() for x in loss(kernel, output, c, x0).values()
-                )
-                assert all(np.isfinite(x).all() for x in jax.value_and_grad(total)(output))
+                assert np.isfinite(gradient_of(loss, kernel, output, c)).all()
     counts = Counts(field=FieldSpec((2,), vocab=9, features=3))
     x0, output = jnp.full((2, 2, 3), 8), jnp.asarray([-200.0, 0.0, 200.0]) * jnp.ones((2, 2, 3))
     for t in (0.0, 1e-6, 0.5, 1.0):
         c = counts.corrupt(x0, counts.noise(jax.random.key(2), (2, 2)), jnp.full((2, 1), t))
-        total = lambda output, c=c: Poisson()(counts, output, c, x0)["poisson"].sum()
-        assert all(np.isfinite(x).all() for x in jax.value_and_grad(total)(output))
+        assert np.isfinite(gradient_of(Poisson(), counts, output, c)).all()
 
 
 def test_poisson_is_least_at_the_mean_of_what_is_missing():
@@ -118,14 +124,16 @@ def test_poisson_is_least_at_the_mean_of_what_is_missing():
     xt, x0 = jnp.array([[[1, 4], [0, 0]]]), jnp.array([[[4, 4], [2, 8]]])
     c = Corrupted(x0=x0, xt=xt, t=jnp.array([[0.4, 0.6]]), noise=None)
     raw = lambda rate: jnp.log(jnp.expm1(rate))
-    gradient = jax.grad(lambda output: Poisson(weight="none")(counts, output, c, x0)["poisson"].sum())
+    gradient = jax.grad(lambda output: loss_of(Poisson(weight="none"), counts, output, c, x0)["poisson"].sum())
     np.testing.assert_allclose(gradient(raw((x0 - xt).astype(jnp.float32)).at[0, 0, 1].set(-80.0)), 0, atol=1e-6)
     output = jnp.full((1, 2, 2), 0.3)
-    plain = Poisson(weight="none")(counts, output, c, x0)["poisson"]
+    plain = loss_of(Poisson(weight="none"), counts, output, c, x0)["poisson"]
     rate = np.log1p(np.exp(0.3))
     np.testing.assert_allclose(plain, (rate - np.asarray(x0 - xt) * np.log(rate)).mean(-1), rtol=1e-5)
     for name, weight in zip(("instantaneous", "finite"), counts.weights(c.t), strict=True):
-        np.testing.assert_allclose(Poisson(weight=name)(counts, output, c, x0)["poisson"], plain * weight, rtol=1e-5)
+        np.testing.assert_allclose(
+            loss_of(Poisson(weight=name), counts, output, c, x0)["poisson"], plain * weight, rtol=1e-5
+        )
         times = (jnp.arange(1000) + 1) / 1000
         np.testing.assert_allclose(counts.weights(times)[name == "finite"].mean(), 1, atol=1e-2)
 
@@ -159,7 +167,7 @@ def test_published_mdlm():
     noise = masking(1 - arrays["u_mask"])
     c = kernel.corrupt(jnp.asarray(arrays["x0"]), noise, arrays["t"][:, None])
     np.testing.assert_array_equal(c.xt, arrays["x_t"])
-    nll = CrossEntropy(elbo=True)(kernel, fixed_logits(arrays, arrays["x_t"], 6), c, c.x0)["nll"]
+    nll = loss_of(CrossEntropy(elbo=True), kernel, fixed_logits(arrays, arrays["x_t"], 6), c, c.x0)["nll"]
     np.testing.assert_allclose(nll * arrays["valid"], arrays["nll"], rtol=1e-4)
     np.testing.assert_allclose((nll * arrays["valid"]).sum() / arrays["valid"].sum(), arrays["loss"], rtol=1e-5)
 
@@ -176,7 +184,7 @@ def test_published_md4(form, schedule):
         name = f"{form}_{kind}"
         c = kernel.corrupt(jnp.asarray(arrays["x"]), noise, arrays[f"{name}_t"][:, None])
         np.testing.assert_array_equal(c.xt, arrays[f"{name}_z_t"])
-        (each,) = loss(kernel, fixed_logits(arrays, arrays[f"{name}_z_t"]), c, c.x0).values()
+        (each,) = loss_of(loss, kernel, fixed_logits(arrays, arrays[f"{name}_z_t"]), c, c.x0).values()
         np.testing.assert_allclose(each.sum(1), arrays[f"{name}_per_row"], rtol=3e-4, atol=1e-6)
 
 
@@ -188,7 +196,7 @@ def test_published_show_o():
     x0, masked = np.maximum(labels, 0), labels >= 0
     kernel = Categorical(field=FieldSpec((labels.shape[1],), vocab=30))
     c = Corrupted(x0=jnp.asarray(x0), xt=jnp.asarray(np.where(masked, 30, x0)), t=jnp.full((2, 1), 0.5), noise=None)
-    nll = CrossEntropy()(kernel, logits, c, c.x0)["nll"]
+    nll = loss_of(CrossEntropy(), kernel, logits, c, c.x0)["nll"]
     np.testing.assert_allclose(nll.mean() / masked.mean(), arrays["loss_image"], rtol=1e-5)
 
 
@@ -202,7 +210,7 @@ def test_published_vq_diffusion():
     c = Corrupted(x0=x0, xt=xt, t=(k[:, None] + 1) / 10, noise=None)
     output = fixed_logits(arrays, arrays["x_t"])
     kl, more = (
-        PosteriorKL(steps=10, auxiliary=auxiliary)(kernel, output, c, x0)["kl"].sum(1)
+        loss_of(PosteriorKL(steps=10, auxiliary=auxiliary), kernel, output, c, x0)["kl"].sum(1)
         for auxiliary in (0.0, 10 * 0.0005)
     )
     np.testing.assert_allclose(kl + (2 - k / 10) * (more - kl), arrays["loss"], rtol=1e-4)
@@ -214,5 +222,5 @@ def test_published_blackout():
     x0, xt, output = (jnp.asarray(arrays[name].reshape(3, 2, 16)) for name in ("x0", "x_t", "net_output"))
     c = Corrupted(x0=x0, xt=xt, t=jnp.asarray((arrays["step"][:, None] + 1) / 1000), noise=None)
     for weight, name, scale in [("instantaneous", "loss_instant", 1), ("finite", "loss_finite", 1000)]:
-        loss = Poisson(weight=weight)(counts, output, c, x0)["poisson"].mean()
+        loss = loss_of(Poisson(weight=weight), counts, output, c, x0)["poisson"].mean()
         np.testing.assert_allclose(loss, scale * arrays[name], rtol=1e-5)
