@@ -233,6 +233,7 @@ class Field:
     codec       raw values <-> tokens: a chain (`codecs/chain.py`)
     process     None: only ever read, or made by its head token by token
     step        step sampler of the process
+    noise       (key, (B, N)) -> all that the `nll` of its head draws
     hint        its embedder has a self-conditioning input
     timed       noisy tokens are told their time
     time_token  a time token stands before its segments, where the conditioning makes some
@@ -243,6 +244,7 @@ class Field:
     codec: Any
     process: Process | None = None
     step: Any = None
+    noise: Callable[[Array, tuple[int, int]], PyTree] | None = None
     hint: bool = False
     timed: bool = True
     time_token: bool = False
