@@ -103,7 +103,7 @@ def model() -> dict:
             "copies": (),
         },
         # Low-rank adapters on the linear layers of the trunk's blocks that the regex `targets` is the whole path of;
-        # rank 0: none. With them the trunk itself is frozen, whatever optim.multipliers say (models/lora.py).
+        # rank 0: none. With them the trunk itself is frozen, whatever optim.lr_multipliers say (models/lora.py).
         "lora": {"rank": 0, "alpha": 16.0, "targets": "attention/(q|k|v|out)|mlp/(gate|up|down)"},
         # conditioning:TimeToken | AdaLNBeforeTrunk | AdditivePerLayer | AdaLNPerLayer | Conditioning (head only)
         "conditioning": {"name": "conditioning:TimeToken"},
@@ -139,8 +139,8 @@ def optim(**changes) -> dict:
         "moments": "full",  # full | bfloat16 | factored (Adafactor): 8, 6 or about 2 bytes of state a weight
         "weight_decay": 0.0,
         "decays": (),  # of the weights that a rule finds, in place of weight_decay
-        "max_norm": 1.0,
-        "multipliers": ((".*", 1.0),),  # of the learning rate, by rule; 0 freezes
+        "grad_clip": 1.0,
+        "lr_multipliers": ((".*", 1.0),),  # of the learning rate, by rule; 0 freezes
     } | changes
 
 
@@ -218,7 +218,7 @@ def official(config: ConfigDict, channels: int = 3) -> ConfigDict:
     begins as torch's layers do.
     """
     config.process = ddpm()
-    config.optim.update(optim(lr=1e-4, max_norm=2.0))
+    config.optim.update(optim(lr=1e-4, grad_clip=2.0))
     config.ema.update({"decay": 0.9999, "warmup": False})
     config.model.trunk.update({"qk_norm": False, "init": "normal:0.02"})
     config.model.time.init = config.model.text.init = config.model.text_head.init = "normal:0.02"
@@ -254,7 +254,7 @@ def tinyllama(config: ConfigDict) -> ConfigDict:
     config.model.trunk.remat = "dots"
     config.model.dtype = "bfloat16"
     config.mesh.update({"data": -1, "fsdp": 16})
-    config.optim.max_norm = 2.0
+    config.optim.grad_clip = 2.0
     return config
 
 

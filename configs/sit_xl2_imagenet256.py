@@ -36,7 +36,7 @@ def get_config(name: str | None = None):
     config.mesh.update({"data": -1, "fsdp": 16})
     config.sample.image.update({"sampler": {"name": "gaussian:EulerMaruyama", "last_size": 0.04}, "steps": 250})
     config.sample.image.guidance.scale = 1.5
-    config.optim.max_norm = common.NO_CLIP
+    config.optim.grad_clip = common.NO_CLIP
     config.checkpoint.every = 50_000
     return common.variant(config, name, official=official)
 

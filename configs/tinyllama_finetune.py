@@ -27,7 +27,7 @@ def get_config(name: str | None = None):
             "objectives": {"text": common.next_token("text")},
         }
     }
-    config.optim.update({"lr": 2e-5, "schedule": "cosine", "warmup": 100, "max_norm": 1.0})
+    config.optim.update({"lr": 2e-5, "schedule": "cosine", "warmup": 100, "grad_clip": 1.0})
     config.sample.longest = 128
     return common.variant(config, name, official=official, paper=paper, lora=lora, keep=keep, debug=debug)
 
@@ -57,7 +57,7 @@ def paper(config):
 def lora(config):
     """Adapters of rank 16 on the trunk, all else frozen; the rate that goes with them."""
     config.model.lora.rank = 16
-    config.optim.multipliers = (("^text", 0.0), (".*", 1.0))
+    config.optim.lr_multipliers = (("^text", 0.0), (".*", 1.0))
     config.optim.lr = 2e-4
     return config
 

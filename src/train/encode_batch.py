@@ -1,5 +1,5 @@
-"""Frozen encoders. They turn what the data deliver into what the step gets, in a program of their own before it, so that
-steps, checks and tools see latents and features only."""
+"""Frozen encoders. They turn what the data deliver into what the step gets, in a program of their own before it, so
+that steps, checks and tools see latents and features only."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from src.interfaces import Batch, PyTree, Tokens, row_of
 
 @dataclasses.dataclass(frozen=True)
 class Encoders:
-    """The frozen links of the fields' codecs, by field (`codecs/vae_latents.py`, `codecs/clip_vision.py`). Values of the
-    other fields stay as they are.
+    """The frozen links of the fields' codecs, by field (`codecs/vae_latents.py`, `codecs/clip_vision.py`). Values of
+    the other fields stay as they are.
 
     buckets   of the tasks whose images come in several aspect ratios, in the units of what the data deliver
     """
@@ -57,7 +57,7 @@ class Encoders:
         return {row: net.fingerprint for row, net in self.nets.items()}
 
     def check(self, task: str, name: str, latents_of: str | None) -> None:
-        """Raises ValueError where the data of a task's name are moments of the latents of another codec than its field's.
+        """Raises ValueError where a task's data of a name are moments of latents of another codec than its field's.
 
         latents_of   the hash of that codec, None for images
         """

@@ -21,10 +21,10 @@ from src.interfaces import Batch
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.config_changes import FREE, check_config
 from src.train.checkpoints.replicas import check_replicas
-from src.train.metrics import Meter
+from src.train.metrics import Metrics
 from src.train.nonfinite.monitor import BEHIND, Watch
 from src.train.state import TrainState
-from src.train.step import Measured, Step
+from src.train.step import Step, StepMetrics
 from src.train.system import System
 from src.train.trainer import Trainer, open_data
 
@@ -46,7 +46,9 @@ class Observer(Protocol):
         """
         ...
 
-    def look(self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: Measured) -> Mapping[str, float]:
+    def look(
+        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
+    ) -> Mapping[str, float]:
         """At every log line, after `step` steps, the last of which saw `batch`: more scalars for that line."""
         ...
 
@@ -66,7 +68,9 @@ class Nobody:
         """The same state."""
         return state
 
-    def look(self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: Measured) -> Mapping[str, float]:
+    def look(
+        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
+    ) -> Mapping[str, float]:
         """Nothing."""
         return {}
 
@@ -145,11 +149,11 @@ class Run:
     step: int
     update: Step | None = None
     batch: Mapping[str, Batch] | None = None
-    measured: Measured | None = None
+    measured: StepMetrics | None = None
     went_back: bool = False  # in this step, to a checkpoint
 
     def __post_init__(self):
-        self.meter = Meter(self.trainer.system, self.trainer.schedule)
+        self.meter = Metrics(self.trainer.system, self.trainer.schedule)
         self.watch = Watch(self.trainer, self.checkpoints)
 
     def resume(self, position: Any) -> bool:

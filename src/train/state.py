@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, UInt32
 
 from src.common.rng import stream
 from src.interfaces import PyTree
-from src.models.model import TEACHER
+from src.models.model import STATES, TEACHER
 from src.train import skip_nonfinite
 
 
@@ -65,7 +65,8 @@ def first_state(
     )
 
 
-def shown(state: TrainState, params: PyTree | None = None) -> PyTree:
-    """The parameters of a state (or others instead), and its teacher, if there is one: what `bind` takes."""
+def with_extras(state: TrainState, params: PyTree | None = None) -> PyTree:
+    """The parameters of a state (or others instead), its teacher and the states of its processes, where there are some:
+    what `bind` takes."""
     params = state.params if params is None else params
-    return params | {TEACHER: state.extra[TEACHER]} if TEACHER in state.extra else params
+    return params | {name: state.extra[name] for name in (TEACHER, STATES) if name in state.extra}

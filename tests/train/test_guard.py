@@ -49,7 +49,7 @@ class Net:
 @pytest.mark.parametrize("moments", ["bfloat16", pytest.param("factored", marks=pytest.mark.faults)])
 def test_a_run_with_bad_steps_is_bit_for_bit_the_run_without_them(monkeypatch, moments):
     monkeypatch.setattr(systems, "bind", lambda graph, params, placement, tap: Net(params))
-    optim = {"lr": 0.1, "warmup": 4, "moments": moments, "multipliers": (("still", 0.0), (".*", 1.0))}
+    optim = {"lr": 0.1, "warmup": 4, "moments": moments, "lr_multipliers": (("still", 0.0), (".*", 1.0))}
     config = ConfigDict({"seed": 0, "accumulate": 1, "optim": optim, "guard": {"spike": 6.0}})
     config.ema = {"decay": 0.75, "warmup": False}
     tasks = {"t": TaskPlan(None, Layout(()), 1, {"o": (Pull(), 1.0)})}

@@ -19,7 +19,7 @@ from src.train import loop, skip_nonfinite
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.metrics import CLOCK, Meter
 from src.train.nonfinite.locate import Finder
-from src.train.step import Measured
+from src.train.step import StepMetrics
 from src.train.trainer import make_trainer
 
 
@@ -97,13 +97,13 @@ def test_means_of_a_log_line_do_not_feel_a_save_between_two_lines():
                 meter = Meter(system, lambda step: 0.0)
                 meter.set_state(state)
             terms = {"total": LossTerm(row[0], np.float32(1)), "a": LossTerm(row[1], np.abs(row[0]))}
-            meter.add(Measured(terms, {}, skip_nonfinite.fresh()))
+            meter.add(StepMetrics(terms, {}, skip_nonfinite.fresh()))
         return {k: v for k, v in meter.flush(7).items() if k not in CLOCK}
 
     assert told(()) == told((3,)) == told((1, 2, 6))
     assert told(())["loss"] == pytest.approx(rows[:, 0].astype(np.float64).mean())
     spoilt = Meter(system, lambda step: 0.0)
-    spoilt.add(Measured({"update_norm": LossTerm(np.float32("nan"), np.float32(1))}, {}, skip_nonfinite.fresh()))
+    spoilt.add(StepMetrics({"update_norm": LossTerm(np.float32("nan"), np.float32(1))}, {}, skip_nonfinite.fresh()))
     with pytest.raises(FloatingPointError, match="an update became infinite between steps 4 and 5"):
         spoilt.get_state(5)
 

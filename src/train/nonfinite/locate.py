@@ -43,7 +43,7 @@ class Finder:
         """The first place, such as "block 3 of 4 of the trunk, in task caption_to_image, row 7"; "" when there is none.
 
         step    the number of the step, from 0; its noise is drawn again
-        grads   sums of squares of its gradient by parameter, `[L]` in the trunk's stack (`Measured.squares["grad"]`)
+        grads   sums of squares of its gradient by parameter, `[L]` in the trunk's stack (`StepMetrics.squares["grad"]`)
 
         Rows are those of the task's global batch, from 0; blocks count from 1. Every process must call it.
         """
