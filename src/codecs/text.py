@@ -1,8 +1,8 @@
 """Text codecs: words <-> token ids, on the host.
 
-Every codec has `vocab_size`, the ids of its special tokens `pad, image, image_start, image_end, bos, eos`,
-`encode(text) -> ids` (adds no bos or eos), `decode(ids) -> text` (skips special tokens, stops nowhere) and
-`fingerprint()`, which changes when any id would mean something else.
+Every codec is a host link (`codecs/chain.py`) and has `vocab_size`, the ids of its special tokens
+`pad, image, image_start, image_end, bos, eos`, `encode(text) -> ids` (adds no bos or eos), `decode(ids) -> text` (skips
+special tokens, stops nowhere) and `fingerprint()`, which changes when any id would mean something else.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from etils import epath
 
 from src.common.files.paths import read_bounded
 from src.common.files.store import write_whole
+from src.interfaces import FieldSpec
 
 MODEL_BYTES = 64 << 20  # Llama's has 0.5 MB, the largest published ones about 5
 SPECIALS = ("<PAD>", "<image>", "<|im_start|>", "<|im_end|>")
@@ -32,6 +33,9 @@ class SentencePiece:
     Raises FileNotFoundError if there is no file at `path`, ValueError if it is no sentencepiece model.
     """
 
+    where: ClassVar[str] = "host"
+    shape: ClassVar[tuple[int, ...]] = ()
+
     def __init__(self, path: str | os.PathLike):
         self._read(path)
         self._number(self._model.get_piece_size(), self._model.bos_id(), self._model.eos_id(), self._model.unk_id())
@@ -40,6 +44,7 @@ class SentencePiece:
         self.pad, self.image, self.image_start, self.image_end = range(pieces, pieces + len(SPECIALS))
         self.bos, self.eos, self.unk = bos, eos, unk
         self.vocab_size = pieces + len(SPECIALS)
+        self.spec = FieldSpec(vocab=self.vocab_size)
 
     def _read(self, path: str | os.PathLike) -> None:
         import sentencepiece
@@ -126,8 +131,12 @@ class Llama(SentencePiece):
 class Bytes:
     """UTF-8 bytes 0..255, then `pad, image, image_start, image_end, bos, eos` = 256..261; needs no file."""
 
+    where: ClassVar[str] = "host"
+    shape: ClassVar[tuple[int, ...]] = ()
+
     pad, image, image_start, image_end, bos, eos = range(256, 262)
     vocab_size = 262
+    spec: ClassVar[FieldSpec] = FieldSpec(vocab=vocab_size)
 
     def encode(self, text: str) -> list[int]:
         """One id per UTF-8 byte."""

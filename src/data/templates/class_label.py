@@ -1,0 +1,92 @@
+"""A class that conditions the whole row, and an image (SiT, DiT): no text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from src.data.example import Example, Source, label_of
+from src.data.images import Images
+from src.data.pipeline.reader import Row
+from src.data.templates._base import Template
+from src.data.words import field_of
+from src.interfaces import Batch, Field
+
+
+class ClassLabel(Template):
+    """`Batch.cond["label"]` [B] and the name `image` (made). The uniform number is drop.
+
+    drop          probability that the class of a training row is replaced by the null class, for classifier-free
+                  guidance (Ho & Salimans 2022)
+    label, image  fields
+    options       of the image's segment: `blocks`, `role`, `noisy_blocks`, `markov`
+    """
+
+    draws = 1
+    needs = ("label", "image")
+
+    def __init__(
+        self,
+        *,
+        drop: float = 0.1,
+        label: str = "label",
+        image: str = "image",
+        blocks: Any = "bidirectional",
+        role: str = "noisy",
+        noisy_blocks: Any = None,
+        markov: bool = False,
+    ):
+        self.drop, self.label, self.image, self.fill = drop, label, image, (image,)
+        self.options = {"blocks": blocks, "role": role, "noisy_blocks": noisy_blocks, "markov": markov}
+
+    def bind(self, fields: Mapping[str, Field], source: Source) -> None:
+        """See `Template.bind`."""
+        self.classes = field_of(fields, self.label, "label").codec.host
+        holds = getattr(source, "holds", "pixels")
+        made = Images(self.image, field_of(fields, self.image, "image"), holds, made=True, **self.options)
+        self.columns = (made,)
+
+    def check(self, source: Source) -> None:
+        """Also refuses a source of another number of classes, before the first row."""
+        super().check(source)
+        found = getattr(source, "classes", None)
+        if found and len(found) != self.classes.count:
+            raise ValueError(
+                f"the data have {len(found)} classes and fields.{self.label}.codec has count={self.classes.count}: set"
+                " it to theirs, or give the source a file of names that has them all"
+            )
+
+    def row(
+        self,
+        example: Example,
+        uniforms: np.ndarray | None = None,
+        index: int = 0,
+        *,
+        prompt: bool = False,
+        null: bool = False,
+    ) -> Row:
+        """See `Template.row`. A prompt without a label has the null class."""
+        (image,) = self.columns
+        dropped = null or (prompt and example.get("label") is None)
+        label = self.classes.null if dropped else label_of(example, self.classes.count)
+        if uniforms is not None and uniforms[0] < self.drop:
+            label = self.classes.null
+        row = {self.label: np.asarray(label, np.int32)}
+        if prompt and example.get("image") is None:
+            return row | image.absent(make=True)
+        return row | image.row(example.get("image"), example.where, prompt=prompt)
+
+    def blank(self) -> Row:
+        """The arrays of a row that was refused."""
+        return super().blank() | {self.label: np.asarray(0, np.int32)}
+
+    def invent(self, rng: np.random.Generator, number: int) -> Row:
+        """The arrays of a random row, null classes among them."""
+        label = rng.integers(0, self.classes.count + 1, dtype=np.int32)
+        return super().invent(rng, number) | {self.label: np.asarray(label)}
+
+    def collate(self, rows: Mapping[str, np.ndarray]) -> Batch:
+        """The batch of stacked rows."""
+        return super().collate(rows).replace(cond={self.label: rows[self.label]})
