@@ -13,9 +13,10 @@ of them may be absent:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
@@ -96,8 +97,12 @@ class Chain:
         return {name: value() if callable(value) else value for name, value in names.items() if value is not None}
 
 
-def build_chain(links: Sequence[Mapping[str, Any]], where: str) -> Chain:
-    """The chain of a list of groups of the config; every link but the first is built with the one `before` it.
+Samples = Callable[[str, Any], Any]  # (texts | values, the first link) -> what a link may learn from
+
+
+def build_chain(links: Sequence[Mapping[str, Any]], where: str, samples: Samples) -> Chain:
+    """The chain of a list of groups of the config; every link but the first is built with the one `before` it, and one
+    that has to be learned (`learns`, `unfitted`, `fit`) is, from the training data in front of it.
 
     Raises ValueError, naming the link, for what its class refuses.
     """
@@ -105,7 +110,13 @@ def build_chain(links: Sequence[Mapping[str, Any]], where: str) -> Chain:
     built: list[Any] = []
     for number, group in enumerate(links):
         extra = {"before": built[-1]} if built else {}
-        built.append(build("codecs", group, where=f"{where}.{number}", **extra))
+        link = build("codecs", group, where=f"{where}.{number}", **extra)
+        if getattr(link, "unfitted", False):
+            values = samples(link.learns, built[0] if built else link)
+            for earlier in built[1:]:
+                values = earlier.encode(values)
+            link.fit(values if link.learns == "texts" else np.asarray(values).reshape(-1, values.shape[-1]))
+        built.append(link)
     try:
         return Chain(tuple(built))
     except ValueError as error:

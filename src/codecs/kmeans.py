@@ -40,6 +40,7 @@ class KMeans:
     """
 
     where: ClassVar[str] = "device"
+    learns: ClassVar[str] = "values"
 
     def __init__(self, codes: int, before: Any, seed: int = 0, iterations: int = 100, folder: str = ""):
         if codes < 2 or iterations < 1:
@@ -51,6 +52,11 @@ class KMeans:
         self.spec: FieldSpec = dataclasses.replace(before.spec, vocab=codes, features=None)
         self.shape: tuple[int, ...] = before.shape[:1]
         self._centroids: np.ndarray | None = None
+
+    @property
+    def unfitted(self) -> bool:
+        """Whether the codes have to be learned before the first use."""
+        return self._centroids is None
 
     @property
     def centroids(self) -> Float[np.ndarray, "codes P"]:
