@@ -33,7 +33,7 @@ from src.models.layers import LayerNorm, linear
 SAMPLERS = ("ddim", "ancestral")
 
 
-class Draws(NamedTuple):
+class _Draws(NamedTuple):
     """Times and noise of all draws; those of one token are neighbours, M = N · draws."""
 
     t: Float[Array, "B M"]
@@ -108,13 +108,13 @@ class TokenDiffusion(nnx.Module):
             "next_token and the decoder left_to_right, or take another head"
         )
 
-    def noise(self, key: Array, shape: tuple[int, int]) -> Draws:
+    def noise(self, key: Array, shape: tuple[int, int]) -> _Draws:
         """Times and noise of all draws of [B, N] tokens."""
         time_key, noise_key = jax.random.split(key)
         shape = shape[0], shape[1] * self.draws
-        return Draws(self.timesteps(time_key, shape), self.process.noise(noise_key, shape))
+        return _Draws(self.timesteps(time_key, shape), self.process.noise(noise_key, shape))
 
-    def nll(self, hidden: Float[Array, "B N D"], target: Float[Array, "B N P"], noise: Draws) -> Float[Array, "B N"]:
+    def nll(self, hidden: Float[Array, "B N D"], target: Float[Array, "B N P"], noise: _Draws) -> Float[Array, "B N"]:
         """The mean squared error of the network's output, over draws and features: what stands for -log p."""
         x0 = jnp.repeat(target.astype(jnp.float32), self.draws, axis=1)
         c = self.process.corrupt(x0, noise.noise, noise.t)
