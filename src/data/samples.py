@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from src.codecs.pixels import scaled
 from src.data.example import BadRow
-from src.data.images import values_of
+from src.data.images import fitted
 from src.data.splits import number_of, rows_of
 
 MOST = 4096  # examples of a task that a codec learns from
@@ -51,5 +52,8 @@ def values(row: str, sources: Mapping[str, Any], link: Any) -> np.ndarray:
                 continue
             if example.get(row) is None:
                 break
-            found.append(values_of(example[row], link, getattr(source, "holds", "pixels"), example.where))
+            value = example[row]
+            if getattr(source, "holds", "pixels") == "pixels":
+                value = scaled(fitted(value, example.where, link.shape[2], link.encode))
+            found.append(np.asarray(value, np.float32))
     return np.stack(found) if found else np.zeros((0,))

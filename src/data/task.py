@@ -39,6 +39,11 @@ class Task:
         moments = getattr(self.source, "moments", None) if self.source_holds("moments") else None
         return moments and moments.codec
 
+    @property
+    def buckets(self) -> Any:
+        """The buckets of aspect ratios of the template's images, or None."""
+        return getattr(self.template, "buckets", None)
+
     def source_holds(self, what: str) -> bool:
         """Whether images are `pixels`, `values` or `moments` in the source."""
         return getattr(self.source, "holds", "pixels") == what

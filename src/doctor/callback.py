@@ -37,7 +37,9 @@ class Doctor:
         settle(findings)
         return state
 
-    def look(self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics) -> Mapping[str, float]:
+    def look(
+        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
+    ) -> Mapping[str, float]:
         """What the watchers see."""
         scalars: dict[str, float] = {}
         for watch in self.watchers:

@@ -41,7 +41,7 @@ def losses(name, steps=4):
     """Scalars by step of the first steps of a debug run: losses, norms, and the checksum of each array of a batch."""
     from src.build import build_system
     from src.common.tree import flatten
-    from src.train.metrics import Meter as Metrics
+    from src.train.metrics import Metrics
     from src.train.trainer import make_trainer, open_data
 
     trainer = make_trainer(build_system(config_of(name)), jax.devices()[:1])
