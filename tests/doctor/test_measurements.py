@@ -35,7 +35,7 @@ from src.train.step import StepMetrics, make_train_step
 from src.train.system import System, TaskPlan
 from src.train.trainer import make_trainer, open_data
 from tests.data.test_bad_rows import Flawed
-from tests.train.test_step import close, config_of
+from tests.helpers.runs import close, config_of
 
 # ----------------------------------------------------------------------- in the step and the loop
 
