@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 SRC = ROOT / "src"
 FLOORS = [
-    {"interfaces", "common"},
+    {"interfaces", "structs", "common"},
     {"corruption", "sequence", "codecs"},
     {"objectives", "sampling", "data", "models"},
     {"train", "evals"},
