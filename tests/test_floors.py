@@ -8,7 +8,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 SRC = ROOT / "src"
 FLOORS = [
-    {"interfaces", "structs", "common"},
+    {"structs"},
+    {"interfaces", "common"},
     {"corruption", "sequence", "codecs"},
     {"objectives", "sampling", "data", "models"},
     {"train", "evals"},
