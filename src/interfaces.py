@@ -137,7 +137,7 @@ class Layout(Protocol):
     join           [B, S, …] of the tokens of each (name, copy), [B, N, …] or packed [B, M, N, …]; copies are `clean`,
                    `noisy`, `lead` (of a segment's first name). The names of one segment add
     take           what a sequence [B, S, …] has at the tokens of a name
-    before         what it has at the last valid clean token before each token of a name, and whether there is one [B, N]
+    before         what it has at the last valid clean token before each token of a name, and whether there is one
     """
 
     segments: tuple[Any, ...]

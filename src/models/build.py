@@ -39,7 +39,7 @@ def build_architecture(model: Mapping[str, Any], fields: Mapping[str, Any], tabl
 def build_model(
     model: Mapping[str, Any], fields: Mapping[str, Any], table: Mapping[str, Field], key: jax.Array
 ) -> Model:
-    """Puts the parts of the fields and the trunk together. Call it under `jax.jit` or `nnx.eval_shape` for large models.
+    """Puts the parts of the fields and the trunk together. Call it under `jax.jit` or `nnx.eval_shape`.
 
     Every part draws from a key of its own name, so that what it starts from does not depend on the other parts.
     """

@@ -28,8 +28,8 @@ from src.models.layers import product
 from src.models.mixture_of_transformers import GROUP
 
 A, B = "lora_a", "lora_b"
-# All of the trunk but adapters, own parts of some fields, which exist to be trained whole, and what conditions a block on
-# the time, which no language model has.
+# All of the trunk but adapters, own parts of some fields, which exist to be trained whole, and what conditions a block
+# on the time, which no language model has.
 FROZEN = rf"^trunk/(?!layers/({GROUP}|modulation)/)(?!.*/lora_[ab]$)"
 
 

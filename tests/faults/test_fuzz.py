@@ -194,7 +194,7 @@ def read_initial(path):
         found.check({name: Running().add(np.stack(list(found.blocks(name)))).value()})
     with contextlib.suppress(ValueError):  # of another model
         convert._config(convert._initial_jobs(path.parent, path.parent / "out", convert.Options())[0][0],
-                        convert.Source(path.parent, "initial"), convert.Options())  # fmt: skip
+                        convert.Weights(path.parent, "initial"), convert.Options())  # fmt: skip
 
 
 def mend_initial(data):

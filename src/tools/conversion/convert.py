@@ -61,14 +61,14 @@ class Options:
     shard_bytes: int = SHARD_BYTES
 
 
-class Source(NamedTuple):
+class Weights(NamedTuple):
     """Where something is, and what: `initial`, `run`, `published`, `vae`, `clip` or `tensors`."""
 
     path: epath.Path
     kind: str
 
 
-def find(name: str, revision: str | None = None) -> Source:
+def find(name: str, revision: str | None = None) -> Weights:
     """What a path is, or a repository of the hub once it is here.
 
     Raises FileNotFoundError, ImportError, OSError and ValueError, in one sentence.
@@ -79,21 +79,21 @@ def find(name: str, revision: str | None = None) -> Source:
             raise FileNotFoundError(f"there is no {shown(name)}: give a folder, or owner/name of the Hugging Face hub")
         path = download(name, revision)
     if not path.is_dir():
-        return Source(path, "tensors")
+        return Weights(path, "tensors")
     if is_initial(path):
-        return Source(path, "initial")
+        return Weights(path, "initial")
     if (path / "checkpoints").is_dir():
-        return Source(path, "run")
+        return Weights(path, "run")
     if not (path / "config.json").exists():
         SafeTensors(path)  # says what is there instead, and of what may run code how to convert it
-        return Source(path, "tensors")
+        return Weights(path, "tensors")
     fields = read_json(path / "config.json", what="config")
     fields = fields if isinstance(fields, dict) else {}
     if fields.get("_class_name") == "AutoencoderKL":
-        return Source(path, "vae")
+        return Weights(path, "vae")
     if str(fields.get("model_type")).startswith("clip"):
-        return Source(path, "clip")
-    return Source(path, "published")
+        return Weights(path, "clip")
+    return Weights(path, "published")
 
 
 def check_empty(out: str) -> None:
@@ -103,7 +103,7 @@ def check_empty(out: str) -> None:
         raise ValueError(f"--out={out} is there already and not empty: give another folder, or remove it")
 
 
-def convert(source: Source, out: str, options: Options) -> Iterator[str]:
+def convert(source: Weights, out: str, options: Options) -> Iterator[str]:
     """Writes `out`, and says line by line what was done. Raises as its parts do, before anything is written where the
     source or an option is wrong."""
     if source.kind == "published":
@@ -174,7 +174,7 @@ class Job(NamedTuple):
     target: epath.Path
 
 
-def _export(source: Source, out: epath.Path, options: Options) -> Iterator[str]:
+def _export(source: Weights, out: epath.Path, options: Options) -> Iterator[str]:
     jobs, tokenizer = (_initial_jobs if source.kind == "initial" else _run_jobs)(source.path, out, options)
     configs = [_config(job, source, options) for job in jobs]  # all of them before anything is written
     towers = [tower_tensors(fields, PROJECTOR in job.leaves.shapes) for job, fields in zip(jobs, configs, strict=True)]
@@ -191,7 +191,7 @@ def _export(source: Source, out: epath.Path, options: Options) -> Iterator[str]:
     yield f"tokenizer files: {', '.join(copied) or 'none there (see --tokenizer)'}"
 
 
-def _config(job: Job, source: Source, options: Options) -> dict[str, Any]:
+def _config(job: Job, source: Weights, options: Options) -> dict[str, Any]:
     """The fields of config.json, once everything fits."""
     shapes = job.leaves.shapes
     check_exportable(job.leaves, job.made_for)
@@ -289,7 +289,7 @@ def _tuples(value: Any) -> Any:
 # --------------------------------------------------------------------------- what is there
 
 
-def info(source: Source) -> str:
+def info(source: Weights) -> str:
     """What a source holds, in lines."""
     from src.tools.conversion.info import describe
 
