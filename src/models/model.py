@@ -210,6 +210,10 @@ class Network:
         sequence, cache, _ = self.model.trunk(x, new, Condition(vector, owner, own), cache, slot, self.runtime)
         return sequence[:, lead:], cache
 
+    def vector(self, view: View, segment: Segment, copy: str) -> Float[Array, "B T D"] | None:
+        """See `interfaces.Net`."""
+        return self._vector(view, segment, copy)
+
     # ------------------------------------------------------------------ parts
 
     def _own(self) -> tuple[str, ...]:
@@ -281,8 +285,8 @@ def _is_one(view: View, name: str) -> bool:
 
 
 def places(grid: tuple[int, ...], start: Any, size: int, rows: int) -> Int[Array, "B N axes"] | None:
-    """Coordinates in a grid, by rows, of some neighbouring tokens; None for a grid of one axis or none."""
-    if len(grid) < 2:
+    """Coordinates in a grid, by rows, of some neighbouring tokens; None where there is no grid."""
+    if not grid:
         return None
     index, found = start + jnp.arange(size), []
     for side in reversed(grid):

@@ -312,7 +312,8 @@ def test_a_data_set_of_ones_own_is_a_length_and_an_item(codec):
         with pytest.raises(ValueError, match=rf"tasks\.mine\.template: .*{said}"):
             Task("mine", source, template, table(codec))
     with pytest.raises(ValueError, match="holds 'films'"):
-        Images("image", table(codec)["image"], "films", made=True)
+        Mine.holds = "films"
+        Images("image", table(codec)["image"], Mine(), made=True)
 
 
 def test_neither_tensorflow_nor_sklearn_is_imported():

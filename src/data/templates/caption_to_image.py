@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from src.data.example import Example, Source, texts_of
 from src.data.images import Images
 from src.data.pipeline.reader import Row
-from src.data.templates._base import Template
+from src.data.templates._base import Template, segment_options
 from src.data.words import Words, check_too_long, encode, field_of, room_for, text_codec
 from src.interfaces import Field
 
@@ -28,8 +28,10 @@ class CaptionToImage(Template):
     too_long     what happens to longer texts: `cut` (their beginning is used) or `skip` (they are bad rows)
     text_loss    words, <|im_start|> and </s> are targets, too, where the words are not dropped
     newline      a line break stands before </s>, two tokens, as in MonoFormer's data (nothing sees it)
+    buckets      grids (rows, columns) of tokens, the first one the field's: images keep about their aspect ratio. A
+                 prompt may have the value `grid`, that of its image
     text, image  fields
-    options      of the image's segment: `blocks`, `role`, `noisy_blocks`, `markov`
+    segment      of the made one: `blocks`, `role`, `noisy_blocks`, `markov`, see `sequence.segment.Segment`
     """
 
     draws = 2
@@ -47,17 +49,16 @@ class CaptionToImage(Template):
         newline: bool = False,
         text: str = "text",
         image: str = "image",
-        blocks: Any = "bidirectional",
-        role: str = "noisy",
-        noisy_blocks: Any = None,
-        markov: bool = False,
+        segment: Mapping[str, Any] | None = None,
+        buckets: Sequence[Sequence[int]] = (),
     ):
         check_too_long(too_long, "cut", "skip")
         check_phrase(phrase)
         self.length, self.row_length, self.caption, self.phrase = length, row_length, caption, phrase
         self.drop, self.too_long, self.text_loss, self.newline = drop, too_long, text_loss, newline
         self.text, self.image, self.needs, self.fill = text, image, (caption, "image"), (image,)
-        self.options = {"blocks": blocks, "role": role, "noisy_blocks": noisy_blocks, "markov": markov}
+        options = segment_options(segment, blocks="bidirectional", role="noisy")
+        self.options = options | {"buckets": buckets}
 
     @property
     def targets(self) -> frozenset[str]:
@@ -67,9 +68,9 @@ class CaptionToImage(Template):
 
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:
         """See `Template.bind`."""
-        codec, holds = text_codec(fields, self.text), getattr(source, "holds", "pixels")
+        codec = text_codec(fields, self.text)
         self.codec, tail = codec, 4 if self.newline else 2
-        made = Images(self.image, field_of(fields, self.image, "image"), holds, made=True, **self.options)
+        made = Images(self.image, field_of(fields, self.image, "image"), source, made=True, **self.options)
         frame = lambda text: 2 + len(codec.encode(self.phrase.format(text)))
         fixed = made.segment.length + tail
         room = room_for(source, self.caption, frame, self.length, self.row_length, fixed)
@@ -104,7 +105,7 @@ class CaptionToImage(Template):
         end = [([codec.image_end, *between], False), ([codec.eos], self.text_loss)]
         row = words.row(parts, prompt=prompt) | tail.row(end, prompt=prompt)
         if prompt and example.get("image") is None:
-            return row | image.absent(make=True)
+            return row | image.absent(True, example.get("grid"))
         return row | image.row(example.get("image"), example.where, prompt=prompt)
 
     def has_text(self, example: Example) -> bool:

@@ -49,9 +49,9 @@ class ImageToCaption(Template):
 
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:
         """See `Template.bind`."""
-        codec, holds = text_codec(fields, self.text), getattr(source, "holds", "pixels")
+        codec = text_codec(fields, self.text)
         self.codec = codec
-        read = Images(self.image, field_of(fields, self.image, "image"), holds, made=False, blocks=self.blocks)
+        read = Images(self.image, field_of(fields, self.image, "image"), source, made=False, blocks=self.blocks)
         frame = lambda text: 2 + len(codec.encode(self.phrase.format(text)))
         room = room_for(source, self.caption, frame, self.length, self.row_length, read.segment.length + 2)
         self.columns = Words(f"{self.text}.head", codec, 2), read, Words(f"{self.text}.caption", codec, room)

@@ -9,7 +9,7 @@ import numpy as np
 
 from src.data.example import Example, Source, texts_of
 from src.data.pipeline.reader import Row
-from src.data.templates._base import Template
+from src.data.templates._base import Template, segment_options
 from src.data.words import Words, check_too_long, encode, room_for, text_codec
 from src.interfaces import Field
 
@@ -21,7 +21,7 @@ class Text(Template):
     value     the value of the example that is the text
     too_long  what happens to longer texts: `cut` (their beginning is used) or `skip` (they are bad rows)
     text      the field
-    options   of the segment: `blocks`, `role`, `noisy_blocks`, `markov`
+    segment   of the made one: `blocks`, `role`, `noisy_blocks`, `markov`, see `sequence.segment.Segment`
     """
 
     def __init__(
@@ -31,15 +31,12 @@ class Text(Template):
         value: str = "text",
         too_long: str = "cut",
         text: str = "text",
-        blocks: Any = "causal",
-        role: str = "clean",
-        noisy_blocks: Any = None,
-        markov: bool = False,
+        segment: Mapping[str, Any] | None = None,
     ):
         check_too_long(too_long, "cut", "skip")
         self.length, self.value, self.too_long, self.text = length, value, too_long, text
         self.needs, self.fill = (value,), (f"{text}.sentence",)
-        self.options = {"blocks": blocks, "role": role, "noisy_blocks": noisy_blocks, "markov": markov}
+        self.options = segment_options(segment, blocks="causal")
 
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:
         """See `Template.bind`."""
