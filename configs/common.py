@@ -200,6 +200,12 @@ def ddpm() -> dict:
     }
 
 
+def patches_of_squares(size: int, patch: int = 2) -> dict:
+    """A codec: whole images in a square with black borders, in patches (of latents, with a `frozen` autoencoder)."""
+    square = {"name": "pixels", "height": size, "width": size, "channels": 3, "fit": "letterbox"}
+    return {"host": square, "device": {"name": "patch", "size": patch}}
+
+
 def decode(max_new_tokens: int = 16, steps: int = 25) -> dict:
     """Words one by one, images in one block of denoising steps."""
     return {
@@ -238,7 +244,6 @@ def official(config: ConfigDict, channels: int = 4, guided: int = 3) -> ConfigDi
     column, channel) order, learned variance, uniform DDPM times, ancestral sampling, guidance on the first `guided` of
     the image's `channels`. The projector of images that are read begins as torch's layers do.
     """
-    image = config.fields.image
     config.optim.update(optim(lr=1e-4, grad_clip=2.0))
     config.ema.update({"decay": 0.9999, "warmup": False})
     config.model.trunk.update({"qk_norm": False, "init": "normal:0.02"})
@@ -247,6 +252,20 @@ def official(config: ConfigDict, channels: int = 4, guided: int = 3) -> ConfigDi
         config.fields.vision.embed.init = "torch"
     with config.unlocked():
         config.model.conditioning = {"name": "conditioning:TimeToken", "init": "official"}
+        for task in config.tasks.values():
+            for objective in task.objectives.values():
+                if objective.name == "diffusion":
+                    objective.timesteps = {"name": "timesteps:Grid"}
+                else:
+                    objective.weight = 0.01
+    config.decode.image.steps = 20
+    return official_image(config, channels, guided) if "image" in config.fields else config
+
+
+def official_image(config: ConfigDict, channels: int, guided: int) -> ConfigDict:
+    """The images' part of `official`."""
+    image = config.fields.image
+    with config.unlocked():
         image.process, image.step = ddpm(), {"name": "ancestral"}
         image.embed = {"name": "patches", "init": "zeros"}
         image.head = {
@@ -256,13 +275,6 @@ def official(config: ConfigDict, channels: int = 4, guided: int = 3) -> ConfigDi
             "order": "rsc",
             "channels": channels,
         }
-        for task in config.tasks.values():
-            for objective in task.objectives.values():
-                if objective.name == "diffusion":
-                    objective.timesteps = {"name": "timesteps:Grid"}
-                else:
-                    objective.weight = 0.01
-    config.decode.image.steps = 20
     config.guidance.features = guided * image.codec.device.size**2
     return config
 
@@ -312,7 +324,7 @@ def journeydb(weight: float) -> dict:
     """Text to image on JourneyDB, from moments of latents."""
     return {
         "weight": weight,
-        "source": {"name": "shards", "folder": "data/journeydb256"},  # what src.tools.latents wrote
+        "source": {"name": "records", "folder": "data/journeydb256", "moments": True},  # what src.tools.latents wrote
         "template": {"name": "caption_to_image", "caption": "prompt", "length": 128, "newline": False},
         "objectives": {"diffusion": diffusion(timesteps="timesteps:Grid")},
     }

@@ -22,19 +22,16 @@ def get_config(name: str | None = None):
     config = common.tinyllama(common.base())
     config.steps, config.batch = 500_000, 1280
     config.tasks = {
-        "caption_to_image": common.journeydb(share=0.9),
+        "caption_to_image": common.journeydb(weight=0.9),
         "chat": {
-            "share": 0.1,
-            "data": {
-                "name": "chats:ChatToText",
+            "weight": 0.1,
+            "source": {
+                "name": "ultrachat",
                 "folder": "data/ultrachat",
-                "records": "",
-                "length": 512,
-                "turns": "all",
-                "too_long": "split",
-                "train_on_source": False,
+                "split": 1536,  # characters of a row, whole questions with answers; 0: a chat is a row
                 "held_out": 1000,  # for the panel of what is forgotten
             },
+            "template": {"name": "chat", "length": 512, "turns": "all", "train_on_source": False},
             "objectives": {"text": common.next_token("text")},
         },
     }
@@ -49,14 +46,16 @@ def official(config):
     """
     config = common.official(config)
     config.batch = 160
-    config.tasks.caption_to_image.data.newline = True
-    config.tasks.chat.data.update({"turns": "last", "too_long": "cut", "train_on_source": True, "question": 128})
+    config.tasks.caption_to_image.template.newline = True
+    config.tasks.chat.source.split = 0
+    with config.unlocked():
+        config.tasks.chat.template.update({"turns": "last", "train_on_source": True, "question": 128})
     return config
 
 
 def debug(config):
     """The same system, tiny."""
     config = common.debug(common.tiny_journeydb(config))
-    config.batch, config.tasks.chat.data.length = 80, 64
-    config.tasks.chat.data.held_out = 4
+    config.batch, config.tasks.chat.template.length = 80, 64
+    config.tasks.chat.source.held_out = 4
     return config

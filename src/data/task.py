@@ -44,7 +44,8 @@ class Task:
     @property
     def buckets(self) -> Any:
         """The buckets of aspect ratios of the template's images, or None."""
-        return getattr(self.template, "buckets", None)
+        found = [getattr(column, "buckets", None) for column in self.template.columns]
+        return next((buckets for buckets in found if buckets), None)
 
     def rows(self, split: str) -> int:
         """Rows of a split, bad ones included.
