@@ -30,7 +30,7 @@ from src.train.trainer import Trainer, open_data
 
 # May change between two runs in one workdir: where and how it is computed, not what.
 ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attention", "model.trunk.remat",
-           "model.text_head.chunk")  # fmt: skip
+           "fields.*.head.chunk")  # fmt: skip
 
 
 PANEL = ("heldout/", "forgetting")
