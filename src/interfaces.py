@@ -339,6 +339,7 @@ class LossTerm:
         return LossTerm(self.total + other.total, self.count + other.count, self.trained)
 
 
+@runtime_checkable
 class Loss(Protocol):
     """Losses of a process's output by name, [B, N] each; `target` are the clean tokens of the batch."""
 
