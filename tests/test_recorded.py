@@ -11,7 +11,7 @@ from src.train import loop
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.trainer import make_trainer
 from tests.helpers import recorded
-from tests.train.test_step import Recorder
+from tests.helpers.runs import Recorder
 
 
 @pytest.mark.parametrize("name", recorded.RUNS)

@@ -69,8 +69,8 @@ class Encoders:
             )
         ours = ", ".join(f"fields.{row}.codec has {print[:12]}…" for row, print in known.items())
         raise ValueError(
-            f"the data of task {task} are latents of another autoencoder ({latents_of[:12]}…) than the config's ({ours}):"
-            " give the one that they were made with, or make them anew"
+            f"the data of task {task} are latents of another autoencoder ({latents_of[:12]}…) than the config's"
+            f" ({ours}): give the one that they were made with, or make them anew"
         )
 
     def spec(self, raw: Mapping[str, Batch]) -> dict[str, Batch]:

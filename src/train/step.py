@@ -15,7 +15,8 @@ from src.common import tree
 from src.common.mesh.fsdp import Placement
 from src.common.rng import step_key
 from src.interfaces import Batch, LossTerm, PyTree
-from src.models.model import STACKED
+from src.models.model import STACKED, STATES
+from src.objectives.diffusion import STATISTICS
 from src.train import trainable
 from src.train.optim import ema_update
 from src.train.skip_nonfinite import COUNTS, choose, judge
@@ -68,12 +69,13 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
         updates, opt_state = optimizer.update(tree.joined(grads, still), state.opt_state, state.params)
         params = choose(good, optax.apply_updates(state.params, updates), state.params)
         averaged = ema_update(state.ema, params, ema.decay, state.step, warmup=ema.warmup)
+        terms, states = adapt(system, terms, state)
         new = state.replace(
             step=state.step + 1,
             params=params,
             ema=choose(good, averaged, state.ema),
             opt_state=choose(good, opt_state, state.opt_state),
-            extra=state.extra | {"guard": guard},
+            extra=state.extra | {"guard": guard} | choose(good, states, {k: state.extra[k] for k in states}),
         )
         moved = {path: jnp.where(good, square, 0) for path, square in squared(updates).items()}
         squares = {"grad": seen, "update": moved, "param": squared(params)}
@@ -82,6 +84,19 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
         return new, StepMetrics(terms, squares, {name: guard[name] for name in COUNTS})
 
     return step
+
+
+def adapt(system: System, terms: dict[str, LossTerm], state: TrainState) -> tuple[dict[str, LossTerm], PyTree]:
+    """The terms without those that adaptive processes learn from, and `{"states": …}` after them, or {}."""
+    kept = {name: term for name, term in terms.items() if not name.endswith(STATISTICS)}
+    if STATES not in state.extra:
+        return kept, {}
+    states = dict(state.extra[STATES])
+    for row, old in states.items():
+        own = [term for name, term in terms.items() if name.endswith(f"/{row}{STATISTICS}")]
+        process = system.fields[row].process.bind(old)
+        states[row] = process.update(old, sum(own[1:], own[0]), state.step) if own else old
+    return kept, {STATES: states}
 
 
 def squared(params: PyTree) -> dict[str, Array]:

@@ -128,7 +128,9 @@ class Trainer:
     @functools.cached_property
     def _first_state(self) -> Callable[[PyTree, np.uint32], TrainState]:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        make = lambda params, seed: first_state(params, self.optimizer, seed, keeper(self.system))
+        make = lambda params, seed: first_state(
+            params, self.optimizer, seed, keeper(self.system), process_states(self.system)
+        )
         return jax.jit(make, donate_argnums=0, out_shardings=shardings)
 
     def lower(self) -> jax.stages.Lowered:
@@ -162,7 +164,9 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
     settings["steps"] = settings["steps"] or config.steps
     settings["lr_multipliers"] = multipliers(config)
     optimizer, schedule = build_optimizer(settings, shapes)
-    state = jax.eval_shape(lambda: init_state(system.init, optimizer, config.seed, keeper(system)))
+    state = jax.eval_shape(
+        lambda: init_state(system.init, optimizer, config.seed, keeper(system), process_states(system))
+    )
     rules = ShardingRules(**config.sharding)
     rules.check(shapes, mesh)
     trunk, tensor = config.model.trunk, mesh.shape.get("tensor", 1)
@@ -175,6 +179,12 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
     abstract = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), state, shardings)
     specs = {path: leaf.sharding.spec for path, leaf in flatten(with_extras(abstract)).items()}
     return Trainer(system, mesh, optimizer, schedule, abstract, Placement(specs, jnp.dtype(config.model.dtype)))
+
+
+def process_states(system: System) -> PyTree:
+    """The states of adaptive processes before the first step, by field."""
+    states = {name: field.process.state() for name, field in system.fields.items() if field.process is not None}
+    return {name: state for name, state in states.items() if state is not None}
 
 
 def check_data(system: System) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from src.data.digits import CaptionToImage
 
 from configs import common
 from src.build import build_system
@@ -20,7 +21,6 @@ from src.common.mesh.sharding import make_mesh
 from src.common.rng import step_key
 from src.common.runtime.progress import describe
 from src.common.tree import flatten, unflatten
-from src.data.digits import CaptionToImage
 from src.doctor import layer_stats
 from src.doctor.gradient_conflict import Probe, Pulls, pulls, scalars
 from src.doctor.held_out import Panels
@@ -35,7 +35,7 @@ from src.train.step import StepMetrics, make_train_step
 from src.train.system import System, TaskPlan
 from src.train.trainer import make_trainer, open_data
 from tests.data.test_bad_rows import Flawed
-from tests.train.test_step import close, config_of
+from tests.helpers.runs import close, config_of
 
 # ----------------------------------------------------------------------- in the step and the loop
 

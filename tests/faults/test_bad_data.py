@@ -28,7 +28,7 @@ from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.step import gradients
 from src.train.system import prepare
 from src.train.trainer import make_trainer
-from tests.train.test_step import close, config_of
+from tests.helpers.runs import close, config_of
 
 pytestmark = pytest.mark.faults
 ROWS = 1500

@@ -5,12 +5,12 @@ import random
 
 import pytest
 from etils import epath
+from src.codecs.vision import Pixels
 
 from src.codecs.text import Bytes
-from src.codecs.vision import Pixels
 from src.data import chats, journeydb, llava, tars, tfds
 from src.data.pipeline.bad_rows import BadRow
-from tests import formats
+from tests.helpers import formats
 
 pytestmark = pytest.mark.faults
 CODEC = Bytes()

@@ -20,8 +20,8 @@ from src.train import loop
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.state import first_state
 from src.train.trainer import make_trainer, open_data
-from tests.train.test_init_from import config_from, with_checkpoint
-from tests.train.test_step import Recorder, close, config_of
+from tests.helpers.runs import Recorder, close, config_of
+from tests.helpers.weights import config_from, with_checkpoint
 
 ALL = {
     "model.lora.rank": 2,

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
 from src.build import build_system
 from src.common.mesh.sharding import batch_sharding
 from src.common.runtime.writers import JsonLines, Many
@@ -21,28 +20,7 @@ from src.train.metrics import CLOCK, Metrics
 from src.train.nonfinite.locate import Finder
 from src.train.step import StepMetrics
 from src.train.trainer import make_trainer
-
-
-def config_of(module=digits, variant="debug", **changes):
-    config = module.get_config(variant)
-    with config.unlocked():
-        config.eval.evaluators = {}
-        config.log.every = 1
-        config.mesh.data = 1
-        config.update_from_flattened_dict(changes)
-    return config
-
-
-class Recorder:
-    """A writer that keeps the losses, and stops a run where it is told step `last`."""
-
-    def __init__(self, last=None):
-        self.losses, self.last = {}, last
-
-    def write_scalars(self, step, scalars):
-        self.losses[step] = {k: v for k, v in scalars.items() if k.startswith("loss") or k == "grad_norm"}
-        if step == self.last:
-            raise KeyboardInterrupt
+from tests.helpers.runs import Recorder, close, config_of, logged
 
 
 def run(folder, devices=1, last=None, **kwargs):
@@ -56,21 +34,10 @@ def run(folder, devices=1, last=None, **kwargs):
     return jax.device_get(state), recorder.losses
 
 
-def logged(folder):
-    """The lines of a run without what the clock says."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", *CLOCK)} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
     return *run(folder, steps=4), logged(folder)
-
-
-def close(a, b, **tolerance):
-    for (path, x), y in zip(flatten(a).items(), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, err_msg=path, **tolerance)
 
 
 def test_a_run_cut_off_after_a_save_ends_as_one_that_was_not_bit_for_bit(straight, tmp_path):
