@@ -48,8 +48,7 @@ class Distill:
         for name in self.names:
             tokens = hidden.view.batch.tokens[name]
             (state, exists), (taught, there) = hidden.before(name), read.before(name)
-            ours, theirs = net.field(name).parts.head, teacher.field(name).parts.head
-            apart = ours.divergence(state, theirs, taught, self.temperature)
+            apart = net.field(name).divergence(state, teacher.field(name), taught, self.temperature)
             counted = (tokens.target & tokens.valid & exists & there).astype(jnp.float32)
             total = total + LossTerm((apart * counted).sum(), counted.sum())
         return {"kl": total}
