@@ -225,6 +225,7 @@ class Net(Protocol):
 # ---- objectives and sampling
 
 
+@runtime_checkable
 class Loss(Protocol):
     """Losses of a process's output by name, [B, N] each; `target` are the clean tokens of the batch."""
 
