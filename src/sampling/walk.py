@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,7 @@ class Noised(NamedTuple):
     hint: Array | None = None
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """How the tokens of a segment are made; a class of `decoders/`."""
 
