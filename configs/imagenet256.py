@@ -17,12 +17,12 @@ Variants: `official` (the released code), `paper` (adaLN before the trunk), `pix
 training), `debug`.
 """
 
-from configs import common
+from configs import common, papers
 
 
 def get_config(name: str | None = None):
     """The fixed default: the paper's recipe with a time token that learns."""
-    config = common.tinyllama(common.base())
+    config = papers.tinyllama(common.base())
     config.steps, config.batch = 500_000, 1024
     config.tasks = {
         "class_prompt_to_image": {
@@ -38,11 +38,11 @@ def get_config(name: str | None = None):
             "objectives": {"diffusion": common.diffusion(timesteps="timesteps:Grid")},
         }
     }
-    config = common.sd_latents(config)
+    config = papers.sd_latents(config)
     config.decode.image.steps = 250
     config.guidance.scale = 1.5
     config.checkpoint.every = 10_000
-    others = {"paper": common.adaln_before_trunk, "pixels": pixels}
+    others = {"paper": papers.adaln_before_trunk, "pixels": pixels}
     return common.variant(config, name, official=official, **others, debug=debug)
 
 
@@ -67,6 +67,6 @@ def pixels(config):
 
 def debug(config):
     """The same system, tiny: 8 x 8 pixels and an autoencoder that makes one latent of 2 x 2."""
-    config = common.debug(common.tiny_latents(config))
+    config = common.debug(papers.tiny_latents(config))
     config.tasks.class_prompt_to_image.template.length = 64
     return config

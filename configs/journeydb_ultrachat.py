@@ -14,15 +14,15 @@ Variants: `official` (the released scripts), `paper` (adaLN before the trunk), `
 `debug`.
 """
 
-from configs import common
+from configs import common, papers
 
 
 def get_config(name: str | None = None):
     """The fixed default: both losses count alike, all turns of a chat are read, answers are learned."""
-    config = common.tinyllama(common.base())
+    config = papers.tinyllama(common.base())
     config.steps, config.batch = 500_000, 1280
     config.tasks = {
-        "caption_to_image": common.journeydb(weight=0.9),
+        "caption_to_image": papers.journeydb(weight=0.9),
         "chat": {
             "weight": 0.1,
             "source": {
@@ -35,8 +35,8 @@ def get_config(name: str | None = None):
             "objectives": {"text": common.next_token("text")},
         },
     }
-    others = {"paper": common.adaln_before_trunk, "pixels": common.journeydb_pixels}
-    return common.variant(common.text_to_image(config), name, official=official, **others, debug=debug)
+    others = {"paper": papers.adaln_before_trunk, "pixels": papers.journeydb_pixels}
+    return common.variant(papers.text_to_image(config), name, official=official, **others, debug=debug)
 
 
 def official(config):
@@ -55,7 +55,7 @@ def official(config):
 
 def debug(config):
     """The same system, tiny."""
-    config = common.debug(common.tiny_journeydb(config))
+    config = common.debug(papers.tiny_journeydb(config))
     config.batch, config.tasks.chat.template.length = 80, 64
     config.tasks.chat.source.held_out = 4
     return config

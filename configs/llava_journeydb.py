@@ -16,15 +16,15 @@ Variants: `official` (the released scripts), `paper` (adaLN before the trunk, th
 are read as latents in a square with black borders, not as CLIP's features), `pixels` (JourneyDB's own files), `debug`.
 """
 
-from configs import common
+from configs import common, papers
 
 
 def get_config(name: str | None = None):
     """The fixed default: <|im_start|> and <|im_end|> stand around pictures as they do at inference."""
-    config = common.tinyllama(common.base())
+    config = papers.tinyllama(common.base())
     config.steps, config.batch = 100_000, 256
     config.tasks = {
-        "caption_to_image": common.journeydb(weight=0.875),
+        "caption_to_image": papers.journeydb(weight=0.875),
         "picture_chat": {
             "weight": 0.125,
             "source": {
@@ -43,12 +43,12 @@ def get_config(name: str | None = None):
             "objectives": {"text": common.next_token("text.rest")},
         },
     }
-    config = common.text_to_image(config)
+    config = papers.text_to_image(config)
     with config.unlocked():
         clip = {"name": "clip_vision", "path": "data/clip-vit-large-patch14", "dtype": "float32"}
         config.fields.vision = common.vision(frozen=clip)
     config.decode.text.max_new_tokens = 128
-    others = {"paper": paper, "vae": vae, "pixels": common.journeydb_pixels}
+    others = {"paper": paper, "vae": vae, "pixels": papers.journeydb_pixels}
     return common.variant(config, name, official=official, **others, debug=debug)
 
 
@@ -69,7 +69,7 @@ def official(config):
 def paper(config):
     """The paper's text: adaLN with the time before the trunk, instead of a token, and 1024 rows."""
     config.batch, config.mesh.fsdp = 1024, 16  # 896 and 128
-    return common.adaln_before_trunk(config)
+    return papers.adaln_before_trunk(config)
 
 
 def vae(config):
@@ -81,7 +81,7 @@ def vae(config):
 
 def debug(config):
     """The same system, tiny; pictures are read as patches of their pixels, with `vae` as latents."""
-    config = common.debug(common.tiny_journeydb(config))
+    config = common.debug(papers.tiny_journeydb(config))
     config.batch = 64
     config.tasks.picture_chat.template.update({"head_length": 48, "length": 64})
     config.tasks.picture_chat.source.held_out = 4

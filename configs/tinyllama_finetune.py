@@ -13,12 +13,12 @@ Variants: `official` (one chat to a row, as the released code reads them), `pape
 rank 16 on the trunk, all else frozen), `keep` (held to the initial model by distillation), `debug`.
 """
 
-from configs import common
+from configs import common, papers
 
 
 def get_config(name: str | None = None):
     """The fixed default: chats packed into rows, loss on the answers, a low rate with warmup."""
-    config = common.tinyllama(common.base())
+    config = papers.tinyllama(common.base())
     config.steps, config.batch = 5_000, 128
     config.tasks = {
         "chat": {

@@ -32,7 +32,6 @@ from src.train.trainer import Trainer, open_data
 ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attention", "model.trunk.remat",
            "fields.*.head.chunk")  # fmt: skip
 
-
 PANEL = ("heldout/", "forgetting")
 
 
@@ -93,7 +92,7 @@ def train(
 
     started   `time.monotonic()` of the start of the program, for `seconds_to_first_step`
     Returns the last state and the facts of the run. Raises FloatingPointError when `guard.patience` steps in a row had
-    to be skipped (`watch.py`), and Stopped when the run was asked to stop, after everything was saved; nothing spoilt
+    to be skipped (`nonfinite/monitor.py`), and Stopped when the run was asked to stop, after everything was saved; nothing spoilt
     is ever saved.
     """
     config = trainer.system.config
@@ -241,7 +240,8 @@ def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, in
     def accept(saved: Any) -> None:
         if trainer.system.start:
             trainer.system.start.recall(saved)
-        for field, (old, new) in check_config(saved, trainer.system.identity(), ELASTIC).items():
+        chunks = tuple(f"fields.{row}.head.chunk" for row in trainer.system.fields)
+        for field, (old, new) in check_config(saved, trainer.system.identity(), ELASTIC + chunks).items():
             logging.info("the config changed since the checkpoint: %s %r -> %r", field, old, new)
 
     found = checkpoints.restore(trainer.abstract, accept)
@@ -259,13 +259,13 @@ def evaluate(system: System, state: TrainState, writer: MetricWriter, step: int)
     Raises Stopped when the run is asked to stop.
     """
     params = state.ema if system.config.eval.ema else state.params
-    predict = system.predictor.with_params(params)
+    pipeline = system.pipeline.with_params(params)
     scalars: dict[str, float] = {}
     for name, evaluator in system.evaluators.items():
         began = time.monotonic()
         stopping.check()
         with watchdog.during(watchdog.EVALUATE):
-            result = evaluator(predict, system.config.seed)
+            result = evaluator(pipeline, system.config.seed)
         logging.info("evaluator %s took %.1f s", name, time.monotonic() - began)
         writer.write_scalars(step, {f"eval/{k}": v for k, v in result.scalars.items()})
         writer.write_images(step, {f"eval/{k}": v for k, v in result.images.items()})

@@ -16,7 +16,7 @@ from src.common.tree import flatten
 from src.interfaces import LossTerm
 from src.train import loop, skip_nonfinite
 from src.train.checkpoints.checkpointer import Checkpointer
-from src.train.metrics import CLOCK, Meter
+from src.train.metrics import CLOCK, Metrics
 from src.train.nonfinite.locate import Finder
 from src.train.step import StepMetrics
 from src.train.trainer import make_trainer
@@ -57,11 +57,11 @@ def test_means_of_a_log_line_do_not_feel_a_save_between_two_lines():
     rows = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32) * 1e3
 
     def told(cuts):
-        meter = Meter(system, lambda step: 0.0)
+        meter = Metrics(system, lambda step: 0.0)
         for at, row in enumerate(rows):
             if at in cuts:
                 state = json.loads(json.dumps(meter.get_state(at)))
-                meter = Meter(system, lambda step: 0.0)
+                meter = Metrics(system, lambda step: 0.0)
                 meter.set_state(state)
             terms = {"total": LossTerm(row[0], np.float32(1)), "a": LossTerm(row[1], np.abs(row[0]))}
             meter.add(StepMetrics(terms, {}, skip_nonfinite.fresh()))
@@ -69,7 +69,7 @@ def test_means_of_a_log_line_do_not_feel_a_save_between_two_lines():
 
     assert told(()) == told((3,)) == told((1, 2, 6))
     assert told(())["loss"] == pytest.approx(rows[:, 0].astype(np.float64).mean())
-    spoilt = Meter(system, lambda step: 0.0)
+    spoilt = Metrics(system, lambda step: 0.0)
     spoilt.add(StepMetrics({"update_norm": LossTerm(np.float32("nan"), np.float32(1))}, {}, skip_nonfinite.fresh()))
     with pytest.raises(FloatingPointError, match="an update became infinite between steps 4 and 5"):
         spoilt.get_state(5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,19 @@ from src.sequence.layout import FixedLayout
 
 SEGMENT = ("blocks", "role", "noisy_blocks", "markov")  # options of a segment that a config may give
 PROBES = 8  # examples that are looked at before a source is refused
+
+
+class Request(NamedTuple):
+    """What an example is made into.
+
+    uniforms   [draws] of a training row; None: of the row `index` of the ordered pass
+    prompt     a row to be completed, whose example may lack the names in `fill`; `null`: without its conditions
+    """
+
+    uniforms: np.ndarray | None = None
+    index: int = 0
+    prompt: bool = False
+    null: bool = False
 
 
 class Template:
@@ -36,17 +49,8 @@ class Template:
         """Makes the columns. Raises ValueError for fields that are not there, and lengths that do not suffice."""
         raise NotImplementedError
 
-    def row(
-        self,
-        example: Example,
-        uniforms: np.ndarray | None = None,
-        index: int = 0,
-        *,
-        prompt: bool = False,
-        null: bool = False,
-    ) -> Row:
-        """The arrays of an example: of a training row with `uniforms` [draws], of row `index` in the ordered pass
-        without, or of a `prompt`, which may lack the names in `fill`; `null` drops the conditions. Raises BadRow."""
+    def row(self, example: Example, request: Request) -> Row:
+        """The arrays of an example. Raises BadRow."""
         raise NotImplementedError
 
     @property
@@ -88,11 +92,11 @@ class Template:
         """The arrays of a row of a split. Raises BadRow."""
         own, theirs = (None, None) if uniforms is None else (uniforms[: self.draws], uniforms[self.draws :])
         number = int(numbers_of(source, split, np.asarray(index)))
-        return self.row(example_of(source, number, theirs), own, index)
+        return self.row(example_of(source, number, theirs), Request(own, index))
 
     def prompt(self, examples: Sequence[Example], null: bool) -> tuple[Layout, Batch]:
         """Rows to be completed, and their layout. Raises BadRow and ValueError."""
-        rows = [self.row(example, prompt=True, null=null) for example in examples]
+        rows = [self.row(example, Request(prompt=True, null=null)) for example in examples]
         return self.layout, self.collate(stack(rows))
 
     def blank(self) -> Row:

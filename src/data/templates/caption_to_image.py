@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from src.data.example import Example, Source, texts_of
 from src.data.images import Images
 from src.data.pipeline.reader import Row
-from src.data.templates._base import Template, segment_options
+from src.data.templates._base import Request, Template, segment_options
 from src.data.words import Words, check_too_long, encode, field_of, room_for, text_codec
 from src.interfaces import Field
 
@@ -80,25 +78,17 @@ class CaptionToImage(Template):
         """The texts that an example may be drawn from. Raises BadRow."""
         return [self.phrase.format(text) for text in texts_of(example, self.caption)]
 
-    def row(
-        self,
-        example: Example,
-        uniforms: np.ndarray | None = None,
-        index: int = 0,
-        *,
-        prompt: bool = False,
-        null: bool = False,
-    ) -> Row:
+    def row(self, example: Example, request: Request) -> Row:
         """See `Template.row`. A prompt without text is one whose words were dropped."""
-        codec, (words, image, tail) = self.codec, self.columns
-        dropped = null or (prompt and not self.has_text(example))
-        if uniforms is not None:
-            dropped = uniforms[1] < self.drop
+        codec, prompt, (words, image, tail) = self.codec, request.prompt, self.columns
         parts = [([codec.bos], False), ([codec.image_start], False)]
-        if not (prompt and dropped):  # a training row without a text is a bad one, dropped or not
-            texts = self.texts(example)
-            text = texts[self.which(index, len(texts)) if uniforms is None else int(uniforms[0] * len(texts))]
-            ids, _ = encode(codec, text, words.length - 2, example.where, skip=prompt or self.too_long == "skip")
+        if not prompt or (self.has_text(example) and not request.null):
+            texts = self.texts(example)  # also where they are dropped: a row without a text is a bad one
+            number, dropped = self.which(request.index, len(texts)), False
+            if request.uniforms is not None:
+                number, dropped = int(request.uniforms[0] * len(texts)), request.uniforms[1] < self.drop
+            skip = prompt or self.too_long == "skip"
+            ids, _ = encode(codec, texts[number], words.length - 2, example.where, skip=skip)
             if not dropped:
                 parts = [([codec.bos], False), (ids, self.text_loss), ([codec.image_start], self.text_loss)]
         between = codec.encode("\n") if self.newline else []

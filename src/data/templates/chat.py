@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from src.data.example import MARKER, BadRow, Example, Source, turns_of
 from src.data.pipeline.reader import Row
-from src.data.templates._base import Template
+from src.data.templates._base import Request, Template
 from src.data.words import CHARACTERS, Words, check_too_long, text_codec
 from src.interfaces import Field
 
@@ -111,26 +109,18 @@ class Chat(Template):
         """See `Template.bind`."""
         self.columns = (Words(self.text, text_codec(fields, self.text), self.length),)
 
-    def row(
-        self,
-        example: Example,
-        uniforms: np.ndarray | None = None,
-        index: int = 0,
-        *,
-        prompt: bool = False,
-        null: bool = False,
-    ) -> Row:
+    def row(self, example: Example, request: Request) -> Row:
         """See `Template.row`."""
         (words,) = self.columns
-        turns = asked(example) if prompt else turns_of(example)
-        make = prompt and len(turns) % 2 == 1
+        turns = asked(example) if request.prompt else turns_of(example)
+        make = request.prompt and len(turns) % 2 == 1
         turns = turns[-2 + make :] if self.turns == "last" else turns
         parts, whole = parts_of(turns, words.codec, example.where, **self.options, most=words.length)
         whole = whole and size_of(parts) <= words.length
-        if not whole and (self.too_long == "skip" or prompt):
+        if not whole and (self.too_long == "skip" or request.prompt):
             raise BadRow("the chat is too long", example.where, f"{sum(map(len, turns)):,} characters")
-        row = words.row(parts, prompt=prompt, make=make)
-        if not prompt and not row[f"{self.text}/target"].any():
+        row = words.row(parts, prompt=request.prompt, make=make)
+        if not request.prompt and not row[f"{self.text}/target"].any():
             raise BadRow("the question leaves no place for an answer", example.where, f"{len(turns[0]):,} characters")
         return row
 

@@ -11,7 +11,7 @@ import numpy as np
 from src.data.example import Example, Source, label_of
 from src.data.images import Images
 from src.data.pipeline.reader import Row
-from src.data.templates._base import Template, segment_options
+from src.data.templates._base import Request, Template, segment_options
 from src.data.words import field_of
 from src.interfaces import Batch, Field
 
@@ -60,25 +60,17 @@ class ClassLabel(Template):
                 " it to theirs, or give the source a file of names that has them all"
             )
 
-    def row(
-        self,
-        example: Example,
-        uniforms: np.ndarray | None = None,
-        index: int = 0,
-        *,
-        prompt: bool = False,
-        null: bool = False,
-    ) -> Row:
+    def row(self, example: Example, request: Request) -> Row:
         """See `Template.row`. A prompt without a label has the null class."""
         (image,) = self.columns
-        dropped = null or (prompt and example.get("label") is None)
+        dropped = request.null or (request.prompt and example.get("label") is None)
         label = self.classes.null if dropped else label_of(example, self.classes.count)
-        if uniforms is not None and uniforms[0] < self.drop:
+        if request.uniforms is not None and request.uniforms[0] < self.drop:
             label = self.classes.null
         row = {self.label: np.asarray(label, np.int32)}
-        if prompt and example.get("image") is None:
+        if request.prompt and example.get("image") is None:
             return row | image.absent(True, example.get("grid"))
-        return row | image.row(example.get("image"), example.where, prompt=prompt)
+        return row | image.row(example.get("image"), example.where, prompt=request.prompt)
 
     def blank(self) -> Row:
         """The arrays of a row that was refused."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from src.data.example import MARKER, BadRow, Example, Source, turns_of
 from src.data.images import Images
 from src.data.pipeline.reader import Row
-from src.data.templates._base import Template
+from src.data.templates._base import Request, Template
 from src.data.templates.chat import Part, asked, parts_of, size_of
 from src.data.words import Words, check_too_long, field_of, text_codec
 from src.interfaces import Field
@@ -67,24 +65,16 @@ class PictureChat(Template):
         )
         self.columns = (head, image, rest)
 
-    def row(
-        self,
-        example: Example,
-        uniforms: np.ndarray | None = None,
-        index: int = 0,
-        *,
-        prompt: bool = False,
-        null: bool = False,
-    ) -> Row:
+    def row(self, example: Example, request: Request) -> Row:
         """See `Template.row`."""
         head, image, rest = self.columns
-        turns = asked(example) if prompt else turns_of(example)
-        make, seen = prompt and len(turns) % 2 == 1, example.get("image") is not None
-        if prompt and seen and not any(MARKER in turn for turn in turns[::2]):
+        turns = asked(example) if request.prompt else turns_of(example)
+        make, seen = request.prompt and len(turns) % 2 == 1, example.get("image") is not None
+        if request.prompt and seen and not any(MARKER in turn for turn in turns[::2]):
             turns = [MARKER + turns[0], *turns[1:]]
-        before, after = self._texts(turns, example.where, seen, skip=prompt or self.too_long == "skip")
-        row = head.row(before, prompt=prompt) | rest.row(after, prompt=prompt, make=make)
-        if not prompt and not row[f"{rest.name}/target"].any():
+        before, after = self._texts(turns, example.where, seen, skip=request.prompt or self.too_long == "skip")
+        row = head.row(before, prompt=request.prompt) | rest.row(after, prompt=request.prompt, make=make)
+        if not request.prompt and not row[f"{rest.name}/target"].any():
             raise BadRow("the question leaves no place for an answer", example.where)
         return row | (image.row(example["image"], example.where) if seen else image.absent())
 

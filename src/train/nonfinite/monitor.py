@@ -16,7 +16,7 @@ from src.common.tree import listed
 from src.interfaces import Batch
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.nonfinite.locate import Finder
-from src.train.state import TrainState, shown
+from src.train.state import TrainState, with_extras
 from src.train.step import StepMetrics
 from src.train.trainer import Trainer
 
@@ -67,7 +67,7 @@ class Watch:
         if wrong:
             what = f"{listed(wrong)} {'was' if len(wrong) == 1 else 'were'} NaN or infinite"
             try:
-                place = self.finder.find(shown(state), batch, step - 1, measured.squares["grad"])
+                place = self.finder.find(with_extras(state), batch, step - 1, measured.squares["grad"])
                 what += (
                     f" (first seen in {place})" if place else " (but not when it was repeated: suspect the hardware)"
                 )
