@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import pickle
-from functools import partial
 
 import numpy as np
 import pytest
@@ -247,7 +246,7 @@ def test_split_chats_are_whole_pairs_that_together_are_everything(tmp_path):
     assert dict(joined) == {e.where: e["turns"] for e in map(whole.__getitem__, range(len(whole)))}
     assert len(source) > len(whole)
 
-    prepare(partial(UltraChat, folder, split=120), tmp_path / "shards", Plan(7))
+    prepare(UltraChat(folder, split=120), tmp_path / "shards", Plan(7))
     source = UltraChat(folder, split=120)
     chat = [source[i].where.partition(" turns")[0] for i in range(len(source))]
     more = 0
