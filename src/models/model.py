@@ -201,7 +201,7 @@ class Network:
         slot = view.layout.part(segment.name, copy).start + start - lead
         length = lead + size
 
-        def cut(a: Array) -> Array:
+        def cut(a: Any) -> Array:
             return jax.lax.dynamic_slice_in_dim(jnp.asarray(a), slot, length, axis=1 if a.ndim > 1 else 0)
 
         new = SequenceSpec(cut(spec.read), cut(spec.write), cut(spec.group), cut(spec.segment), cut(spec.position))
