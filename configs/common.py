@@ -200,6 +200,12 @@ def ddpm() -> dict:
     }
 
 
+def patches_of_squares(size: int, patch: int = 2) -> dict:
+    """A codec: whole images in a square with black borders, in patches (of latents, with a `frozen` autoencoder)."""
+    square = {"name": "pixels", "height": size, "width": size, "channels": 3, "fit": "letterbox"}
+    return {"host": square, "device": {"name": "patch", "size": patch}}
+
+
 def decode(max_new_tokens: int = 16, steps: int = 25) -> dict:
     """Words one by one, images in one block of denoising steps."""
     return {
@@ -231,6 +237,36 @@ def distill(*names: str, weight: float = 1.0, temperature: float = 1.0) -> dict:
     return {"name": "distill", "names": names, "weight": weight, "temperature": temperature}
 
 
+def words_and_digits(config: ConfigDict, image: dict, segment: dict, objective: dict) -> ConfigDict:
+    """Words -> handwritten digit and digit -> words, for a system that makes images in its own way: the field `image`,
+    options of its segment, and its objective. Sizes and rates are those of configs/digits.py."""
+    config.steps, config.batch = 1000, 56
+    config.model.trunk.update({"width": 64, "depth": 4, "heads": 4, "kv_heads": 4, "mlp_width": 192})
+    config.model.trunk.update({"qk_norm": True, "init": "lecun_normal"})
+    config.model.time.init = "lecun_normal"
+    config.fields = {"text": text("normal:0.125"), "image": image}
+    config.tasks = {
+        "caption_to_image": {
+            "weight": 32,
+            "source": {"name": "digits", "shift": 0},
+            "template": {"name": "caption_to_image", "segment": segment},
+            "objectives": {"image": objective},
+        },
+        "image_to_caption": {
+            "weight": 24,
+            "source": {"name": "digits"},
+            "template": {"name": "image_to_caption", "blocks": segment.get("blocks", "bidirectional")},
+            "objectives": {"text": next_token("text.caption", weight=0.3)},
+        },
+    }
+    config.optim.update({"lr": 3e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98})
+    config.ema.update({"decay": 0.99, "warmup": True})
+    config.guidance.scale = 1.5
+    config.eval.evaluators = {"digits": {"name": "digits", "images": 500, "captions": 360, "sentences": 0}}
+    config.checkpoint.every = 500
+    return config
+
+
 def official(config: ConfigDict, channels: int = 4, guided: int = 3) -> ConfigDict:
     """MonoFormer as published, bug for bug, on whatever data the config has; sizes, batch and steps are the config's.
 
@@ -238,7 +274,6 @@ def official(config: ConfigDict, channels: int = 4, guided: int = 3) -> ConfigDi
     column, channel) order, learned variance, uniform DDPM times, ancestral sampling, guidance on the first `guided` of
     the image's `channels`. The projector of images that are read begins as torch's layers do.
     """
-    image = config.fields.image
     config.optim.update(optim(lr=1e-4, grad_clip=2.0))
     config.ema.update({"decay": 0.9999, "warmup": False})
     config.model.trunk.update({"qk_norm": False, "init": "normal:0.02"})
@@ -247,6 +282,20 @@ def official(config: ConfigDict, channels: int = 4, guided: int = 3) -> ConfigDi
         config.fields.vision.embed.init = "torch"
     with config.unlocked():
         config.model.conditioning = {"name": "conditioning:TimeToken", "init": "official"}
+        for task in config.tasks.values():
+            for objective in task.objectives.values():
+                if objective.name == "diffusion":
+                    objective.timesteps = {"name": "timesteps:Grid"}
+                else:
+                    objective.weight = 0.01
+    config.decode.image.steps = 20
+    return official_image(config, channels, guided) if "image" in config.fields else config
+
+
+def official_image(config: ConfigDict, channels: int, guided: int) -> ConfigDict:
+    """The images' part of `official`."""
+    image = config.fields.image
+    with config.unlocked():
         image.process, image.step = ddpm(), {"name": "ancestral"}
         image.embed = {"name": "patches", "init": "zeros"}
         image.head = {
@@ -256,87 +305,7 @@ def official(config: ConfigDict, channels: int = 4, guided: int = 3) -> ConfigDi
             "order": "rsc",
             "channels": channels,
         }
-        for task in config.tasks.values():
-            for objective in task.objectives.values():
-                if objective.name == "diffusion":
-                    objective.timesteps = {"name": "timesteps:Grid"}
-                else:
-                    objective.weight = 0.01
-    config.decode.image.steps = 20
     config.guidance.features = guided * image.codec.device.size**2
-    return config
-
-
-def tinyllama(config: ConfigDict) -> ConfigDict:
-    """MonoFormer's model: TinyLlama 1.1B, begun from its weights, with a time token; AdamW at 1e-4 for a pod."""
-    config.init_from.path = "data/tinyllama"  # what src.tools.convert wrote
-    with config.unlocked():
-        config.fields.text = text(name="text:Llama", path="data/tinyllama/tokenizer.model", pieces=32_000)
-    config.model.trunk.update({"width": 2048, "depth": 22, "heads": 32, "kv_heads": 4, "mlp_width": 5632})
-    config.model.trunk.remat = "dots"
-    config.model.dtype = "bfloat16"
-    config.mesh.update({"data": -1, "fsdp": 16})
-    config.optim.grad_clip = 2.0
-    return config
-
-
-def sd_latents(config: ConfigDict, size: int = 256) -> ConfigDict:
-    """Images as latents of Stable Diffusion's autoencoder, noised as DDPM does, with a learned variance."""
-    field = image(size, size, 3)
-    vae = {"name": "vae_latents", "path": "data/sd-vae", "channels": 4, "factor": 8}
-    field["codec"]["frozen"] = vae | {"dtype": "float32"}  # or bfloat16, see docs/performance.md
-    field["head"] = {"name": "adaln", "init": "normal:0.02", "adaln_init": "normal:0.02"}
-    field["process"], field["step"] = ddpm(), {"name": "ancestral"}
-    with config.unlocked():
-        config.fields.image = field
-    return config
-
-
-def adaln_before_trunk(config: ConfigDict) -> ConfigDict:
-    """The conditioning that the MonoFormer paper describes: adaLN with the time, once, before the trunk."""
-    with config.unlocked():
-        config.model.conditioning = {"name": "conditioning:AdaLNBeforeTrunk", "init": "normal:0.02"}
-    return config
-
-
-def text_to_image(config: ConfigDict) -> ConfigDict:
-    """Latents, drawn as for the paper's figures: 250 steps, guidance 4."""
-    config = sd_latents(config)
-    config.decode.image.steps = 250
-    config.guidance.scale = 4.0
-    config.checkpoint.every = 10_000
-    return config
-
-
-def journeydb(weight: float) -> dict:
-    """Text to image on JourneyDB, from moments of latents."""
-    return {
-        "weight": weight,
-        "source": {"name": "shards", "folder": "data/journeydb256"},  # what src.tools.latents wrote
-        "template": {"name": "caption_to_image", "caption": "prompt", "length": 128, "newline": False},
-        "objectives": {"diffusion": diffusion(timesteps="timesteps:Grid")},
-    }
-
-
-def journeydb_pixels(config: ConfigDict) -> ConfigDict:
-    """JourneyDB's own files instead of moments."""
-    files = {"annotations": "data/journeydb/train_anno.jsonl", "images": "data/journeydb/imgs"}
-    with config.unlocked():
-        config.tasks.caption_to_image.source = {"name": "journeydb"} | files
-    return config
-
-
-def tiny_latents(config: ConfigDict) -> ConfigDict:
-    """For `debug`: images of 8 x 8 pixels, an autoencoder that makes one latent of 2 x 2, any number of devices."""
-    config.fields.image.codec.host.update({"height": 8, "width": 8})
-    config.fields.image.codec.frozen.factor, config.mesh.fsdp = 2, 1
-    return config
-
-
-def tiny_journeydb(config: ConfigDict) -> ConfigDict:
-    """For `debug`: short prompts and tiny latents."""
-    config = tiny_latents(config)
-    config.tasks.caption_to_image.template.length = 64
     return config
 
 

@@ -207,6 +207,8 @@ class Net(Protocol):
     extend   runs tokens start … start + size of a segment's copy over the cache; the caller keeps the new cache, or
              drops it. `view` has full-length values, `start` may be traced; leads go with a static start of 0. Gives
              the tokens' states [B, size, D] without leads
+    vector   what conditions the tokens of a segment's copy, and the heads that read them: one a row or one a token
+             [B, T, D]; None where nothing does
     teacher  the network with the parameters at the start of the run
     """
 
@@ -216,6 +218,7 @@ class Net(Protocol):
     def extend(
         self, view: View, segment: Any, copy: str, start: Any, size: int, spec: SequenceSpec, cache: PyTree
     ) -> tuple[Array, PyTree]: ...
+    def vector(self, view: View, segment: Any, copy: str) -> Array | None: ...
     def teacher(self) -> Net: ...
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from src.codecs.pixels import scaled
+from src.codecs.buckets import Buckets, as_grids
+from src.codecs.pixels import crop, scaled
 from src.common.files.images import read_image
-from src.data.example import BadRow
+from src.data.example import BadRow, Source
+from src.data.files.latent_shards import check_moments, moments_in_bucket, moments_of
 from src.data.pipeline.reader import Row
 from src.interfaces import Field, Tokens
 from src.sequence.segment import Segment
@@ -40,39 +41,80 @@ def delivered(field: Field, holds: str) -> tuple[int, int, int]:
 class Images:
     """The images of one name.
 
-    made     they are targets; else they are only read
-    always   their tokens are there in every row; else those of a row without an image are padding
-    holds    what the source has: see `example.py`
+    made      they are targets; else they are only read
+    always    their tokens are there in every row; else those of a row without an image are padding
+    source    says what it holds, see `example.py`
+    buckets   grids (rows, columns) of tokens, all with one product, the first one the field's: each image keeps about
+              its aspect ratio, and is cut to the nearest of them
+    options   of the segment
+
+    Raises ValueError for what does not go together.
     """
 
-    def __init__(self, name: str, field: Field, holds: str, *, made: bool, always: bool = True, **options: Any):
-        if holds not in HOLDS:
-            raise ValueError(f"the source holds {holds!r}; it may hold {', '.join(HOLDS)}")
-        self.name, self.made, self.always, self.holds = name, made, always, holds
-        self.shape, self.tokens_of_one = delivered(field, holds), field.spec.tokens
+    def __init__(
+        self,
+        name: str,
+        field: Field,
+        source: Source,
+        *,
+        made: bool,
+        always: bool = True,
+        buckets: Sequence[Sequence[int]] = (),
+        **options: Any,
+    ):
+        self.name, self.made, self.always = name, made, always
+        self.holds = getattr(source, "holds", "pixels")
+        if self.holds not in HOLDS:
+            raise ValueError(f"the source holds {self.holds!r}; it may hold {', '.join(HOLDS)}")
+        self.shape, self.count = delivered(field, self.holds), field.spec.tokens
+        self.buckets = _buckets(buckets, field, self.shape) if buckets else None
         first = field.codec.host
-        self.preprocess = getattr(first, "preprocess", None) if first.where == "frozen" else None
-        self.fit = first.encode if self.preprocess is None else None
-        floats = {"pixels": np.uint8 if self.preprocess is None else np.float32, "values": np.float32}
-        self.dtype = np.dtype(floats.get(holds, np.float16))
-        self.segment = Segment((name,), self.tokens_of_one, **options)
+        self._own = getattr(first, "preprocess", None) if first.where == "frozen" else None
+        self._fit = first.encode if self._own is None else lambda pixels: np.asarray(self._own(pixels), np.float32)
+        floats = {"values": np.float32, "moments": np.float16}
+        self.dtype = np.dtype(floats.get(self.holds, np.uint8 if self._own is None else np.float32))
+        self.segment = Segment((name,), self.count, **options)
+
+    def check(self, source: Source) -> None:
+        """Looks at a source before its first row. Raises ValueError for shards of something else."""
+        if hasattr(source, "moments"):
+            check_moments(source.moments, self.shape if self.holds == "moments" else None, self.buckets)
+        shape = getattr(source, "image_shape", self.shape)
+        if shape != self.shape:
+            raise ValueError(
+                f"the images are {shape} and the field's codec takes {self.shape}: set its sizes to theirs"
+            )
+        if self.buckets and getattr(source, "cut", None):
+            raise ValueError(
+                f"the template has buckets, and the images were cut to squares of {source.cut} pixels: prepare them"
+                " anew without --size"
+            )
 
     def row(self, image: Any, where: str, *, prompt: bool = False) -> Row:
         """The arrays of an image. Raises BadRow."""
-        return {
-            self.name: self._load(image, where),
-            f"{self.name}/there": np.asarray(True),
-            f"{self.name}/target": np.asarray(self.made and not prompt),
-        }
+        flags = {f"{self.name}/there": np.asarray(True), f"{self.name}/target": np.asarray(self.made and not prompt)}
+        return self._load(image, where) | flags
 
-    def absent(self, make: bool = False) -> Row:
-        """The arrays of a row without an image, or of one whose image is to be made."""
-        return self.blank() | {f"{self.name}/there": np.asarray(False), f"{self.name}/target": np.asarray(make)}
+    def absent(self, make: bool = False, grid: Any = None) -> Row:
+        """The arrays of a row without an image, or of one whose image is to be made, in one of the buckets.
+
+        Raises ValueError for a grid of another number of tokens.
+        """
+        row = self.blank() | {f"{self.name}/target": np.asarray(make)}
+        if grid is not None:
+            if self.buckets is None or grid[0] * grid[1] != self.count:
+                raise ValueError(
+                    f"a grid of {grid[0]} x {grid[1]} has not {self.count} tokens, or there are no buckets"
+                )
+            row[f"{self.name}/grid"] = np.asarray(grid, np.int32)
+        return row
 
     def blank(self) -> Row:
         """The arrays of a row that was refused."""
-        flags = {f"{self.name}/{kind}": np.asarray(False) for kind in ("there", "target")}
-        return {self.name: np.zeros(self.shape, self.dtype)} | flags
+        row = {f"{self.name}/{kind}": np.asarray(False) for kind in ("there", "target")}
+        if self.buckets:
+            row[f"{self.name}/grid"] = np.asarray(self.buckets.grids[0], np.int32)
+        return row | {self.name: np.zeros(self.shape, self.dtype)}
 
     def tokens(self, rows: Mapping[str, np.ndarray]) -> Tokens:
         """The tokens of stacked rows: pixels in [-1, 1], other values as they are; float32."""
@@ -80,31 +122,63 @@ class Images:
         value = rows[self.name]
         value = scaled(value) if value.dtype == np.uint8 else value.astype(np.float32)
         value = np.where(there[..., None, None, None], value, np.float32(0))
-        spread = lambda flags: np.repeat(flags[..., None], self.tokens_of_one, axis=-1)
-        return Tokens(value, spread(there | target | self.always), spread(target))
+        spread = lambda flags: np.repeat(flags[..., None], self.count, axis=-1)
+        place = None
+        if self.buckets:
+            columns = rows[f"{self.name}/grid"][..., 1:]
+            numbers = np.arange(self.count, dtype=np.int32)
+            place = np.stack([numbers // columns, numbers % columns], axis=-1)
+        return Tokens(value, spread(there | target | self.always), spread(target), place)
 
     def invent(self, rng: np.random.Generator, number: int, target: bool) -> Row:
-        """A random image."""
+        """A random image, in each of the buckets in turn."""
         if self.dtype == np.uint8:
             value = rng.integers(0, 256, self.shape).astype(np.uint8)
         else:
             value = rng.standard_normal(self.shape).astype(self.dtype)
-        flags = {f"{self.name}/there": np.asarray(True), f"{self.name}/target": np.asarray(target)}
-        return {self.name: value} | flags
+        row = self.blank() | {self.name: value}
+        if self.buckets:
+            grids = self.buckets.grids
+            row[f"{self.name}/grid"] = np.asarray(grids[number % len(grids)], np.int32)
+        return row | {f"{self.name}/there": np.asarray(True), f"{self.name}/target": np.asarray(target)}
 
-    def _load(self, image: Any, where: str) -> np.ndarray:
+    def _load(self, image: Any, where: str) -> Row:
         if self.holds == "pixels":
-            return self._pixels(image, where)
+            return fitted(image, where, self.shape[2], self._bucketed if self.buckets else self._whole)
         if self.holds == "moments" and isinstance(image, bytes):
-            image = _moments(image, self.shape, where)
+            if not self.buckets:
+                return {self.name: moments_of(image, self.shape, where)}
+            sides = [self.buckets.pixels(grid) for grid in self.buckets.grids]
+            image = moments_in_bucket(image, sides, self.shape[2], where)
         value = np.asarray(image)
-        if value.shape != self.shape or not np.issubdtype(value.dtype, np.floating):
+        grids = {self.buckets.pixels(grid): grid for grid in self.buckets.grids} if self.buckets else {}
+        fits = value.shape == self.shape or (value.shape[2:] == self.shape[2:] and value.shape[:2] in grids)
+        if not fits or not np.issubdtype(value.dtype, np.floating):
             raise BadRow("the image has another shape", where, f"{value.dtype} {value.shape} instead of {self.shape}")
-        return value.astype(self.dtype)
+        if not self.buckets:
+            return {self.name: value.astype(self.dtype)}
+        return self._folded(value.astype(self.dtype), grids[value.shape[:2]])
 
-    def _pixels(self, image: Any, where: str) -> np.ndarray:
-        fit = self.fit or (lambda pixels: np.asarray(self.preprocess(pixels), np.float32))
-        return fitted(image, where, self.shape[2], fit)
+    def _whole(self, pixels: np.ndarray) -> Row:
+        return {self.name: self._fit(pixels)}
+
+    def _bucketed(self, pixels: np.ndarray) -> Row:
+        grid = self.buckets.nearest(*pixels.shape[:2])
+        return self._folded(crop(pixels, *self.buckets.pixels(grid)), grid)
+
+    def _folded(self, value: np.ndarray, grid: tuple[int, int]) -> Row:
+        return {self.name: self.buckets.fold(value, grid), f"{self.name}/grid": np.asarray(grid, np.int32)}
+
+
+def _buckets(grids: Sequence[Sequence[int]], field: Field, shape: tuple[int, int, int]) -> Buckets:
+    """Buckets whose first grid is the field's. Raises ValueError."""
+    found, own = as_grids(grids), field.spec.grid
+    if found[0] != own:
+        raise ValueError(
+            f"the first of the buckets is {found[0]}, and the images of fields.{field.name} have a grid of {own}: begin"
+            " with that, or change the sizes of the field's codec"
+        )
+    return Buckets(found, shape[0] // own[0])
 
 
 def fitted(image: Any, where: str, channels: int, fit: Any) -> Any:
@@ -123,16 +197,6 @@ def fitted(image: Any, where: str, channels: int, fit: Any) -> Any:
         return fit(pixels)
     except ValueError as error:
         raise BadRow("the image is too narrow", where, error) from error
-
-
-def _moments(data: bytes, shape: tuple[int, int, int], where: str) -> np.ndarray:
-    """A row's moments. Raises BadRow for what has another number of bytes, or values that are not finite."""
-    if len(data) != math.prod(shape) * 2:
-        raise BadRow("there are no such moments", where, f"{len(data):,} bytes instead of {math.prod(shape) * 2:,}")
-    values = np.frombuffer(data, "<f2").reshape(shape)
-    if not np.isfinite(values).all():
-        raise BadRow("the moments are not finite", where)
-    return values
 
 
 def shift_images(images: np.ndarray, offsets: np.ndarray, background: float) -> np.ndarray:

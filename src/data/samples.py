@@ -10,7 +10,7 @@ import numpy as np
 from src.codecs.pixels import scaled
 from src.data.example import BadRow
 from src.data.images import fitted
-from src.data.splits import number_of, rows_of
+from src.data.splits import numbers_of, rows_of
 
 MOST = 4096  # examples of a task that a codec learns from
 
@@ -45,15 +45,15 @@ def values(row: str, sources: Mapping[str, Any], link: Any) -> np.ndarray:
     """Values of training examples."""
     found = []
     for source in sources.values():
-        for place in range(min(rows_of(source, "train"), MOST)):
+        for number in numbers_of(source, "train", np.arange(min(rows_of(source, "train"), MOST))):
             try:
-                example = source[number_of(source, "train", place)]
+                example = source[int(number)]
             except BadRow:
                 continue
             if example.get(row) is None:
                 break
             value = example[row]
             if getattr(source, "holds", "pixels") == "pixels":
-                value = scaled(fitted(value, example.where, link.shape[2], link.encode))
+                value = scaled(fitted(value, f"row {number}", link.shape[2], link.encode))
             found.append(np.asarray(value, np.float32))
     return np.stack(found) if found else np.zeros((0,))

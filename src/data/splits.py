@@ -51,8 +51,8 @@ def _goes_on(source: Source, number: int, inside: bool) -> bool:
         return inside
 
 
-def number_of(source: Source, split: str, index: int) -> int:
-    """Number in the source of a row of a split."""
+def numbers_of(source: Source, split: str, index: np.ndarray) -> np.ndarray:
+    """Numbers in the source of some rows of a split."""
     held = getattr(source, "held_out", 0)
     if not held:
         return index
@@ -60,8 +60,8 @@ def number_of(source: Source, split: str, index: int) -> int:
         return index + (rows_of(source, "train") if split == "test" else 0)
     test = (2 * np.arange(held) + 1) * len(source) // (2 * held)
     if split == "test":
-        return int(test[index])
-    return index + int(np.searchsorted(test - np.arange(held), index, side="right"))
+        return test[index]
+    return index + np.searchsorted(test - np.arange(held), index, side="right")
 
 
 def example_of(source: Source, number: int, uniforms: np.ndarray | None = None) -> Example:

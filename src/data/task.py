@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from src.data.example import Source, as_example
+from src.data.example import BadRow, Source, as_example
 from src.data.pipeline.reader import Row, stack
 from src.data.templates._base import Template
 from src.interfaces import Batch, Field, Layout
@@ -35,18 +35,17 @@ class Task:
 
     @property
     def latents_of(self) -> str | None:
-        """The hash of the codec whose moments of latents the files hold, None for everything else. Opens the files."""
-        moments = getattr(self.source, "moments", None) if self.source_holds("moments") else None
+        """The hash of the codec whose moments of latents the files hold, None where they do not say it. Opens them."""
+        if getattr(self.source, "holds", "pixels") != "moments":
+            return None
+        moments = getattr(self.source, "moments", None)
         return moments and moments.codec
 
     @property
     def buckets(self) -> Any:
         """The buckets of aspect ratios of the template's images, or None."""
-        return getattr(self.template, "buckets", None)
-
-    def source_holds(self, what: str) -> bool:
-        """Whether images are `pixels`, `values` or `moments` in the source."""
-        return getattr(self.source, "holds", "pixels") == what
+        found = [getattr(column, "buckets", None) for column in self.template.columns]
+        return next((buckets for buckets in found if buckets), None)
 
     def rows(self, split: str) -> int:
         """Rows of a split, bad ones included.
@@ -89,5 +88,8 @@ class Task:
 
         Raises ValueError for what does not fit, or cannot be encoded.
         """
-        rows = [self.template.prompt(as_example(example, f"prompt {i}"), null) for i, example in enumerate(examples)]
-        return self.template.prompt_layout, self.build(stack(rows))
+        named = [as_example(example, f"prompt {number}") for number, example in enumerate(examples)]
+        try:
+            return self.template.prompt(named, null)
+        except BadRow as error:
+            raise ValueError(f"tasks.{self.name}: {error}") from error

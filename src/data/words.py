@@ -44,6 +44,9 @@ class Words:
         self.name, self.codec, self.length = name, codec, length
         self.segment = Segment((name,), length, **options)
 
+    def check(self, source: Any) -> None:
+        """Nothing."""
+
     def row(self, parts: Parts, *, prompt: bool = False, make: bool = False) -> Row:
         """The arrays of a text that is given as parts; nothing of a `prompt` is a target, but what is to be made
         behind it, up to the end of the segment (`make`). What is too long is cut."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -201,7 +202,7 @@ class Network:
         slot = view.layout.part(segment.name, copy).start + start - lead
         length = lead + size
 
-        def cut(a: Any) -> Array:
+        def cut(a: Array | np.ndarray) -> Array:
             return jax.lax.dynamic_slice_in_dim(jnp.asarray(a), slot, length, axis=1 if a.ndim > 1 else 0)
 
         new = SequenceSpec(cut(spec.read), cut(spec.write), cut(spec.group), cut(spec.segment), cut(spec.position))
@@ -213,6 +214,10 @@ class Network:
         own = jnp.full(length, row_of(segment.name) in self._own())
         sequence, cache, _ = self.model.trunk(x, new, Condition(vector, owner, own), cache, slot, self.runtime)
         return sequence[:, lead:], cache
+
+    def vector(self, view: View, segment: Segment, copy: str) -> Float[Array, "B T D"] | None:
+        """See `interfaces.Net`."""
+        return self._vector(view, segment, copy)
 
     # ------------------------------------------------------------------ parts
 
@@ -285,8 +290,8 @@ def _is_one(view: View, name: str) -> bool:
 
 
 def places(grid: tuple[int, ...], start: Any, size: int, rows: int) -> Int[Array, "B N axes"] | None:
-    """Coordinates in a grid, by rows, of some neighbouring tokens; None for a grid of one axis or none."""
-    if len(grid) < 2:
+    """Coordinates in a grid, by rows, of some neighbouring tokens; None where there is no grid."""
+    if not grid:
         return None
     index, found = start + jnp.arange(size), []
     for side in reversed(grid):

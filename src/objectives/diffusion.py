@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import jax
@@ -34,7 +34,7 @@ class Diffusion:
 
     def __init__(
         self,
-        names: tuple[str, ...],
+        names: Sequence[str] | str,
         loss: Loss | Mapping[str, Loss],
         timesteps: Callable[[Array, tuple[int, ...]], Array],
         *,

@@ -29,7 +29,8 @@ from src.train.system import System
 from src.train.trainer import Trainer, open_data
 
 # May change between two runs in one workdir: where and how it is computed, not what.
-ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attention", "model.trunk.remat")
+ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attention", "model.trunk.remat",
+           "fields.*.head.chunk")  # fmt: skip
 
 PANEL = ("heldout/", "forgetting")
 

@@ -22,6 +22,7 @@ from src.data.templates.image_to_caption import ImageToCaption
 from src.data.templates.text import Text
 from tests.helpers import recorded
 from tests.helpers.fields import table
+from tests.helpers.rows import build
 
 TASKS = {
     "caption_to_image": lambda fields, **o: Task("caption_to_image", Digits(), CaptionToImage(**o), fields),
@@ -53,12 +54,6 @@ def words(codec, tokens, row=0):
         else:
             run.append(token)
     return " ".join(out + [codec.decode(run)] * bool(run))
-
-
-def build(task, split, index, uniforms=None):
-    """The batch of some rows, with uniform numbers [B, draws]."""
-    draws = [None] * len(index) if uniforms is None else uniforms
-    return task.build(stack([task.read(split, int(i), u) for i, u in zip(index, draws, strict=True)]))
 
 
 def uniforms(task, count, seed=0):
@@ -312,7 +307,8 @@ def test_a_data_set_of_ones_own_is_a_length_and_an_item(codec):
         with pytest.raises(ValueError, match=rf"tasks\.mine\.template: .*{said}"):
             Task("mine", source, template, table(codec))
     with pytest.raises(ValueError, match="holds 'films'"):
-        Images("image", table(codec)["image"], "films", made=True)
+        Mine.holds = "films"
+        Images("image", table(codec)["image"], Mine(), made=True)
 
 
 def test_neither_tensorflow_nor_sklearn_is_imported():

@@ -11,8 +11,8 @@ from etils import epath
 
 from src.common.files.store import local_copy
 from src.common.files.strict_json import parse_json
+from src.data.example import BadRow
 from src.data.files.index_cache import cached_table, stamp
-from src.data.pipeline.bad_rows import BadRow
 
 LINE_BYTES = 4 << 20  # longer lines are not read
 OPEN = 64  # files at a time

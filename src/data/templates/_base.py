@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from src.data.example import BadRow, Example, Source
-from src.data.pipeline.reader import Row
-from src.data.splits import example_of, number_of, rows_of
+from src.data.pipeline.reader import Row, stack
+from src.data.splits import example_of, numbers_of, rows_of
 from src.interfaces import Batch, Field, Layout
 from src.sequence.layout import FixedLayout
 
+SEGMENT = ("blocks", "role", "noisy_blocks", "markov")  # options of a segment that a config may give
 PROBES = 8  # examples that are looked at before a source is refused
+
+
+class Request(NamedTuple):
+    """What an example is made into.
+
+    uniforms   [draws] of a training row; None: of the row `index` of the ordered pass
+    prompt     a row to be completed, whose example may lack the names in `fill`; `null`: without its conditions
+    """
+
+    uniforms: np.ndarray | None = None
+    index: int = 0
+    prompt: bool = False
+    null: bool = False
 
 
 class Template:
@@ -35,17 +49,8 @@ class Template:
         """Makes the columns. Raises ValueError for fields that are not there, and lengths that do not suffice."""
         raise NotImplementedError
 
-    def row(
-        self,
-        example: Example,
-        uniforms: np.ndarray | None = None,
-        index: int = 0,
-        *,
-        prompt: bool = False,
-        null: bool = False,
-    ) -> Row:
-        """The arrays of an example: of a training row with `uniforms` [draws], of row `index` in the ordered pass
-        without, or of a `prompt`, which may lack the names in `fill`; `null` drops the conditions. Raises BadRow."""
+    def row(self, example: Example, request: Request) -> Row:
+        """The arrays of an example. Raises BadRow."""
         raise NotImplementedError
 
     @property
@@ -58,11 +63,6 @@ class Template:
         """Of training rows."""
         return FixedLayout(tuple(column.segment for column in self.columns))
 
-    @property
-    def prompt_layout(self) -> Layout:
-        """Of rows that are completed."""
-        return self.layout
-
     def rows(self, source: Source, split: str) -> int:
         """Rows of a split. Raises what opening the source raises, and ValueError for one that does not fit."""
         rows = rows_of(source, split)
@@ -70,7 +70,12 @@ class Template:
         return rows
 
     def check(self, source: Source) -> None:
-        """Looks at a source before its first row. Raises ValueError where none of a few examples has what is needed."""
+        """Looks at a source before its first row.
+
+        Raises ValueError for shards of something else, and where none of a few examples has what is needed.
+        """
+        for column in self.columns:
+            column.check(source)
         found: dict[str, None] = {}
         for number in range(min(len(source), PROBES)):
             try:
@@ -86,14 +91,13 @@ class Template:
     def read(self, source: Source, split: str, index: int, uniforms: np.ndarray | None) -> Row:
         """The arrays of a row of a split. Raises BadRow."""
         own, theirs = (None, None) if uniforms is None else (uniforms[: self.draws], uniforms[self.draws :])
-        return self.row(example_of(source, number_of(source, split, index), theirs), own, index)
+        number = int(numbers_of(source, split, np.asarray(index)))
+        return self.row(example_of(source, number, theirs), Request(own, index))
 
-    def prompt(self, example: Example, null: bool) -> Row:
-        """The arrays of a row to be completed. Raises ValueError."""
-        try:
-            return self.row(example, prompt=True, null=null)
-        except BadRow as error:
-            raise ValueError(str(error)) from error
+    def prompt(self, examples: Sequence[Example], null: bool) -> tuple[Layout, Batch]:
+        """Rows to be completed, and their layout. Raises BadRow and ValueError."""
+        rows = [self.row(example, Request(prompt=True, null=null)) for example in examples]
+        return self.layout, self.collate(stack(rows))
 
     def blank(self) -> Row:
         """The arrays of a row that was refused."""
@@ -112,3 +116,11 @@ class Template:
     def collate(self, rows: Mapping[str, np.ndarray]) -> Batch:
         """The batch of stacked rows."""
         return Batch({column.name: column.tokens(rows) for column in self.columns})
+
+
+def segment_options(given: Mapping[str, Any] | None, **defaults: Any) -> dict[str, Any]:
+    """What a config says of the segment that is made, see `sequence.segment.Segment`. Raises ValueError."""
+    given = dict(given or {})
+    if unknown := sorted(set(given) - set(SEGMENT)):
+        raise ValueError(f"segment has no option {unknown[0]!r}: it has {', '.join(SEGMENT)}")
+    return defaults | given

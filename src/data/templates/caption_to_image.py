@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from src.data.example import Example, Source, texts_of
 from src.data.images import Images
 from src.data.pipeline.reader import Row
-from src.data.templates._base import Template
+from src.data.templates._base import Request, Template, segment_options
 from src.data.words import Words, check_too_long, encode, field_of, room_for, text_codec
 from src.interfaces import Field
 
@@ -28,8 +26,10 @@ class CaptionToImage(Template):
     too_long     what happens to longer texts: `cut` (their beginning is used) or `skip` (they are bad rows)
     text_loss    words, <|im_start|> and </s> are targets, too, where the words are not dropped
     newline      a line break stands before </s>, two tokens, as in MonoFormer's data (nothing sees it)
+    buckets      grids (rows, columns) of tokens, the first one the field's: images keep about their aspect ratio. A
+                 prompt may have the value `grid`, that of its image
     text, image  fields
-    options      of the image's segment: `blocks`, `role`, `noisy_blocks`, `markov`
+    segment      of the made one: `blocks`, `role`, `noisy_blocks`, `markov`, see `sequence.segment.Segment`
     """
 
     draws = 2
@@ -47,17 +47,16 @@ class CaptionToImage(Template):
         newline: bool = False,
         text: str = "text",
         image: str = "image",
-        blocks: Any = "bidirectional",
-        role: str = "noisy",
-        noisy_blocks: Any = None,
-        markov: bool = False,
+        segment: Mapping[str, Any] | None = None,
+        buckets: Sequence[Sequence[int]] = (),
     ):
         check_too_long(too_long, "cut", "skip")
         check_phrase(phrase)
         self.length, self.row_length, self.caption, self.phrase = length, row_length, caption, phrase
         self.drop, self.too_long, self.text_loss, self.newline = drop, too_long, text_loss, newline
         self.text, self.image, self.needs, self.fill = text, image, (caption, "image"), (image,)
-        self.options = {"blocks": blocks, "role": role, "noisy_blocks": noisy_blocks, "markov": markov}
+        options = segment_options(segment, blocks="bidirectional", role="noisy")
+        self.options = options | {"buckets": buckets}
 
     @property
     def targets(self) -> frozenset[str]:
@@ -67,9 +66,9 @@ class CaptionToImage(Template):
 
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:
         """See `Template.bind`."""
-        codec, holds = text_codec(fields, self.text), getattr(source, "holds", "pixels")
+        codec = text_codec(fields, self.text)
         self.codec, tail = codec, 4 if self.newline else 2
-        made = Images(self.image, field_of(fields, self.image, "image"), holds, made=True, **self.options)
+        made = Images(self.image, field_of(fields, self.image, "image"), source, made=True, **self.options)
         frame = lambda text: 2 + len(codec.encode(self.phrase.format(text)))
         fixed = made.segment.length + tail
         room = room_for(source, self.caption, frame, self.length, self.row_length, fixed)
@@ -79,32 +78,24 @@ class CaptionToImage(Template):
         """The texts that an example may be drawn from. Raises BadRow."""
         return [self.phrase.format(text) for text in texts_of(example, self.caption)]
 
-    def row(
-        self,
-        example: Example,
-        uniforms: np.ndarray | None = None,
-        index: int = 0,
-        *,
-        prompt: bool = False,
-        null: bool = False,
-    ) -> Row:
+    def row(self, example: Example, request: Request) -> Row:
         """See `Template.row`. A prompt without text is one whose words were dropped."""
-        codec, (words, image, tail) = self.codec, self.columns
-        dropped = null or (prompt and not self.has_text(example))
-        if uniforms is not None:
-            dropped = uniforms[1] < self.drop
+        codec, prompt, (words, image, tail) = self.codec, request.prompt, self.columns
         parts = [([codec.bos], False), ([codec.image_start], False)]
-        if not (prompt and dropped):  # a training row without a text is a bad one, dropped or not
-            texts = self.texts(example)
-            text = texts[self.which(index, len(texts)) if uniforms is None else int(uniforms[0] * len(texts))]
-            ids, _ = encode(codec, text, words.length - 2, example.where, skip=prompt or self.too_long == "skip")
+        if not prompt or (self.has_text(example) and not request.null):
+            texts = self.texts(example)  # also where they are dropped: a row without a text is a bad one
+            number, dropped = self.which(request.index, len(texts)), False
+            if request.uniforms is not None:
+                number, dropped = int(request.uniforms[0] * len(texts)), request.uniforms[1] < self.drop
+            skip = prompt or self.too_long == "skip"
+            ids, _ = encode(codec, texts[number], words.length - 2, example.where, skip=skip)
             if not dropped:
                 parts = [([codec.bos], False), (ids, self.text_loss), ([codec.image_start], self.text_loss)]
         between = codec.encode("\n") if self.newline else []
         end = [([codec.image_end, *between], False), ([codec.eos], self.text_loss)]
         row = words.row(parts, prompt=prompt) | tail.row(end, prompt=prompt)
         if prompt and example.get("image") is None:
-            return row | image.absent(make=True)
+            return row | image.absent(True, example.get("grid"))
         return row | image.row(example.get("image"), example.where, prompt=prompt)
 
     def has_text(self, example: Example) -> bool:

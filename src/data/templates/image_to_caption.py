@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from src.data.example import Example, Source, texts_of
 from src.data.images import Images
 from src.data.pipeline.reader import Row
-from src.data.templates._base import Template
+from src.data.templates._base import Request, Template
 from src.data.templates.caption_to_image import check_phrase
 from src.data.words import Words, check_too_long, encode, field_of, room_for, text_codec
 from src.interfaces import Field
@@ -49,31 +47,23 @@ class ImageToCaption(Template):
 
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:
         """See `Template.bind`."""
-        codec, holds = text_codec(fields, self.text), getattr(source, "holds", "pixels")
+        codec = text_codec(fields, self.text)
         self.codec = codec
-        read = Images(self.image, field_of(fields, self.image, "image"), holds, made=False, blocks=self.blocks)
+        read = Images(self.image, field_of(fields, self.image, "image"), source, made=False, blocks=self.blocks)
         frame = lambda text: 2 + len(codec.encode(self.phrase.format(text)))
         room = room_for(source, self.caption, frame, self.length, self.row_length, read.segment.length + 2)
         self.columns = Words(f"{self.text}.head", codec, 2), read, Words(f"{self.text}.caption", codec, room)
 
-    def row(
-        self,
-        example: Example,
-        uniforms: np.ndarray | None = None,
-        index: int = 0,
-        *,
-        prompt: bool = False,
-        null: bool = False,
-    ) -> Row:
+    def row(self, example: Example, request: Request) -> Row:
         """See `Template.row`. A prompt without a caption may have its beginning, "prompt"."""
         codec, (head, image, words) = self.codec, self.columns
         row = head.row([([codec.bos, codec.image_start], False)])
-        row |= image.row(example.get("image"), example.where, prompt=prompt)
-        make = prompt and example.get(self.caption) is None
+        row |= image.row(example.get("image"), example.where, prompt=request.prompt)
+        make = request.prompt and example.get(self.caption) is None
         text = example.get("prompt", "") if make else self.phrase.format(texts_of(example, self.caption)[0])
-        skip = prompt or self.too_long == "skip"
+        skip = request.prompt or self.too_long == "skip"
         ids, whole = encode(codec, text, words.length - 2, example.where, skip=skip)
         parts = [([codec.image_end], False), (ids, True)]
         if whole and not make:
             parts.append(([codec.eos], True))
-        return row | words.row(parts, prompt=prompt, make=make)
+        return row | words.row(parts, prompt=request.prompt, make=make)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from src.data.example import Example, Source, texts_of
 from src.data.pipeline.reader import Row
-from src.data.templates._base import Template
+from src.data.templates._base import Request, Template, segment_options
 from src.data.words import Words, check_too_long, encode, room_for, text_codec
 from src.interfaces import Field
 
@@ -21,7 +19,7 @@ class Text(Template):
     value     the value of the example that is the text
     too_long  what happens to longer texts: `cut` (their beginning is used) or `skip` (they are bad rows)
     text      the field
-    options   of the segment: `blocks`, `role`, `noisy_blocks`, `markov`
+    segment   of the made one: `blocks`, `role`, `noisy_blocks`, `markov`, see `sequence.segment.Segment`
     """
 
     def __init__(
@@ -31,15 +29,12 @@ class Text(Template):
         value: str = "text",
         too_long: str = "cut",
         text: str = "text",
-        blocks: Any = "causal",
-        role: str = "clean",
-        noisy_blocks: Any = None,
-        markov: bool = False,
+        segment: Mapping[str, Any] | None = None,
     ):
         check_too_long(too_long, "cut", "skip")
         self.length, self.value, self.too_long, self.text = length, value, too_long, text
         self.needs, self.fill = (value,), (f"{text}.sentence",)
-        self.options = {"blocks": blocks, "role": role, "noisy_blocks": noisy_blocks, "markov": markov}
+        self.options = segment_options(segment, blocks="causal")
 
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:
         """See `Template.bind`."""
@@ -47,22 +42,14 @@ class Text(Template):
         room = room_for(source, self.value, lambda text: 2 + len(self.codec.encode(text)), self.length, None, 0)
         self.columns = (Words(f"{self.text}.sentence", self.codec, room, **self.options),)
 
-    def row(
-        self,
-        example: Example,
-        uniforms: np.ndarray | None = None,
-        index: int = 0,
-        *,
-        prompt: bool = False,
-        null: bool = False,
-    ) -> Row:
+    def row(self, example: Example, request: Request) -> Row:
         """See `Template.row`. A prompt without the text may have its beginning, "prompt"."""
         (words,) = self.columns
-        make = prompt and example.get(self.value) is None
+        make = request.prompt and example.get(self.value) is None
         text = example.get("prompt", "") if make else texts_of(example, self.value)[0]
-        skip = prompt or self.too_long == "skip"
+        skip = request.prompt or self.too_long == "skip"
         ids, whole = encode(self.codec, text, words.length - 2, example.where, skip=skip)
         parts = [([self.codec.bos], False), (ids, True)]
         if whole and not make:
             parts.append(([self.codec.eos], True))
-        return words.row(parts, prompt=prompt, make=make)
+        return words.row(parts, prompt=request.prompt, make=make)

@@ -11,12 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.codecs.pixels import crop
 from src.codecs.text import Bytes
-from src.data import pictures
+from src.data import words as texts
+from src.data.example import BadRow
 from src.data.files import json_lines
 from src.data.files import shards as shard_files
-from src.data.pipeline.bad_rows import BadRow
 from src.data.pipeline.stream import Mixture
+from src.data.sources.captions import Captions
+from src.data.sources.records import Records
+from src.data.task import Task
+from src.data.templates.caption_to_image import CaptionToImage
+from src.data.templates.image_to_caption import ImageToCaption
+from tests.helpers.fields import table
+from tests.helpers.rows import content, told, words
 
 CODEC = Bytes()
 
@@ -89,8 +97,9 @@ def folder(tmp_path_factory):
     return folder, [reason for _, reason in rows]
 
 
-def task(folder, make=pictures.ImageToCaption, **options):
-    return make(CODEC, 8, 16, folder=folder, **{"channels": 3, "patch": 2} | options)
+def task(source, make=ImageToCaption, codec=CODEC, length=16, **options):
+    source = source if isinstance(source, Captions | Records) else Captions(source)
+    return Task("p", source, make(length, **options), table(codec, (8, 8, 3)))
 
 
 def test_every_broken_row_is_named_by_its_line_and_reason(folder):
@@ -108,16 +117,16 @@ def test_every_broken_row_is_named_by_its_line_and_reason(folder):
             assert (error.value.reason, error.value.where) == (reason, f"captions.jsonl line {row + 1}")
         assert time.thread_time() - began < 1  # nothing endless is read
     copy = pickle.loads(pickle.dumps(data))  # what a worker process gets
-    assert "examples" not in vars(copy) and copy.read("train", 31)["used"] == 10
+    assert "files" not in vars(copy.source) and copy.read("train", 31)["text.caption/valid"].sum() == 10
 
 
 def test_a_caption_without_end_is_a_bad_row_even_where_long_ones_are_cut(tmp_path):
     (tmp_path / "a.png").write_bytes(png(picture(0)))
-    lines = [line("a.png", "x" * pictures.ENDLESS), line("a.png", "x" * (pictures.ENDLESS + 1))]
+    lines = [line("a.png", "x" * texts.ENDLESS), line("a.png", "x" * (texts.ENDLESS + 1))]
     (tmp_path / "captions.jsonl").write_bytes(b"\n".join(lines))
     data = task(tmp_path)
-    assert data.read("train", 0)["used"] == 15
-    with pytest.raises(BadRow, match=r"line 2: the caption has no end \(65,537 characters\)"):
+    assert data.read("train", 0)["text.caption/valid"].sum() == 15
+    with pytest.raises(BadRow, match=r"line 2: .*65,536 characters \(65,537 characters\)"):
         data.read("train", 1)
 
 
@@ -130,52 +139,62 @@ def test_long_captions_are_cut_or_skipped_as_the_task_says(folder):
             encoded.append(len(text))
             return super().encode(text)
 
-    cut = pictures.ImageToCaption(Counting(), 8, 16, folder=where).read("train", 2)
-    assert encoded == [pictures.CHARACTERS * 16]  # of 32,768
-    assert cut["ids"].tolist() == [CODEC.image_end, *b"x" * 14, CODEC.pad] and cut["used"] == 15  # it does not end
-    with pytest.raises(BadRow, match=r"line 3: the caption is too long \(32,768 characters\)"):
+    cut = task(where, codec=Counting()).read("train", 2)
+    assert encoded == [texts.CHARACTERS * 16]  # of 32,768
+    ids = cut["text.caption/ids"].tolist()
+    assert ids == [CODEC.image_end, *b"x" * 14, CODEC.pad] and cut["text.caption/valid"].sum() == 15  # it does not end
+    with pytest.raises(BadRow, match=r"line 3: the text is too long \(32,768 characters"):
         task(where, too_long="skip").read("train", 2)
-    prompt = task(where, pictures.CaptionToImage).read("train", 2)
-    assert prompt["ids"].tolist() == [CODEC.bos, *b"x" * 14, CODEC.image_start]
-    whole = task(where, too_long="skip", held_out=1).read("test", 0)  # the last line
-    assert whole["ids"].tolist()[:10] == [CODEC.image_end, *b"the last", CODEC.eos]
+    prompt = task(where, CaptionToImage).read("train", 2)["text.prompt/ids"]
+    assert prompt.tolist() == [CODEC.bos, *b"x" * 14, CODEC.image_start]
+    whole = task(Captions(where, held_out=1), too_long="skip").read("test", 0)  # the last line
+    assert whole["text.caption/ids"].tolist()[:10] == [CODEC.image_end, *b"the last", CODEC.eos]
 
 
-@pytest.mark.parametrize("make", [pictures.CaptionToImage, pictures.ImageToCaption])
+@pytest.mark.parametrize("make", [CaptionToImage, ImageToCaption])
 def test_rows_are_the_images_and_captions_and_fit_the_spec(folder, make):
     where, reasons = folder
-    data = task(where, make, **({"drop": 0.5} if make is pictures.CaptionToImage else {}))
+    draws = make is CaptionToImage
+    data = task(where, make, **({"drop": 0.5} if draws else {}))
     mixture = Mixture({"p": data}, {"p": 32}, 0)
     mixture.ledger.share = 1
-    batch = next(mixture)["p"]
+    batch = next(mixture)["p"].tokens
     mixture.close()
     assert mixture.ledger.skipped["p"] == sum(r is not None for r in reasons) == 28
-    valid = batch["image"].valid
-    text = batch["prompt" if make is pictures.CaptionToImage else "caption"]
-    said = [CODEC.decode(ids[ok]) for ids, ok in zip(text.ids[valid], text.valid[valid], strict=True)]
+    image, text = batch["image"], batch["text.prompt" if draws else "text.caption"]
+    sound = text.valid.any(axis=1)
+    said = [CODEC.decode(ids[ok]) for ids, ok in zip(text.value[sound], text.valid[sound], strict=True)]
     expected = {"red", "ümlaut 水", "x" * 14, "the last"}
-    assert set(said) - {""} <= expected and ("" not in said or make is pictures.CaptionToImage)
-    assert set(said) == expected or make is pictures.CaptionToImage
-    for name, want in data.element_spec(32).items():
-        for found, leaf in ((batch[name], want), (data.fake(32, 0)[name], want)):
-            assert [(x.shape, x.dtype) for x in vars(found).values()] == [
-                (x.shape, x.dtype) for x in vars(leaf).values()
-            ]
+    assert set(said) - {""} <= expected and ("" not in said or draws)
+    assert set(said) == expected or draws
+    assert image.valid.all() and not image.value[~sound].any()
+    assert (image.target == (sound & draws)[:, None]).all()
+    assert told(batch) == told(data.element_spec(32).tokens) == told(data.fake(32, 0).tokens)
     first = data.read("train", 0)["image"]
-    with Image.open(where / "a/good.png") as image:  # 12 x 9, scaled to 11 x 8 and cut
-        whole = np.asarray(image.resize((round(12 * 8 / 9), 8), Image.Resampling.BICUBIC))
+    with Image.open(where / "a/good.png") as found:  # 12 x 9, scaled to 11 x 8 and cut
+        whole = np.asarray(found.resize((round(12 * 8 / 9), 8), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(first, whole[:, 1:9])
-    near = np.abs(batch["image"].values[valid] - (first / 127.5 - 1)).max(axis=(1, 2, 3))
-    assert near.min() < 1e-6 and np.abs(batch["image"].values).max() <= 1
-    empty = data.encode_prompt("")
-    assert empty.valid.sum() == (2 if make is pictures.CaptionToImage else 1)
+    near = np.abs(image.value[sound] - (first / 127.5 - 1)).max(axis=(1, 2, 3))
+    assert near.min() < 1e-6 and np.abs(image.value).max() <= 1
+
+
+def test_phrases_are_put_around_captions(folder):
+    where, _ = folder
+    data = task(where, CaptionToImage, length=32, phrase="a photo of {}")
+    row = data.build({name: leaf[None] for name, leaf in data.read("train", 0).items()})
+    assert words(CODEC, row.tokens["text.prompt"]) == "<s>a photo of red<i>"
+    newline = task(where, CaptionToImage, newline=True).read("train", 0)
+    assert newline["text.tail/ids"].tolist() == [CODEC.image_end, 10, CODEC.eos, CODEC.pad]
+    for phrase in ("a photo", "{} {}", "{x}"):
+        with pytest.raises(ValueError, match="has not one place for the words"):
+            CaptionToImage(8, phrase=phrase)
 
 
 def test_large_images_are_halved_before_they_are_scaled():
     pixels = picture(3, 41, 70)
     image = Image.fromarray(pixels).resize((35, 20), Image.Resampling.BOX).resize((17, 10), Image.Resampling.BOX)
     wanted = np.asarray(image.resize((14, 8), Image.Resampling.BICUBIC))[:, 3:11]
-    np.testing.assert_array_equal(pictures.crop(pixels, 8), wanted)
+    np.testing.assert_array_equal(crop(pixels, 8, 8), wanted)
 
 
 ROWS = 40
@@ -188,21 +207,10 @@ def shards(tmp_path):
     return tmp_path / "s"
 
 
-def content(data):
-    """Per row its content, or the reason why there is none."""
-    found = []
-    for row in range(data.rows("train")):
-        try:
-            found.append(tuple(leaf.tobytes() for leaf in data.read("train", row).values()))
-        except BadRow as flaw:
-            found.append((flaw.where, flaw.reason))
-    return found
-
-
 def test_a_damaged_record_is_a_bad_row_and_no_other_is(shards):
     """Fault 21: any flipped bit makes one bad row or is found at the start; nothing wrong is ever read."""
-    sound = content(task("", pictures.CaptionToImage, records=shards))
-    assert len(set(sound)) == ROWS and all(len(row) == 3 for row in sound)
+    sound = content(task(Records(shards), CaptionToImage))
+    assert len(set(sound)) == ROWS and all(len(row) == 9 for row in sound)
     draw, counts = random.Random(0), {"bad": 0, "refused": 0, "harmless": 0}
     for _ in range(60):
         path = shards / f"{draw.randrange(3):05d}.arrayrecord"
@@ -212,7 +220,7 @@ def test_a_damaged_record_is_a_bad_row_and_no_other_is(shards):
         spoilt[place] ^= 1 << draw.randrange(8)
         path.write_bytes(spoilt)
         try:
-            found = content(task("", pictures.CaptionToImage, records=shards))
+            found = content(task(Records(shards), CaptionToImage))
             changed = [i for i, (a, b) in enumerate(zip(sound, found, strict=True)) if a != b]
             assert len(changed) <= 1, (place, changed)
             counts["bad" if changed else "harmless"] += 1
@@ -247,29 +255,31 @@ def test_shards_that_are_missing_or_damaged_are_refused_at_the_start(shards, spo
     """Fault 22."""
     spoil(shards / "00001.arrayrecord")
     with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
-        Mixture({"r": task("", records=shards)}, {"r": 4}, 0)
+        Mixture({"r": task(Records(shards))}, {"r": 4}, 0)
     assert "\n" not in str(error.value)
 
 
 def test_records_that_are_no_examples_are_bad_rows(tmp_path):
     good = png(picture(0))
     shard_files.write_shards(tmp_path, [("fine", good), ("", good), ("cut", good[:-60]), ("none", b"")])
-    found = content(task("", records=tmp_path))
+    found = content(task(Records(tmp_path)))
     reasons = [None, "the caption is empty", *["the image cannot be read"] * 2]
     assert [row[1] if len(row) == 2 else None for row in found] == reasons
     with pytest.raises(FileExistsError, match="has shards already"):
         shard_files.write_shards(tmp_path, [])
 
 
-@pytest.mark.parametrize("make, words", [(pictures.CaptionToImage, "captions.jsonl' does not exist")])
-def test_a_missing_or_empty_folder_is_refused(tmp_path, make, words):
-    data = task(tmp_path / "none", make)
-    assert data.element_spec(2)["image"].values.shape == (2, 8, 8, 3)
-    with pytest.raises(FileNotFoundError, match=words):
+def test_a_missing_or_empty_folder_is_refused(tmp_path):
+    data = task(tmp_path / "none")
+    assert data.element_spec(2).tokens["image"].value.shape == (2, 8, 8, 3)
+    with pytest.raises(FileNotFoundError, match=r"captions\.jsonl' does not exist"):
         data.rows("train")
     (tmp_path / "captions.jsonl").write_bytes(b"")
-    with pytest.raises(ValueError, match="is empty: it has 0 rows"):
-        task(tmp_path, make).rows("train")
-    for options, wrong in (({"too_long": "x"}, "cut or skip"), ({"channels": 2}, "1 or 3"), ({"patch": 3}, "divide")):
-        with pytest.raises(ValueError, match=wrong):
-            task(tmp_path, make, **options)
+    with pytest.raises(ValueError, match=r"tasks\.p: .*is empty: the source has 0 rows"):
+        task(tmp_path).rows("train")
+    with pytest.raises(ValueError, match=r"tasks\.p: source\.folder is empty"):
+        task(Captions("")).rows("train")
+    with pytest.raises(ValueError, match="cut or skip"):
+        task(tmp_path, too_long="x")
+    with pytest.raises(ValueError, match=r"tasks\.p\.template: length=2"):
+        task(tmp_path, length=2)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.data.example import turns_of
-from src.data.pipeline.bad_rows import BadRow
-from src.data.rows import CHARACTERS
+from src.data.example import BadRow, Example, turns_of
+from src.data.words import CHARACTERS
 
-ROLES = {"generate": "image", "understand": "picture"}  # and the field that holds such images
+ROLES = {"generate": "image", "understand": "vision"}  # and what such images are called here
 
 
 class Part(NamedTuple):
-    """A text, or the number of an image of the document with the field that it goes to (`image` or `picture`).
+    """A text, or an image that is made (`image`) or only read (`vision`).
 
     loss   whether the tokens of a text are targets; of an image its first token, <|im_start|>
     """
 
-    field: str
+    kind: str
     value: Any
     loss: bool
 
@@ -30,20 +28,20 @@ Turn = Sequence[Part]  # <s> parts </s>
 
 
 class Room(NamedTuple):
-    """What a row has: slots, images that are generated, and pictures that are understood."""
+    """What a row has: slots, images that are made, and images that are only read."""
 
     slots: int
     images: int = 0
-    pictures: int = 0
+    visions: int = 0
 
 
 class Spans(NamedTuple):
     """An example, slot by slot, and its images.
 
     ids      of every slot; those of images hold the codec's `image`
-    kind     what is there: PADDING (the time token of an image), TEXT, WORDS (of a text, not special) or IMAGE
+    kind     what is there: PADDING (in front of an image, for its lead), TEXT, WORDS (of a text, not special) or IMAGE
     loss     whether the slot is a target of a text objective
-    images   by field: (number, first slot) of each image
+    images   by kind: (image, first slot) of each
     whole    whether nothing was cut
     """
 
@@ -56,30 +54,29 @@ class Spans(NamedTuple):
     @property
     def size(self) -> tuple[int, int, int]:
         """What it takes of a `Room`."""
-        return len(self.ids), len(self.images["image"]), len(self.images["picture"])
+        return len(self.ids), len(self.images["image"]), len(self.images["vision"])
 
 
 PADDING, TEXT, WORDS, IMAGE = range(4)
 
 
-def document(told: dict[str, Any], where: str) -> list[Turn]:
-    """The one turn of {"parts": [{"text": "…", "loss": true}, {"image": "a.png", "role": "generate"}, …]}.
+def turns_of_example(example: Example) -> list[Turn]:
+    """The turns of a document, which has one, or of a chat. Raises BadRow."""
+    return document(example) if "parts" in example or "turns" not in example else chat(example)
+
+
+def document(example: Example) -> list[Turn]:
+    """The one turn of {"parts": [{"text": "…", "loss": true}, {"image": …, "role": "generate"}, …]}.
 
     `loss` is true by default, but for images to `understand`; `role` is `generate` by default. Raises BadRow.
     """
-    parts = told.get("parts")
+    parts = example.get("parts")
     if not isinstance(parts, list) or not parts:
-        raise BadRow("there are no parts", where)
-    images = itertools.count()
-    return [[_part(part, f"part {i + 1}", where, images) for i, part in enumerate(parts)]]
+        raise BadRow("there are no parts", example.where)
+    return [[_part(part, f"part {i + 1}", example.where) for i, part in enumerate(parts)]]
 
 
-def fields_of_images(told: dict[str, Any]) -> list[str]:
-    """The field of each image of a document, in order. Raises BadRow."""
-    return [part.field for part in document(told, "")[0] if part.field != "text"]
-
-
-def _part(told: Any, which: str, where: str, images: Iterator[int]) -> Part:
+def _part(told: Any, which: str, where: str) -> Part:
     if not isinstance(told, dict) or ("text" in told) == ("image" in told):
         raise BadRow("a part is neither a text nor an image", where, which)
     text = "text" in told
@@ -94,15 +91,15 @@ def _part(told: Any, which: str, where: str, images: Iterator[int]) -> Part:
         raise BadRow("loss is neither true nor false", where, which)
     if text and (not isinstance(told["text"], str) or not told["text"]):
         raise BadRow("a text is empty or no text", where, which)
-    return Part("text", told["text"], loss) if text else Part(ROLES[role], next(images), loss)
+    return Part("text", told["text"], loss) if text else Part(ROLES[role], told["image"], loss)
 
 
-def chat(told: dict[str, Any], where: str) -> list[Turn]:
+def chat(example: Example) -> list[Turn]:
     """A turn for each question with its answer of {"turns": ["question", "answer", …]}, with the loss on the answers.
 
     Raises BadRow.
     """
-    said = turns_of(told, where)
+    said = turns_of(example)
     return [[Part("text", q, False), Part("text", a, True)] for q, a in zip(said[::2], said[1::2], strict=True)]
 
 
@@ -114,7 +111,7 @@ def encode(turns: Sequence[Turn], codec: Any, room: Room, where: str) -> tuple[l
         parts = []
         for part in turn:
             value = part.value
-            if part.field == "text":  # a text of a megabyte is cut before it costs anything
+            if part.kind == "text":  # a text of a megabyte is cut before it costs anything
                 value, left = value[: max(left, 0)], left - len(value)
                 try:
                     value = codec.encode(value)
@@ -130,14 +127,14 @@ def encode(turns: Sequence[Turn], codec: Any, room: Room, where: str) -> tuple[l
 def lay_out(turns: Sequence[Turn], codec: Any, room: Room, lengths: dict[str, int]) -> Spans:
     """As much of the turns as a row takes: texts end anywhere, images are whole or not there.
 
-        <s> words <|im_start|> (time) image <|im_end|> words <|im_start|> (time) picture <|im_end|> … </s>
+        <s> words <|im_start|> (lead) image <|im_end|> words <|im_start|> (lead) vision <|im_end|> … </s>
 
-    turns     of encoded texts; `lengths` has the tokens of an image by field
+    turns     of encoded texts; `lengths` has the tokens of an image by kind
     """
     ids: list[int] = []
     kind: list[int] = []
     loss: list[bool] = []
-    images: dict[str, list[tuple[Any, int]]] = {"image": [], "picture": []}
+    images: dict[str, list[tuple[Any, int]]] = {"image": [], "vision": []}
 
     def add(new: Sequence[int], what: int, target: bool) -> None:
         new = new[: room.slots - len(ids)]
@@ -147,13 +144,13 @@ def lay_out(turns: Sequence[Turn], codec: Any, room: Room, lengths: dict[str, in
         return True
 
     def image(part: Part) -> bool:
-        length = lengths.get(part.field, 0)
-        most = room.images if part.field == "image" else room.pictures
-        if len(ids) + 3 + length > room.slots or len(images[part.field]) == most:
+        length = lengths.get(part.kind, 0)
+        most = room.images if part.kind == "image" else room.visions
+        if len(ids) + 3 + length > room.slots or len(images[part.kind]) == most:
             return False
         add([codec.image_start], TEXT, part.loss)
         add([codec.image], PADDING, False)
-        images[part.field].append((part.value, len(ids)))
+        images[part.kind].append((part.value, len(ids)))
         add([codec.image] * length, IMAGE, False)
         add([codec.image_end], TEXT, False)
         return True
@@ -167,7 +164,7 @@ def lay_out(turns: Sequence[Turn], codec: Any, room: Room, lengths: dict[str, in
         if len(ids) + 2 > room.slots:  # neither <s> alone
             return False
         add([codec.bos], TEXT, False)
-        if not all((text if part.field == "text" else image)(part) for part in parts):
+        if not all((text if part.kind == "text" else image)(part) for part in parts):
             return False
         fits = len(ids) < room.slots
         add([codec.eos], TEXT, parts[-1].loss)

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from src.data.example import BadRow
 from src.data.files.index_cache import cached_table
-from src.data.pipeline.bad_rows import BadRow
-from src.data.spans import Room, Spans
+from src.data.templates._spans import Room, Spans
 from src.sequence.packing import Packs, pack
 
-LAYOUT = 2  # to be raised when documents are laid out otherwise
+LAYOUT = 3  # to be raised when documents are laid out otherwise
 
 
 class Plan(NamedTuple):
@@ -35,24 +35,24 @@ class Plan(NamedTuple):
         return self.bad[row - len(self.packs) : row - len(self.packs) + 1]
 
 
-def plan_rows(name: str, numbers: np.ndarray, sizes: np.ndarray, room: Room) -> Plan:
+def plan_rows(split: str, numbers: np.ndarray, sizes: np.ndarray, room: Room) -> Plan:
     """The rows of the documents `numbers` [N], whose sizes are `sizes` [N, 4], see `measure`. The log tells them."""
     sound = sizes[:, 0] > 0
     order = np.random.default_rng(0).permutation(np.flatnonzero(sound))  # neighbours may be alike
     packs = pack(sizes[order, :-1], room)
     cut, bad = int((sizes[sound, -1] == 0).sum()), numbers[~sound]
     logging.info(
-        "%s: %d documents in %d rows of %d slots, %.1f%% of them padding; %d documents are cut, %d cannot be used",
-        name, len(numbers), len(packs), room.slots, 100 * packs.padding, cut, len(bad),
+        "split %s: %d documents in %d rows of %d slots, %.1f%% of them padding; %d are cut, %d cannot be used",
+        split, len(numbers), len(packs), room.slots, 100 * packs.padding, cut, len(bad),
     )  # fmt: skip
     return Plan(numbers[order], packs, bad, cut)
 
 
 def measure(count: int, read: Callable[[int], Spans], about: Any) -> np.ndarray:
-    """Tokens, images, pictures and whether it is whole (1), int32 `[count, 4]`, of each document; 0 of what `read`
-    refuses.
+    """Tokens, images that are made, those that are read, and whether it is whole (1), int32 `[count, 4]`, of each
+    document; 0 of what `read` refuses.
 
-    about    all that the sizes depend on, as JSON: the cache keeps them under it
+    about    all that the sizes depend on, as JSON: the cache keeps them under it; None: nobody knows, nothing is kept
     """
 
     def find() -> np.ndarray:
@@ -65,4 +65,6 @@ def measure(count: int, read: Callable[[int], Spans], about: Any) -> np.ndarray:
             sizes[number] = *found.size, found.whole
         return sizes
 
+    if about is None:
+        return find()
     return cached_table("documents", [str(LAYOUT), json.dumps(about, sort_keys=True)], find)

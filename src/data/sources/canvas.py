@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any
 
 import numpy as np
 
-from src.data import digits
-from src.data.numbers import WORDS
-from src.data.rows import CaptionTask, PromptTask, check_split, choose, shift_images, shifts
-from src.interfaces import Field, ImageField
+from src.data.example import Example
+from src.data.images import choose, shift_images, shifts
+from src.data.sources import digits
+from src.data.sources.numbers import WORDS
+from src.data.sources.numbers import texts as digit_texts
 
 EMPTY = -1
 CELLS = ("top left", "top right", "bottom left", "bottom right")
@@ -83,50 +83,65 @@ def texts() -> tuple[str, ...]:
         for which in arrangements
         for digit in range(10)
     ]
-    return (*digits.texts(), *map(caption, drawn))
+    return (*digit_texts(), *map(caption, drawn))
 
 
-class _Canvas:
-    """Rows of canvases; needs `size` and `most` of its task.
+class Canvas:
+    """`image`, float32 [size, size, 1], its `label` [4] and `caption`.
 
-    Row i of an epoch holds digit image i in its first cell, so that every image is seen; the number of digits (1 to
-    `most`, all alike), the cells and the other images are random. "test" has `TEST_ROWS` fixed canvases.
+    size    pixels of a side
+    most    digits of a canvas: 1 to so many, all alike
+    shift   digits of training rows are moved at random by at most so many pixels
+
+    Row i of an epoch holds digit image i in its first cell, so that every image is seen; the number of digits, the
+    cells and the other images are random. "test" has `TEST_ROWS` fixed canvases.
     """
 
+    holds = "values"
+    held_out = TEST_ROWS
     draws = 17  # 0 number of digits · 1-4 order of the cells · 5-8 images · 9-16 shifts
 
-    size: int
-    most: int
-    shift: int
-
-    def _setup(self, size: int, most: int, shift: int) -> None:
+    def __init__(self, *, size: int = 16, most: int = 4, shift: int = 1):
         if size < 2 * digits.SIZE or size % 2 or not 1 <= most <= 4:
             raise ValueError(
                 f"a canvas of size {size} with up to {most} digits is not possible: "
                 f"give an even size of at least {2 * digits.SIZE} and 1 to 4 digits"
             )
         self.size, self.most, self.shift = size, most, shift
-        self.labels = labels(most)
-        self._number = {tuple(label): i for i, label in enumerate(self.labels.tolist())}
 
-    @staticmethod
-    def texts() -> tuple[str, ...]:
-        """All training text of this file's tasks and of the digits."""
+    def __len__(self) -> int:
+        return self._trained + self.held_out
+
+    @property
+    def _trained(self) -> int:
+        return len(digits.load("train").labels)
+
+    def __getitem__(self, number: int) -> Example:
+        return self._example(number, None)
+
+    def drawn(self, number: int, uniforms: np.ndarray) -> Example:
+        """A random canvas."""
+        return self._example(number, uniforms[None])
+
+    def every(self, name: str) -> list[str]:
+        """All captions."""
+        return [caption(label) for label in labels(self.most)]
+
+    def texts(self) -> tuple[str, ...]:
+        """What a tokenizer is trained on."""
         return texts()
 
-    def rows(self, split: str) -> int:
-        """1437 of "train", 360 of "test"."""
-        check_split("canvas", split)
-        return len(digits.load(split).labels) if split == "train" else TEST_ROWS
+    def _example(self, number: int, uniforms: np.ndarray | None) -> Example:
+        split, row = ("train", number) if number < self._trained else ("test", number - self._trained)
+        images, found = self.canvases(split, np.array([row]), uniforms)
+        return Example({"image": images[0], "label": found[0], "caption": caption(found[0])}, f"canvas {number}")
 
     def canvases(self, split: str, index: np.ndarray, uniforms: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Images [B, size, size, 1] and label numbers [B] (rows of `self.labels`)."""
+        """Images [B, size, size, 1] and labels [B, 4] of rows of a split; without uniform numbers fixed ones."""
         images = digits.load(split)
         still = uniforms is None
         if still:
-            # The ordered pass has no randomness of its own; RandomState's stream is frozen in numpy for ever.
-            # Both tasks see the same canvases, whatever else they draw.
-            uniforms = np.random.RandomState(1).random_sample((self.rows(split), _Canvas.draws))[index]
+            uniforms = _fixed(len(images.labels))[index]
         count = 1 + choose(uniforms[:, 0], self.most)
         order = np.argsort(uniforms[:, 1:5], axis=1)  # cells in random order
         used = np.arange(4) < count[:, None]
@@ -140,7 +155,7 @@ class _Canvas:
         placed[np.arange(len(index))[:, None], order] = cell
         side = self.size // 2
         canvas = placed.reshape(-1, 2, 2, side, side).transpose(0, 1, 3, 2, 4).reshape(-1, self.size, self.size, 1)
-        return canvas, np.array([self._number[tuple(row)] for row in label.tolist()])
+        return canvas, label
 
     def _cells(self, values: np.ndarray, used: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Cells [B, 4, side, side] from digits [B, 4, 8, 8, 1], each centred in its cell and then shifted."""
@@ -152,47 +167,7 @@ class _Canvas:
         return np.where(used[:, :, None, None], moved, np.float32(digits.BACKGROUND))
 
 
-class CanvasCaptionToImage(_Canvas, PromptTask):
-    """Caption -> canvas: fields prompt, image, tail (see `PromptTask`)."""
-
-    name = "canvas_caption_to_image"
-    draws = _Canvas.draws + 1  # 17 drop
-
-    def __init__(self, codec: Any, *, size: int = 16, most: int = 4, patch: int = 4, shift: int = 1, **options: Any):
-        self._setup(size, most, shift)
-        super().__init__(codec, [caption(label) for label in self.labels], (size, size, 1), patch, **options)
-
-    def build(
-        self, split: str, index: np.ndarray, uniforms: np.ndarray | None, extra: dict[str, np.ndarray]
-    ) -> dict[str, Field]:
-        """Fields of the rows: uniforms are those of the canvas and drop."""
-        canvas, number = self.canvases(split, index, uniforms)
-        dropped = np.zeros(len(index), bool) if uniforms is None else uniforms[:, 17] < self.drop
-        return {**self.texts_of(number, dropped), "image": ImageField(canvas)}
-
-    def prompts(self, split: str) -> list[tuple[str, np.ndarray]]:
-        """(caption, label [4]) pairs of the split's ordered pass."""
-        number = self.canvases(split, np.arange(self.rows(split)), None)[1]
-        return [(self.phrases[i], self.labels[i]) for i in number]
-
-
-class CanvasImageToCaption(_Canvas, CaptionTask):
-    """Canvas -> caption: fields head, image, caption (see `CaptionTask`)."""
-
-    name = "canvas_image_to_caption"
-
-    def __init__(self, codec: Any, *, size: int = 16, most: int = 4, patch: int = 4, shift: int = 1, **options: Any):
-        self._setup(size, most, shift)
-        super().__init__(codec, [caption(label) for label in self.labels], (size, size, 1), patch, **options)
-
-    def build(
-        self, split: str, index: np.ndarray, uniforms: np.ndarray | None, extra: dict[str, np.ndarray]
-    ) -> dict[str, Field]:
-        """Fields of the rows: uniforms are those of the canvas."""
-        canvas, number = self.canvases(split, index, uniforms)
-        return {**self.texts_of(number), "image": ImageField(canvas)}
-
-    def prompts(self, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(image [size, size, 1], label [4]) pairs of the split's ordered pass."""
-        canvas, number = self.canvases(split, np.arange(self.rows(split)), None)
-        return list(zip(canvas, self.labels[number], strict=True))
+@functools.cache
+def _fixed(rows: int) -> np.ndarray:
+    """The uniform numbers of canvases without randomness of their own; RandomState's stream is frozen in numpy."""
+    return np.random.RandomState(1).random_sample((rows, Canvas.draws))

@@ -15,77 +15,100 @@ from etils import epath
 from src.common.files.paths import inside, read_bounded
 from src.common.files.strict_json import read_json
 from src.common.tree import listed
-from src.data import imagenet, pictures
-from src.data.example import Example
-from src.data.file_task import given
+from src.data.example import BadRow, Example
 from src.data.files.array_record import ShardFiles
-from src.data.imagenet import named_classes
-from src.data.pipeline.bad_rows import BadRow
+from src.data.sources._classes import named_classes
+from src.data.sources._files import FileSource
 
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 LABELS = 1 << 24  # bytes of a file of class names
 
 
-class Tfds:
-    """The examples of one split by number.
+class Tfds(FileSource):
+    """`image`, and `label` or `caption` of the examples of one split.
 
-    image          name of the feature with the encoded image
-    label, texts   name of the class, or of texts; parts of nested features are joined by "/", of several texts in one
-                   feature ("captions/text" of COCO) the first counts
-    names          a file of the classes' names, as `imagenet` has it; without it those of the data set
-
-    Raises FileNotFoundError, and ValueError for a data set in another format, without these features, or with shards
-    that are missing or damaged.
+    image     name of the feature with the encoded image
+    label     name of the class, or "": then there are captions
+    caption   name of the text, or "": then there are classes. Parts of nested features are joined by "/"; of several
+              texts in one feature ("captions/text" of COCO) the first counts
+    names, ambiguous   of classes, as `image_folders` has them; without a file the names of the data set
+    held_out  how many rows are "test": the last ones, of classes some all over the split
     """
 
     def __init__(
         self,
-        folder: epath.Path,
-        split: str = "train",
+        folder: str | os.PathLike[str],
         *,
+        split: str = "train",
         image: str = "image",
         label: str = "",
-        texts: tuple[str, ...] = (),
+        caption: str = "",
         names: str | os.PathLike[str] = "",
         ambiguous: str = "words",
+        held_out: int = 0,
     ):
-        self.folder, self.kind = folder, "classes" if label else "captions"
-        self._image, self._label, self._texts = image, label, texts
-        shards = _shards(folder, split)
+        super().__init__(held_out)
+        if not (label or caption):
+            raise ValueError("source.label and source.caption are empty: name the feature that goes with the image")
+        self.folder, self.split, self.image, self.label, self.caption = folder, split, image, label, caption
+        self.names, self.ambiguous = names, ambiguous
+
+    @property
+    def kind(self) -> str:
+        """What the examples are."""
+        return "classes" if self.label else "captions"
+
+    @property
+    def spread(self) -> bool:
+        """Rows of classes are sorted."""
+        return bool(self.label)
+
+    @functools.cached_property
+    def classes(self) -> list[dict[str, str]]:
+        """Id and name of each class."""
+        if not self.label:
+            return []
+        path = self.path("folder") / f"{self.label.replace('/', '-')}.labels.txt"
+        ids = read_bounded(path, LABELS, "file of class names").decode().split("\n")[:-1]
+        return named_classes(ids, self.names, self.ambiguous)
+
+    def open(self) -> ShardFiles:
+        """The shards.
+
+        Raises FileNotFoundError, and ValueError for a data set in another format, without these features, or with
+        shards that are missing or damaged.
+        """
+        folder = self.path("folder")
+        shards = _shards(folder, self.split)
         features = _features(read_json(folder / "features.json", what="file of features"))
-        missing = [name for name in (image, label, *texts) if name and name not in features]
-        if missing:
+        wanted = [name for name in (self.image, self.label, self.caption) if name]
+        if missing := [name for name in wanted if name not in features]:
             raise ValueError(f"the data set {os.fspath(folder)!r} has no {listed(missing)}: it has {listed(features)}")
-        self.classes = named_classes(self._ids(), names, ambiguous) if label else []
-        self._files = ShardFiles(folder, shards)
-        wrong = [name for name, _ in shards if not (folder / name).exists()] or self._files.damaged()
+        _ = self.classes  # refused here, not at the first row
+        files = ShardFiles(folder, shards)
+        wrong = [name for name, _ in shards if not (folder / name).exists()] or files.damaged()
         if wrong:
             raise ValueError(
                 f"{len(wrong)} of the {len(shards)} shards of {os.fspath(folder)!r} are missing or damaged:"
                 f" {listed(wrong)}; prepare the data set again"
             )
+        return files
 
-    def _ids(self) -> list[str]:
-        path = self.folder / f"{self._label.replace('/', '-')}.labels.txt"
-        return read_bounded(path, LABELS, "file of class names").decode().split("\n")[:-1]
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Example:
-        data, where = self._files[index]
+    def __getitem__(self, number: int) -> Example:
+        data, where = self.files[number]
         values = parse_record(data, where)
-        told: dict[str, Any] = {}
-        if self._label:
-            label = values.get(self._label)
-            told["label"] = label[0] if isinstance(label, list) and len(label) == 1 else None
-        for name in self._texts:
-            text = values.get(name)
+        example = Example({}, where)
+        if self.label:
+            label = values.get(self.label)
+            example["label"] = label[0] if isinstance(label, list) and len(label) == 1 else None
+        if self.caption:
+            text = values.get(self.caption)
             if isinstance(text, list) and text and isinstance(text[0], bytes):
-                told["caption" if len(self._texts) == 1 else name] = text[0].decode(errors="replace")
-        image = values.get(self._image)
-        found = isinstance(image, list) and len(image) == 1 and isinstance(image[0], bytes)
-        return Example(where, told, (image[0],) if found else ())
+                example["caption"] = text[0].decode(errors="replace")
+        image = values.get(self.image)
+        if isinstance(image, list) and len(image) == 1 and isinstance(image[0], bytes):
+            example["image"] = image[0]
+        return example
 
 
 def _shards(folder: epath.Path, split: str) -> list[tuple[str, int]]:
@@ -181,61 +204,3 @@ def _example_class() -> Any:
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("plain.Example"))
-
-
-class _Labelled:
-    """Opens the split; the options of the task itself are those of `imagenet`."""
-
-    def __init__(
-        self, *arguments: Any, split: str = "train", image: str = "image", label: str = "label", **options: Any
-    ):
-        super().__init__(*arguments, **options)
-        self._split, self._features = split, {"image": image, "label": label}
-
-    def open(self) -> Tfds:
-        """The data set."""
-        folder = given(self.folder, "folder", self.name)
-        return Tfds(folder, self._split, **self._features, names=self.names_file, ambiguous=self.ambiguous)
-
-
-class ClassPromptToImage(_Labelled, imagenet.ClassPromptToImage):
-    """`imagenet.ClassPromptToImage` from a TFDS split."""
-
-    name = "tfds_prompt_to_image"
-
-
-class ClassToImage(_Labelled, imagenet.ClassToImage):
-    """`imagenet.ClassToImage` from a TFDS split."""
-
-    name = "tfds_class_to_image"
-
-
-class _Captioned:
-    """Opens the split; the options of the task itself are those of `pictures`, and `caption` names the feature."""
-
-    def __init__(
-        self,
-        *arguments: Any,
-        split: str = "train",
-        image: str = "image",
-        caption: str = "captions/text",
-        **options: Any,
-    ):
-        super().__init__(*arguments, **options)
-        self._split, self._features = split, {"image": image, "texts": (caption,)}
-
-    def open(self) -> Tfds:
-        """The data set."""
-        return Tfds(given(self.folder, "folder", self.name), self._split, **self._features)
-
-
-class CaptionToImage(_Captioned, pictures.CaptionToImage):
-    """`pictures.CaptionToImage` from a TFDS split."""
-
-    name = "tfds_caption_to_image"
-
-
-class ImageToCaption(_Captioned, pictures.ImageToCaption):
-    """`pictures.ImageToCaption` from a TFDS split."""
-
-    name = "tfds_image_to_caption"

@@ -1,8 +1,8 @@
 """Tar shards as WebDataset has them: the files `a/7.jpg` and `a/7.txt` of one archive, one behind the other, are an
-example, a picture with its caption. A caption is a text file, or the "caption" of a JSON file.
+example, an image with its caption. A caption is a text file, or the "caption" of a JSON file.
 
-The archives of a folder are read through once to see where each file lies (`tables.py`); then every example is read
-where it is, nothing is unpacked. Compressed archives have no such places and are refused.
+The archives of a folder are read through once to see where each file lies (`files/index_cache.py`); then every example
+is read where it is, nothing is unpacked. Compressed archives have no such places and are refused.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from src.common.files.images import LIMITS
 from src.common.files.paths import member
 from src.common.files.store import local_copy
 from src.common.tree import listed
-from src.data import pictures
-from src.data.example import Example
-from src.data.file_task import given
+from src.data.example import BadRow, Example
 from src.data.files.index_cache import cached_table, stamp
 from src.data.files.json_lines import LINE_BYTES, parse_example
-from src.data.pipeline.bad_rows import BadRow
+from src.data.sources._files import FileSource
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 TEXTS = ("txt", "json")  # the first one there is used
@@ -32,14 +30,28 @@ SHARD, IMAGE, IMAGE_SIZE, TEXT, TEXT_SIZE, IS_JSON, NAMED = range(7)  # columns
 ABSENT = -1
 
 
-class Tars:
-    """The examples of a folder's `*.tar` by number, in the order of the archives' names and of their files.
+class WebDataset(FileSource):
+    """`image` and `caption` of the examples of a folder's `*.tar`, in the order of the archives' names and of their
+    files; `held_out` rows are "test"."""
 
-    Raises FileNotFoundError for a folder without archives, ValueError naming those that are cut off, damaged or
-    compressed.
-    """
+    def __init__(self, folder: str | os.PathLike[str], *, held_out: int = 0):
+        super().__init__(held_out)
+        self.folder = folder
 
-    kind = "captions"
+    def open(self) -> _Tars:
+        """The archives.
+
+        Raises FileNotFoundError for a folder without archives, ValueError naming those that are cut off, damaged or
+        compressed.
+        """
+        return _Tars(self.path("folder"))
+
+    def __getitem__(self, number: int) -> Example:
+        return self.files[number]
+
+
+class _Tars:
+    """The examples of some archives."""
 
     def __init__(self, folder: epath.Path):
         found = sorted(p for p in folder.iterdir() if p.suffix == ".tar") if folder.exists() else []
@@ -63,8 +75,8 @@ class Tars:
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, index: int) -> Example:
-        row = self._table[index]
+    def __getitem__(self, number: int) -> Example:
+        row = self._table[number]
         shard = int(row[SHARD])
         where = f"{self._paths[shard].name} {self._name(shard, row)}"
         if not row[NAMED]:
@@ -77,13 +89,13 @@ class Tars:
             raise BadRow("the file is too long", where, f"{max(row[TEXT_SIZE], row[IMAGE_SIZE]):,} bytes")
         text = self._read(shard, row[TEXT], row[TEXT_SIZE])
         if row[IS_JSON]:
-            told = {name: text for name, text in parse_example(text, where).items() if isinstance(text, str)}
+            texts = {name: text for name, text in parse_example(text, where).items() if isinstance(text, str)}
         else:
             try:
-                told = {"caption": text.decode().strip()}
+                texts = {"caption": text.decode().strip()}
             except UnicodeDecodeError as error:
                 raise BadRow("the text is not UTF-8", where, error) from error
-        return Example(where, told, (self._read(shard, row[IMAGE], row[IMAGE_SIZE]),))
+        return Example(texts | {"image": self._read(shard, row[IMAGE], row[IMAGE_SIZE])}, where)
 
     def _read(self, shard: int, start: Any, size: Any) -> bytes:
         with open(self._paths[shard], "rb", buffering=0) as file:  # thousands of archives cannot all stay open
@@ -148,21 +160,3 @@ def _allowed(name: str) -> int:
     except ValueError:
         return 0
     return 1
-
-
-class _Tars:
-    def open(self) -> Tars:
-        """The folder's archives."""
-        return Tars(given(self.folder, "folder", self.name))
-
-
-class CaptionToImage(_Tars, pictures.CaptionToImage):
-    """`pictures.CaptionToImage` from tar shards."""
-
-    name = "tar_caption_to_image"
-
-
-class ImageToCaption(_Tars, pictures.ImageToCaption):
-    """`pictures.ImageToCaption` from tar shards."""
-
-    name = "tar_image_to_caption"
