@@ -30,7 +30,7 @@ PUBLISHED = {
     "optim.schedule": "constant",
     "optim.b2": 0.999,
     "optim.weight_decay": 0.0,
-    "optim.max_norm": 2.0,
+    "optim.grad_clip": 2.0,
 }
 
 

@@ -30,7 +30,7 @@ ENDS = {
         "vision.patch": None,
     },
     ("llava_journeydb", "pixels", "debug"): {"tasks.caption_to_image.data.size": 8},
-    ("tinyllama_finetune", "official", "paper"): {"optim.max_norm": 1.0},
+    ("tinyllama_finetune", "official", "paper"): {"optim.grad_clip": 1.0},
     ("tinyllama_finetune", "official", "lora"): {"optim.lr": 2e-4},
     ("tinyllama_finetune", "official", "debug"): {
         "sample.image.steps": 2, "tasks.chat.data.length": 256, "optim.warmup": 0

@@ -27,15 +27,12 @@ def delivered(field: Field, holds: str) -> tuple[int, int, int]:
     Raises ValueError where a source has moments and the field no autoencoder.
     """
     chain = field.codec
-    if holds == "moments":
-        if chain.frozen is None:
-            raise ValueError(f"the source has moments of latents, but fields.{field.name}.codec has no autoencoder")
-        height, width, channels = chain.frozen.shape
-        return height, width, 2 * channels
-    first = chain.host
-    if first.where == "frozen":  # a network that takes pictures as its own `preprocess` makes them
-        return first.preprocess(np.zeros((2, 2, 3), np.uint8)).shape
-    return first.shape
+    if holds != "moments":
+        return chain.delivered
+    if chain.frozen is None:
+        raise ValueError(f"the source has moments of latents, but fields.{field.name}.codec has no autoencoder")
+    height, width, channels = chain.frozen.shape
+    return height, width, 2 * channels
 
 
 class Images:

@@ -41,6 +41,12 @@ class Task:
         moments = getattr(self.source, "moments", None)
         return moments and moments.codec
 
+    @property
+    def buckets(self) -> Any:
+        """The buckets of aspect ratios of the template's images, or None."""
+        found = [getattr(column, "buckets", None) for column in self.template.columns]
+        return next((buckets for buckets in found if buckets), None)
+
     def rows(self, split: str) -> int:
         """Rows of a split, bad ones included.
 

@@ -120,7 +120,7 @@ class PackedLayout:
         return SequenceSpec(slots, slots, group, jnp.where(valid, example, 0), restarting(valid, example))
 
     def join(self, batch: Batch, parts: Mapping[tuple[str, str], Array | np.ndarray], fill: int | float = 0) -> Array:
-        """[B, S, …] of [B, S, …] of the first segment, and [B, M, N, …], or [M, N] of all rows, of the parts' tokens."""
+        """[B, S, …] of [B, S, …] of the first segment, and of the parts' [B, M, N, …], or [M, N] for all rows."""
         rows = batch.packing.segment.shape[0]
         flat = {}
         for (name, copy), values in parts.items():

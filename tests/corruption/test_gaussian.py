@@ -2,34 +2,30 @@
 
 import itertools
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.corruption.gaussian import VARIANCES, Gaussian, discretised_log_likelihood, expand, normal_kl
+from src.corruption.gaussian import PARAMETERIZATIONS, VARIANCES, Estimate, Gaussian, expand
 from src.corruption.schedules import GVP, VP, CosineBetas, Linear, LinearBetas
-from src.interfaces import PARAMETERIZATIONS, Estimate, Prediction, Process
+from src.interfaces import FieldSpec, Process
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "monoformer" / "expected.npz"
 SCHEDULES = [LinearBetas(), CosineBetas(), Linear(), GVP(), VP()]
 NAME = lambda value: value if isinstance(value, str) else type(value).__name__
 
 # compiled, for speed: one program instead of many small ones
-MIX, CONVERT, VLB, MOMENTS, POSTERIOR, CORRUPT = (
-    jax.jit(method, static_argnums=0)
-    for method in (
-        Gaussian.mix,
-        Gaussian.convert,
-        Gaussian.vlb_term,
-        Gaussian.posterior_moments,
-        Gaussian.posterior,
-        Gaussian.corrupt,
-    )
+CORRUPT, MOMENTS, POSTERIOR = (
+    jax.jit(method, static_argnums=0) for method in (Gaussian.corrupt, Gaussian.posterior_moments, Gaussian.posterior)
 )
 LEVELS = jax.jit(lambda schedule, t: (schedule.alpha(t), schedule.sigma(t)), static_argnums=0)
+
+
+def make(schedule, *options, features=4, **more):
+    """A process of so many numbers per token; options: parameterization, variance."""
+    options = dict(zip(("parameterization", "variance"), options, strict=False)) | more
+    return Gaussian(field=FieldSpec((3,), features=features), schedule=schedule, **options)
 
 
 def pair(shape=(5, 3, 4)):
@@ -50,13 +46,15 @@ def test_every_parameterization_gives_all_five(schedule):
 
     @jax.jit
     def estimates():
-        noised = Gaussian(schedule).mix(x0, eps, t)
-        predictions = {name: Prediction(value=noised.targets[name], variance=eps) for name in PARAMETERIZATIONS}
-        return noised, {name: Gaussian(schedule, name).convert(p, noised.xt, t) for name, p in predictions.items()}
+        c = make(schedule).corrupt(x0, eps, t)
+        targets = make(schedule).targets(c)
+        outputs = {name: jnp.concatenate([targets[name], eps], axis=-1) for name in PARAMETERIZATIONS}
+        learned = {name: make(schedule, name, "learned_range") for name in PARAMETERIZATIONS}
+        return targets, {name: learned[name].estimate(output, c.xt, t) for name, output in outputs.items()}
 
-    noised, found = estimates()
+    targets, found = estimates()
     for given, wanted in itertools.product(PARAMETERIZATIONS, PARAMETERIZATIONS):
-        target, got = np.asarray(noised.targets[wanted]), np.asarray(getattr(found[given], wanted))
+        target, got = np.asarray(targets[wanted]), np.asarray(getattr(found[given], wanted))
         scale = np.abs(target).max((1, 2), keepdims=True)
         np.testing.assert_allclose(got / scale, target / scale, atol=1e-4, err_msg=f"{given} -> {wanted}")
         np.testing.assert_array_equal(found[given].variance, eps)
@@ -65,12 +63,14 @@ def test_every_parameterization_gives_all_five(schedule):
 def test_targets_are_the_definitions():
     """Linear at t = 1/4, by hand: x_t = 3/4 x0 + 1/4 eps, v = 3/4 eps - 1/4 x0, velocity = eps - x0, score = -4 eps."""
     x0, eps = pair()
-    noised = MIX(Gaussian(Linear()), x0, eps, 0.25)
-    np.testing.assert_allclose(noised.xt, 0.75 * x0 + 0.25 * eps, atol=1e-6)
-    np.testing.assert_allclose(noised.targets["v"], 0.75 * eps - 0.25 * x0, atol=1e-6)
-    np.testing.assert_allclose(noised.targets["velocity"], eps - x0, atol=1e-6)
-    np.testing.assert_allclose(noised.targets["score"], -4 * eps, atol=1e-5)
-    assert set(noised.targets) == set(PARAMETERIZATIONS)
+    process = make(Linear())
+    c = CORRUPT(process, x0, eps, 0.25)
+    np.testing.assert_allclose(c.xt, 0.75 * x0 + 0.25 * eps, atol=1e-6)
+    targets = process.targets(c)
+    np.testing.assert_allclose(targets["v"], 0.75 * eps - 0.25 * x0, atol=1e-6)
+    np.testing.assert_allclose(targets["velocity"], eps - x0, atol=1e-6)
+    np.testing.assert_allclose(targets["score"], -4 * eps, atol=1e-5)
+    assert set(targets) == set(PARAMETERIZATIONS)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=NAME)
@@ -80,10 +80,10 @@ def test_ends_are_finite_and_say_what_xt_says(schedule):
 
     @jax.jit
     def at(t):
-        xt = Gaussian(schedule).mix(x0, says, t).xt
+        xt = make(schedule).corrupt(x0, says, t).xt
 
         def total(value, given):
-            estimate = Gaussian(schedule, given).convert(Prediction(value=value), xt, t)
+            estimate = make(schedule, given).estimate(value, xt, t)
             return sum(jnp.tanh(x).sum() for x in jax.tree.leaves(estimate)), estimate
 
         return xt, {name: jax.grad(total, has_aux=True)(says, name) for name in PARAMETERIZATIONS}
@@ -98,23 +98,22 @@ def test_ends_are_finite_and_say_what_xt_says(schedule):
             np.testing.assert_allclose(estimate.eps, xt, atol=2e-6)
 
 
-def test_times_may_be_one_per_batch_row_or_token():
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=NAME)
+def test_times_may_be_one_per_batch_row_or_token(schedule):
     x0, eps = pair((2, 3, 4))
-    process = Gaussian(LinearBetas())
+    x0 = x0.at[0, 0, 0].set(-0.0)
+    process = make(schedule)
     t = np.array([[0.0, 0.1, 0.2], [0.3, 0.0, 1.0]], np.float32)
-    noised = MIX(process, x0, eps, t)
-    np.testing.assert_array_equal(noised.changed, t > 0)
+    xt = CORRUPT(process, x0, eps, t).xt
     for b, n in itertools.product(range(2), range(3)):
         one = (slice(b, b + 1), slice(n, n + 1))
-        alone = MIX(process, np.asarray(x0)[one], np.asarray(eps)[one], t[b, n])
-        np.testing.assert_allclose(np.asarray(noised.xt)[one], alone.xt, rtol=1e-6)
-    rows = MIX(process, x0, eps, t[:, 1])
-    np.testing.assert_array_equal(rows.xt, MIX(process, x0, eps, t[:, 1:2]).xt)
-    np.testing.assert_array_equal(rows.changed, [[True] * 3, [False] * 3])
+        alone = CORRUPT(process, x0[one], eps[one], t[b, n])
+        np.testing.assert_allclose(xt[one], alone.xt, rtol=1e-6)
+    same = np.asarray(xt).view(np.int32) == np.asarray(x0).view(np.int32)
+    np.testing.assert_array_equal(same.all(axis=-1), t == 0)  # clean tokens bit for bit
+    np.testing.assert_array_equal(CORRUPT(process, x0, eps, t[:, 1]).xt, CORRUPT(process, x0, eps, t[:, 1:2]).xt)
     with pytest.raises(ValueError, match="do not fit"):
         expand(np.zeros(3), x0)
-    drawn = CORRUPT(process, jax.random.key(1), x0, t)
-    np.testing.assert_allclose(drawn.xt, MIX(process, x0, drawn.targets["eps"], t).xt, atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=NAME)
@@ -123,7 +122,7 @@ def test_posterior_is_bayes(schedule):
 
     E x_s = A alpha_t + B = alpha_s,  Var x_s = A^2 sigma_t^2 + V = sigma_s^2,  Cov = A sigma_t^2 = alpha_ts sigma_s^2.
     """
-    process = Gaussian(schedule)
+    process = make(schedule, features=1)
     t = jnp.array([0.9, 0.9, 0.5, 0.2, 0.002, 0.7])
     s = jnp.array([0.1, 0.899, 0.4, 0.001, 0.001, 0.0])
     one, zero = np.ones((6, 1, 1), np.float32), np.zeros((6, 1, 1), np.float32)
@@ -140,10 +139,10 @@ def test_posterior_is_bayes(schedule):
 
 def test_posterior_draws_with_the_true_x0_follow_q():
     """x_t -> x_s drawn with x_0 known has the law of q(x_s | x_0); at s = 0 the draw is x_0 itself."""
-    process = Gaussian(LinearBetas())
+    process = make(LinearBetas(), features=1)
     corrupt, draw = jax.random.split(jax.random.key(0))
     x0 = jnp.full((1, 40000, 1), 0.7)
-    xt = CORRUPT(process, corrupt, x0, 0.3).xt
+    xt = CORRUPT(process, x0, process.noise(corrupt, (1, 40000)), 0.3).xt
     xs = POSTERIOR(process, draw, xt, only_x0(x0), 0.3, 0.2)
     alpha, sigma = np.asarray(LEVELS(process.schedule, 0.2))
     xs = np.asarray(xs)
@@ -156,7 +155,7 @@ def test_a_token_whose_time_stays_keeps_its_value():
     """Per-token steps (diffusion forcing): clean and waiting tokens are not touched while others move."""
     x, _ = pair((1, 3, 4))
     t, s = jnp.array([[0.0, 0.4, 0.4]]), jnp.array([[0.0, 0.4, 0.2]])
-    moved = POSTERIOR(Gaussian(Linear()), jax.random.key(0), x, only_x0(np.zeros_like(x)), t, s)
+    moved = POSTERIOR(make(Linear()), jax.random.key(0), x, only_x0(np.zeros_like(x)), t, s)
     moved = np.asarray(moved)
     np.testing.assert_allclose(moved[:, :2], x[:, :2], atol=1e-5)
     assert np.abs(moved[:, 2] - x[:, 2]).min() > 1e-4
@@ -168,7 +167,9 @@ def test_variances_are_the_ends_of_the_learned_range():
     t, s = 0.211, 0.159
     logits = jnp.array([[[-1.0, 1.0, 0.0]]])
     got = {
-        name: np.asarray(MOMENTS(Gaussian(schedule, "eps", name), x, only_x0(x).replace(variance=logits), t, s)[1])
+        name: np.asarray(
+            MOMENTS(make(schedule, "eps", name, features=3), x, only_x0(x).replace(variance=logits), t, s)[1]
+        )
         for name in VARIANCES
     }
     low, high = (float(x) for x in jax.jit(lambda: (schedule.posterior_log_variance(t, s), schedule.log_beta(t, s)))())
@@ -176,83 +177,33 @@ def test_variances_are_the_ends_of_the_learned_range():
     np.testing.assert_allclose(got["fixed_small"].ravel(), [low] * 3, rtol=1e-6)
     np.testing.assert_allclose(got["fixed_large"].ravel(), [high] * 3, rtol=1e-6)
     np.testing.assert_allclose(got["learned_range"].ravel(), [low, high, (low + high) / 2], rtol=1e-6)
-    with pytest.raises(ValueError, match="learned_range but the prediction has none"):
-        MOMENTS(Gaussian(schedule, "eps", "learned_range"), x, only_x0(x), t, s)
-
-
-# --------------------------------------------------------------------------- the variational bound
-
-
-def test_golden_xt_mse_and_vb():
-    """The published code's numbers; channels stand for tokens here, which no term can tell apart."""
-    golden = np.load(GOLDEN)
-    flat = lambda x: x.reshape(*x.shape[:2], -1)
-    t = (golden["t"][golden["image_rows"]] + 1) / 1000
-    x0, eps, output = flat(golden["x0"]), flat(golden["noise"]), flat(golden["model_output"])
-    process = Gaussian(LinearBetas(), "eps", "learned_range")
-    noised = MIX(process, x0, eps, t)
-    prediction = Prediction(value=output[:, :4], variance=output[:, 4:])
-    np.testing.assert_allclose(noised.xt, flat(golden["x_t"]), atol=1e-6)
-    mse = np.square(prediction.value - noised.targets["eps"]).mean((1, 2))
-    np.testing.assert_allclose(mse, golden["mse"], rtol=1e-6)
-    np.testing.assert_allclose(VLB(process, x0, noised.xt, prediction, t), golden["vb"], rtol=1e-5)
-
-
-def test_bins_partition_the_line():
-    """The 256 bins of an 8-bit image have total probability 1, also when the mean is outside."""
-    levels = np.arange(256, dtype=np.float32) / 127.5 - 1
-    for mean, scale in [(0.1, 0.3), (-1.2, 0.5), (0.7, 0.02)]:
-        logs = jax.jit(discretised_log_likelihood)(levels, np.full(256, mean), np.full(256, math.log(scale)))
-        np.testing.assert_allclose(np.exp(logs).sum(), 1, atol=1e-5)
-
-
-def test_index_0_is_a_discretised_likelihood():
-    """Against the error function, in bits, averaged over the row; other rows of the batch keep their KL."""
-    x0, eps = pair((2, 1, 64))
-    x0 = 0.3 * np.tanh(x0)
-    process = Gaussian(LinearBetas(), "eps", "learned_range")
-    t = jnp.array([0.001, 0.5])
-    xt = MIX(process, x0, eps, t).xt
-    logits = np.ones_like(x0)
-    guess = 0.5 * eps
-    got = VLB(process, x0, xt, Prediction(value=guess, variance=logits), t)
-    z = np.asarray(x0 - CONVERT(process, Prediction(value=guess), xt, t).x0, np.float64)[0].ravel() / 0.01
-    half = 1 / 255 / 0.01
-    mass = [0.5 * (math.erf((v + half) / math.sqrt(2)) - math.erf((v - half) / math.sqrt(2))) for v in z]
-    np.testing.assert_allclose(got[0], -np.log2(mass).mean(), rtol=5e-3)
-    np.testing.assert_allclose(
-        got[1], VLB(process, x0[1:], xt[1:], Prediction(guess[1:], logits[1:]), 0.5)[0], rtol=1e-5
-    )
-
-
-def test_bound_vanishes_at_the_truth_and_teaches_only_the_variance():
-    x0, eps = pair((2, 3, 4))
-    process = Gaussian(CosineBetas(), "v", "learned_range")
-    t = jnp.array([0.003, 0.01])  # where the range is wide
-    noised = MIX(process, x0, eps, t)
-    bound = lambda value, logits: VLB(process, x0, noised.xt, Prediction(value=value, variance=logits), t)
-    low = -np.ones_like(x0)
-    np.testing.assert_allclose(bound(noised.targets["v"], low), [0, 0], atol=1e-6)
-    by_value, by_logits = jax.jit(jax.grad(lambda *a: bound(*a).sum(), (0, 1)))(noised.targets["v"] + 0.1, low + 0.5)
-    assert not np.any(by_value) and (np.abs(by_logits) > 1e-6).all()
-    with pytest.raises(ValueError, match="table of betas, not Linear"):
-        Gaussian(Linear()).vlb_term(x0, x0, Prediction(value=x0), 0.5)
-
-
-def test_normal_kl_is_the_integral():
-    x = np.linspace(-12, 12, 200001)
-    density = lambda mean, log_variance: (
-        np.exp(-((x - mean) ** 2) / 2 / np.exp(log_variance) - log_variance / 2) / 2.5066283
-    )
-    p, q = density(0.3, -0.4), density(-0.5, 0.7)
-    exact = np.sum(p * np.log(p / q)) * (x[1] - x[0])
-    np.testing.assert_allclose(normal_kl(*map(jnp.array, (0.3, -0.4, -0.5, 0.7))), exact, rtol=1e-5)
+    with pytest.raises(ValueError, match="learned_range but the estimate has none"):
+        MOMENTS(make(schedule, "eps", "learned_range", features=3), x, only_x0(x), t, s)
 
 
 def test_the_contract_and_its_refusals():
-    assert isinstance(Gaussian(Linear()), Process)
-    assert Gaussian(Linear()).prior(jax.random.key(0), (2, 3, 4)).shape == (2, 3, 4)
+    process = make(Linear(), "v")
+    assert isinstance(process, Process)
+    assert process.inputs == process.field and (process.outputs, process.guided) == (4, 4)
+    learned = make(LinearBetas(), variance="learned_range")
+    assert (learned.outputs, learned.guided) == (8, 4)
+    x0, eps = pair((2, 3, 4))
+    np.testing.assert_array_equal(
+        process.noise(jax.random.key(0), (2, 3)), jax.random.normal(jax.random.key(0), (2, 3, 4))
+    )
+    assert process.prior(jax.random.key(0), (2, 3)).shape == (2, 3, 4)
+    value, time = process.network(x0, jnp.array([[0.25], [0.5]]))
+    np.testing.assert_array_equal(value, x0)
+    np.testing.assert_array_equal(time, [[250], [500]])
+    estimate = process.estimate(eps, x0, jnp.array([[0.25], [0.5]]))
+    np.testing.assert_array_equal(process.hint(estimate), estimate.x0)
+    np.testing.assert_allclose(process.times(2), [0.999, 0.4995, 0], rtol=1e-6)
+    assert process.state() is None and process.bind(None) is process
+    with pytest.raises(ValueError, match="8 numbers per token instead of 4"):
+        process.estimate(jnp.zeros((2, 3, 8)), x0, 0.5)
     with pytest.raises(ValueError, match="'noise' is unknown"):
-        Gaussian(Linear(), "noise")
+        make(Linear(), "noise")
     with pytest.raises(ValueError, match="'learned' is unknown"):
-        Gaussian(Linear(), "eps", "learned")
+        make(Linear(), "eps", "learned")
+    with pytest.raises(ValueError, match="vocab=7"):
+        Gaussian(field=FieldSpec((3,), vocab=7), schedule=Linear())

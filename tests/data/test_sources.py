@@ -34,7 +34,7 @@ from src.data.templates.class_label import ClassLabel
 from src.data.templates.class_prompt import ClassPrompt
 from src.data.templates.image_to_caption import ImageToCaption
 from src.data.templates.picture_chat import PictureChat
-from tests import formats
+from tests.helpers import formats
 from tests.helpers.fields import field, patches, table
 from tests.helpers.rows import build, flaw, rows_of, words
 
@@ -340,7 +340,7 @@ class Tower:
     def __init__(self):
         from src.interfaces import FieldSpec
 
-        self.spec, self.shape = FieldSpec((2, 2), features=7), (4, 7)
+        self.spec, self.shape, self.takes = FieldSpec((2, 2), features=7), (4, 7), (6, 6, 3)
 
     def preprocess(self, pixels):
         return np.full((6, 6, 3), pixels.mean() / 255, np.float32)

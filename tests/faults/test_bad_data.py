@@ -32,7 +32,7 @@ from src.train.step import gradients
 from src.train.system import prepare
 from src.train.trainer import make_trainer
 from tests.helpers.fields import table
-from tests.train.test_step import close, config_of
+from tests.helpers.runs import close, config_of
 
 pytestmark = pytest.mark.faults
 ROWS = 1500

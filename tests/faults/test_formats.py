@@ -143,7 +143,7 @@ def test_a_run_of_yesterday_goes_on(monkeypatch):
             r"\(optim\.lr: 0\.004 -> 0\.5\): to go on with it, add --config\.optim\.lr=0\.004; or ",
         ),
         (
-            {"optim.multipliers": ((".*", 0.5),)},
+            {"optim.lr_multipliers": ((".*", 0.5),)},
             r"set optim\.multipliers back to \[\['\.\*', 1\.0\]\] in the ",
         ),
         ({"model.trunk.width": 64}, r"width: 32 -> 64\): to go on with it, add --config\.model\.trunk\.width=32"),

@@ -18,7 +18,7 @@ from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.chat import Chat
 from src.data.templates.class_label import ClassLabel
 from src.data.templates.picture_chat import PictureChat
-from tests import formats
+from tests.helpers import formats
 from tests.helpers.fields import field, patches, table
 
 pytestmark = pytest.mark.faults

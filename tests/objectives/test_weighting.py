@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.corruption.gaussian import Gaussian
+from src.corruption.gaussian import PARAMETERIZATIONS, Gaussian
 from src.corruption.schedules import GVP, VP, CosineBetas, Linear, LinearBetas
-from src.interfaces import PARAMETERIZATIONS, Prediction
+from src.interfaces import FieldSpec
 from src.objectives.losses.weighting import ELBO, Constant, MinSNR
 
 SCHEDULES = [LinearBetas(), CosineBetas(), Linear(), GVP(), VP()]
@@ -17,18 +17,17 @@ T = jnp.array([0.1, 0.3, 0.5, 0.7, 0.9])
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=NAME)
 def test_loss_does_not_depend_on_the_parameterization(schedule):
-    process = Gaussian(schedule, "v")
+    process = Gaussian(field=FieldSpec((2,), features=3), schedule=schedule, parameterization="v")
 
     @jax.jit
     def weighted():
         a, b, c = jax.random.split(jax.random.key(0), 3)
         shape = (5, 2, 3)
-        noised = process.mix(jax.random.normal(a, shape), jax.random.normal(b, shape), T)
-        wrong = noised.targets["v"] + 0.5 * jax.random.normal(c, shape)
-        estimate = process.convert(Prediction(value=wrong), noised.xt, T)
-        loss = lambda law, name: (
-            law(schedule, T, name) * ((getattr(estimate, name) - noised.targets[name]) ** 2).mean((1, 2))
-        )
+        corrupted = process.corrupt(jax.random.normal(a, shape), jax.random.normal(b, shape), T)
+        targets = process.targets(corrupted)
+        wrong = targets["v"] + 0.5 * jax.random.normal(c, shape)
+        estimate = process.estimate(wrong, corrupted.xt, T)
+        loss = lambda law, name: law(schedule, T, name) * ((getattr(estimate, name) - targets[name]) ** 2).mean((1, 2))
         return [{name: loss(law, name) for name in PARAMETERIZATIONS} for law in (MinSNR(gamma=5.0), ELBO())]
 
     for losses in weighted():

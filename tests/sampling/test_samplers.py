@@ -14,7 +14,9 @@ import pytest
 
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import GVP, VP, CosineBetas, Linear, LinearBetas
-from src.interfaces import Prediction, StepSampler
+from src.interfaces import FieldSpec, StepSampler
+from src.sampling.loop import integrate, sample
+from src.sampling.steps import ancestral
 from src.sampling.steps.gaussian import (
     DDIM,
     DIFFUSIONS,
@@ -23,13 +25,15 @@ from src.sampling.steps.gaussian import (
     Euler,
     EulerMaruyama,
     Heun,
-    integrate,
-    sample,
     time_grid,
 )
 
 MU, SD = 0.6, 0.5
 NAME = lambda value: value if isinstance(value, str) else type(value).__name__
+
+
+def make(schedule, parameterization="x0"):
+    return Gaussian(field=FieldSpec((5,), features=1), schedule=schedule, parameterization=parameterization)
 
 
 def width(schedule, t):
@@ -39,7 +43,7 @@ def width(schedule, t):
 def exact(process, xt, t):
     a = process.schedule.alpha(t)
     gain = a * SD**2 / width(process.schedule, t) ** 2
-    return process.convert(Prediction(value=MU + gain * (xt - a * MU)), xt, t)
+    return process.estimate(MU + gain * (xt - a * MU), xt, t)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -50,13 +54,13 @@ def flow(schedule, x, t, s):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def run(sampler, schedule, key, x, times):
-    process = Gaussian(schedule, "x0")
+    process = make(schedule)
     return integrate(sampler, process, lambda xt, t: exact(process, xt, t), key, x, times)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def run_all(sampler, schedule, key, x, steps):
-    process = Gaussian(schedule, "x0")
+    process = make(schedule)
     return sample(sampler, process, lambda xt, t: exact(process, xt, t), key, x, steps)
 
 
@@ -82,7 +86,7 @@ def test_discrete_grids_are_the_published_ones():
 def test_continuous_grids():
     np.testing.assert_allclose(time_grid(Linear(t_max=1.0), 4), [1, 0.75, 0.5, 0.25, 0], atol=1e-6)
     np.testing.assert_allclose(time_grid(Linear(t_max=1.0), 4, shift=3.0), [1, 0.9, 0.75, 0.5, 0], atol=1e-6)
-    times = EulerMaruyama(last_size=0.04).times(Gaussian(Linear(t_max=1.0)), 4)
+    times = EulerMaruyama(last_size=0.04).times(make(Linear(t_max=1.0)), 4)
     np.testing.assert_allclose(times, [1, 0.68, 0.36, 0.04, 0], atol=1e-6)
 
 
@@ -155,7 +159,7 @@ def ddpm_law(steps):
     return mean, variance
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(), DDIM(eta=1.0)], ids=NAME)
+@pytest.mark.parametrize("sampler", [Ancestral(), ancestral.Ancestral(), DDIM(eta=1.0)], ids=repr)
 def test_respaced_ddpm_has_the_law_of_the_textbook(sampler):
     n, (mean, variance) = 60000, ddpm_law(20)
     x = draws(sampler, LinearBetas(), 20, n)
@@ -195,27 +199,51 @@ def test_law_of_sde_samples_does_not_depend_on_w(diffusion):
 
 def test_last_sde_step():
     """To t = 0 without noise: by the drift of the SDE, or by that of the ODE."""
-    process = Gaussian(Linear(), "x0")
+    process = make(Linear())
     estimate = exact(process, X, 0.1)
     t, s = jnp.array(0.1), jnp.array(0.0)
-    step = lambda last: EulerMaruyama(last=last).step(process, jax.random.key(0), lambda *_: estimate, X, t, s, ())[0]
+    step = lambda last: EulerMaruyama(last=last).step(process, jax.random.key(0), estimate, X, t, s, (), exact)[0]
     np.testing.assert_allclose(step("ode"), X - 0.1 * estimate.velocity, atol=1e-6)
     np.testing.assert_allclose(step("mean"), X - 0.1 * (estimate.velocity - 0.1 * estimate.score), atol=1e-6)
+
+
+# --------------------------------------------------------------------------- times of rows and tokens
+
+EVERY = [Ancestral(), DDIM(), DDIM(eta=0.5), Euler(), Heun(), EulerMaruyama(), DPMSolverPP2M()]
+
+
+@pytest.mark.parametrize("sampler", EVERY, ids=lambda sampler: f"{NAME(sampler)}{getattr(sampler, 'eta', '')}")
+def test_times_may_be_one_per_row_or_token(sampler):
+    """A step of each token at its own time is the step of the whole at that time; clean tokens stay finite."""
+    process = make(Linear())
+    x = jnp.concatenate([X, -X])
+    t, s = jnp.array([[0.9] * 5, [0.4] * 5]), jnp.array([[0.7] * 5, [0.0] * 5])
+
+    @jax.jit
+    def move(t, s):
+        again = lambda x, t: exact(process, x, t[..., None] if jnp.ndim(t) else t)
+        return sampler.step(process, jax.random.key(0), again(x, t), x, t, s, sampler.init(process, x), again)[0]
+
+    rows, tokens = move(t[:, :1], s[:, :1]), move(t, s)
+    np.testing.assert_allclose(rows, tokens, atol=1e-6)
+    for row in range(2):
+        np.testing.assert_allclose(rows[row], move(t[row, 0], s[row, 0])[row], atol=1e-5)
+    assert np.isfinite(move(t.at[0, 1].set(0.0), s.at[0, 1].set(0.0))).all()
 
 
 # --------------------------------------------------------------------------- options
 
 
 def test_clipping_bounds_x0_and_keeps_the_estimate_consistent():
-    process = Gaussian(LinearBetas(), "x0")
-    estimate = DDIM(clip_x0=0.5).estimate(process, lambda x, t: exact(process, x, t), 3 * X, jnp.array(0.4))
+    process = make(LinearBetas())
+    estimate = DDIM(clip_x0=0.5).clipped(process, exact(process, 3 * X, 0.4), 3 * X, jnp.array(0.4))
     assert jnp.abs(estimate.x0).max() == 0.5
     a, s = process.schedule.alpha(0.4), process.schedule.sigma(0.4)
     np.testing.assert_allclose(a * estimate.x0 + s * estimate.eps, 3 * X, atol=1e-5)
 
 
 def test_contract_and_refusals():
-    for sampler in (Ancestral(), DDIM(), Euler(), Heun(), EulerMaruyama(), DPMSolverPP2M()):
+    for sampler in (Ancestral(), ancestral.Ancestral(), DDIM(), Euler(), Heun(), EulerMaruyama(), DPMSolverPP2M()):
         assert isinstance(sampler, StepSampler)
     with pytest.raises(ValueError, match="'brownian' is unknown"):
         EulerMaruyama(diffusion="brownian")

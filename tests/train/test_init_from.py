@@ -12,9 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from configs import imagenet256
 from src.build import build_system
 from src.common.files.lazy_arrays import Arrays
 from src.common.tree import flatten, rebuild
@@ -30,12 +29,10 @@ from src.train.init_from import Start, make_start
 from src.train.loop import ELASTIC, restore
 from src.train.state import init_params
 from src.train.trainer import make_trainer
+from tests.helpers.weights import config_from, published, with_checkpoint
 
 # Orbax's readers drop their futures when one of them finds damage.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-FIELDS = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 64,
-          "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 258,
-          "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -43,35 +40,6 @@ def tidy():
     """Has Python report what Orbax's readers dropped here, where it is ignored."""
     yield
     gc.collect()
-
-
-def published(folder, seed=0, **fields):
-    """A tiny Llama as TinyLlama is published, in bfloat16."""
-    fields, rng = FIELDS | fields, np.random.default_rng(seed)
-    table = (fields["vocab_size"], 32)
-    shapes = {"model.embed_tokens.weight": table, "lm_head.weight": table, "model.norm.weight": (32,)}
-    block = {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32),
-             "self_attn.o_proj": (32, 32), "mlp.gate_proj": (64, 32), "mlp.up_proj": (64, 32),
-             "mlp.down_proj": (32, 64), "input_layernorm": (32,), "post_attention_layernorm": (32,)}  # fmt: skip
-    shapes |= {f"model.layers.{i}.{name}.weight": shape for i in range(2) for name, shape in block.items()}
-    tensors = {name: rng.normal(size=shape).astype(ml_dtypes.bfloat16) for name, shape in shapes.items()}
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(fields))
-    (folder / "tokenizer.json").write_text("{}")
-    return tensors
-
-
-def config_from(path, **init_from):
-    """ImageNet's recipe, tiny, on a mesh that splits even small parameters."""
-    config = imagenet256.get_config("debug").unlock()
-    config.text_codec.update({"name": "text:Bytes", "path": ""})
-    config.mesh.update({"data": 2, "fsdp": 4})
-    config.sharding.min_size, config.batch = 64, 8
-    config.image_codec.name = ""  # latents, without their codec
-    config.tasks.class_prompt_to_image.data.update({"size": 32, "channels": 4})
-    config.init_from.update({"path": str(path)} | init_from)
-    return config.lock()
 
 
 @pytest.fixture(scope="module")
@@ -153,14 +121,6 @@ def test_the_run_goes_on_without_the_folder_and_notices_another(world, tmp_path,
         begun(trainer, tmp_path / "nowhere").init_params()
     monkeypatch.setattr("src.doctor.held_out._held_out", lambda name, plan: False)  # there are no data
     assert Panels(begun(trainer, tmp_path / "nowhere"))._at_the_start(state) == {}
-
-
-def with_checkpoint(workdir, trainer, state):
-    checkpoints = Checkpointer(workdir)
-    position = {"rows": {}, "counts": {}, "meter": {}}
-    state = jax.device_put(state, jax.devices()[0])  # which Orbax writes sooner than pieces of all devices
-    assert checkpoints.save(int(state.step), state, position, trainer.system.identity())
-    checkpoints.close()
 
 
 def test_a_trained_run_is_published_and_read_back(world, tmp_path, capsys):

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from src.corruption._parameterizations import PARAMETERIZATIONS
 from src.corruption.schedules import FLOOR, Schedule, as_time
-from src.interfaces import PARAMETERIZATIONS
 
 
 def _logs(schedule: Schedule, t: ArrayLike) -> tuple[Array, Array, Array]:

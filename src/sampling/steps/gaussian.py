@@ -9,130 +9,78 @@
        D = x0_t + (h / 2h') (x0_t - x0_previous),   x_u = s_u/s_t x_t + a_u (1 - e^-h) D  (Lu et al. 2022, algorithm 2).
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from src.corruption.gaussian import Gaussian
+from src.corruption._grids import time_grid
+from src.corruption.gaussian import Estimate, Gaussian, expand
 from src.corruption.schedules import FLOOR, Schedule
-from src.corruption.timesteps import shift_time
-from src.interfaces import Denoise, Estimate, Process, PyTree, StepSampler
+from src.interfaces import PyTree
+from src.sampling.steps._base import Base
 
-# --------------------------------------------------------------------------- time grids
-
-
-def _kept_indices(n: int, steps: int, spacing: str) -> np.ndarray:
-    """The `steps` indices out of n that a respaced process keeps, increasing."""
-    if spacing == "ddim":
-        strides = [i for i in range(1, n + 1) if len(range(0, n, i)) == steps]
-        if not strides:
-            raise ValueError(
-                f"No whole stride picks {steps} of {n} times; take another step count or spacing 'uniform'."
-            )
-        return np.arange(0, n, strides[0])
-    if steps > n:
-        raise ValueError(f"{steps} sampling steps do not fit a process of {n} times; take at most {n}.")
-    if steps == 1:
-        return np.array([n - 1])  # the only step has to start from noise
-    # the strides are added up one by one, because the official rounding depends on it
-    return np.round(np.cumsum([0.0] + [(n - 1) / (steps - 1)] * (steps - 1))).astype(int)
-
-
-def time_grid(
-    schedule: Schedule, steps: int, *, spacing: str = "uniform", shift: float = 1.0, last_size: float | None = None
-) -> Float[Array, " T"]:
-    """Decreasing times [steps + 1] that end at 0.
-
-    Discrete schedules: t = (k + 1)/n of the kept indices k. "uniform" keeps round(i (n-1)/(steps-1)), "ddim" every
-    stride-th from 0 (both as in Nichol & Dhariwal's code). Continuous schedules: equal steps from t_max to 0, or, with
-    `last_size`, equal steps to `last_size` and one from there to 0. `shift` moves times towards noise (SD3, eq. 23).
-
-    Raises ValueError for steps < 1, an unknown spacing, or step counts that do not fit the table.
-    """
-    if steps < 1:
-        raise ValueError(f"A sampler cannot take {steps} steps; give at least 1.")
-    if spacing not in ("uniform", "ddim"):
-        raise ValueError(f"The spacing {spacing!r} is unknown; take 'uniform' or 'ddim'.")
-    n = schedule.discrete_steps
-    if n is not None:
-        times = (_kept_indices(n, steps, spacing)[::-1] + 1) / n
-    elif last_size is not None:
-        times = np.linspace(schedule.t_max, last_size, steps)
-    else:
-        times = np.linspace(schedule.t_max, 0.0, steps + 1)[:-1]
-    return jnp.append(shift_time(jnp.asarray(times, jnp.float32), shift), 0.0)
-
-
-# --------------------------------------------------------------------------- the loop
-
-
-def integrate(
-    sampler: StepSampler, process: Process, denoise: Denoise, key: Array, xt: Float[Array, "B *N P"], times: Array
-) -> Float[Array, "B *N P"]:
-    """x at the last of the decreasing `times` [T + 1], from x at the first; step i gets the key folded with i."""
-    xt = xt.astype(jnp.promote_types(xt.dtype, jnp.float32))
-
-    def body(carry: tuple[Array, PyTree], now: tuple[Array, Array, Array]) -> tuple[tuple[Array, PyTree], None]:
-        i, t, s = now
-        return sampler.step(process, jax.random.fold_in(key, i), denoise, carry[0], t, s, carry[1]), None
-
-    steps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
-    return jax.lax.scan(body, (xt, sampler.init(process, xt)), steps)[0][0]
-
-
-def sample(
-    sampler: StepSampler, process: Process, denoise: Denoise, key: Array, xt: Float[Array, "B *N P"], steps: int
-) -> Float[Array, "B *N P"]:
-    """x_0 from noise x_t in `steps` steps on the sampler's own time grid, as one scan."""
-    return integrate(sampler, process, denoise, key, xt, sampler.times(process, steps))
-
-
-# --------------------------------------------------------------------------- samplers
+Again = Callable[[Array, Array], Estimate]  # (x_t, t) -> one more estimate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Sampler:
-    """Options that all samplers share.
+class _Sampler(Base):
+    """Options that all samplers share, beside `shift`.
 
     spacing   of the kept indices of a discrete schedule, "uniform" or "ddim"
-    shift     of the times towards noise, 1 = none
     clip_x0   bound on |x0| of every estimate (the other parameterizations follow), None = no clipping
     """
 
     spacing: str = "uniform"
-    shift: float = 1.0
     clip_x0: float | None = None
 
     def times(self, process: Gaussian, steps: int) -> Float[Array, " T"]:
         """The common time grid (`time_grid`)."""
         return time_grid(process.schedule, steps, spacing=self.spacing, shift=self.shift)
 
-    def init(self, process: Gaussian, xt: Array) -> PyTree:
-        """No state."""
-        return ()
-
-    def estimate(self, process: Gaussian, denoise: Denoise, xt: Array, t: Array) -> Estimate:
-        """The denoiser's estimate at (x_t, t), clipped if asked."""
-        estimate = denoise(xt, t)
+    def clipped(self, process: Gaussian, estimate: Estimate, xt: Array, t: Array) -> Estimate:
+        """The estimate, clipped if asked."""
         if self.clip_x0 is None:
             return estimate
         return process.from_x0(jnp.clip(estimate.x0, -self.clip_x0, self.clip_x0), estimate, xt, t)
 
+    def step(
+        self,
+        process: Gaussian,
+        key: Array,
+        estimate: Estimate,
+        xt: Array,
+        t: Array,
+        s: Array,
+        state: PyTree,
+        again: Again,
+    ) -> tuple[Array, PyTree]:
+        """x_s from the clipped estimate; times [], [B, 1] or [B, N]."""
+        estimate = self.clipped(process, estimate, xt, t)
+
+        def evaluate(x: Array, time: Array) -> Estimate:
+            return self.clipped(process, again(x, time), x, time)
+
+        return self.move(process, key, estimate, xt, t, s, state, evaluate)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ancestral(_Sampler):
-    """Draws from the process's posterior; on a discrete schedule this is (respaced) DDPM sampling."""
+    """Draws from the process's posterior; on a discrete schedule this is (respaced) DDPM sampling.
 
-    def step(
-        self, process: Gaussian, key: Array, denoise: Denoise, xt: Array, t: Array, s: Array, state: PyTree
+    `ancestral.py` is the same for any process, without the options of this file.
+    """
+
+    def move(
+        self, process: Gaussian, key: Array, estimate: Estimate, xt: Array, t: Array, s: Array, state: PyTree, _: Again
     ) -> tuple[Array, PyTree]:
         """x_s ~ p(x_s | x_t)."""
-        return process.posterior(key, xt, self.estimate(process, denoise, xt, t), t, s), state
+        return process.posterior(key, xt, estimate, t, s), state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,16 +89,16 @@ class DDIM(_Sampler):
 
     eta: float = 0.0
 
-    def step(
-        self, process: Gaussian, key: Array, denoise: Denoise, xt: Array, t: Array, s: Array, state: PyTree
+    def move(
+        self, process: Gaussian, key: Array, estimate: Estimate, xt: Array, t: Array, s: Array, state: PyTree, _: Again
     ) -> tuple[Array, PyTree]:
         """One step of equation 2."""
-        schedule, estimate = process.schedule, self.estimate(process, denoise, xt, t)
+        schedule, t, s = process.schedule, expand(t, xt), expand(s, xt)
         sigma_s = schedule.sigma(s)
         clean = schedule.alpha(s) * estimate.x0
         if self.eta == 0:
             return clean + sigma_s * estimate.eps, state
-        variance = self.eta**2 * schedule.jump(t, s)[1] * (sigma_s / schedule.sigma(t)) ** 2
+        variance = self.eta**2 * schedule.jump(t, s)[1] * (sigma_s / jnp.maximum(schedule.sigma(t), FLOOR)) ** 2
         kept = jnp.sqrt(jnp.maximum(sigma_s**2 - variance, 0.0))  # rounding may go below 0
         noise = jax.random.normal(key, xt.shape, xt.dtype)
         return clean + kept * estimate.eps + jnp.sqrt(variance) * noise, state
@@ -160,28 +108,38 @@ class DDIM(_Sampler):
 class Euler(_Sampler):
     """First-order ODE steps, one evaluation each."""
 
-    def step(
-        self, process: Gaussian, key: Array, denoise: Denoise, xt: Array, t: Array, s: Array, state: PyTree
+    def move(
+        self, process: Gaussian, key: Array, estimate: Estimate, xt: Array, t: Array, s: Array, state: PyTree, _: Again
     ) -> tuple[Array, PyTree]:
         """x_s = x_t + (s - t) velocity."""
-        return xt + (s - t) * self.estimate(process, denoise, xt, t).velocity, state
+        return xt + (expand(s, xt) - expand(t, xt)) * estimate.velocity, state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heun(_Sampler):
     """Second-order ODE steps, two evaluations each; the step to t = 0, where velocities may be singular, is Euler's."""
 
-    def step(
-        self, process: Gaussian, key: Array, denoise: Denoise, xt: Array, t: Array, s: Array, state: PyTree
+    def move(
+        self,
+        process: Gaussian,
+        key: Array,
+        estimate: Estimate,
+        xt: Array,
+        t: Array,
+        s: Array,
+        state: PyTree,
+        again: Again,
     ) -> tuple[Array, PyTree]:
         """x_s = x_t + (s - t) (velocity at x_t + velocity at Euler's x_s) / 2."""
-        first = self.estimate(process, denoise, xt, t).velocity
-        euler = xt + (s - t) * first
+        time, s = s, expand(s, xt)
+        length = s - expand(t, xt)
+        euler = xt + length * estimate.velocity
 
         def corrected() -> Array:
-            return xt + (s - t) * 0.5 * (first + self.estimate(process, denoise, euler, s).velocity)
+            second = again(euler, time).velocity
+            return jnp.where(s > 0, xt + length * 0.5 * (estimate.velocity + second), euler)
 
-        return jax.lax.cond(s > 0, corrected, lambda: euler), state
+        return jax.lax.cond((s > 0).any(), corrected, lambda: euler), state
 
 
 def _forward_diffusion(schedule: Schedule, t: Array) -> Array:
@@ -229,11 +187,11 @@ class EulerMaruyama(_Sampler):
         """The common time grid with a last step of its own length."""
         return time_grid(process.schedule, steps, spacing=self.spacing, shift=self.shift, last_size=self.last_size)
 
-    def step(
-        self, process: Gaussian, key: Array, denoise: Denoise, xt: Array, t: Array, s: Array, state: PyTree
+    def move(
+        self, process: Gaussian, key: Array, estimate: Estimate, xt: Array, t: Array, s: Array, state: PyTree, _: Again
     ) -> tuple[Array, PyTree]:
         """x_s = x_t + (s - t) (velocity - w/2 score) + sqrt(w (t - s)) z, without z at s = 0."""
-        estimate = self.estimate(process, denoise, xt, t)
+        t, s = expand(t, xt), expand(s, xt)
         half_w = self.scale * DIFFUSIONS[self.diffusion](process.schedule, t)
         half_w = jnp.where(s > 0, half_w, half_w if self.last == "mean" else 0.0)
         noise = jnp.where(s > 0, jnp.sqrt(2 * half_w * (t - s)), 0.0) * jax.random.normal(key, xt.shape, xt.dtype)
@@ -245,19 +203,19 @@ class DPMSolverPP2M(_Sampler):
     """Second-order multistep solver on x0 estimates, one evaluation a step; first order at the start and to t = 0."""
 
     def init(self, process: Gaussian, xt: Array) -> PyTree:
-        """(previous x0, previous lambda, whether there was a previous step)."""
-        return jnp.zeros_like(xt), jnp.zeros(()), jnp.zeros((), bool)
+        """(previous x0, previous lambda of each token, whether there was a previous step)."""
+        return jnp.zeros_like(xt), jnp.zeros_like(xt[..., :1]), jnp.zeros((), bool)
 
-    def step(
-        self, process: Gaussian, key: Array, denoise: Denoise, xt: Array, t: Array, s: Array, state: PyTree
+    def move(
+        self, process: Gaussian, key: Array, estimate: Estimate, xt: Array, t: Array, s: Array, state: PyTree, _: Again
     ) -> tuple[Array, PyTree]:
         """One step of equation 5."""
-        schedule = process.schedule
-        x0 = self.estimate(process, denoise, xt, t).x0
+        schedule, x0, t, s = process.schedule, estimate.x0, expand(t, xt), expand(s, xt)
         before, lambda_before, has_before = state
         lambda_t, lambda_s = 0.5 * schedule.log_snr(t), 0.5 * schedule.log_snr(s)
         ratio = (lambda_s - lambda_t) / jnp.where(has_before, lambda_t - lambda_before, 1.0)
         blended = x0 + jnp.where(has_before & (s > 0), 0.5 * ratio, 0.0) * (x0 - before)
-        shrink = schedule.sigma(s) / schedule.sigma(t)  # a_u e^-h = a_t s_u / s_t stays finite where lambda does not
+        # a_u e^-h = a_t s_u / s_t stays finite where lambda does not
+        shrink = schedule.sigma(s) / jnp.maximum(schedule.sigma(t), FLOOR)
         xs = shrink * xt + (schedule.alpha(s) - schedule.alpha(t) * shrink) * blended
-        return xs, (x0, lambda_t, jnp.ones((), bool))
+        return xs, (x0, jnp.broadcast_to(lambda_t, lambda_before.shape), jnp.ones((), bool))

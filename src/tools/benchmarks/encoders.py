@@ -117,7 +117,7 @@ def measure_latents(net: Any, size: int, batch: int, files: int, calls: int) -> 
         zeros = np.zeros((plan.batch, *plan.moments.shape), np.float32)
         np.asarray(plan.encode(np.zeros((plan.batch, size, size, 3), np.uint8)))  # compiles
         bare = dataclasses.replace(plan, encode=lambda pixels: zeros)
-        found, sources = {}, {count: Pictures(count) for count in (files, calls * plan.batch)}
+        found, sources = {}, {count: GeneratedImages(count) for count in (files, calls * plan.batch)}
         for label, used, count in (("without", bare, files), ("whole", plan, calls * plan.batch)):
             found[label] = _clocks(lambda used=used, n=count, to=label: prepare(sources[n], folder / to, used))
         (_, bare_busy), (wall, busy) = found["without"], found["whole"]
@@ -133,7 +133,7 @@ def measure_latents(net: Any, size: int, batch: int, files: int, calls: int) -> 
     }
 
 
-class Pictures:
+class GeneratedImages:
     """A source of generated JPEG files in memory; some of them again and again."""
 
     kind = "classes"

@@ -69,7 +69,7 @@ def write(values: flags.FlagValues, config: Any, plan: Any, processes: int = 1) 
         )  # fmt: skip
     out, ledger = values.out, Ledger(values.out, share=values.max_bad_share, least=values.max_bad_least)
     try:
-        manifest = prepare(source, out, plan, name=name, processes=processes, ledger=ledger, say=Progress())
+        manifest = prepare(source, out, plan, name=name, processes=processes, ledger=ledger, say=ProgressBar())
     except TooManyBadRowsError as error:
         said = str(error).replace("data.max_bad.share", "--max_bad_share")
         raise ValueError(said.replace("mend the data,", "mend the data and give another --out,")) from error
@@ -150,7 +150,7 @@ def of_source(name: str, options: Sequence[str]) -> tuple[str, Any]:
     return name, cls(**given)
 
 
-class Progress:
+class ProgressBar:
     """Says how far it is: a bar on a terminal, a line every ten seconds elsewhere."""
 
     def __init__(self):

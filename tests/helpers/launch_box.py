@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 PROGRAMS = "gcloud xpk kubectl srun git curl python3 pip ssh"
 
 

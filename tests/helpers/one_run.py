@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from src.interfaces import LossTerm
 from src.train import loop, skip_nonfinite
 from src.train.state import TrainState
-from src.train.step import Measured
+from src.train.step import StepMetrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 MAIN = """
@@ -141,7 +141,7 @@ def small_loop(monkeypatch, writer, data=None, update=None, compiles=None, evalu
     settings |= {"guard": {"patience": 3, "restore": False, "restores": 1}}
     extra = {"guard": skip_nonfinite.fresh()}
     state = TrainState(step=jnp.int32(0), params={"w": jnp.ones(2)}, ema={}, opt_state=(), extra=extra)
-    measured = Measured({"total": LossTerm(jnp.ones(()), jnp.ones(()))}, {}, skip_nonfinite.fresh())
+    measured = StepMetrics({"total": LossTerm(jnp.ones(()), jnp.ones(()))}, {}, skip_nonfinite.fresh())
     predictor = types.SimpleNamespace(with_params=lambda params: None)
     system = types.SimpleNamespace(
         config=ConfigDict(settings | config), tasks={}, evaluators=evaluators or {}, predictor=predictor, identity=dict

@@ -1,0 +1,33 @@
+"""Ancestral sampling of any process: every step is a draw of its posterior (Ho et al. 2020; Austin et al. 2021)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from jaxtyping import Array
+
+from src.interfaces import Process, PyTree
+from src.sampling.steps._base import Base
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ancestral(Base):
+    """x_s ~ p(x_s | x_t).
+
+    shift   of the times towards noise, 1 = none
+    """
+
+    def step(
+        self,
+        process: Process,
+        key: Array,
+        estimate: PyTree,
+        xt: PyTree,
+        t: Array,
+        s: Array,
+        state: PyTree,
+        again: Callable[[PyTree, Array], PyTree],
+    ) -> tuple[PyTree, PyTree]:
+        """One draw of the process's posterior."""
+        return process.posterior(key, xt, estimate, t, s), state
