@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from src.common.files.images import LIMITS
-from src.common.files.paths import member
 from src.common.files.store import local_copy
 from src.common.tree import listed
 from src.data.example import BadRow, Example
@@ -92,7 +92,7 @@ class _Tars:
             texts = {name: text for name, text in parse_example(text, where).items() if isinstance(text, str)}
         else:
             try:
-                texts = {"caption": text.decode().strip()}
+                texts = {"caption": text.decode("utf-8-sig").strip()}
             except UnicodeDecodeError as error:
                 raise BadRow("the text is not UTF-8", where, error) from error
         return Example(texts | {"image": self._read(shard, row[IMAGE], row[IMAGE_SIZE])}, where)
@@ -114,13 +114,15 @@ def scan(path: str | os.PathLike[str]) -> np.ndarray:
     Raises tarfile.TarError or EOFError for what is no whole archive.
     """
     rows: list[list[int]] = []
-    last, ranks = None, {}
+    last, ranks, left = None, {}, []
     with open(path, "rb") as file:
         for entry in _entries(file):
             folder, _, base = entry.name.rpartition("/")
             stem, _, ending = base.partition(".")
             ending = ending.lower()
             if not stem or ending not in (*IMAGES, *TEXTS):
+                if stem and ending.rpartition(".")[2] in (*IMAGES, *TEXTS):
+                    left.append(entry.name)
                 continue
             if last != (folder, stem):
                 rows.append([ABSENT, 0, ABSENT, 0, 0, 1])
@@ -133,7 +135,9 @@ def scan(path: str | os.PathLike[str]) -> np.ndarray:
             rows[-1][column : column + 2] = entry.offset_data, entry.size
             if kind == "text":
                 rows[-1][IS_JSON - 1] = int(ending == "json")
-            rows[-1][NAMED - 1] &= _allowed(entry.name)
+            rows[-1][NAMED - 1] &= not entry.name.startswith("/") and ".." not in entry.name.split("/")
+    if left:
+        logging.warning("%s: %d files have more than one ending and are left out, such as %s", path, len(left), left[0])
     return np.array(rows, np.int64).reshape(-1, NAMED)
 
 
@@ -152,11 +156,6 @@ def _entries(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         end = file.read(tarfile.BLOCKSIZE)
         if len(end) < tarfile.BLOCKSIZE or any(end):
             raise tarfile.ReadError("its end is missing or damaged")
-
-
-def _allowed(name: str) -> int:
-    try:
-        member(name)
-    except ValueError:
-        return 0
-    return 1
+        while block := file.read(1 << 20):
+            if any(block):
+                raise tarfile.ReadError("it goes on after its end, as two archives in one file do")

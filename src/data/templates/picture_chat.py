@@ -59,7 +59,8 @@ class PictureChat(Template):
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:
         """See `Template.bind`."""
         codec = text_codec(fields, self.text)
-        image = Images(self.vision, field_of(fields, self.vision, "vision"), source, made=False, always=False)
+        field = field_of(fields, self.vision, "vision")
+        image = Images(self.vision, field, source, made=False, always=False, encoded=False)
         head, rest = (
             Words(f"{self.text}.{n}", codec, room) for n, room in zip(("head", "rest"), self.rooms, strict=True)
         )
