@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from src.corruption._base import Base
+from src.corruption._base import Base, expand
 from src.corruption._grids import time_grid
-from src.corruption._parameterizations import PARAMETERIZATIONS, Estimate, coefficients, convert, expand, express
+from src.corruption._parameterizations import PARAMETERIZATIONS, Estimate, coefficients, convert, express
 from src.corruption.schedules import FLOOR, Schedule
 from src.interfaces import Corrupted, FieldSpec
 

@@ -44,7 +44,6 @@ PLAN = "plan.json"
 PARTS = "parts"
 WITHOUT = ("chats", "documents")  # kinds that need no images
 PROBES = 64  # examples by which a source is known again
-Open = Callable[[], Source]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +76,16 @@ class Plan:
 
     def records(self, source: Source, kind: str, rows: Sequence[int]) -> Iterator[tuple[int, bytes | BadRow]]:
         """The records of some rows, in their order."""
+        classes = len(classes_of(source, kind)) or None
         for row in rows:
             try:
-                yield row, record_of(example_of(source, row), kind, self, len(classes_of(source, kind)))
+                yield row, record_of(example_of(source, row), kind, self, classes)
             except BadRow as flaw:
                 yield row, flaw
 
 
 def prepare(
-    open_source: Open,
+    source: Source,
     out: str | os.PathLike[str],
     plan: Plan,
     *,
@@ -94,7 +94,7 @@ def prepare(
     ledger: Ledger | None = None,
     say: Callable[[int, int, int], None] = lambda done, shards, rows: None,
 ) -> dict[str, Any]:
-    """Writes the shards of a source that `open_source` (picklable) opens, and returns the manifest.
+    """Writes the shards of a source, which is pickled to other processes, and returns the manifest.
 
     Finished shards of an earlier start are kept. `ledger` counts bad rows of `name` and raises TooManyBadRowsError;
     `say` hears of shards done, all shards, and rows written or left out. Raises FileExistsError where the folder has a
@@ -105,7 +105,7 @@ def prepare(
     if (target / MANIFEST).exists():
         raise FileExistsError(f"{os.fspath(target)!r} has shards already: give another folder")
     target.mkdir(parents=True, exist_ok=True)
-    source, ledger = open_source(), ledger or Ledger(target)
+    ledger = ledger or Ledger(target)
     if getattr(source, "moments", None):
         raise ValueError(f"{name} has moments of latents, which are shards already: give the images that they are of")
     with _alone(target):
@@ -116,7 +116,7 @@ def prepare(
         say(len(parts), count, rows)
         ledger.check()
         todo = [k for k in range(count) if k not in parts]
-        for k, told in _run(functools.partial(_part, target, plan), open_source, source, todo, processes):
+        for k, told in _run(functools.partial(_part, target, plan), source, todo, processes):
             write_whole(target / PARTS / f"{k:05d}.json", json.dumps(told).encode())
             parts[k] = told
             rows += _note(ledger, name, told)
@@ -239,7 +239,7 @@ def classes_of(source: Source, kind: str) -> list[dict[str, str]]:
     return list(getattr(source, "classes", ())) if kind == "classes" else []
 
 
-def check_values(kind: str, example: Example, classes: int = 0) -> None:
+def check_values(kind: str, example: Example, classes: int | None = None) -> None:
     """What can be said of an example without its task. Raises BadRow."""
     if kind == "classes":
         label_of(example, classes)
@@ -251,7 +251,7 @@ def check_values(kind: str, example: Example, classes: int = 0) -> None:
         texts_of(example)
 
 
-def record_of(example: Example, kind: str, plan: Plan, classes: int = 0) -> bytes:
+def record_of(example: Example, kind: str, plan: Plan, classes: int | None = None) -> bytes:
     """The record of an example. Raises BadRow, also for an image that cannot be read."""
     check_values(kind, example, classes)
     images = images_of(example, kind)
@@ -295,16 +295,14 @@ def png(pixels: np.ndarray) -> bytes:
 Part = Callable[[Source, int], dict[str, Any]]
 
 
-def _run(
-    part: Part, open_source: Open, source: Source, todo: Sequence[int], processes: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _run(part: Part, source: Source, todo: Sequence[int], processes: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """`part` of each k, as they come; two for each process are under way at a time."""
     if processes <= 1:
         yield from ((k, part(source, k)) for k in todo)
         return
     context = multiprocessing.get_context("spawn")
     waiting, running = iter(todo), dict[Future, int]()
-    with ProcessPoolExecutor(processes, context, _begin, (open_source, part)) as pool:
+    with ProcessPoolExecutor(processes, context, _begin, (source, part)) as pool:
         try:
             while True:
                 while len(running) < 2 * processes and (k := next(waiting, None)) is not None:
@@ -320,9 +318,9 @@ def _run(
 _HERE: dict[str, Any] = {}  # of a worker process
 
 
-def _begin(open_source: Open, part: Part) -> None:
+def _begin(source: Source, part: Part) -> None:
     die_with_parent()
-    _HERE.update(source=open_source(), part=part)
+    _HERE.update(source=source, part=part)
 
 
 def _one(k: int) -> dict[str, Any]:
