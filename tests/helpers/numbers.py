@@ -40,10 +40,20 @@ class Numbers:
         return {"product": LossTerm(self.product(net.params, *aux), jnp.ones(()))}
 
 
+def plan_of(objectives, rows=1, layout=None):
+    """A task of which nothing is asked but its layout."""
+    task = create_autospec(interfaces.Task, instance=True)
+    task.layout, task.fill = layout or FixedLayout(()), ()
+    return TaskPlan(task, task.layout, rows, objectives)
+
+
+def bare(tasks=None, config=None, fields=None):
+    """A system without a network."""
+    architecture = create_autospec(Architecture, instance=True)
+    return System(config, fields or {}, architecture, lambda key: {}, tasks or {})
+
+
 def system_of(monkeypatch, config, product, noise):
     """The system of one task `t` with the objective `o`; its network has the parameters as they are."""
     monkeypatch.setattr(systems, "bind", lambda architecture, params, placement: Net(params))
-    task, architecture = (create_autospec(kind, instance=True) for kind in (interfaces.Task, Architecture))
-    task.layout, task.fill = FixedLayout(()), ()
-    plan = TaskPlan(task, task.layout, 1, {"o": (Numbers(product, noise), 1.0)})
-    return System(config, {}, architecture, lambda key: {}, {"t": plan})
+    return bare({"t": plan_of({"o": (Numbers(product, noise), 1.0)})}, config)
