@@ -37,6 +37,7 @@ from src.data.templates.picture_chat import PictureChat
 from tests.helpers import formats
 from tests.helpers.fields import field, patches, table
 from tests.helpers.rows import build, flaw, rows_of, words
+from tests.helpers.shards import write_shards
 
 CODEC = Bytes()
 JOURNEY = "Please generate an image of {}"
@@ -498,7 +499,7 @@ def test_tfds_is_read_without_it(tmp_path):
 
 
 def test_records_say_what_they_hold(tmp_path):
-    shards.write_shards(tmp_path / "r", [("fox", formats.encoded(formats.picture(0)))])
+    write_shards(tmp_path / "r", [("fox", formats.encoded(formats.picture(0)))])
     with pytest.raises(ValueError, match=r"tasks\.t: .*'label' .* caption, image"):
         task(Records(tmp_path / "r"), ClassLabel()).rows("train")
     with pytest.raises(ValueError, match=r"tasks\.t\.template: the source has moments .* no autoencoder"):
