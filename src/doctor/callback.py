@@ -12,7 +12,7 @@ from src.doctor.layer_stats import Vitals
 from src.doctor.run_checks import examine
 from src.interfaces import Batch
 from src.train.state import TrainState
-from src.train.step import StepMetrics, Step
+from src.train.step import Step, StepMetrics
 from src.train.trainer import Trainer
 
 Watcher = Callable[[int, TrainState, Mapping[str, Batch], StepMetrics], Mapping[str, float]]

@@ -18,7 +18,7 @@ from src.doctor.diagnostic import Finding, error, errors, warning
 from src.doctor.layer_stats import by_part
 from src.interfaces import Batch
 from src.train.state import TrainState
-from src.train.step import StepMetrics, Step
+from src.train.step import Step, StepMetrics
 from src.train.trainer import Trainer
 
 # Choices, not measurements: where advice begins.

@@ -23,7 +23,7 @@ from src.doctor.context import Case, Check, open_case
 from src.doctor.diagnostic import Finding, error, errors, note, warning
 from src.interfaces import Batch
 from src.train.state import TrainState
-from src.train.step import StepMetrics, Step
+from src.train.step import Step, StepMetrics
 from src.train.trainable import rates
 from src.train.trainer import Trainer
 

@@ -92,8 +92,8 @@ def train(
 
     started   `time.monotonic()` of the start of the program, for `seconds_to_first_step`
     Returns the last state and the facts of the run. Raises FloatingPointError when `guard.patience` steps in a row had
-    to be skipped (`nonfinite/monitor.py`), and Stopped when the run was asked to stop, after everything was saved; nothing spoilt
-    is ever saved.
+    to be skipped (`nonfinite/monitor.py`), and Stopped when the run was asked to stop, after everything was saved;
+    nothing spoilt is ever saved.
     """
     config = trainer.system.config
     done = (checkpoints.latest_step() or 0) >= config.steps
