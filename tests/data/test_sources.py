@@ -359,6 +359,7 @@ def test_a_frozen_network_prepares_images_itself(tmp_path):
     assert batch.value.shape == (8, 6, 6, 3) and batch.valid.shape == (8, 4)
     seen = np.asarray(Image.open(images / "coco" / "1.jpg"))
     np.testing.assert_allclose(batch.value[1], seen.mean() / 255, rtol=1e-6)
+    assert pickle.loads(pickle.dumps(data)).read("train", 1)["vision"].any()
 
 
 def test_broken_elements_of_the_list_are_bad_rows_and_no_other_is(tmp_path):
