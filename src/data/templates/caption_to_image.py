@@ -50,7 +50,7 @@ class CaptionToImage(Template):
         segment: Mapping[str, Any] | None = None,
         buckets: Sequence[Sequence[int]] = (),
     ):
-        check_too_long(too_long, "cut", "skip")
+        check_too_long(too_long)
         check_phrase(phrase)
         self.length, self.row_length, self.caption, self.phrase = length, row_length, caption, phrase
         self.drop, self.too_long, self.text_loss, self.newline = drop, too_long, text_loss, newline

@@ -39,7 +39,7 @@ class ImageToCaption(Template):
         image: str = "image",
         blocks: Any = "bidirectional",
     ):
-        check_too_long(too_long, "cut", "skip")
+        check_too_long(too_long)
         check_phrase(phrase)
         self.length, self.row_length, self.caption, self.phrase = length, row_length, caption, phrase
         self.too_long, self.text, self.image, self.blocks = too_long, text, image, blocks
