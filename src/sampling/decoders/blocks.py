@@ -1,4 +1,4 @@
-"""Block by block: the tokens of a block are denoised together, given the blocks before. One block: the whole segment."""
+"""Block by block: the tokens of a block are denoised together, given the blocks before it."""
 
 from __future__ import annotations
 
@@ -80,9 +80,7 @@ class Blocks:
         walk.view, walk.cache, walk.last = jax.lax.scan(block, walk.arrays, jnp.arange(first, looped))[0]
         return None
 
-    def _block(
-        self, walk: Walk, segment: Segment, keys: dict[str, Array], start: Any, size: int, keep: bool
-    ) -> None:
+    def _block(self, walk: Walk, segment: Segment, keys: dict[str, Array], start: Any, size: int, keep: bool) -> None:
         """Denoises one block, writes it, and keeps it for what follows."""
         parts = {name: _Part(walk, name, start, size, key) for name, key in keys.items()}
         finished = self._denoise(walk, segment, parts, start, size)
