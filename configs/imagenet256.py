@@ -17,37 +17,32 @@ Variants: `official` (the released code), `paper` (adaLN before the trunk), `pix
 training), `debug`.
 """
 
-from configs import common
+from configs import common, papers
 
 
 def get_config(name: str | None = None):
     """The fixed default: the paper's recipe with a time token that learns."""
-    config = common.tinyllama(common.base())
+    config = papers.tinyllama(common.base())
     config.steps, config.batch = 500_000, 1024
     config.tasks = {
         "class_prompt_to_image": {
-            "share": 1.0,
-            "data": {
-                "name": "imagenet:ClassPromptToImage",
-                "records": "data/imagenet256",  # what src.tools.latents wrote; or "" and a folder: see `pixels`
-                "folder": "",
-                "names": "",  # classes by id, {"n01440764": "tench", …}: the records have them
+            "weight": 1.0,
+            "source": {
+                "name": "records",  # what src.tools.latents wrote; or a folder of images: see `pixels`
+                "folder": "data/imagenet256",
+                "moments": True,  # mean and log-variance of the latents
                 "ambiguous": "words",  # "crane" and "maillot" are two classes each: words tell them apart, or keep
                 "held_out": 0,  # images for the panels, spread over the classes
-                "size": 32,
-                "channels": 8,  # mean and log-variance of 4 each
-                "prompt_length": 32,
-                "phrases": "fixed",
-                "newline": False,
             },
-            "objectives": {"diffusion": common.diffusion(times="timesteps:Grid")},
+            "template": {"name": "class_prompt", "length": 32, "phrases": "fixed", "newline": False},
+            "objectives": {"diffusion": common.diffusion(timesteps="timesteps:Grid")},
         }
     }
-    config = common.sd_latents(config)
-    config.sample.image.steps = 250
-    config.sample.image.guidance.scale = 1.5
+    config = papers.sd_latents(config)
+    config.decode.image.steps = 250
+    config.guidance.scale = 1.5
     config.checkpoint.every = 10_000
-    others = {"paper": common.adaln_before_trunk, "pixels": pixels}
+    others = {"paper": papers.adaln_before_trunk, "pixels": pixels}
     return common.variant(config, name, official=official, **others, debug=debug)
 
 
@@ -55,20 +50,23 @@ def official(config):
     """The released code: batch 256, dead time token, 20 steps, guidance on 3 channels, its phrases, a newline."""
     config = common.official(config)
     config.batch = 256
-    config.tasks.class_prompt_to_image.data.update({"newline": True, "phrases": "official", "ambiguous": "keep"})
+    config.tasks.class_prompt_to_image.template.update({"newline": True, "phrases": "official"})
+    config.tasks.class_prompt_to_image.source.ambiguous = "keep"
     return config
 
 
 def pixels(config):
     """ImageNet's own files, `data/imagenet/train/<wnid>/*.JPEG`, encoded by the autoencoder in every step."""
-    data = {"records": "", "folder": "data/imagenet/train", "names": "data/imagenet/names.json"}
-    config.tasks.class_prompt_to_image.data.update(data | {"size": 256, "channels": 3})
+    task = config.tasks.class_prompt_to_image
+    kept = {name: task.source[name] for name in ("ambiguous", "held_out")}
+    files = {"folder": "data/imagenet/train", "names": "data/imagenet/names.json"}
+    with config.unlocked():
+        task.source = {"name": "image_folders"} | files | kept
     return config
 
 
 def debug(config):
     """The same system, tiny: 8 x 8 pixels and an autoencoder that makes one latent of 2 x 2."""
-    config = common.debug(common.tiny_latents(config))
-    data = config.tasks.class_prompt_to_image.data
-    data.size, data.prompt_length = 8 if data.channels == 3 else 4, 64
+    config = common.debug(papers.tiny_latents(config))
+    config.tasks.class_prompt_to_image.template.length = 64
     return config

@@ -13,38 +13,32 @@ Variants: `official` (one chat to a row, as the released code reads them), `pape
 rank 16 on the trunk, all else frozen), `keep` (held to the initial model by distillation), `debug`.
 """
 
-from configs import common
+from configs import common, papers
 
 
 def get_config(name: str | None = None):
     """The fixed default: chats packed into rows, loss on the answers, a low rate with warmup."""
-    config = common.tinyllama(common.base())
+    config = papers.tinyllama(common.base())
     config.steps, config.batch = 5_000, 128
     config.tasks = {
         "chat": {
-            "share": 1.0,
-            "data": {"name": "documents:Chats", "folder": "data/ultrachat", "length": 2048, "held_out": 1000},
+            "weight": 1.0,
+            "source": {"name": "ultrachat", "folder": "data/ultrachat", "held_out": 1000},
+            "template": {"name": "packed", "length": 2048},
             "objectives": {"text": common.next_token("text")},
         }
     }
-    config.optim.update({"lr": 2e-5, "schedule": "cosine", "warmup": 100, "max_norm": 1.0})
-    config.sample.longest = 128
+    config.optim.update({"lr": 2e-5, "schedule": "cosine", "warmup": 100, "grad_clip": 1.0})
+    config.decode.text.max_new_tokens = 128
     return common.variant(config, name, official=official, paper=paper, lora=lora, keep=keep, debug=debug)
 
 
 def official(config):
     """The released code: the last pair of turns, 512 tokens a row, loss on questions too, constant rate of 1e-4."""
     config = common.official(config)
+    template = {"name": "chat", "length": 512, "turns": "last", "question": 128, "train_on_source": True}
     with config.unlocked():
-        data = {
-            "name": "chats:ChatToText",
-            "folder": "data/ultrachat",
-            "length": 512,
-            "turns": "last",
-            "question": 128,  # tokens
-            "held_out": 1000,
-        }
-        config.tasks.chat.data = data | {"train_on_source": True}
+        config.tasks.chat.template = template
     return config
 
 
@@ -57,7 +51,7 @@ def paper(config):
 def lora(config):
     """Adapters of rank 16 on the trunk, all else frozen; the rate that goes with them."""
     config.model.lora.rank = 16
-    config.optim.multipliers = (("^text", 0.0), (".*", 1.0))
+    config.optim.lr_multipliers = (("^fields/text", 0.0), (".*", 1.0))
     config.optim.lr = 2e-4
     return config
 
@@ -71,6 +65,6 @@ def keep(config):
 def debug(config):
     """The same system, tiny."""
     config = common.debug(config)
-    config.batch, config.tasks.chat.data.length, config.mesh.fsdp = 16, 256, 1
-    config.tasks.chat.data.held_out = 4
+    config.batch, config.tasks.chat.template.length, config.mesh.fsdp = 16, 256, 1
+    config.tasks.chat.source.held_out = 4
     return config

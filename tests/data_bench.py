@@ -14,7 +14,7 @@ from configs import common
 from src.codecs.text import train_sentencepiece
 from src.data.prepare import Plan, prepare
 from src.tools.benchmarks.encoders import photograph
-from tests import formats
+from tests.helpers import formats
 
 FOLDER = pathlib.Path(tempfile.gettempdir(), f"monoformer-jax-data-bench-{os.getuid()}")
 IMAGES = 128  # different ones; each file is written under several names

@@ -8,6 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 SRC = ROOT / "src"
 FLOORS = [
+    {"structs"},
     {"interfaces", "common"},
     {"corruption", "sequence", "codecs"},
     {"objectives", "sampling", "data", "models"},

@@ -63,7 +63,6 @@ def test_only_the_sequence_asks_for_the_kind_of_a_layout_or_field():
     assert not found, "\n".join(found)
 
 
-@REBUILT
 def test_build_has_no_special_cases():
     text = (SRC / "build.py").read_text()
     assert text.count("\n") <= 120

@@ -13,11 +13,12 @@ of them may be absent:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
-from ml_collections import ConfigDict
 
 from src.common.lookup import build
 from src.interfaces import FieldSpec
@@ -96,17 +97,39 @@ class Chain:
         return {name: value() if callable(value) else value for name, value in names.items() if value is not None}
 
 
-def build_chain(links: Sequence[Mapping[str, Any]], where: str) -> Chain:
-    """The chain of a list of groups of the config; every link but the first is built with the one `before` it.
+STAGES = ("host", "frozen", "device", "codes")  # the last one is a device link, too
+Samples = Callable[[str, Any], Any]  # (texts | values, the first link) -> what a link may learn from
 
-    Raises ValueError, naming the link, for what its class refuses.
+
+def build_chain(codec: Any, where: str, samples: Samples) -> Chain:
+    """The chain of a group of the config: one link with a `name`, or a link for some of the STAGES, or a list of links.
+
+    Every link but the first is built with the one `before` it, and one that has to be learned (`learns`, `unfitted`,
+    `fit`) is, from the training data in front of it.
+    Raises ValueError, naming the link, for what its class refuses, and for an unknown stage.
     """
-    links = [links] if isinstance(links, Mapping | ConfigDict) else list(links)
     built: list[Any] = []
-    for number, group in enumerate(links):
+    for key, group in _groups(codec, where).items():
         extra = {"before": built[-1]} if built else {}
-        built.append(build("codecs", group, where=f"{where}.{number}", **extra))
+        link = build("codecs", group, where=key, **extra)
+        if getattr(link, "unfitted", False):
+            values = samples(link.learns, built[0] if built else link)
+            for earlier in built[1:]:
+                values = earlier.encode(jnp.asarray(values))
+            link.fit(values if link.learns == "texts" else np.asarray(values).reshape(-1, values.shape[-1]))
+        built.append(link)
     try:
         return Chain(tuple(built))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _groups(codec: Any, where: str) -> dict[str, Any]:
+    """The links' groups in order, by their paths in the config."""
+    if isinstance(codec, list | tuple):
+        return {f"{where}[{number}]": group for number, group in enumerate(codec)}
+    if "name" in codec:
+        return {where: codec}
+    if unknown := [key for key in codec if key not in STAGES]:
+        raise ValueError(f"{where} has no stage {unknown[0]!r}; it has a name, or some of {', '.join(STAGES)}")
+    return {f"{where}.{stage}": codec[stage] for stage in STAGES if stage in codec}

@@ -14,7 +14,7 @@ from src.doctor.diagnostic import Finding
 from src.interfaces import Batch, SequenceSpec, TokenField
 from src.sequence.layout import Layout
 from src.sequence.packed import Document, placed
-from src.train.step import Measured
+from src.train.step import StepMetrics
 from src.train.system import System
 from src.train.trainer import Trainer
 
@@ -31,7 +31,7 @@ class Case:
     trainer: Trainer
     shapes: Mapping[str, Batch]
     batch: Mapping[str, Batch]
-    steps: tuple[Measured, ...] = ()
+    steps: tuple[StepMetrics, ...] = ()
 
     @property
     def system(self) -> System:

@@ -18,7 +18,7 @@ from src.doctor.diagnostic import Finding, error, errors, warning
 from src.doctor.layer_stats import by_part
 from src.interfaces import Batch
 from src.train.state import TrainState
-from src.train.step import Measured, Step
+from src.train.step import Step, StepMetrics
 from src.train.trainer import Trainer
 
 # Choices, not measurements: where advice begins.
@@ -92,14 +92,14 @@ def rehearse(
     return Rehearsal(tuple(losses), *medians, ratios, watched, tuple(found))
 
 
-def means(measured: Measured) -> dict[str, float]:
+def means(measured: StepMetrics) -> dict[str, float]:
     """Losses of one step by name, "loss" first."""
     terms = {k: t for k, t in jax.device_get(measured.terms).items() if t.trained and t.count}
     losses = {k: float(t.total) / float(t.count) for k, t in terms.items() if k == "total" or "/" in k}
     return {"loss": losses.pop("total")} | losses
 
 
-def update_ratios(measured: Measured) -> dict[str, float]:
+def update_ratios(measured: StepMetrics) -> dict[str, float]:
     """|update| / |weights| of every block and of every other part of the model that is not all zero."""
     squares = jax.device_get(measured.squares)
     updates, sizes = by_part(squares["update"]), by_part(squares["param"])

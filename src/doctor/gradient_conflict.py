@@ -27,7 +27,7 @@ from src.doctor.layer_stats import block, hasty, told
 from src.interfaces import Batch, PyTree
 from src.models.transformer import Tap
 from src.train.state import TrainState, shown
-from src.train.step import Add, Measured
+from src.train.step import Add, StepMetrics
 from src.train.system import Prepared, System, losses, prepare, weighted_sum
 from src.train.trainer import Trainer
 
@@ -68,7 +68,7 @@ class Probe:
         return self.every > 0 and step % self.every < (line if step % line == 0 else 1)
 
     def __call__(
-        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: Measured
+        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
     ) -> dict[str, float]:
         """The scalars above, or none where no probe is due."""
         config = self.trainer.system.config

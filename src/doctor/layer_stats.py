@@ -17,7 +17,7 @@ from src.interfaces import Batch, PyTree, TokenField
 from src.models.model import STACKED
 from src.sequence.packed import Document, placed
 from src.train.state import TrainState
-from src.train.step import Measured
+from src.train.step import StepMetrics
 from src.train.system import System
 from src.train.trainer import Trainer
 
@@ -38,7 +38,7 @@ class Vitals:
         self._tell = jax.jit(functools.partial(_tell, trainer.system), out_shardings=replicated(trainer.mesh))
 
     def __call__(
-        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: Measured
+        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
     ) -> dict[str, float]:
         """The scalars above."""
         apart = self._tell(state.params, state.ema, batch)

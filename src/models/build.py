@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,8 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def build_architecture(model: Mapping[str, Any], fields: Mapping[str, Any], table: Mapping[str, Field]) -> Any:
-    """The model without its parameters, and the function key -> parameters, a nested dict.
+    """The model without its parameters, and the function key -> parameters, a nested dict. Its table also says what
+    the losses of the heads draw (`Field.noise`).
 
     model, fields   groups of a config, plain dicts; `table` the rows that were built of `fields`
 
@@ -31,9 +33,11 @@ def build_architecture(model: Mapping[str, Any], fields: Mapping[str, Any], tabl
     def make(key: jax.Array) -> Any:
         return nnx.split(build_model(model, fields, table, key))
 
-    graph, _ = nnx.eval_shape(make, jax.random.key(0))
+    graph, shapes = nnx.eval_shape(make, jax.random.key(0))
+    heads = nnx.merge(graph, shapes).fields
+    table = {n: dataclasses.replace(f, noise=heads[n].head and heads[n].head.noise) for n, f in table.items()}
     own = tuple(model.get("mot_fields", ()))
-    return Architecture(graph, dict(table), own), lambda key: nnx.to_pure_dict(make(key)[1])
+    return Architecture(graph, table, own), lambda key: nnx.to_pure_dict(make(key)[1])
 
 
 def build_model(

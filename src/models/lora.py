@@ -87,7 +87,7 @@ def adapt(trunk: nnx.Module, *, rank: int = 0, alpha: float = 16.0, targets: str
 
 
 def frozen(rank: int) -> tuple[tuple[str, float], ...]:
-    """The rule that freezes what adapters stand in for, to go before `optim.multipliers`; none without adapters."""
+    """The rule that freezes what adapters stand in for, to go before `optim.lr_multipliers`; none without adapters."""
     return ((FROZEN, 0.0),) if rank else ()
 
 

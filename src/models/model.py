@@ -83,6 +83,10 @@ class BoundField:
         """The next token of each row."""
         return self.parts.head.sample(key, hidden, guide, choose)
 
+    def divergence(self, hidden: Array, other: BoundField, states: Array, temperature: float = 1.0) -> Array:
+        """KL(other || this row) of the next token, of two networks' hidden states."""
+        return self.parts.head.divergence(hidden, other.parts.head, states, temperature)
+
     def encode(self, value: Array) -> PyTree:
         """Clean tokens as the process corrupts them."""
         return value if self.parts.codec is None else self.parts.codec.encode(value)

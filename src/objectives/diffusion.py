@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import jax
@@ -15,6 +15,8 @@ from src.interfaces import Corrupted, Field, Hidden, Loss, LossTerm, Net, PyTree
 
 QUARTERS = 4  # of diffusion time, whose losses are logged apart
 PERS = ("row", "block", "token")
+STATISTICS = "@statistics"  # ends the name of a term that is for the field's process, and is not logged
+BINS = 32  # of diffusion time, in such a term
 
 
 class Diffusion:
@@ -32,7 +34,7 @@ class Diffusion:
 
     def __init__(
         self,
-        names: tuple[str, ...],
+        names: Sequence[str] | str,
         loss: Loss | Mapping[str, Loss],
         timesteps: Callable[[Array, tuple[int, ...]], Array],
         *,
@@ -116,8 +118,20 @@ class Diffusion:
             for number, (label, each) in enumerate(found.items()):
                 terms[prefix + label] = LossTerm(jnp.where(target, each, 0).sum(), target.sum(dtype=jnp.float32))
                 if number == 0:
-                    terms |= by_time(prefix + label, each, jnp.broadcast_to(c.t, each.shape), target)
+                    t = jnp.broadcast_to(c.t, each.shape)
+                    terms |= by_time(prefix + label, each, t, target)
+                    if process.state() is not None:
+                        terms[row_of(name) + STATISTICS] = statistics(each, t, target)
         return terms
+
+
+def statistics(
+    values: Float[Array, "B N"], t: Float[Array, "B N"], target: Bool[Array, "B N"], bins: int = BINS
+) -> LossTerm:
+    """Sums and counts [bins, N] of the targets' losses by time and place, for the state of an adaptive process."""
+    inside = (jnp.minimum((t * bins).astype(jnp.int32), bins - 1)[None] == jnp.arange(bins)[:, None, None]) & target
+    total = jnp.where(inside, jax.lax.stop_gradient(values), 0).sum(axis=1)
+    return LossTerm(total, inside.sum(axis=1, dtype=jnp.float32), trained=False)
 
 
 def by_time(

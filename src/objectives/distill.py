@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -24,7 +24,7 @@ class Distill:
 
     taught = True  # the run keeps a teacher (`train/state.py`)
 
-    def __init__(self, names: tuple[str, ...], temperature: float = 1.0):
+    def __init__(self, names: Sequence[str] | str, temperature: float = 1.0):
         if not temperature > 0:
             raise ValueError(f"the objective distill has temperature={temperature}; it must be above 0")
         self.names, self.temperature = (names,) if isinstance(names, str) else tuple(names), temperature
@@ -48,8 +48,7 @@ class Distill:
         for name in self.names:
             tokens = hidden.view.batch.tokens[name]
             (state, exists), (taught, there) = hidden.before(name), read.before(name)
-            ours, theirs = net.field(name).parts.head, teacher.field(name).parts.head
-            apart = ours.divergence(state, theirs, taught, self.temperature)
+            apart = net.field(name).divergence(state, teacher.field(name), taught, self.temperature)
             counted = (tokens.target & tokens.valid & exists & there).astype(jnp.float32)
             total = total + LossTerm((apart * counted).sum(), counted.sum())
         return {"kl": total}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -18,7 +18,7 @@ class NextToken:
     one that has nothing before it is left out.
     """
 
-    def __init__(self, names: tuple[str, ...]):
+    def __init__(self, names: Sequence[str] | str):
         self.names = (names,) if isinstance(names, str) else tuple(names)
 
     def draw(self, key: Array, fields: Mapping[str, Field], view: View) -> PyTree:

@@ -1,5 +1,5 @@
-"""Frozen encoders. They turn what the data deliver into what the step gets, in a program of their own before it, so that
-steps, checks and tools see latents and features only."""
+"""Frozen encoders. They turn what the data deliver into what the step gets, in a program of their own before it, so
+that steps, checks and tools see latents and features only."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from src.interfaces import Batch, PyTree, Tokens, row_of
 
 @dataclasses.dataclass(frozen=True)
 class Encoders:
-    """The frozen links of the fields' codecs, by field (`codecs/vae_latents.py`, `codecs/clip_vision.py`). Values of the
-    other fields stay as they are.
+    """The frozen links of the fields' codecs, by field (`codecs/vae_latents.py`, `codecs/clip_vision.py`). Values of
+    the other fields stay as they are.
 
     buckets   of the tasks whose images come in several aspect ratios, in the units of what the data deliver
     """
@@ -56,22 +56,22 @@ class Encoders:
         """What identifies them in a checkpoint."""
         return {row: net.fingerprint for row, net in self.nets.items()}
 
-    def check(self, task: str, name: str, latents_of: str | None) -> None:
-        """Raises ValueError where the data of a task's name are moments of the latents of another codec than its field's.
+    def check(self, task: str, latents_of: str | None) -> None:
+        """Raises ValueError where a task's data are moments of latents of another codec than those of the fields.
 
         latents_of   the hash of that codec, None for images
         """
-        if latents_of is None:
+        if latents_of is None or latents_of in (known := self.fingerprints()).values():
             return
-        net = self.nets.get(row_of(name))
-        where = f"fields.{row_of(name)}.codec"
-        if net is None:
-            raise ValueError(f"the data of task {task} are moments of latents: add vae_latents to {where}")
-        if latents_of != net.fingerprint:
+        if not known:
             raise ValueError(
-                f"the data of task {task} are latents of another autoencoder ({latents_of[:12]}…) than that of {where}"
-                f" ({net.fingerprint[:12]}…): give the one that they were made with, or make them anew"
+                f"the data of task {task} are moments of latents: add vae_latents to the codec of their field (fields)"
             )
+        ours = ", ".join(f"fields.{row}.codec has {print[:12]}…" for row, print in known.items())
+        raise ValueError(
+            f"the data of task {task} are latents of another autoencoder ({latents_of[:12]}…) than the config's"
+            f" ({ours}): give the one that they were made with, or make them anew"
+        )
 
     def spec(self, raw: Mapping[str, Batch]) -> dict[str, Batch]:
         """Abstract arrays of what `encode` gives for the abstract arrays of a batch; no file is read."""

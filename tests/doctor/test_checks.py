@@ -151,7 +151,7 @@ def test_a_starved_task_a_frozen_parameter_and_a_whole_one_are_found(case):
     heavy = {label: (objective, 40.0) for label, (objective, _) in plan.objectives.items()}
     (found,) = told(run_checks.starved(with_plan(case, "image_to_caption", objectives=heavy, rows=6)))
     assert re.search(r"^warning: the batch starves task image_to_caption: 6 row\(s\), 8.6% .* 95%", found)
-    trainer = trainer_of(config_of(**{"optim.multipliers": (("^text_head/", 0.0), (".*", 1.0))}))
+    trainer = trainer_of(config_of(**{"optim.lr_multipliers": (("^text_head/", 0.0), (".*", 1.0))}))
     (found,) = told(run_checks.frozen(dataclasses.replace(case, trainer=trainer)), "note")
     assert "freezes 1 tensors: text_head/linear/kernel" in found
     split = {"mesh.fsdp": 8, "sharding.min_size": 64}

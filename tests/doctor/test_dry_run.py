@@ -13,7 +13,7 @@ from configs import digits, imagenet256
 from src.build import build_system
 from src.doctor import batch_checks, dry_run, memory
 from src.interfaces import ImageField, LossTerm
-from src.train.step import Measured
+from src.train.step import StepMetrics
 from src.train.trainer import make_trainer
 
 ROWS = {"caption_to_image": {"image": ImageField(np.linspace(-1, 1, 64 * 32, dtype=np.float32).reshape(32, 8, 8, 1))}}
@@ -49,7 +49,7 @@ def step_of(clock, loss=lambda k: 2.0 - k / 10, ratio=0.01):
         updates = {k: (ratio * rate) ** 2 * v for k, v in squares.items()}
         terms = {TERM: loss(state), "total": loss(state), "grad_norm": 1e3, "buckets/a": 1e3}
         terms = {k: LossTerm(jnp.asarray(v), jnp.ones(()), "/a" not in k) for k, v in terms.items()}
-        return state + 1, Measured(terms, {"grad": squares, "update": updates, "param": squares}, {})
+        return state + 1, StepMetrics(terms, {"grad": squares, "update": updates, "param": squares}, {})
 
     return update
 

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from src.data.digits import CaptionToImage
 
 from configs import common
 from src.build import build_system
@@ -20,7 +21,6 @@ from src.common.mesh.sharding import make_mesh
 from src.common.rng import step_key
 from src.common.runtime.progress import describe
 from src.common.tree import flatten, unflatten
-from src.data.digits import CaptionToImage
 from src.doctor import layer_stats
 from src.doctor.gradient_conflict import Probe, Pulls, pulls, scalars
 from src.doctor.held_out import Panels
@@ -31,11 +31,11 @@ from src.train import loop, skip_nonfinite
 from src.train import system as systems
 from src.train.metrics import Meter
 from src.train.state import TrainState, first_state
-from src.train.step import Measured, make_train_step
+from src.train.step import StepMetrics, make_train_step
 from src.train.system import System, TaskPlan
 from src.train.trainer import make_trainer, open_data
 from tests.data.test_bad_rows import Flawed
-from tests.train.test_step import close, config_of
+from tests.helpers.runs import close, config_of
 
 # ----------------------------------------------------------------------- in the step and the loop
 
@@ -57,7 +57,7 @@ def test_quarters_of_diffusion_time_add_up_and_are_told_aside():
 
     meter = Meter(types.SimpleNamespace(tasks={}), lambda step: 0.0)
     terms = {f"draw/diffusion/{k}": v for k, v in terms.items()} | {"draw/diffusion/mse": LossTerm(loss.sum(), 9.0)}
-    meter.add(Measured(terms | {"total": LossTerm(5.0, 1.0)}, {}, skip_nonfinite.fresh()))
+    meter.add(StepMetrics(terms | {"total": LossTerm(5.0, 1.0)}, {}, skip_nonfinite.fresh()))
     told = meter.flush(1)
     assert told["buckets/draw/diffusion/0.75-1.00"] == pytest.approx(19 / 3)
     assert describe({k: v for k, v in told.items() if "second" not in k}) == "loss 5, draw 2.778"
@@ -82,7 +82,7 @@ def test_slow_data_are_seen_as_waiting(monkeypatch, slow, share):
     run = loop.Run(trainer, None, None, loop.Nobody(), data, None, None, 0)
     run.update = lambda state, batch: (
         state,
-        spend(1.0, Measured({"total": LossTerm(1.0, 1.0)}, {}, skip_nonfinite.fresh())),
+        spend(1.0, StepMetrics({"total": LossTerm(1.0, 1.0)}, {}, skip_nonfinite.fresh())),
     )
     for _ in range(2):
         run.advance()
@@ -117,7 +117,7 @@ def test_a_frozen_average_lags_and_padding_is_counted():
         batch = {"draw": {"words": TokenField(jnp.zeros((4, 6), jnp.int32), valid, valid)}}
         params = {k: scale * v for k, v in ema.items()}
         squares = {k: jnp.square(v).sum() for k, v in params.items()}
-        measured = Measured({}, {"grad": squares, "update": squares, "param": squares}, skip_nonfinite.fresh())
+        measured = StepMetrics({}, {"grad": squares, "update": squares, "param": squares}, skip_nonfinite.fresh())
         found = look(1, TrainState(0, params, ema, None, {}), batch, measured)
         return found["ema_lag"], found["padding/draw"]
 
@@ -174,7 +174,7 @@ def test_the_pull_of_two_objectives_by_hand(monkeypatch):
 
     def probe(accumulate):
         config = {"accumulate": accumulate, "ema": {"decay": 0.5, "warmup": False}, "guard": {"spike": 0.0}}
-        config = ConfigDict(config | {"optim": {"multipliers": ((".*", 1.0),)}})
+        config = ConfigDict(config | {"optim": {"lr_multipliers": ((".*", 1.0),)}})
         system = System(config, None, None, tasks, lambda values: values)
         state = first_state(params, sgd, 0)
         squares = jax.jit(make_train_step(system, sgd, config, place))(state, batch)[1].squares["grad"]

@@ -120,7 +120,7 @@ def seeds_of_sentencepiece(folder):
 
 
 def seeds_of_meta():
-    meta = {"format": 1, "step": 7, "config": {"optim": {"max_norm": float("inf")}}, "data": 5}
+    meta = {"format": 1, "step": 7, "config": {"optim": {"grad_clip": float("inf")}}, "data": 5}
     meta |= {"leaves": {"params/a": {"print": [1, 2], "dtype": "float32", "shape": [2]}}}
     metas = [meta, meta | {"format": metadata.FORMAT}]
     return [json.dumps(each | {"seal": metadata.checksum(each)}).encode() for each in metas]

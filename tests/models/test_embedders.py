@@ -65,13 +65,13 @@ def test_classes_have_a_row_for_none_and_features_pass_two_layers():
 @pytest.mark.parametrize(
     "cls, spec, options, match",
     [
-        (Tokens, FieldSpec((4,), features=3), {}, r"fields\.<name>\.embed: tokens"),
+        (Tokens, FieldSpec((4,), features=3), {}, r"embed\.name=tokens"),
         (Tokens, FieldSpec((4,), vocab=3), {"positions": "learned"}, r"embed\.positions='learned'"),
-        (Tokens, FieldSpec((), vocab=3), {"positions": "sincos"}, r"fields\.<name>\.embed: sin-cos"),
-        (Patches, FieldSpec((4,), vocab=3), {}, r"fields\.<name>\.embed: patches"),
+        (Tokens, FieldSpec((), vocab=3), {"positions": "sincos"}, r"embed: sin-cos"),
+        (Patches, FieldSpec((4,), vocab=3), {}, r"embed\.name=patches"),
         (Patches, FieldSpec((2, 2, 2), features=3), {}, r"model\.trunk\.width=16"),
-        (Features, FieldSpec((4,), vocab=3), {}, r"fields\.<name>\.embed: features"),
-        (Classes, FieldSpec((4,), features=3), {}, r"fields\.<name>\.embed: classes"),
+        (Features, FieldSpec((4,), vocab=3), {}, r"embed\.name=features"),
+        (Classes, FieldSpec((4,), features=3), {}, r"embed\.name=classes"),
     ],
 )
 def test_refusals(cls, spec, options, match):

@@ -4,7 +4,7 @@ import pytest
 
 from configs import common
 from src.tools import bench_data
-from tests import formats
+from tests.helpers import formats
 
 
 def config_of(tmp_path):

@@ -20,13 +20,13 @@ from src.train import loop
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.state import first_state
 from src.train.trainer import make_trainer, open_data
-from tests.train.test_init_from import config_from, with_checkpoint
-from tests.train.test_step import Recorder, close, config_of
+from tests.helpers.runs import Recorder, close, config_of
+from tests.helpers.weights import config_from, with_checkpoint
 
 ALL = {
     "model.lora.rank": 2,
     "model.trunk.copies": ("mlp_norm", "mlp"),
-    "optim.multipliers": (("^text/", 0.0), ("lora_b$", 4.0), (".*", 1.0)),
+    "optim.lr_multipliers": (("^text/", 0.0), ("lora_b$", 4.0), (".*", 1.0)),
     "optim.weight_decay": 0.1,
     "optim.decays": (("norm|bias|scale", 0.0),),
     "model.text_head.chunk": 90,
@@ -169,6 +169,6 @@ def test_a_distillation_that_holds_nothing_is_refused():
         make_trainer(build_system(config_with(**changes)), jax.devices()[:1])
 
     with pytest.raises(ValueError, match="all that text passes through is frozen"):
-        build(**{"optim.multipliers": (("^(trunk|text|text_head)/", 0.0), (".*", 1.0))})
+        build(**{"optim.lr_multipliers": (("^(trunk|text|text_head)/", 0.0), (".*", 1.0))})
     with pytest.raises(ValueError, match=r"teacher\.dtype='half' is unknown; use one of float32, bfloat16"):
         build(**{"teacher.dtype": "half"})

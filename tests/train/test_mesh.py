@@ -9,7 +9,7 @@ import pytest
 from src.build import build_system
 from src.common.mesh.distributed import put_batch
 from src.train.trainer import make_trainer, open_data
-from tests.train.test_step import close, config_of
+from tests.helpers.runs import close, config_of
 
 EVERY = [m for m in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(m) == 8]
 # With the microbatches below, every axis with each other one but data with context; the rest is

@@ -49,7 +49,7 @@ def step(monkeypatch):
 
     def make(lr):
         config = {"accumulate": 1, "ema": {"decay": DECAY, "warmup": False}, "guard": {"spike": 0.0}}
-        config = ConfigDict(config | {"optim": {"multipliers": ((".*", 1.0),)}})
+        config = ConfigDict(config | {"optim": {"lr_multipliers": ((".*", 1.0),)}})
         system = System(config, None, None, tasks, encode=lambda values: values)
         return jax.jit(make_train_step(system, optax.sgd(lr), config, Placement({}, jnp.float32)))
 
@@ -83,7 +83,7 @@ def test_what_is_frozen_has_no_gradient_and_what_the_run_began_with_is_shown(mon
 
     monkeypatch.setattr(systems, "bind", lambda graph, params, placement, tap: Net(params))
     config = {"accumulate": 1, "ema": {"decay": DECAY, "warmup": False}, "guard": {"spike": 0.0}}
-    config = ConfigDict(config | {"optim": {"multipliers": (("still", 0.0), (".*", 1.0))}})
+    config = ConfigDict(config | {"optim": {"lr_multipliers": (("still", 0.0), (".*", 1.0))}})
     system = System(
         config, None, None, {"t": TaskPlan(None, Layout(()), 1, {"o": (Product(), 1.0)})}, lambda values: values
     )

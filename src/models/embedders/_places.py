@@ -20,7 +20,7 @@ def grid_positions(
     Raises ValueError when twice the number of axes does not divide the width.
     """
     if not grid:
-        raise ValueError("fields.<name>.embed: sin-cos positions need tokens of a grid, and this field's have none")
+        raise ValueError("embed: sin-cos positions need tokens of a grid, and this field's have none")
     if width % (2 * len(grid)):
         raise ValueError(
             f"model.trunk.width={width} must be a multiple of {2 * len(grid)} for sin-cos positions in a grid of {grid}"

@@ -19,9 +19,7 @@ class Classes(nnx.Module):
 
     def __init__(self, *, spec: FieldSpec, width: int, init: str | float = 0.02, dtype=jnp.float32, rngs: nnx.Rngs):
         if spec.vocab is None or spec.features is not None:
-            raise ValueError(
-                f"fields.<name>.embed: classes reads a class index, and gets {spec}; use patches or features"
-            )
+            raise ValueError(f"embed.name=classes reads a class index, and gets {spec}; use patches or features")
         self.table = nnx.Embed(spec.vocab + 1, width, embedding_init=initializer(init), dtype=dtype, rngs=rngs)
 
     def __call__(self, value: Int[Array, "*B"], place: Array | None = None) -> Float[Array, "*B D"]:

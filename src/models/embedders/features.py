@@ -27,7 +27,7 @@ class Features(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if spec.features is None:
-            raise ValueError(f"fields.<name>.embed: features reads vectors, and gets {spec}; use tokens")
+            raise ValueError(f"embed.name=features reads vectors, and gets {spec}; use tokens")
         args = {"init": init, "bias": True, "dtype": dtype, "rngs": rngs}
         self.first, self.second = linear(spec.features, width, **args), linear(width, width, **args)
 

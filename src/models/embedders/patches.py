@@ -27,7 +27,7 @@ class Patches(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if spec.features is None:
-            raise ValueError(f"fields.<name>.embed: patches reads vectors, and gets {spec}; use tokens")
+            raise ValueError(f"embed.name=patches reads vectors, and gets {spec}; use tokens")
         grid_positions(spec.grid, width)
         self.grid, self.width, self.dtype = spec.grid, width, dtype
         self.linear = linear(spec.features, width, init=init, bias=True, dtype=dtype, rngs=rngs)

@@ -36,9 +36,9 @@ class Tokens(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if spec.vocab is None or spec.features is not None:
-            raise ValueError(f"fields.<name>.embed: tokens reads ids, and gets {spec}; use patches")
+            raise ValueError(f"embed.name=tokens reads ids, and gets {spec}; use patches")
         if positions not in ("none", "sincos"):
-            raise ValueError(f"fields.<name>.embed.positions={positions!r} is unknown; use none or sincos")
+            raise ValueError(f"embed.positions={positions!r} is unknown; use none or sincos")
         self.grid, self.width = spec.grid if positions == "sincos" else None, width
         if self.grid is not None:
             grid_positions(self.grid, width)

@@ -44,16 +44,16 @@ class AdaLN(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if order not in ("crs", "rsc"):
-            raise ValueError(f"fields.<name>.head.order={order!r} is unknown; use crs or rsc")
+            raise ValueError(f"head.order={order!r} is unknown; use crs or rsc")
         if order == "rsc" and (not channels or not spec.features or spec.features % channels):
             raise ValueError(
-                f"fields.<name>.head.channels={channels} must divide the {spec.features} features of a token, because "
+                f"head.channels={channels} must divide the {spec.features} features of a token, because "
                 "order='rsc' sorts them by channel: give the number of channels"
             )
         if unused_variance and outputs != spec.features:
             raise ValueError(
-                "fields.<name>.head.unused_variance=True throws away a variance that the field's process wants to "
-                "learn: set it to False, or fields.<name>.process.variance to a fixed one"
+                "head.unused_variance=True throws away a variance that the field's process wants to "
+                "learn: set it to False, or process.variance to a fixed one"
             )
         size = 2 * outputs if unused_variance else outputs
         self.order, self.outputs = order, outputs
@@ -86,6 +86,6 @@ class AdaLN(nnx.Module):
 
 def _no_tokens() -> ValueError:
     return ValueError(
-        "fields.<name>.head: adaln denoises and makes no tokens one by one: use the objective diffusion and the "
+        "head.name=adaln denoises and makes no tokens one by one: use the objective diffusion and the "
         "decoder blocks, or another head (token_diffusion, categorical)"
     )

@@ -34,11 +34,9 @@ class Categorical(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if spec.vocab is None or spec.features is not None:
-            raise ValueError(
-                f"fields.<name>.head: categorical needs tokens that are ids, and they are {spec}; use linear"
-            )
+            raise ValueError(f"head.name=categorical needs tokens that are ids, and they are {spec}; use linear")
         if chunk < 1:
-            raise ValueError(f"fields.<name>.head.chunk={chunk} must be at least 1")
+            raise ValueError(f"head.chunk={chunk} must be at least 1")
         self.chunk, self.dtype = chunk, dtype
         self.linear = last_linear(width, outputs, init=init, bias=False, dtype=dtype, rngs=rngs)
 

@@ -51,7 +51,7 @@ class Linear(nnx.Module):
             return nll_of_logits(self(hidden), target)
         if self.spec.vocab is None:
             return ((self(hidden) - target) ** 2).mean(-1)
-        raise ValueError("fields.<name>.head: linear has no next-token loss for several counts a token: give a process")
+        raise ValueError("head.name=linear has no next-token loss for several counts a token: give a process")
 
     def sample(
         self, key: Array, hidden: Float[Array, "B D"], guide: Guide, choose: Callable[[Array, Array], Array]
