@@ -71,10 +71,10 @@ class Images:
         self.shape, self.count = delivered(field, self.holds), field.spec.tokens
         self.buckets = _buckets(buckets, field, self.shape) if buckets else None
         first = field.codec.host
-        self._own = getattr(first, "preprocess", None) if first.where == "frozen" else None
-        self._fit = first.encode if self._own is None else lambda pixels: np.asarray(self._own(pixels), np.float32)
+        self._own = first.where == "frozen"  # a network that prepares pixels itself, as floats
+        self._fit = first.preprocess if self._own else getattr(first, "encode", None)
         floats = {"values": np.float32, "moments": np.float16}
-        self.dtype = np.dtype(floats.get(self.holds, np.uint8 if self._own is None else np.float32))
+        self.dtype = np.dtype(floats.get(self.holds, np.float32 if self._own else np.uint8))
         self.segment = Segment((name,), self.count, **options)
 
     def check(self, source: Source) -> None:
@@ -160,7 +160,7 @@ class Images:
         return self._folded(value.astype(self.dtype), grids[value.shape[:2]])
 
     def _whole(self, pixels: np.ndarray) -> Row:
-        return {self.name: self._fit(pixels)}
+        return {self.name: np.asarray(self._fit(pixels), self.dtype)}
 
     def _bucketed(self, pixels: np.ndarray) -> Row:
         grid = self.buckets.nearest(*pixels.shape[:2])

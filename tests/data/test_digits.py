@@ -19,6 +19,7 @@ from src.data.sources.numbers import Numbers
 from src.data.task import Task
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.class_label import ClassLabel
+from src.data.templates.class_prompt import ClassPrompt
 from src.data.templates.image_to_caption import ImageToCaption
 from src.data.templates.text import Text
 from tests.helpers import recorded
@@ -258,6 +259,15 @@ def test_prompts_begin_as_training_rows_do(codec, tasks):
     for task, example in ((draw, {"caption": "draw a seven " * 9}), (say, {}), (label, {"label": 11})):
         with pytest.raises(ValueError, match="prompt 0"):
             task.prompt([example])
+
+
+def test_digits_have_names_for_prompts_too():
+    codec = Bytes()  # which knows the letters of the phrases
+    task = Task("named", Digits(), ClassPrompt(64), table(codec))
+    batch = build(task, "test", [0, 1]).tokens["text.prompt"]
+    labels = digits.load("test").labels
+    said = [f"<s> Please generate an image of {numbers.WORDS[labels[row]]}. [" for row in (0, 1)]
+    assert [words(codec, batch, row) for row in (0, 1)] == said
 
 
 def test_a_data_set_of_ones_own_is_a_length_and_an_item(codec):

@@ -37,6 +37,7 @@ from src.data.templates.picture_chat import PictureChat
 from tests.helpers import formats
 from tests.helpers.fields import field, patches, table
 from tests.helpers.rows import build, flaw, rows_of, words
+from tests.helpers.shards import write_shards
 
 CODEC = Bytes()
 JOURNEY = "Please generate an image of {}"
@@ -358,6 +359,7 @@ def test_a_frozen_network_prepares_images_itself(tmp_path):
     assert batch.value.shape == (8, 6, 6, 3) and batch.valid.shape == (8, 4)
     seen = np.asarray(Image.open(images / "coco" / "1.jpg"))
     np.testing.assert_allclose(batch.value[1], seen.mean() / 255, rtol=1e-6)
+    assert pickle.loads(pickle.dumps(data)).read("train", 1)["vision"].any()
 
 
 def test_broken_elements_of_the_list_are_bad_rows_and_no_other_is(tmp_path):
@@ -498,7 +500,7 @@ def test_tfds_is_read_without_it(tmp_path):
 
 
 def test_records_say_what_they_hold(tmp_path):
-    shards.write_shards(tmp_path / "r", [("fox", formats.encoded(formats.picture(0)))])
+    write_shards(tmp_path / "r", [("fox", formats.encoded(formats.picture(0)))])
     with pytest.raises(ValueError, match=r"tasks\.t: .*'label' .* caption, image"):
         task(Records(tmp_path / "r"), ClassLabel()).rows("train")
     with pytest.raises(ValueError, match=r"tasks\.t\.template: the source has moments .* no autoencoder"):

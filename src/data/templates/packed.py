@@ -68,7 +68,7 @@ class Packed(Template):
         image: str = "image",
         vision: str = "vision",
     ):
-        check_too_long(too_long, "cut", "skip")
+        check_too_long(too_long)
         if min(length, prompt_length) < 3 or min(images, visions) < 0:
             raise ValueError(
                 f"length={length}, prompt_length={prompt_length}, images={images}, visions={visions} is not possible:"

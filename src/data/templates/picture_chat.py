@@ -44,7 +44,7 @@ class PictureChat(Template):
         text: str = "text",
         vision: str = "vision",
     ):
-        check_too_long(too_long, "cut", "skip")
+        check_too_long(too_long)
         if question < 0:
             raise ValueError(f"question={question} is not possible: use 0 or more tokens")
         self.rooms, self.too_long, self.marks, self.sources = (head_length, length), too_long, marks, train_on_source
