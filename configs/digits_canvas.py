@@ -46,7 +46,7 @@ def get_config(name: str | None = None):
 
 
 def official(config):
-    """As published; the one channel is guided, and an image that is given is read causally."""
+    """As published; the one channel is guided, and the tokens of a given image are causal."""
     with config.unlocked():
         config.tasks.canvas_to_caption.template.blocks = "causal"
     return common.official(config, channels=1, guided=0)
