@@ -6,8 +6,8 @@ The model is that of imagenet256.py. It needs data/tinyllama, data/sd-vae, data/
 src.tools.latents) and data/ultrachat, a folder of jsonl files (docs/data.md).
 
 Arithmetic: a batch has 1152 rows of 128 prompt + 1 time + 256 image + 2 tail = 387 tokens, and 128 rows of 512 tokens
-of chat: 511,360 tokens a step. The rows of each task in a batch are exact: 1280 = 10 · 128 divides nine to one over up to 128
-devices (the paper's 1024 does not). The text head is used on the chats only. For 16 to 128 chips (mesh.fsdp=16).
+of chat: 511,360 tokens a step. The rows of each task in a batch are exact: 1280 = 10 · 128 divides nine to one over up
+to 128 devices (the paper's 1024 does not). The text head is used on the chats only. For 16 to 128 chips (mesh.fsdp=16).
 Expect the diffusion loss of imagenet256, and the chats' loss to start near TinyLlama's and to stay there: the table
 `forgetting` of the log shows it.
 Variants: `official` (the released scripts), `paper` (adaLN before the trunk), `pixels` (JourneyDB's own files),
