@@ -53,9 +53,9 @@ def base() -> ConfigDict:
             # A run that hangs is ended: seconds for the batch or the steps of one log line, for everything before the
             # second step, for one save, for one evaluator; 0: for ever.
             "watchdog": {"seconds": 1800.0, "start": 7200.0, "save": 3600.0, "evaluate": 0.0},
-            # checks: before the first step; a run with an error does not start. every: steps between two measurements of
-            # the objectives' gradients on the trunk, 0 for none. panels: steps between two held-out evaluations, 0 where
-            # the run evaluates and at its end; batches of held-out rows, and generated images, of each.
+            # checks: before the first step; a run with an error does not start. every: steps between two measurements
+            # of the objectives' gradients on the trunk, 0 for none. panels: steps between two held-out evaluations, 0
+            # where the run evaluates and at its end; batches of held-out rows, and generated images, of each.
             "doctor": {"checks": True, "every": 500, "panels": 0, "batches": 4, "drawings": 20},
         },
         convert_dict=True,
