@@ -57,5 +57,5 @@ def debug(config):
     """The same system, tiny."""
     config = common.debug(papers.tiny_journeydb(config))
     config.batch, config.tasks.chat.template.length = 80, 64
-    config.tasks.chat.source.held_out = 4
+    config.tasks.chat.source.update({"held_out": 4, "split": min(config.tasks.chat.source.split, 192)})
     return config

@@ -51,7 +51,13 @@ def journeydb(weight: float) -> dict:
     return {
         "weight": weight,
         "source": {"name": "records", "folder": "data/journeydb256", "moments": True},  # what src.tools.latents wrote
-        "template": {"name": "caption_to_image", "caption": "prompt", "length": 128, "newline": False},
+        "template": {
+            "name": "caption_to_image",
+            "caption": "prompt",
+            "phrase": "Please generate an image of {}",
+            "length": 128,
+            "newline": False,
+        },
         "objectives": {"diffusion": common.diffusion(timesteps="timesteps:Grid")},
     }
 

@@ -51,7 +51,7 @@ def paper(config):
 def lora(config):
     """Adapters of rank 16 on the trunk, all else frozen; the rate that goes with them."""
     config.model.lora.rank = 16
-    config.optim.lr_multipliers = (("^fields/", 0.0), (".*", 1.0))
+    config.optim.lr_multipliers = (("^fields/text", 0.0), (".*", 1.0))
     config.optim.lr = 2e-4
     return config
 

@@ -158,10 +158,10 @@ def step_case(monoformer):
     times = jnp.asarray((want["t"][[0, 2]] + 1) / 1000, jnp.float32)[:, None]
     draws = {"image": {"denoise": {"times": times, "noise": {"image": patches(want["noise"])}}},
              "text": {"lm": {"text": ()}}}  # fmt: skip
-    denoise = Diffusion("image", SquaredError(), Grid())
+    denoise = Diffusion(("image",), SquaredError(), Grid())
     tasks = {
         "image": TaskPlan(None, pictured.layout, 2, {"denoise": (denoise, 1.0)}),
-        "text": TaskPlan(None, written.layout, 2, {"lm": (NextToken("text"), 0.01)}),
+        "text": TaskPlan(None, written.layout, 2, {"lm": (NextToken(("text",)), 0.01)}),
     }
     system = System(None, architecture.table, architecture, None, tasks)
     drawn = jax.tree.map(jnp.asarray, ({"image": pictured, "text": written}, draws))

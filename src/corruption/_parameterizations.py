@@ -23,7 +23,8 @@ from flax import struct
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from src.corruption.schedules import FLOOR, Schedule, as_time
+from src.corruption.base import expand
+from src.corruption.schedules import FLOOR, Schedule
 
 PARAMETERIZATIONS = ("eps", "x0", "v", "velocity", "score")
 
@@ -39,19 +40,6 @@ class Estimate:
     velocity: Any
     score: Any
     variance: Any = None
-
-
-def expand(t: ArrayLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Times of shape [], [B], [B, 1] or [B, N] with ones appended, so that they broadcast against x [B, N, P].
-
-    Raises ValueError when a written axis of t is neither 1 nor as long as that of x.
-    """
-    t = as_time(t)
-    if t.ndim > x.ndim or any(a not in (1, b) for a, b in zip(t.shape, x.shape, strict=False)):
-        raise ValueError(
-            f"Times of shape {t.shape} do not fit data of shape {x.shape}: give one time, one per row or one per token."
-        )
-    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
 class Coefficients(NamedTuple):

@@ -112,11 +112,11 @@ def turns_of(example: Example) -> list[str]:
     return turns
 
 
-def label_of(example: Example, classes: int) -> int:
-    """The class of an example. Raises BadRow."""
+def label_of(example: Example, classes: int | None) -> int:
+    """The class of an example, of so many; None: of any number. Raises BadRow."""
     label = example.get("label")
     if isinstance(label, np.integer):
         label = int(label)
-    if type(label) is not int or not 0 <= label < classes:
+    if type(label) is not int or not 0 <= label < (2**31 if classes is None else classes):
         raise BadRow("the label is no class", example.where, f"{label} of {classes} classes")
     return label

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -25,26 +24,21 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
-from src.codecs.pixels import crop
-from src.common.files.images import LIMITS, read_image
-from src.common.files.paths import read_bounded, shown
+from src.common.files.paths import shown
 from src.common.files.store import is_remote, write_whole
 from src.common.files.strict_json import read_json
-from src.data.example import BadRow, Example, Source, label_of, texts_of, turns_of
+from src.data.example import BadRow, Source
 from src.data.files.array_record import write_shard
-from src.data.files.shards import MANIFEST, SEVERAL, images_of, pack, values_of, write_manifest
+from src.data.files.shards import MANIFEST, values_of, write_manifest
 from src.data.pipeline.bad_rows import Ledger
 from src.data.pipeline.reader import die_with_parent
+from src.data.record import classes_of, kind_of, record_of
 from src.data.splits import example_of
-from src.data.templates._spans import document
 
 PLAN = "plan.json"
 PARTS = "parts"
-WITHOUT = ("chats", "documents")  # kinds that need no images
 PROBES = 64  # examples by which a source is known again
-Open = Callable[[], Source]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +71,16 @@ class Plan:
 
     def records(self, source: Source, kind: str, rows: Sequence[int]) -> Iterator[tuple[int, bytes | BadRow]]:
         """The records of some rows, in their order."""
+        classes = len(classes_of(source, kind)) or None
         for row in rows:
             try:
-                yield row, record_of(example_of(source, row), kind, self, len(classes_of(source, kind)))
+                yield row, record_of(example_of(source, row), kind, classes, size=self.size, check=self.check)
             except BadRow as flaw:
                 yield row, flaw
 
 
 def prepare(
-    open_source: Open,
+    source: Source,
     out: str | os.PathLike[str],
     plan: Plan,
     *,
@@ -94,7 +89,7 @@ def prepare(
     ledger: Ledger | None = None,
     say: Callable[[int, int, int], None] = lambda done, shards, rows: None,
 ) -> dict[str, Any]:
-    """Writes the shards of a source that `open_source` (picklable) opens, and returns the manifest.
+    """Writes the shards of a source, which is pickled to other processes, and returns the manifest.
 
     Finished shards of an earlier start are kept. `ledger` counts bad rows of `name` and raises TooManyBadRowsError;
     `say` hears of shards done, all shards, and rows written or left out. Raises FileExistsError where the folder has a
@@ -105,7 +100,7 @@ def prepare(
     if (target / MANIFEST).exists():
         raise FileExistsError(f"{os.fspath(target)!r} has shards already: give another folder")
     target.mkdir(parents=True, exist_ok=True)
-    source, ledger = open_source(), ledger or Ledger(target)
+    ledger = ledger or Ledger(target)
     if getattr(source, "moments", None):
         raise ValueError(f"{name} has moments of latents, which are shards already: give the images that they are of")
     with _alone(target):
@@ -116,7 +111,7 @@ def prepare(
         say(len(parts), count, rows)
         ledger.check()
         todo = [k for k in range(count) if k not in parts]
-        for k, told in _run(functools.partial(_part, target, plan), open_source, source, todo, processes):
+        for k, told in _run(functools.partial(_part, target, plan), source, todo, processes):
             write_whole(target / PARTS / f"{k:05d}.json", json.dumps(told).encode())
             parts[k] = told
             rows += _note(ledger, name, told)
@@ -217,94 +212,17 @@ def _part(target: epath.Path, plan: Plan, source: Source, k: int) -> dict[str, A
     return told
 
 
-def kind_of(source: Source) -> str:
-    """What the examples of a source are, see `files/shards.py`: what it says, or what its first sound one looks like.
-
-    Raises ValueError where none of its first examples can be read.
-    """
-    if hasattr(source, "kind"):
-        return source.kind
-    for number in range(min(len(source), PROBES)):
-        try:
-            example = example_of(source, number)
-        except BadRow:
-            continue
-        marks = {"parts": "documents", "turns": "chats", "caption": "captions", "label": "classes"}
-        return next((kind for name, kind in marks.items() if name in example), "captions")
-    raise ValueError(f"none of the first {PROBES} examples of the source can be read")
-
-
-def classes_of(source: Source, kind: str) -> list[dict[str, str]]:
-    """Id and name of each class, of a source of classes."""
-    return list(getattr(source, "classes", ())) if kind == "classes" else []
-
-
-def check_values(kind: str, example: Example, classes: int = 0) -> None:
-    """What can be said of an example without its task. Raises BadRow."""
-    if kind == "classes":
-        label_of(example, classes)
-    elif kind == "chats":
-        turns_of(example)
-    elif kind == "documents":
-        document(example)
-    elif not any(isinstance(text, str) and text.strip() for text in example.values()):
-        texts_of(example)
-
-
-def record_of(example: Example, kind: str, plan: Plan, classes: int = 0) -> bytes:
-    """The record of an example. Raises BadRow, also for an image that cannot be read."""
-    check_values(kind, example, classes)
-    images = images_of(example, kind)
-    if not images and kind not in WITHOUT:
-        raise BadRow("the image is missing", example.where)
-    cut = [True] * len(images)
-    if kind in SEVERAL:  # those that are only read stay whole
-        cut = [part.kind == "image" for part in document(example)[0] if part.kind != "text"]
-    files = [file_of(image, plan, each, example.where) for image, each in zip(images, cut, strict=True)]
-    return pack(values_of(example, kind), *files, sized=kind in SEVERAL)
-
-
-def file_of(image: Any, plan: Plan, cut: bool, where: str) -> bytes:
-    """An image's file as a plan wants it; arrays become PNG. Raises BadRow."""
-    try:
-        if isinstance(image, np.ndarray):
-            image = png(image)
-        data = image if isinstance(image, bytes) else read_bounded(image, LIMITS.bytes, "image")
-        pixels = read_image(data) if plan.check or plan.size else None
-    except FileNotFoundError as error:
-        raise BadRow("the image is missing", where, image) from error
-    except (ValueError, OSError) as error:
-        raise BadRow("the image cannot be read", where, error) from error
-    if not plan.size or not cut:
-        return data
-    try:
-        return png(crop(pixels, plan.size, plan.size))
-    except ValueError as error:
-        raise BadRow("the image is too narrow", where, error) from error
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """A file of pixels [h, w, C]. Raises ValueError for other arrays."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-        raise ValueError(f"it is an array of {pixels.dtype} {pixels.shape}, and no image of 1 or 3 channels")
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
-    return file.getvalue()
-
-
 Part = Callable[[Source, int], dict[str, Any]]
 
 
-def _run(
-    part: Part, open_source: Open, source: Source, todo: Sequence[int], processes: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _run(part: Part, source: Source, todo: Sequence[int], processes: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """`part` of each k, as they come; two for each process are under way at a time."""
     if processes <= 1:
         yield from ((k, part(source, k)) for k in todo)
         return
     context = multiprocessing.get_context("spawn")
     waiting, running = iter(todo), dict[Future, int]()
-    with ProcessPoolExecutor(processes, context, _begin, (open_source, part)) as pool:
+    with ProcessPoolExecutor(processes, context, _begin, (source, part)) as pool:
         try:
             while True:
                 while len(running) < 2 * processes and (k := next(waiting, None)) is not None:
@@ -320,9 +238,9 @@ def _run(
 _HERE: dict[str, Any] = {}  # of a worker process
 
 
-def _begin(open_source: Open, part: Part) -> None:
+def _begin(source: Source, part: Part) -> None:
     die_with_parent()
-    _HERE.update(source=open_source(), part=part)
+    _HERE.update(source=source, part=part)
 
 
 def _one(k: int) -> dict[str, Any]:

@@ -35,11 +35,12 @@ def published(folder, seed=0, **fields):
 def config_from(path, **init_from):
     """ImageNet's recipe, tiny, on a mesh that splits even small parameters."""
     config = imagenet256.get_config("debug").unlock()
-    config.text_codec.update({"name": "text:Bytes", "path": ""})
+    config.fields.text.codec = {"name": "text:Bytes"}
     config.mesh.update({"data": 2, "fsdp": 4})
     config.sharding.min_size, config.batch = 64, 8
-    config.image_codec.name = ""  # latents, without their codec
-    config.tasks.class_prompt_to_image.data.update({"size": 32, "channels": 4})
+    latents = {"name": "pixels", "height": 32, "width": 32, "channels": 4}  # without their autoencoder
+    config.fields.image.codec = {"host": latents, "device": config.fields.image.codec.device}
+    config.tasks.class_prompt_to_image.source.moments = False
     config.init_from.update({"path": str(path)} | init_from)
     return config.lock()
 

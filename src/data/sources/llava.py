@@ -42,7 +42,8 @@ class Llava(FileSource):
 
 
 def conversation(turns: Any, where: str) -> list[Any]:
-    """Question and answer in turn; what stands before the first question or after the last answer is left out.
+    """Question and answer in turn; what stands before the first question (a system's turn) or
+    after the last answer is left out.
 
     Raises BadRow for what is no conversation.
     """
@@ -52,6 +53,6 @@ def conversation(turns: Any, where: str) -> list[Any]:
     first = roles.index(0) if 0 in roles else len(roles)
     values = [turn.get("value") for turn in turns][first:]
     values = values[: len(values) - len(values) % 2]
-    if None in roles or roles[first:] != [place % 2 for place in range(len(roles) - first)]:
+    if roles[first:] != [place % 2 for place in range(len(roles) - first)]:
         raise BadRow("the turns are not question and answer", where, [turn.get("from") for turn in turns][:8])
     return values

@@ -36,7 +36,9 @@ def config_now(old: Group, leaves: Mapping[str, Any]) -> Group:
     new = {key: value for key, value in old.items() if key not in GONE}
     new["fields"] = {row: FIELDS[row](old, params) for row in rows}
     new["model"] = _model(old["model"])
-    new["tasks"] = {name: task_now(task, renamed) for name, task in old["tasks"].items()}
+    codec = old.get("image_codec") or {}
+    latents = codec.get("channels", 4) if codec.get("name") else 0
+    new["tasks"] = {name: task_now(task, renamed, latents) for name, task in old["tasks"].items()}
     new["codecs"] = {row: prints for row in rows if (prints := _prints(old, row, new["fields"][row]))}
     new |= _made(old.get("sample") or {}, (old.get("patch") or {}).get("size", 1))
     new["optim"] = _optim(old.get("optim") or {})

@@ -32,8 +32,10 @@ CHAT = {
     "question": "question",
 }
 PACKED = {
-    **{name: name for name in ("length", "images", "pictures", "drop", "prompt", "too_long", "buckets")},
-    "image_mode": "image_blocks",
+    **{name: name for name in ("length", "images", "drop", "too_long", "buckets")},
+    "pictures": "visions",
+    "prompt": "prompt_length",
+    "image_mode": "segment.blocks",
     "picture_mode": "vision_blocks",
 }
 # By class: source and its options, template and its options. An option has its name of then.
@@ -85,30 +87,34 @@ USUAL: dict[str, Group] = {
 }
 
 
-def task_now(task: Mapping[str, Any], renamed: Callable[[str, str], Any]) -> Group:
-    """A group `tasks.<name>` as it is written today; `renamed` (what, name) gives the name of a file today."""
+def task_now(task: Mapping[str, Any], renamed: Callable[[str, Any], Any], latents: int) -> Group:
+    """A group `tasks.<name>` as it is written today.
+
+    renamed   (how names of files began then, group) -> the group with their names of today
+    latents   channels of the autoencoder's latents, 0 without one
+    """
     new = {key: value for key, value in task.items() if key not in ("share", "data", "objectives")}
     new |= {"weight": task["share"]} if "share" in task else {}
-    new |= _parts(dict(task.get("data") or {}))
+    new |= _parts(dict(task.get("data") or {}), latents)
     objectives = task.get("objectives") or {}
     return new | {"objectives": {label: _objective(group, renamed) for label, group in objectives.items()}}
 
 
-def _parts(data: Group) -> Group:
+def _parts(data: Group, latents: int) -> Group:
     """Source and template of a task. A class that nobody knows here is named as it was, and so is refused in words."""
     name = data.pop("name", "")
     if name not in TASKS:
         return {"source": {"name": name} | data, "template": {}}
     data = USUAL.get(name, {}) | data
     source, options, template, names = TASKS[name]
-    moments = data.get("channels", 3) not in COLOURS
+    channels = data.get("channels", 3)
     found: Group = {"name": source} | {RENAMED.get(key, key): data[key] for key in options if key in data}
     if data.get("records"):
         found = {"name": "records", "folder": data["records"]}
     elif source == "ultrachat" and data.get("too_long") == "split":
         found["split"] = PIECE * data["length"]
-    if moments and found["name"] == "records":
-        found["moments"] = True
+    moments = {"records": channels not in COLOURS, "arrays": bool(latents) and channels == 2 * latents}
+    found |= {"moments": True} if moments.get(found["name"]) else {}
     found |= {key: data[key] for key in SHARED if key in data}
     if data.get("too_long") == "split":
         del data["too_long"]

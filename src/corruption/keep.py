@@ -1,0 +1,72 @@
+"""Keep probabilities of a categorical process: abar(t) = the chance that a token is still what it was, 1 at t = 0.
+
+Sources: Sahoo et al. 2024 "MDLM" (linear), Chang et al. 2022 "MaskGIT" (cosine), Shi et al. 2024 "MD4" (power).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from src.corruption.schedules import as_time
+
+
+class _Keep(Protocol):
+    """abar(t) and its derivative, of the shape of t."""
+
+    def keep(self, t: ArrayLike) -> Float[Array, "..."]: ...
+    def slope(self, t: ArrayLike) -> Float[Array, "..."]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear:
+    """1 - (1 - least) t.
+
+    least   what is left at t = 1 (MDLM: 0.001)
+    """
+
+    least: float = 0.0
+
+    def keep(self, t: ArrayLike) -> Float[Array, "..."]:
+        """abar(t)."""
+        return 1 - (1 - self.least) * as_time(t)
+
+    def slope(self, t: ArrayLike) -> Float[Array, "..."]:
+        """abar'(t)."""
+        return jnp.full_like(as_time(t), self.least - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """1 - sin(pi t / 2): with equal steps MaskGIT's cosine schedule, in which few tokens are made early."""
+
+    def keep(self, t: ArrayLike) -> Float[Array, "..."]:
+        """abar(t)."""
+        return 1 - jnp.sin(jnp.pi / 2 * as_time(t))
+
+    def slope(self, t: ArrayLike) -> Float[Array, "..."]:
+        """abar'(t)."""
+        return -jnp.pi / 2 * jnp.cos(jnp.pi / 2 * as_time(t))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Power:
+    """1 - t^exponent. Raises ValueError unless exponent > 0."""
+
+    exponent: float = 2.0
+
+    def __post_init__(self):
+        if not self.exponent > 0:
+            raise ValueError(f"Power: exponent is {self.exponent}; give one above 0.")
+
+    def keep(self, t: ArrayLike) -> Float[Array, "..."]:
+        """abar(t)."""
+        return 1 - as_time(t) ** self.exponent
+
+    def slope(self, t: ArrayLike) -> Float[Array, "..."]:
+        """abar'(t)."""
+        return -self.exponent * as_time(t) ** (self.exponent - 1)

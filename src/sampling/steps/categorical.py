@@ -1,0 +1,105 @@
+"""Step samplers for the categorical process beside `ancestral.py`.
+
+Confidence, in every step from t to s:
+1. each unknown token is drawn from p(x_0 | x_t);
+2. n = floor(share(s) n_0) of them, but at least one and not all, are replaced again, share(s) = 1 - abar(s); n_0 is the
+   number of tokens that were unknown at the start;
+3. those are the ones of least confidence, log p(drawn) + gumbel s g with Gumbel noise g; the others are known from now
+   on. At s = 0 all are.
+
+Sources: Chang et al. 2022 "MaskGIT" (its code has choice_temperature 4.5 for `gumbel`); Xie et al. 2024 "Show-o".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from src.corruption.base import expand
+from src.corruption.categorical import Categorical
+from src.interfaces import PyTree
+from src.sampling.steps.base import StepBase
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Confidence(StepBase):
+    """The surest tokens first. A token of several numbers has the sum of their logarithms for its confidence.
+
+    gumbel     scale of the noise at t = 1, annealed to 0; without noise the samples do not tend to the model's law
+    compound   the scale is multiplied by every s on the way, instead of being gumbel s (the published Show-o)
+    of_all     n_0 is the number of all tokens (the published Show-o)
+
+    Raises ValueError for a negative scale.
+    """
+
+    gumbel: float = 4.5
+    compound: bool = False
+    of_all: bool = False
+
+    def __post_init__(self):
+        if self.gumbel < 0:
+            raise ValueError(f"Confidence: gumbel is {self.gumbel}; give 0 or more.")
+
+    def init(self, process: Categorical, xt: Int[Array, "B N ..."]) -> PyTree:
+        """(Which tokens are known [B, N]; n_0 of each row [B, 1], 0 before the first step; the scale of the noise.)"""
+        rows, tokens = xt.shape[:2]
+        none = jnp.zeros((rows, 1), jnp.int32)
+        return jnp.zeros((rows, tokens), bool), none, jnp.full((rows, 1), self.gumbel, jnp.float32)
+
+    def step(
+        self,
+        process: Categorical,
+        key: Array,
+        estimate: Float[Array, "*B V"],
+        xt: Int[Array, "*B"],
+        t: Array,
+        s: Array,
+        state: PyTree,
+        again: Callable[[Array, Array], Array],
+    ) -> tuple[Int[Array, "*B"], PyTree]:
+        """x_s, and what is known of it. A token with t = 0 is known. Each row has the largest s of its tokens."""
+        draw_key, choice_key, replace_key = jax.random.split(key, 3)
+        known, places, scale = state
+        t, s = (jnp.broadcast_to(expand(time, known), known.shape) for time in (t, s))
+        known = known | (t == 0) | _every_number(process.known(xt, t))
+        unknown = jnp.sum(~known, axis=1, keepdims=True)
+        total = jnp.full_like(unknown, known.shape[1]) if self.of_all else unknown
+        places = jnp.where(places > 0, places, total)
+        level = s.max(axis=1, keepdims=True)
+        scale = scale * level if self.compound else self.gumbel * level
+        share = jnp.floor(places * (1 - process.schedule.keep(level))).astype(jnp.int32)
+        count = jnp.where(level > 0, jnp.maximum(1, jnp.minimum(unknown - 1, share)), 0)
+        gumbel = jax.random.gumbel(draw_key, estimate.shape)
+        choice = scale * jax.random.gumbel(choice_key, known.shape)
+        drawn, chosen = choose(estimate, xt, known, count, gumbel, choice)
+        replaced = process.replaced(replace_key, known.shape, level)
+        return jnp.where(_as_numbers(chosen, xt), replaced, drawn), (known | ~chosen, places, scale)
+
+
+def choose(
+    logs: Float[Array, "*B V"],
+    xt: Int[Array, "*B"],
+    known: Bool[Array, "B N"],
+    count: Int[Array, "B 1"],
+    gumbel: Float[Array, "*B V"],
+    choice: Float[Array, "B N"],
+) -> tuple[Int[Array, "*B"], Bool[Array, "B N"]]:
+    """One draw of each unknown token, and which tokens are replaced again: those whose confidence lies below the
+    `count`-th smallest one, counted from 0. `gumbel` is the noise of the draw, `choice` that of the confidence."""
+    drawn = jnp.where(_as_numbers(known, xt), xt, jnp.argmax(logs + gumbel, axis=-1).astype(xt.dtype))
+    sure = jnp.take_along_axis(logs, drawn[..., None], axis=-1)[..., 0]
+    sure = sure.reshape(*known.shape, -1).sum(axis=-1) + choice
+    sure = jnp.where(known, jnp.inf, sure)
+    return drawn, sure < jnp.take_along_axis(jnp.sort(sure, axis=1), count, axis=1)
+
+
+def _every_number(known: Bool[Array, "B N *P"]) -> Bool[Array, "B N"]:
+    return known.reshape(*known.shape[:2], -1).all(axis=-1)
+
+
+def _as_numbers(flag: Bool[Array, "B N"], xt: Int[Array, "B N *P"]) -> Bool[Array, "..."]:
+    return flag.reshape(flag.shape + (1,) * (xt.ndim - 2))
