@@ -122,7 +122,7 @@ class Categorical(ProcessBase):
         """x at t = 1: nothing is kept."""
         return self.replaced(key, shape, 1.0)
 
-    def added(self, x: Int[Array, "*B"], mask: Float[Array, "..."], rest: Float[Array, "..."]) -> Float[Array, "*B"]:
+    def added(self, x: Int[Array, "..."], mask: Float[Array, "..."], rest: Float[Array, "..."]) -> Float[Array, "..."]:
         """The part at x of a mass `mask` on the mask ids and `rest` on the law."""
         drawn = jnp.asarray(self.law())[jnp.minimum(x, self.field.vocab - 1)]
         return jnp.where(x < self.field.vocab, rest * drawn, mask / self.masks)

@@ -56,7 +56,7 @@ class Doctor:
             self.panels(step, state, writer)
 
 
-def make_doctor(trainer: Trainer) -> Doctor:
-    """The doctor of a run."""
+def make_doctor(trainer: Trainer, every: int | None = None) -> Doctor:
+    """The doctor of a run; it probes `every` so many steps, by default those of the config."""
     checks = trainer.system.config.doctor.checks
-    return Doctor(checks, [Vitals(trainer), Probe(trainer)], Panels(trainer))
+    return Doctor(checks, [Vitals(trainer), Probe(trainer, every)], Panels(trainer))

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from absl import logging
@@ -35,6 +35,7 @@ ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attenti
 PANEL = ("heldout/", "forgetting")
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Looks on while a run trains, and changes nothing (`src/doctor`)."""
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from src.corruption.base import expand
 from src.corruption.categorical import Categorical
 from src.interfaces import PyTree
+from src.sampling.steps.base import StepBase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
