@@ -16,6 +16,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -114,7 +115,7 @@ def build_chain(codec: Any, where: str, samples: Samples) -> Chain:
         if getattr(link, "unfitted", False):
             values = samples(link.learns, built[0] if built else link)
             for earlier in built[1:]:
-                values = earlier.encode(values)
+                values = earlier.encode(jnp.asarray(values))
             link.fit(values if link.learns == "texts" else np.asarray(values).reshape(-1, values.shape[-1]))
         built.append(link)
     try:

@@ -24,7 +24,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from src.corruption._base import Base, expand
+from src.corruption.base import ProcessBase, expand
 from src.corruption.keep import Linear
 from src.interfaces import Corrupted, FieldSpec
 
@@ -32,7 +32,7 @@ TINY = 1e-37  # smallest probability whose logarithm is taken: smaller ones may 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Categorical(Base):
+class Categorical(ProcessBase):
     """On ids [B, N], or [B, N, P] where a token has `features` numbers below `vocab`; each number for itself.
 
     field       of the ids; the mask ids are vocab ... vocab + masks - 1, on top of it
@@ -122,7 +122,7 @@ class Categorical(Base):
         """x at t = 1: nothing is kept."""
         return self.replaced(key, shape, 1.0)
 
-    def added(self, x: Int[Array, "*B"], mask: Float[Array, "..."], rest: Float[Array, "..."]) -> Float[Array, "*B"]:
+    def added(self, x: Int[Array, "..."], mask: Float[Array, "..."], rest: Float[Array, "..."]) -> Float[Array, "..."]:
         """The part at x of a mass `mask` on the mask ids and `rest` on the law."""
         drawn = jnp.asarray(self.law())[jnp.minimum(x, self.field.vocab - 1)]
         return jnp.where(x < self.field.vocab, rest * drawn, mask / self.masks)

@@ -27,7 +27,7 @@ Names of values, by what reads them (`templates/`):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class Example(dict):
         self.where = where
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a source must have; see the head of this module for what it may have."""
 

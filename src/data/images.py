@@ -27,15 +27,12 @@ def delivered(field: Field, holds: str) -> tuple[int, int, int]:
     Raises ValueError where a source has moments and the field no autoencoder.
     """
     chain = field.codec
-    if holds == "moments":
-        if chain.frozen is None:
-            raise ValueError(f"the source has moments of latents, but fields.{field.name}.codec has no autoencoder")
-        height, width, channels = chain.frozen.shape
-        return height, width, 2 * channels
-    first = chain.host
-    if first.where == "frozen":  # a network that takes pictures as its own `preprocess` makes them
-        return first.preprocess(np.zeros((2, 2, 3), np.uint8)).shape
-    return first.shape
+    if holds != "moments":
+        return chain.delivered
+    if chain.frozen is None:
+        raise ValueError(f"the source has moments of latents, but fields.{field.name}.codec has no autoencoder")
+    height, width, channels = chain.frozen.shape
+    return height, width, 2 * channels
 
 
 class Images:
@@ -44,6 +41,7 @@ class Images:
     made      they are targets; else they are only read
     always    their tokens are there in every row; else those of a row without an image are padding
     source    says what it holds, see `example.py`
+    encoded   they are moments where the source has such; else files all the same (images that are only read)
     buckets   grids (rows, columns) of tokens, all with one product, the first one the field's: each image keeps about
               its aspect ratio, and is cut to the nearest of them
     options   of the segment
@@ -59,6 +57,7 @@ class Images:
         *,
         made: bool,
         always: bool = True,
+        encoded: bool = True,
         buckets: Sequence[Sequence[int]] = (),
         **options: Any,
     ):
@@ -66,18 +65,21 @@ class Images:
         self.holds = getattr(source, "holds", "pixels")
         if self.holds not in HOLDS:
             raise ValueError(f"the source holds {self.holds!r}; it may hold {', '.join(HOLDS)}")
+        if self.holds == "moments" and not encoded:
+            self.holds = "pixels"
+        self.encoded = encoded
         self.shape, self.count = delivered(field, self.holds), field.spec.tokens
         self.buckets = _buckets(buckets, field, self.shape) if buckets else None
         first = field.codec.host
-        self._own = getattr(first, "preprocess", None) if first.where == "frozen" else None
-        self._fit = first.encode if self._own is None else lambda pixels: np.asarray(self._own(pixels), np.float32)
+        self._own = first.where == "frozen"  # a network that prepares pixels itself, as floats
+        self._fit = first.preprocess if self._own else getattr(first, "encode", None)
         floats = {"values": np.float32, "moments": np.float16}
-        self.dtype = np.dtype(floats.get(self.holds, np.uint8 if self._own is None else np.float32))
+        self.dtype = np.dtype(floats.get(self.holds, np.float32 if self._own else np.uint8))
         self.segment = Segment((name,), self.count, **options)
 
     def check(self, source: Source) -> None:
         """Looks at a source before its first row. Raises ValueError for shards of something else."""
-        if hasattr(source, "moments"):
+        if self.encoded and hasattr(source, "moments"):
             check_moments(source.moments, self.shape if self.holds == "moments" else None, self.buckets)
         shape = getattr(source, "image_shape", self.shape)
         if shape != self.shape:
@@ -103,9 +105,7 @@ class Images:
         row = self.blank() | {f"{self.name}/target": np.asarray(make)}
         if grid is not None:
             if self.buckets is None or grid[0] * grid[1] != self.count:
-                raise ValueError(
-                    f"a grid of {grid[0]} x {grid[1]} has not {self.count} tokens, or there are no buckets"
-                )
+                raise ValueError(f"grid={tuple(grid)} has not {self.count} tokens, or the template has no buckets")
             row[f"{self.name}/grid"] = np.asarray(grid, np.int32)
         return row
 
@@ -160,7 +160,7 @@ class Images:
         return self._folded(value.astype(self.dtype), grids[value.shape[:2]])
 
     def _whole(self, pixels: np.ndarray) -> Row:
-        return {self.name: self._fit(pixels)}
+        return {self.name: np.asarray(self._fit(pixels), self.dtype)}
 
     def _bucketed(self, pixels: np.ndarray) -> Row:
         grid = self.buckets.nearest(*pixels.shape[:2])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -25,24 +24,20 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
-from src.codecs.pixels import crop
-from src.common.files.images import LIMITS, read_image
-from src.common.files.paths import read_bounded, shown
+from src.common.files.paths import shown
 from src.common.files.store import is_remote, write_whole
 from src.common.files.strict_json import read_json
-from src.data.example import BadRow, Example, Source, label_of, texts_of, turns_of
+from src.data.example import BadRow, Source
 from src.data.files.array_record import write_shard
-from src.data.files.shards import MANIFEST, SEVERAL, images_of, pack, values_of, write_manifest
+from src.data.files.shards import MANIFEST, values_of, write_manifest
 from src.data.pipeline.bad_rows import Ledger
 from src.data.pipeline.reader import die_with_parent
+from src.data.record import classes_of, kind_of, record_of
 from src.data.splits import example_of
-from src.data.templates._spans import document
 
 PLAN = "plan.json"
 PARTS = "parts"
-WITHOUT = ("chats", "documents")  # kinds that need no images
 PROBES = 64  # examples by which a source is known again
 
 
@@ -79,7 +74,7 @@ class Plan:
         classes = len(classes_of(source, kind)) or None
         for row in rows:
             try:
-                yield row, record_of(example_of(source, row), kind, self, classes)
+                yield row, record_of(example_of(source, row), kind, classes, size=self.size, check=self.check)
             except BadRow as flaw:
                 yield row, flaw
 
@@ -215,81 +210,6 @@ def _part(target: epath.Path, plan: Plan, source: Source, k: int) -> dict[str, A
         if is_remote(target):
             shutil.rmtree(folder, ignore_errors=True)
     return told
-
-
-def kind_of(source: Source) -> str:
-    """What the examples of a source are, see `files/shards.py`: what it says, or what its first sound one looks like.
-
-    Raises ValueError where none of its first examples can be read.
-    """
-    if hasattr(source, "kind"):
-        return source.kind
-    for number in range(min(len(source), PROBES)):
-        try:
-            example = example_of(source, number)
-        except BadRow:
-            continue
-        marks = {"parts": "documents", "turns": "chats", "caption": "captions", "label": "classes"}
-        return next((kind for name, kind in marks.items() if name in example), "captions")
-    raise ValueError(f"none of the first {PROBES} examples of the source can be read")
-
-
-def classes_of(source: Source, kind: str) -> list[dict[str, str]]:
-    """Id and name of each class, of a source of classes."""
-    return list(getattr(source, "classes", ())) if kind == "classes" else []
-
-
-def check_values(kind: str, example: Example, classes: int | None = None) -> None:
-    """What can be said of an example without its task. Raises BadRow."""
-    if kind == "classes":
-        label_of(example, classes)
-    elif kind == "chats":
-        turns_of(example)
-    elif kind == "documents":
-        document(example)
-    elif not any(isinstance(text, str) and text.strip() for text in example.values()):
-        texts_of(example)
-
-
-def record_of(example: Example, kind: str, plan: Plan, classes: int | None = None) -> bytes:
-    """The record of an example. Raises BadRow, also for an image that cannot be read."""
-    check_values(kind, example, classes)
-    images = images_of(example, kind)
-    if not images and kind not in WITHOUT:
-        raise BadRow("the image is missing", example.where)
-    cut = [True] * len(images)
-    if kind in SEVERAL:  # those that are only read stay whole
-        cut = [part.kind == "image" for part in document(example)[0] if part.kind != "text"]
-    files = [file_of(image, plan, each, example.where) for image, each in zip(images, cut, strict=True)]
-    return pack(values_of(example, kind), *files, sized=kind in SEVERAL)
-
-
-def file_of(image: Any, plan: Plan, cut: bool, where: str) -> bytes:
-    """An image's file as a plan wants it; arrays become PNG. Raises BadRow."""
-    try:
-        if isinstance(image, np.ndarray):
-            image = png(image)
-        data = image if isinstance(image, bytes) else read_bounded(image, LIMITS.bytes, "image")
-        pixels = read_image(data) if plan.check or plan.size else None
-    except FileNotFoundError as error:
-        raise BadRow("the image is missing", where, image) from error
-    except (ValueError, OSError) as error:
-        raise BadRow("the image cannot be read", where, error) from error
-    if not plan.size or not cut:
-        return data
-    try:
-        return png(crop(pixels, plan.size, plan.size))
-    except ValueError as error:
-        raise BadRow("the image is too narrow", where, error) from error
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """A file of pixels [h, w, C]. Raises ValueError for other arrays."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-        raise ValueError(f"it is an array of {pixels.dtype} {pixels.shape}, and no image of 1 or 3 channels")
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 Part = Callable[[Source, int], dict[str, Any]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from src.data.example import BadRow, Example, Source, as_example
@@ -51,8 +53,8 @@ def _goes_on(source: Source, number: int, inside: bool) -> bool:
         return inside
 
 
-def numbers_of(source: Source, split: str, index: np.ndarray) -> np.ndarray:
-    """Numbers in the source of some rows of a split."""
+def numbers_of(source: Source, split: str, index: Any) -> Any:
+    """Numbers in the source of one row of a split, or of an array of them."""
     held = getattr(source, "held_out", 0)
     if not held:
         return index

@@ -13,7 +13,7 @@ from src.interfaces import Field, Tokens
 from src.sequence.segment import Segment
 
 CHARACTERS = 32  # of a text that are looked at for each token that it may have
-ENDLESS = 2**16  # characters: no text of a picture, whatever `too_long` says
+ENDLESS = 2**16  # characters: no caption of an image, whatever `too_long` says
 Parts = Sequence[tuple[Sequence[int], bool]]  # (ids, are they targets?)
 
 
@@ -77,14 +77,17 @@ class Words:
         return self.row([(ids.tolist(), target)])
 
 
-def encode(codec: Any, text: str, room: int, where: str, *, skip: bool = False) -> tuple[list[int], bool]:
+def encode(
+    codec: Any, text: str, room: int, where: str, *, skip: bool = False, limit: int | None = None
+) -> tuple[list[int], bool]:
     """At most `room` ids of a text, and whether these are all.
 
-    Raises BadRow for a text that cannot be encoded, and, with `skip`, for a longer one.
+    Raises BadRow for a text that cannot be encoded, for one of more characters than `limit`, and, with `skip`, for a
+    longer one.
     """
     most = CHARACTERS * (room + 2)
-    if len(text) > ENDLESS:
-        raise BadRow(f"the text is longer than {ENDLESS:,} characters", where, f"{len(text):,} characters")
+    if limit is not None and len(text) > limit:
+        raise BadRow(f"the text is longer than {limit:,} characters", where, f"{len(text):,} characters")
     try:
         ids = list(codec.encode(text[:most])) if text else []  # a long text is cut before it costs anything
     except ValueError as error:
@@ -95,10 +98,10 @@ def encode(codec: Any, text: str, room: int, where: str, *, skip: bool = False) 
     return ids[:room], whole
 
 
-def check_too_long(value: str, *known: str) -> None:
+def check_too_long(value: str) -> None:
     """Raises ValueError for an unknown choice of what happens to long texts."""
-    if value not in known:
-        raise ValueError(f"too_long={value!r} is unknown: use {' or '.join(known)}")
+    if value not in ("cut", "skip"):
+        raise ValueError(f"too_long={value!r} is unknown: use cut or skip")
 
 
 def room_for(

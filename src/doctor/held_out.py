@@ -17,13 +17,12 @@ from src.common.mesh.distributed import data_shard
 from src.common.mesh.sharding import replicated
 from src.common.rng import stream
 from src.common.runtime.writers import MetricWriter
-from src.data.pipeline.bad_rows import usable
-from src.data.pipeline.reader import build_rows, read_row
+from src.data.pipeline.reader import read_batch
 from src.doctor.layer_stats import hasty
 from src.interfaces import Batch, LossTerm, PyTree
-from src.train.state import TrainState, shown
+from src.train.state import TrainState, with_extras
 from src.train.step import Add
-from src.train.system import System, TaskPlan, losses, prepare
+from src.train.system import Drawn, System, TaskPlan, draw, losses
 from src.train.trainer import Trainer
 
 COLUMNS = 10
@@ -60,7 +59,7 @@ class Panels:
         began = time.monotonic()
         params = state.ema if self.trainer.system.config.eval.ema else state.params
         if self.batches and self.plans:
-            now = self.heldout(shown(state, params))
+            now = self.heldout(with_extras(state, params))
             if self._initial is None:
                 self._initial = self._at_the_start(state)
             change = {name: value - self._initial[name] for name, value in now.items() if self._initial}
@@ -79,7 +78,7 @@ class Panels:
         except OSError as error:
             logging.warning("the panels do not tell what is forgotten, because %s", error)
             return {}
-        return self.heldout(shown(state, params))
+        return self.heldout(with_extras(state, params))
 
     def heldout(self, params: PyTree) -> dict[str, float]:
         """Mean of every term, "task/objective/term", over the held-out rows."""
@@ -97,14 +96,13 @@ class Panels:
 
         def measure(params: PyTree, seed: Any, number: Any, batch: Mapping[str, Batch]) -> dict[str, LossTerm]:
             key = stream(jax.random.key(seed), "heldout", number)
-            prepared = prepare(system, batch, key, False)
 
-            def local(params: PyTree, rows: PyTree, add: Add) -> tuple[PyTree, PyTree]:
-                terms = losses(system, params, *rows, placement)
+            def local(params: PyTree, rows: Drawn, add: Add) -> tuple[PyTree, PyTree]:
+                terms = losses(system, params, rows, placement)
                 trained = {name: term for name, term in terms.items() if term.trained}
                 return jax.tree.map(jnp.zeros_like, params), add(trained)  # nobody asks for gradients
 
-            return placement.local(local, params, (batch, prepared))[1]
+            return placement.local(local, params, draw(system, batch, key))[1]
 
         return jax.jit(measure, out_shardings=replicated(self.trainer.mesh), compiler_options=hasty(self.trainer))
 
@@ -121,9 +119,7 @@ class Panels:
                 index = (np.arange(plan.rows) * self.batches + number) * have // wanted
                 blocks = np.split(index, len(order))
                 index = np.concatenate([blocks[b] for b in np.split(np.asarray(order), count)[mine]])
-                reads, flaws = zip(*(read_row(plan.task, "test", int(i)) for i in index), strict=True)
-                extra = {k: np.stack([r[k] for r in reads]) for k in reads[0]}
-                batch[name] = build_rows(plan.task, "test", index, None, extra, usable(np.stack(flaws)))
+                batch[name], _ = read_batch(plan.task, "test", index)
             yield batch
 
 

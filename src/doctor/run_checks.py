@@ -23,7 +23,7 @@ from src.doctor.context import Case, Check, open_case
 from src.doctor.diagnostic import Finding, error, errors, note, warning
 from src.interfaces import Batch
 from src.train.state import TrainState
-from src.train.step import StepMetrics, Step
+from src.train.step import Step, StepMetrics
 from src.train.trainable import rates
 from src.train.trainer import Trainer
 
@@ -31,7 +31,7 @@ STEPS = 6
 STARVED = 8  # times that the share in the loss may be above the share in the rows
 SCREENS: tuple[Check, ...] = (
     batch_checks.values,
-    batch_checks.flags,
+    batch_checks.targets,
     batch_checks.blind,
     batch_checks.padding,
     batch_checks.vacant,
@@ -139,7 +139,7 @@ def starved(case: Case) -> list[Finding]:
             found.append(
                 warning(
                     f"the batch starves task {task}: {plan.rows} row(s), {rows:.1%} of the batch, carry {loss:.0%} of"
-                    " the loss's weight: raise its share, or lower the weight of its objectives"
+                    f" the loss's weight: raise tasks.{task}.weight, or lower the weight of its objectives"
                 )
             )
         if not weights[task]:
@@ -170,8 +170,8 @@ def idle(case: Case) -> list[Finding]:
             rows = case.system.tasks[name.partition("/")[0]].rows
             found.append(
                 error(
-                    f"objective {label} counts nothing in the first batch ({rows} rows): mark tokens for loss in the"
-                    " fields that it reads, or leave it out"
+                    f"objective {label} counts nothing in the first batch ({rows} rows): mark targets in the names"
+                    " that it has, or leave it out"
                 )
             )
     return found

@@ -108,6 +108,10 @@ class Architecture:
     table: Mapping[str, Field]
     own: tuple[str, ...] = ()
 
+    def bind(self, params: PyTree, placement: Placement | None = None) -> Network:
+        """The network with these parameters, see `bind`."""
+        return bind(self, params, placement)
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:

@@ -22,6 +22,7 @@ class Distill:
     temperature   τ: above 1 the unlikely tokens count more
     """
 
+    predicts_next = True  # reads the state before each token
     taught = True  # the run keeps a teacher (`train/state.py`)
 
     def __init__(self, names: Sequence[str] | str, temperature: float = 1.0):

@@ -18,6 +18,8 @@ class NextToken:
     one that has nothing before it is left out.
     """
 
+    predicts_next = True  # reads the state before each token
+
     def __init__(self, names: Sequence[str] | str):
         self.names = (names,) if isinstance(names, str) else tuple(names)
 

@@ -1,5 +1,284 @@
-"""Sampling (being rebuilt)."""
+"""The trained model as a person meets it: examples without what is to be made go in, what was made comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+from src.common.lookup import build
+from src.common.mesh.distributed import to_host
+from src.common.mesh.fsdp import Placement
+from src.common.rng import stream
+from src.common.runtime import stopping
+from src.interfaces import Batch, Field, Layout, Net, PyTree, Task, Tokens, View, row_of
+from src.sampling.frozen_links import FrozenLinks
+from src.sampling.guidance import Guidance
+from src.sampling.raw_values import decoded
+from src.sampling.rows import abstract, chunk, mesh_of, put, specs_of
+from src.sampling.walk import Decoder, Plan, Walk, fill, plan_of
 
 
-def build_pipeline(config, architecture, plans, encoders):
-    """Nothing yet."""
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """What a compiled call depends on besides arrays.
+
+    specs   where the parameters lie, by path; empty: whole on every device
+    """
+
+    bind: Callable[[PyTree, Placement | None], Net]
+    dtype: Any
+    layout: Layout
+    plan: Plan
+    decoders: tuple[tuple[str, Decoder], ...]
+    guidance: Guidance
+    specs: tuple[tuple[str, PartitionSpec], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """Rows to be completed, all of them on the host; `null`: the same without their conditions, None: no guidance."""
+
+    program: _Program
+    batch: Batch
+    null: Batch | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pipeline:
+    """Everything of a system that sampling needs; `with_params` makes it usable.
+
+    bind        (parameters, where they lie) -> the network
+    fields      the table
+    tasks       by name
+    leads       by task and name, tokens that the model puts in front of the segment
+    decoders    by field; a segment has that of its first name
+    batch_size  rows of one call; more are made in turns, fewer are filled up, so that all share one program. They are
+                split over the devices that the parameters lie on (mesh axes `data` and `fsdp`), and do not depend on
+                how many these are
+    dtype       of the computation
+    params      parameters, with the states of adaptive processes (`models/model.py`: bind)
+    """
+
+    bind: Callable[[PyTree, Placement | None], Net]
+    fields: Mapping[str, Field]
+    tasks: Mapping[str, Task]
+    leads: Mapping[tuple[str, str], int]
+    decoders: Mapping[str, Decoder]
+    guidance: Guidance
+    batch_size: int
+    dtype: Any
+    frozen: FrozenLinks
+    params: PyTree = None
+
+    def with_params(self, params: PyTree) -> Pipeline:
+        """The pipeline of these parameters."""
+        return dataclasses.replace(self, params=params)
+
+    def __call__(
+        self,
+        task: str,
+        given: Sequence[Mapping[str, Any]],
+        seed: int,
+        scale: float | None = None,
+        decoders: Mapping[str, Decoder] | None = None,
+    ) -> list[dict[str, Any]]:
+        """What is made of each example, by name ("image", "text.caption"): as the source would have it, pixels as uint8
+        [h, w, C], of a text what follows its given beginning.
+
+        given     examples without what is to be made; what they have of it is given (`data/task.py`)
+        scale     of guidance, instead of the config's; 1: none
+        decoders  by field, instead of the config's
+
+        Raises ValueError for examples that do not fit the task, and where nothing is to be made.
+        """
+        made = self.values(task, given, seed, scale, decoders)
+        hosts = {name: self.fields[row_of(name)].codec.host for name in made}
+        made = {name: [_raw(hosts[name], v) for v in values] for name, values in made.items()}
+        return [dict(zip(made, row, strict=True)) for row in zip(*made.values(), strict=True)]
+
+    def values(
+        self,
+        task: str,
+        given: Sequence[Mapping[str, Any]],
+        seed: int,
+        scale: float | None = None,
+        decoders: Mapping[str, Decoder] | None = None,
+    ) -> dict[str, Any]:
+        """The same by name and in front of the first link of each codec: images float32 [n, h, w, C] about in [-1, 1],
+        or a list where they differ in shape; texts as lists of ids."""
+        job, mesh = self._job(task, given, scale, decoders), mesh_of(self.params)
+        name, count, parts = job.program.plan.made[0], len(given), []
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            for start in range(0, count, self.batch_size):
+                stopping.check()
+                rows = put(chunk((job.batch, job.null), start, self.batch_size, mesh), mesh)
+                key = np.uint32(seed), np.int32(start)
+                part = _fill(job.program, name, self.params, *rows, *key)
+                parts.append({n: to_host(v)[: self.batch_size] for n, v in part.items()})
+        tokens = {n: np.concatenate([part[n] for part in parts])[:count] for n in job.program.plan.made}
+        frozen = lambda row, values: self.frozen.decode(row, values, mesh)
+        return {n: decoded(self.fields[row_of(n)], value, job.batch.tokens[n], frozen) for n, value in tokens.items()}
+
+    def lower(self, task: str, given: Sequence[Mapping[str, Any]], scale: float | None = None) -> jax.stages.Lowered:
+        """The program of one full call, traced on shapes alone; parameters may be abstract, with their shardings."""
+        job, mesh = self._job(task, given, scale, None), mesh_of(self.params)
+        rows = abstract(chunk((job.batch, job.null), 0, self.batch_size, mesh), mesh)
+        key = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.int32)
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            return _fill.lower(job.program, job.program.plan.made[0], self.params, *rows, *key)
+
+    # ------------------------------------------------------------------ rows
+
+    def _job(
+        self,
+        task: str,
+        given: Sequence[Mapping[str, Any]],
+        scale: float | None,
+        decoders: Mapping[str, Decoder] | None,
+    ) -> _Job:
+        if task not in self.tasks:
+            raise ValueError(f"there is no task {task!r}; this system has {', '.join(self.tasks)}")
+        if not len(given):
+            raise ValueError(f"task {task} got no examples to complete")
+        guidance = self.guidance if scale is None else dataclasses.replace(self.guidance, scale=scale)
+        decoders = dict(self.decoders) | dict(decoders or {})
+        layout, batch = self._prompts(task, given, null=False)
+        plan = plan_of(layout, batch)
+        if not plan.made:
+            raise ValueError(f"task {task} makes {', '.join(self.tasks[task].fill)}, and the examples have all of it")
+        last = max(i for i, s in enumerate(layout.segments) if set(s.names) & set(plan.made))
+        kept = layout.segments[: last + 1]
+        layout = layout.only(lambda segment: segment in kept)
+        layout, batch = self._fitted(layout, batch, plan, decoders)
+        null = None
+        if guidance.scale != 1:
+            wider, null = self._prompts(task, given, null=True)
+            _, null = self._fitted(wider.only(lambda segment: segment in kept), null, plan, decoders)
+        plan = plan_of(layout, batch)
+        layout = layout.with_leads(lambda segment: self.leads.get((task, segment.name), 0))
+        mesh = mesh_of(self.params)
+        batch = self._encoded(batch, plan, mesh)
+        null = None if null is None else self._encoded(null, plan, mesh, batch)
+        if null is not None and all(map(_same, jax.tree.leaves(batch), jax.tree.leaves(null))):
+            null = None  # there is nothing to be guided away from
+        used = {row_of(segment.name) for segment in layout.segments}
+        chosen = tuple((row, decoder) for row, decoder in sorted(decoders.items()) if row in used)
+        specs = tuple(sorted(specs_of(self.params).items()))
+        return _Job(_Program(self.bind, self.dtype, layout, plan, chosen, guidance, specs), batch, null)
+
+    def _prompts(self, task: str, given: Sequence[Mapping[str, Any]], null: bool) -> tuple[Layout, Batch]:
+        """Rows of the examples as the task makes them, some at a time: images that are to be made are not kept."""
+        parts = []
+        for start in range(0, len(given), self.batch_size):
+            layout, batch = self.tasks[task].prompt(given[start : start + self.batch_size], null)
+            parts.append(jax.tree.map(np.asarray, batch))
+        return layout, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def _fitted(
+        self, layout: Layout, batch: Batch, plan: Plan, decoders: Mapping[str, Decoder]
+    ) -> tuple[Layout, Batch]:
+        """Rows as the decoders walk them, which may want other blocks, or texts of another length."""
+        segments, tokens = [], {name: batch.tokens[name] for s in layout.segments for name in s.names}
+        for segment in layout.segments:
+            made = [name for name in segment.names if name in plan.made]
+            row = row_of(segment.name)
+            if made and row not in decoders:
+                raise ValueError(f"config.decode has no decoder for {row}: add one, left_to_right or blocks")
+            if made:
+                begins = {n: (tokens[n].valid & ~tokens[n].target).sum(axis=1) for n in made}
+                begin = max(int(b.max()) for b in begins.values())
+                fitted = decoders[row].fit(segment, begin, free=not self.fields[row].spec.grid)
+                if fitted.length != segment.length:
+                    new = {n: _resized(tokens[n], fitted.length, fitted.length - begin) for n in segment.names}
+                    tokens |= new
+                segment = fitted
+            segments.append(segment)
+        return type(layout)(tuple(segments)), batch.replace(tokens=tokens)
+
+    def _encoded(self, batch: Batch, plan: Plan, mesh: Any, like: Batch | None = None) -> Batch:
+        """The batch after the frozen links, without the values of what is made as a whole; what `like` was made of
+        equal values is taken from there."""
+        tokens = {}
+        for name, old in batch.tokens.items():
+            if name in plan.made and name not in plan.mixed:
+                tokens[name] = old.replace(value=np.zeros((len(old.valid), 0), np.float32))
+            else:
+                tokens[name] = old.replace(value=self.frozen.encode(row_of(name), old.value, mesh))
+        return batch.replace(tokens=tokens)
+
+
+def build_pipeline(config: Any, architecture: Any, plans: Mapping[str, Any], encoders: Any) -> Pipeline:
+    """The pipeline of a config.
+
+    architecture   `models.model.Architecture`
+    plans          by task: the data task and the layout of its training rows, whose leads prompts have, too
+    encoders       `nets`: the frozen links by field
+
+    Raises ValueError, naming `decode.<field>` or `guidance`, for what is unknown or does not fit.
+    """
+    rows = {row: group for row, group in config.decode.items() if row in architecture.table}
+    decoders = {row: build("sampling/decoders", group, where=f"decode.{row}") for row, group in rows.items()}
+    guidance = Guidance(**{**config.guidance, "interval": tuple(config.guidance.interval)})
+    leads = {(task, s.name): s.lead for task, plan in plans.items() for s in plan.layout.segments}
+    tasks = {name: plan.task for name, plan in plans.items()}
+    frozen = FrozenLinks(encoders.nets)
+    size, dtype = config.sample.batch_size, jnp.dtype(config.model.dtype)
+    return Pipeline(architecture.bind, architecture.table, tasks, leads, decoders, guidance, size, dtype, frozen)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fill(
+    program: _Program, name: str, params: PyTree, batch: Batch, null: Batch | None, seed: Array, start: Array
+) -> dict[str, Array]:
+    """The tokens of what is made. The key is that of the seed, the first made name, and the first row of the call."""
+    placement = Placement(dict(program.specs), program.dtype) if program.specs else None
+    net = program.bind(params, placement)
+    view = _view(net, batch, program)
+    free = None if null is None else _view(net, null, program)
+    walk = Walk.begin(net, view, program.plan, free, program.guidance)
+    return fill(walk, stream(jax.random.key(seed), name, start), dict(program.decoders))
+
+
+def _view(net: Net, batch: Batch, program: _Program) -> View:
+    """Rows after the device links of their codecs; what is to be made begins as zeros."""
+    tokens = {}
+    for name, old in batch.tokens.items():
+        field = net.field(name).field
+        value, valid = jnp.asarray(old.value), jnp.asarray(old.valid)
+        if name in program.plan.made and name not in program.plan.mixed:
+            shape = valid.shape if field.spec.features is None else (*valid.shape, field.spec.features)
+            value = jnp.zeros(shape, jnp.float32 if field.spec.vocab is None else jnp.int32)
+        else:
+            value = value if field.codec is None else field.codec.encode(value)
+            if value.ndim > valid.ndim:
+                value = jnp.where(valid.reshape(*valid.shape, *[1] * (value.ndim - valid.ndim)), value, 0)
+        tokens[name] = old.replace(value=value)
+    return View(jax.tree.map(jnp.asarray, batch.replace(tokens=tokens)), program.layout)
+
+
+def _resized(tokens: Tokens, length: int, most: int) -> Tokens:
+    """Texts in a segment of another length, of which each may get `most` tokens behind its given ones."""
+    rows, given = len(tokens.valid), (tokens.valid & ~tokens.target).sum(axis=1)[:, None]
+    number = np.arange(length)
+    value = np.zeros((rows, length, *tokens.value.shape[2:]), tokens.value.dtype)
+    shared = min(length, tokens.valid.shape[1])
+    value[:, :shared] = tokens.value[:, :shared]
+    target = (number >= given) & (number < given + most)
+    return tokens.replace(value=value, valid=number < given + most, target=target)
+
+
+def _raw(host: Any, value: Any) -> Any:
+    return host.decode(value)
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and bool(np.array_equal(a, b))

@@ -52,8 +52,7 @@ class FixedLayout:
     @property
     def length(self) -> int:
         """Slots of a row."""
-        last = self.parts[-1]
-        return last.start + last.length
+        return sum(part.length for part in self.parts)
 
     @functools.cached_property
     def parts(self) -> tuple[Part, ...]:

@@ -96,7 +96,7 @@ def reader(size: int, buckets: Any) -> Callable[[str, Any], list[Any]]:
     from src.codecs.pixels import crop
     from src.data.files.shards import SEVERAL, images_of
     from src.data.images import fitted
-    from src.data.prepare import Plan, file_of
+    from src.data.record import file_of
     from src.data.templates._spans import document
 
     def fit(pixels: Any) -> Any:
@@ -109,7 +109,7 @@ def reader(size: int, buckets: Any) -> Callable[[str, Any], list[Any]]:
             parts = [part for part in document(example)[0] if part.kind != "text"]
             images, made = [part.value for part in parts], [part.kind == "image" for part in parts]
         return [
-            fitted(image, example.where, 3, fit) if encoded else file_of(image, Plan(), False, example.where)
+            fitted(image, example.where, 3, fit) if encoded else file_of(image, example.where)
             for image, encoded in zip(images, made, strict=True)
         ]
 

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from absl import logging
@@ -35,6 +35,7 @@ ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attenti
 PANEL = ("heldout/", "forgetting")
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Looks on while a run trains, and changes nothing (`src/doctor`)."""
 
@@ -92,8 +93,8 @@ def train(
 
     started   `time.monotonic()` of the start of the program, for `seconds_to_first_step`
     Returns the last state and the facts of the run. Raises FloatingPointError when `guard.patience` steps in a row had
-    to be skipped (`nonfinite/monitor.py`), and Stopped when the run was asked to stop, after everything was saved; nothing spoilt
-    is ever saved.
+    to be skipped (`nonfinite/monitor.py`), and Stopped when the run was asked to stop, after everything was saved;
+    nothing spoilt is ever saved.
     """
     config = trainer.system.config
     done = (checkpoints.latest_step() or 0) >= config.steps

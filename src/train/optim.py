@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from src.common import lookup, tree
 
@@ -107,7 +108,7 @@ def build_schedule(config: OptimConfig) -> Schedule:
 
 
 def build_optimizer(
-    config: Mapping[str, Any] | OptimConfig, shapes: Any
+    config: Mapping[str, Any] | ConfigDict | OptimConfig, shapes: Any
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer of a tree of parameters (only its paths are read) and the schedule, for logging.
 
@@ -169,7 +170,7 @@ def ema_update(ema: Any, params: Any, decay: float, step: Int[Array, ""] | int, 
     return jax.tree.map(lambda e, p: (e + weight * (p.astype(e.dtype) - e)).astype(e.dtype), ema, params)
 
 
-def _parse(config: Mapping[str, Any] | OptimConfig) -> OptimConfig:
+def _parse(config: Mapping[str, Any] | ConfigDict | OptimConfig) -> OptimConfig:
     if isinstance(config, OptimConfig):
         return config
     values = {key: config[key] for key in config}

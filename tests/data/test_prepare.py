@@ -37,7 +37,7 @@ from src.data.templates.class_prompt import ClassPrompt
 from src.data.templates.image_to_caption import ImageToCaption
 from src.data.templates.picture_chat import PictureChat
 from src.tools import prepare as tool
-from tests import formats
+from tests.helpers import formats
 from tests.helpers.fields import field, patches, table
 from tests.helpers.rows import build
 

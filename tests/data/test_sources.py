@@ -34,9 +34,10 @@ from src.data.templates.class_label import ClassLabel
 from src.data.templates.class_prompt import ClassPrompt
 from src.data.templates.image_to_caption import ImageToCaption
 from src.data.templates.picture_chat import PictureChat
-from tests import formats
+from tests.helpers import formats
 from tests.helpers.fields import field, patches, table
 from tests.helpers.rows import build, flaw, rows_of, words
+from tests.helpers.shards import write_shards
 
 CODEC = Bytes()
 JOURNEY = "Please generate an image of {}"
@@ -76,11 +77,15 @@ def said(tokens, row=0):
 def test_imagenet_rows_are_the_sorted_files_in_adms_crop(tmp_path):
     folder, _ = formats.make_imagenet(tmp_path, height=57, width=80)
     (folder / "n01440764" / "readme.txt").write_text("no image")
+    for other in ("__MACOSX", "@eaDir"):  # systems leave them behind
+        (folder / other).mkdir()
+        (folder / other / "1.jpg").write_bytes(b"no class")
     (folder / "n01440764" / "a.PNG").write_bytes(formats.encoded(formats.picture(7, 33, 16), "PNG"))
-    files = sorted((p for p in folder.glob("*/*") if p.suffix != ".txt"), key=lambda p: (p.parent.name, p.name))
+    (folder / "n01440764" / "c.webp").write_bytes(formats.encoded(formats.picture(8, 33, 16), "WEBP"))
+    files = sorted((p for p in folder.glob("n*/*") if p.suffix != ".txt"), key=lambda p: (p.parent.name, p.name))
     data = labelled(folder, 16)
     batch = rows_of(data)
-    assert data.rows("train") == len(files) == 21
+    assert data.rows("train") == len(files) == 22
     wnids = sorted(formats.CLASSES)
     for row, file in enumerate(files):
         golden = adm(file, 16)
@@ -89,7 +94,7 @@ def test_imagenet_rows_are_the_sorted_files_in_adms_crop(tmp_path):
         assert batch.cond["label"][row] == wnids.index(file.parent.name)
     (folder / "n01440764" / "b.jpg").write_bytes(b"not an image")
     again = labelled(folder, 16)
-    assert again.rows("train") == 22  # the kept list of files is another one when a folder has changed
+    assert again.rows("train") == 23  # the kept list of files is another one when a folder has changed
     assert flaw(again, 1) == ("n01440764/b.jpg", "the image cannot be read")
     copy = pickle.loads(pickle.dumps(again))
     assert "files" not in vars(copy.source) and copy.read("train", 2)["label"] == 0
@@ -340,7 +345,7 @@ class Tower:
     def __init__(self):
         from src.interfaces import FieldSpec
 
-        self.spec, self.shape = FieldSpec((2, 2), features=7), (4, 7)
+        self.spec, self.shape, self.takes = FieldSpec((2, 2), features=7), (4, 7), (6, 6, 3)
 
     def preprocess(self, pixels):
         return np.full((6, 6, 3), pixels.mean() / 255, np.float32)
@@ -354,6 +359,7 @@ def test_a_frozen_network_prepares_images_itself(tmp_path):
     assert batch.value.shape == (8, 6, 6, 3) and batch.valid.shape == (8, 4)
     seen = np.asarray(Image.open(images / "coco" / "1.jpg"))
     np.testing.assert_allclose(batch.value[1], seen.mean() / 255, rtol=1e-6)
+    assert pickle.loads(pickle.dumps(data)).read("train", 1)["vision"].any()
 
 
 def test_broken_elements_of_the_list_are_bad_rows_and_no_other_is(tmp_path):
@@ -416,7 +422,7 @@ def test_the_index_of_a_list_is_that_of_json(tmp_path, monkeypatch):
             json_list.element_bounds(path)
 
 
-def test_tar_shards_are_read_in_place(tmp_path):
+def test_tar_shards_are_read_in_place(tmp_path, caplog):
     import tarfile
 
     folder = formats.make_tars(tmp_path / "t")
@@ -439,16 +445,18 @@ def test_tar_shards_are_read_in_place(tmp_path):
             "f.jpg": b"no",
         }
         files |= {"g.cls": b"3", "h.jpg": good, "h.txt": b"\xff", "x" * 150 + ".jpg": good, "x" * 150 + ".txt": b"long"}
+        files |= {"IMG.2021.jpg": good, "a\\_b.png": good, "a\\_b.txt": b"\xef\xbb\xbfodd"}
         for name, data in files.items():
             formats.add_file(archive, name, data)
     data = task(WebDataset(folder), CaptionToImage(32))
-    assert data.rows("train") == 8 + 8
+    assert data.rows("train") == 8 + 9
+    assert "1 files have more than one ending and are left out, such as IMG.2021.jpg" in caplog.text
     caption = lambda row: said(build(data, "train", [row]).tokens["text.prompt"])
     for row in range(8):
         assert caption(row) == f"a fox, {row}"
         golden = np.asarray(Image.open(io.BytesIO(formats.encoded(formats.picture(row)))))
         np.testing.assert_array_equal(data.read("train", row)["image"], crop(golden, 8, 8))
-    assert {row: caption(row) for row in (8, 13, 15)} == {8: "one", 13: "first", 15: "long"}
+    assert {row: caption(row) for row in (8, 13, 15, 16)} == {8: "one", 13: "first", 15: "long", 16: "odd"}
     broken = [(9, "b/1.txt", "the image is missing"), (10, "c.jpg", "there is no caption")]
     broken += [(11, "d.jpg", "the image cannot be read"), (12, "../e.jpg", "the name of the file is not allowed")]
     broken += [(14, "h.jpg", "the text is not UTF-8")]
@@ -458,7 +466,7 @@ def test_tar_shards_are_read_in_place(tmp_path):
     whole = path.read_bytes()
     second = whole.index(b"000005.jpg")  # a header
     zipped, header = b"\x1f\x8b" + whole[2:], whole[:second] + b"x" + whole[second + 1 :]
-    for spoilt in (whole[:3000], whole[:512], b"", zipped, header):
+    for spoilt in (whole[:3000], whole[:512], b"", zipped, header, whole + whole):
         path.write_bytes(spoilt)
         with pytest.raises(ValueError, match=r"1 of the 3 archives .* cannot be read: 00001.tar"):
             task(WebDataset(folder), CaptionToImage(32)).rows("train")
@@ -492,7 +500,7 @@ def test_tfds_is_read_without_it(tmp_path):
 
 
 def test_records_say_what_they_hold(tmp_path):
-    shards.write_shards(tmp_path / "r", [("fox", formats.encoded(formats.picture(0)))])
+    write_shards(tmp_path / "r", [("fox", formats.encoded(formats.picture(0)))])
     with pytest.raises(ValueError, match=r"tasks\.t: .*'label' .* caption, image"):
         task(Records(tmp_path / "r"), ClassLabel()).rows("train")
     with pytest.raises(ValueError, match=r"tasks\.t\.template: the source has moments .* no autoencoder"):

@@ -6,10 +6,11 @@ import numpy as np
 
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import Linear
-from src.interfaces import Batch, Field, FieldSpec, Tokens
+from src.interfaces import Batch, Field, FieldSpec, Tokens, View
 from src.models.build import build_architecture
 from src.models.model import bind
 from src.sampling.steps.gaussian import Euler
+from src.sequence.layout import FixedLayout
 
 WORDS = FieldSpec(vocab=13)
 MODEL = {
@@ -22,9 +23,9 @@ TEXT = {"embed": {"name": "tokens", "init": 1.0}, "head": {"name": "categorical"
 VECTORS = {"embed": {"name": "patches"}, "head": {"name": "adaln", "init": 0.3, "adaln_init": 0.3}}
 
 
-def text_field(name="text", **options):
+def text_field(name="text", codec=None, **options):
     """A row of ids that are made by the head."""
-    return Field(name, WORDS, None, noise=lambda key, shape: (), **options)
+    return Field(name, WORDS, codec, noise=lambda key, shape: (), **options)
 
 
 def vector_field(name="image", grid=(2, 2), features=4, step=None, **options):
@@ -66,6 +67,11 @@ def ids(rows, length, pad=0):
 def batch(cond=None, **by_name):
     """A batch of tokens; a dot in a name is written as two underscores."""
     return Batch({name.replace("__", "."): each for name, each in by_name.items()}, cond or {})
+
+
+def view_of(segments, rows, *more):
+    """Rows as the network reads them; `more`: noisy values, times and hints by name."""
+    return View(jax.tree.map(jnp.asarray, rows), FixedLayout(segments), *more)
 
 
 def close(a, b, tolerance=1e-5):

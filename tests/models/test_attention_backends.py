@@ -11,10 +11,10 @@ from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from src.common.mesh.constraints import platform
+from src.interfaces import Batch, Tokens
 from src.models.attention import Sizes, prepare_attention
 from src.models.backends import splash
 from src.models.conditioning import Condition
-from src.interfaces import Batch, Tokens
 from src.models.transformer import Transformer
 from src.sequence.layout import FixedLayout
 from src.sequence.segment import Segment

@@ -3,7 +3,6 @@
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -45,13 +44,14 @@ def test_merged_kernels_give_what_adapters_give_and_zeros_give_the_plain_model()
     assert sorted(stems) == ADAPTED, "no adapters on parts of their own or on what conditions a block"
     kernels = {p: leaf for p, leaf in flatten(params).items() if not lora.is_adapter(p)}
     zeros = {p: np.zeros_like(leaf) for p, leaf in flatten(params).items() if p.endswith(lora.B)}
-    run = jax.jit(lambda p, q, zero: (states(plain_architecture, p), states(architecture, q), states(architecture, zero)))
+    run = jax.jit(lambda p, *ours: (states(plain_architecture, p), *(states(architecture, each) for each in ours)))
     one, adapted, zero = map(np.asarray, run(merged, params, joined(params, zeros)))
     base = np.asarray(run(joined(kernels), params, params)[0])
     np.testing.assert_allclose(one, adapted, atol=2e-5)
     np.testing.assert_array_equal(zero, base)
     assert np.abs(base - adapted).max() > 0.1, "the adapters do nothing"
-    np.testing.assert_array_equal(merged["fields"]["text"]["embed"]["table"]["embedding"], params["fields"]["text"]["embed"]["table"]["embedding"])
+    table = lambda params: params["fields"]["text"]["embed"]["table"]["embedding"]
+    np.testing.assert_array_equal(table(merged), table(params))
 
 
 def test_the_rule_freezes_the_trunk_but_what_no_language_model_has():

@@ -1,6 +1,5 @@
 """States that are made part by part over the cache equal those of one whole pass, in every kind of layout."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -11,53 +11,29 @@ from ml_collections import ConfigDict
 from configs import digits
 from src.build import build_system
 from src.common.mesh.fsdp import Placement
-from src.interfaces import Batch, LossTerm
+from src.interfaces import Batch
 from src.models.heads.categorical import Categorical
 from src.models.layers import SwiGLU
-from src.sequence.layout import FixedLayout
 from src.train import skip_nonfinite
 from src.train import step as steps
-from src.train import system as systems
 from src.train.nonfinite.locate import Finder, first_bad_gradient
 from src.train.optim import build_optimizer
 from src.train.state import TrainState
-from src.train.system import System, TaskPlan
 from src.train.trainer import make_trainer
+from tests.helpers.numbers import system_of
 
 
-class Pull:
+def product(params, view, noise):
     """(noise · w) times the data; `still` has an infinite gradient and is frozen."""
-
-    names = ()
-
-    def draw(self, key, fields, view):
-        return jax.random.normal(key, (1, 128, 128))
-
-    def prepare(self, net, view, draws):
-        return view, (draws, view.batch.cond["x"])
-
-    def loss(self, net, hidden, aux):
-        noise, x = aux
-        total = (net.params["w"] * noise).sum() * x.sum() + jnp.sqrt(net.params["still"])
-        return {"product": LossTerm(total, jnp.ones(()))}
-
-
-class Net:
-    def __init__(self, params):
-        self.params = params
-
-    def hidden(self, views):
-        return dict.fromkeys(views)
+    return (params["w"] * noise).sum() * view.batch.cond["x"].sum() + jnp.sqrt(params["still"])
 
 
 @pytest.mark.parametrize("moments", ["bfloat16", pytest.param("factored", marks=pytest.mark.faults)])
 def test_a_run_with_bad_steps_is_bit_for_bit_the_run_without_them(monkeypatch, moments):
-    monkeypatch.setattr(systems, "bind", lambda architecture, params, placement: Net(params))
     optim = {"lr": 0.1, "warmup": 4, "moments": moments, "lr_multipliers": (("still", 0.0), (".*", 1.0))}
     config = ConfigDict({"seed": 0, "accumulate": 1, "optim": optim, "guard": {"spike": 6.0}})
     config.ema = {"decay": 0.75, "warmup": False}
-    tasks = {"t": TaskPlan(None, FixedLayout(()), 1, {"o": (Pull(), 1.0)})}
-    system = System(config, {}, None, None, tasks)
+    system = system_of(monkeypatch, config, product, lambda key: jax.random.normal(key, (1, 128, 128)))
     params = {"w": jnp.full((128, 128), 0.5), "still": jnp.zeros(())}
     optimizer, _ = build_optimizer(config.optim, params)
     extra = {"seed": jnp.uint32(0), "guard": skip_nonfinite.fresh()}
@@ -97,7 +73,8 @@ def test_a_spike_is_told_from_a_change():
     norms[699] = np.nan  # must not enter the window, where it would hide the spike after it
 
     def step(memory, number):
-        good, memory = skip_nonfinite.judge(memory, number, 0.0, jnp.asarray(norms, jnp.float32)[number] ** 2, 6.0)
+        square = jnp.asarray(norms, jnp.float32)[number] ** 2
+        good, memory = skip_nonfinite.judge(memory, number, jnp.zeros(()), square, 6.0)
         return memory, good
 
     _, good = jax.jit(lambda: jax.lax.scan(step, skip_nonfinite.fresh(), jnp.arange(1500)))()

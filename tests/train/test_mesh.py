@@ -21,7 +21,7 @@ STEPS = 3
 def train(mesh, **changes):
     """Losses and gradient norm of each step, then parameters and their average, on a mesh of that shape."""
     sizes = dict(zip(("data", "fsdp", "tensor", "context"), mesh, strict=True))
-    changes = {"sharding.min_size": 1, "model.trunk.kv_heads": 2, "text_codec.vocab_size": 200} | changes
+    changes = {"sharding.min_size": 1, "model.trunk.kv_heads": 2, "fields.text.codec.vocab_size": 200} | changes
     config = config_of(**{f"mesh.{axis}": size for axis, size in sizes.items()} | changes)
     with config.unlocked():
         config.batch = 112

@@ -14,6 +14,7 @@ from src.common.mesh.sharding import ShardingRules, make_mesh
 from src.train.checkpoints.config_changes import check_config
 from src.train.loop import ELASTIC
 from src.train.optim import MOMENTS, OptimConfig, build_optimizer, build_schedule, ema_update
+from tests.helpers.runs import config_of
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -107,7 +108,10 @@ def test_schedules():
     ("config", "words"),
     [
         ({"weight_decay": (("bias", 0.1),)}, r"weight_decay's rules do not cover layers/kernel, vision/kernel"),
-        ({"lr_multipliers": (("text", 0.1), (".*", 1.0))}, r"multipliers' rules contain rules that decide nothing: text"),
+        (
+            {"lr_multipliers": (("text", 0.1), (".*", 1.0))},
+            r"multipliers' rules contain rules that decide nothing: text",
+        ),
         ({"lr_multipliers": ((".*", 0.0),)}, "freezes every parameter"),
         ({"lr_multipliers": ((".*", -1.0),)}, "negative"),
         ({"schedule": "cosine", "warmup": 10, "steps": 10}, "set optim.steps"),
@@ -138,7 +142,7 @@ def state_bytes(shapes, **changes):
 def test_bytes_of_state_and_where_they_lie():
     """Of the digits' model (no axis of 128: only m shrinks, v stays whole) and of the published size."""
     small, large = (
-        jax.eval_shape(build_system(c).init, jax.random.key(0)) for c in (digits.get_config(), imagenet256.get_config())
+        jax.eval_shape(build_system(config_of(module, "")).init, jax.random.key(0)) for module in (digits, imagenet256)
     )
     for shapes, most in ((small, 6.001), (large, 2.01)):
         count = tree.count_parameters(shapes)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from src.train.metrics import CLOCK, Metrics
 from src.train.nonfinite.locate import Finder
 from src.train.step import StepMetrics
 from src.train.trainer import make_trainer
+from tests.helpers.numbers import bare
 from tests.helpers.runs import Recorder, close, config_of, logged
 
 
@@ -53,7 +53,7 @@ def test_a_run_cut_off_after_a_save_ends_as_one_that_was_not_bit_for_bit(straigh
 
 
 def test_means_of_a_log_line_do_not_feel_a_save_between_two_lines():
-    system = SimpleNamespace(tasks={})
+    system = bare()
     rows = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32) * 1e3
 
     def told(cuts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import os
 from typing import Any
@@ -85,7 +86,8 @@ def read_object(file: int, start: int, end: int, where: str) -> dict[str, Any]:
 
 
 def parse_example(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object of a line or record. Raises BadRow."""
+    """The JSON object of a line or record; a byte order mark is left out. Raises BadRow."""
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
         data.decode()
     except UnicodeDecodeError as error:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from src.common.files.store import write_whole
 from src.common.files.strict_json import read_json
 from src.common.tree import listed
 from src.data.example import BadRow, Example
-from src.data.files.array_record import ShardFiles, write_shard
+from src.data.files.array_record import ShardFiles
 from src.data.files.json_lines import LINE_BYTES, parse_example
 from src.data.files.latent_shards import Moments, moments_of_manifest
 
@@ -170,24 +169,3 @@ def write_manifest(folder: epath.Path, shards: list[dict[str, Any]], **more: Any
     manifest = {"format": FORMAT, "rows": sum(shard["rows"] for shard in shards)} | more | {"shards": shards}
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     return manifest
-
-
-def write_shards(
-    folder: str | os.PathLike[str], examples: Iterable[tuple[str, bytes]], rows: int = 1000
-) -> dict[str, Any]:
-    """Writes (caption, bytes of an image file) examples into shards of `rows` rows, and returns the manifest.
-
-    Raises FileExistsError where there is one already.
-    """
-    target = epath.Path(folder)
-    if (target / MANIFEST).exists():
-        raise FileExistsError(f"{os.fspath(target)!r} has shards already: give another folder")
-    target.mkdir(parents=True, exist_ok=True)
-    shards, stream = [], iter(examples)
-    for number in itertools.count():
-        part = [pack({"caption": caption}, image) for caption, image in itertools.islice(stream, rows)]
-        if not part:
-            break
-        name = f"{number:05d}.arrayrecord"
-        shards.append({"name": name} | write_shard(target / name, part))
-    return write_manifest(target, shards, schema={"kind": "captions"})

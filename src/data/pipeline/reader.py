@@ -86,9 +86,12 @@ def refused(index: np.ndarray, flaws: np.ndarray) -> list[tuple[int, BadRow]]:
     return [(int(index[i]), BadRow.unpack(flaws[i])) for i in np.flatnonzero(flaws.any(axis=1))]
 
 
-def read_batch(task: Rows, split: str, index: Sequence[int]) -> tuple[Batch, list[tuple[int, BadRow]]]:
-    """The batch of some rows without random changes, and the bad ones among them."""
-    rows, flaws = zip(*(read_row(task, split, int(i)) for i in index), strict=True)
+def read_batch(
+    task: Rows, split: str, index: Sequence[int], uniforms: np.ndarray | None = None
+) -> tuple[Batch, list[tuple[int, BadRow]]]:
+    """The batch of some rows, and the bad ones among them; `uniforms` [B, draws], None: without random changes."""
+    draws = [None] * len(index) if uniforms is None else uniforms
+    rows, flaws = zip(*(read_row(task, split, int(i), u) for i, u in zip(index, draws, strict=True)), strict=True)
     return task.build(stack(rows)), refused(np.asarray(index), np.stack(flaws))
 
 

@@ -19,7 +19,8 @@ from src.data.files.index_cache import cached_table
 from src.data.sources._classes import named_classes
 from src.data.sources._files import FileSource
 
-ENDINGS = (".jpeg", ".jpg", ".png")
+ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp")
+NO_CLASSES = (".", "@", "__")  # how folders begin that systems leave behind, such as __MACOSX and @eaDir
 
 
 class ImageFolders(FileSource):
@@ -68,7 +69,7 @@ class _Images:
 
     def __init__(self, folder: epath.Path, names: str | os.PathLike[str], ambiguous: str):
         try:
-            found = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
+            found = sorted(p.name for p in folder.iterdir() if not p.name.startswith(NO_CLASSES) and p.is_dir())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(f"{os.fspath(folder)!r} is no folder: give that of the classes' folders") from error
         if not found:

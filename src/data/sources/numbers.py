@@ -123,10 +123,11 @@ def _forms(name: str, pair: tuple[int, int]) -> list[_Sentence]:
     ]
 
 
-def phrases(digit: int) -> list[str]:
+@functools.cache
+def phrases(digit: int) -> tuple[str, ...]:
     """All prompts for a digit, the canonical one first."""
     article = "an" if digit == 8 else "a"
-    return [phrase.format(a=article, w=WORDS[digit], d=digit) for phrase in PHRASES]
+    return tuple(phrase.format(a=article, w=WORDS[digit], d=digit) for phrase in PHRASES)
 
 
 @functools.cache

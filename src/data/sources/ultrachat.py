@@ -29,65 +29,57 @@ class UltraChat(FileSource):
         super().__init__(held_out)
         self.folder, self.split, self.names = folder, split, names
 
-    def open(self) -> _Chats:
-        """The chats. Raises FileNotFoundError for a missing folder or one without such files."""
+    def open(self) -> tuple[JsonLines, np.ndarray | None]:
+        """The lines, and where the pieces of chats are; FileNotFoundError for a folder without such files."""
         lines = JsonLines(self.path("folder"), self.names, '{"data": ["question", "answer"]} for each chat')
-        return _Chats(lines, self.split)
+        if not self.split:
+            return lines, None
+        key = [str(self.split), *lines.identity()]
+        return lines, cached_table("chats", key, lambda: _pieces_of(lines, self.split))
 
     def identity(self) -> list[str]:
         """What changes when the files do."""
-        return [*self.files.lines.identity(), *([str(self.split)] if self.split else [])]
+        return [*self.files[0].identity(), *([str(self.split)] if self.split else [])]
 
     def goes_on(self, number: int) -> bool:
         """Whether earlier rows are of the same chat. Raises BadRow."""
         return bool(self[number].get("before"))
 
-    def __getitem__(self, number: int) -> Example:
-        return self.files[number]
-
-
-class _Chats:
-    """Chats, or their pieces."""
-
-    def __init__(self, lines: JsonLines, split: int):
-        self.lines, self._pieces = lines, None
-        if split:
-            key = [str(split), *lines.identity()]
-            self._pieces: np.ndarray | None = cached_table("chats", key, lambda: self._find_pieces(split))
-
     def __len__(self) -> int:
-        return len(self.lines) if self._pieces is None else len(self._pieces)
+        lines, found = self.files
+        return len(lines) if found is None else len(found)
 
     def __getitem__(self, number: int) -> Example:
-        if self._pieces is None:
-            return self._chat(number)
-        chat, first, last = map(int, self._pieces[number])
-        whole = self._chat(chat)
+        lines, found = self.files
+        if found is None:
+            return _chat(lines, number)
+        chat, first, last = map(int, found[number])
+        whole = _chat(lines, chat)
         if not last:
             return whole
         piece = {"turns": whole["turns"][first:last]} | ({"before": first} if first else {})
         return Example(piece, f"{whole.where} turns {first + 1} to {last}")
 
-    def _chat(self, number: int) -> Example:
-        line, where = self.lines[number]
-        turns = line.get("data")
-        if isinstance(turns, list):
-            turns = turns[: len(turns) - len(turns) % 2]  # a last question without answer teaches nothing
-        example = Example({"turns": turns}, where)
-        turns_of(example)
-        return example
 
-    def _find_pieces(self, most: int) -> np.ndarray:
-        """Chat, first turn and last turn (not included) of each piece, int64 [n, 3]; a bad row has 0, 0."""
-        rows = []
-        for number in range(len(self.lines)):
-            try:
-                turns = self._chat(number)["turns"]
-            except BadRow:
-                rows.append((number, 0, 0))
-                continue
-            rows += [(number, *piece) for piece in pieces(turns, most)]
-        return np.array(rows, np.int64).reshape(-1, 3)
+def _chat(lines: JsonLines, number: int) -> Example:
+    line, where = lines[number]
+    turns = line.get("data")
+    if isinstance(turns, list):
+        turns = turns[: len(turns) - len(turns) % 2]  # a last question without answer teaches nothing
+    example = Example({"turns": turns}, where)
+    turns_of(example)
+    return example
+
+
+def _pieces_of(lines: JsonLines, most: int) -> np.ndarray:
+    """Chat, first turn and last turn (not included) of each piece, int64 [n, 3]; a bad row has 0, 0."""
+    rows: list[tuple[int, int, int]] = []
+    for number in range(len(lines)):
+        try:
+            rows += [(number, *piece) for piece in pieces(_chat(lines, number)["turns"], most)]
+        except BadRow:
+            rows.append((number, 0, 0))
+    return np.array(rows, np.int64).reshape(-1, 3)
 
 
 def pieces(turns: list[str], most: int) -> list[tuple[int, int]]:

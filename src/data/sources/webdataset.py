@@ -8,15 +8,15 @@ is read where it is, nothing is unpacked. Compressed archives have no such place
 from __future__ import annotations
 
 import os
+import pathlib
 import tarfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
-from etils import epath
+from absl import logging
 
 from src.common.files.images import LIMITS
-from src.common.files.paths import member
 from src.common.files.store import local_copy
 from src.common.tree import listed
 from src.data.example import BadRow, Example
@@ -38,28 +38,18 @@ class WebDataset(FileSource):
         super().__init__(held_out)
         self.folder = folder
 
-    def open(self) -> _Tars:
-        """The archives.
+    def open(self) -> tuple[list[pathlib.Path], np.ndarray]:
+        """The archives, and where the examples lie in them: int64 [n, 7].
 
         Raises FileNotFoundError for a folder without archives, ValueError naming those that are cut off, damaged or
         compressed.
         """
-        return _Tars(self.path("folder"))
-
-    def __getitem__(self, number: int) -> Example:
-        return self.files[number]
-
-
-class _Tars:
-    """The examples of some archives."""
-
-    def __init__(self, folder: epath.Path):
+        folder = self.path("folder")
         found = sorted(p for p in folder.iterdir() if p.suffix == ".tar") if folder.exists() else []
         if not found:
             raise FileNotFoundError(f"{os.fspath(folder)!r} has no *.tar: give a folder of uncompressed archives")
-        self._paths = [local_copy(path) for path in found]
-        tables, wrong = [], []
-        for number, path in enumerate(self._paths):
+        paths, tables, wrong = [local_copy(path) for path in found], [], []
+        for number, path in enumerate(paths):
             try:
                 table = cached_table("tar", [stamp(path)], lambda path=path: scan(path))
                 tables.append(np.column_stack([np.full(len(table), number, np.int64), table]))
@@ -70,15 +60,15 @@ class _Tars:
                 f"{len(wrong)} of the {len(found)} archives of {os.fspath(folder)!r} cannot be read: {listed(wrong)}:"
                 " copy them again, and unpack .gz and the like"
             )
-        self._table = np.concatenate(tables)
+        return paths, np.concatenate(tables)
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self.files[1])
 
     def __getitem__(self, number: int) -> Example:
-        row = self._table[number]
-        shard = int(row[SHARD])
-        where = f"{self._paths[shard].name} {self._name(shard, row)}"
+        row = self.files[1][number]
+        path = self.files[0][int(row[SHARD])]
+        where = f"{path.name} {_name(path, row)}"
         if not row[NAMED]:
             raise BadRow("the name of the file is not allowed", where)
         if row[IMAGE] == ABSENT:
@@ -87,25 +77,26 @@ class _Tars:
             raise BadRow("there is no caption", where)
         if row[TEXT_SIZE] > LINE_BYTES or row[IMAGE_SIZE] > LIMITS.bytes:
             raise BadRow("the file is too long", where, f"{max(row[TEXT_SIZE], row[IMAGE_SIZE]):,} bytes")
-        text = self._read(shard, row[TEXT], row[TEXT_SIZE])
+        text = _read(path, row[TEXT], row[TEXT_SIZE])
         if row[IS_JSON]:
             texts = {name: text for name, text in parse_example(text, where).items() if isinstance(text, str)}
         else:
             try:
-                texts = {"caption": text.decode().strip()}
+                texts = {"caption": text.decode("utf-8-sig").strip()}
             except UnicodeDecodeError as error:
                 raise BadRow("the text is not UTF-8", where, error) from error
-        return Example(texts | {"image": self._read(shard, row[IMAGE], row[IMAGE_SIZE])}, where)
+        return Example(texts | {"image": _read(path, row[IMAGE], row[IMAGE_SIZE])}, where)
 
-    def _read(self, shard: int, start: Any, size: Any) -> bytes:
-        with open(self._paths[shard], "rb", buffering=0) as file:  # thousands of archives cannot all stay open
-            return os.pread(file.fileno(), int(size), int(start))
 
-    def _name(self, shard: int, row: np.ndarray) -> str:
-        """The name in the header before the example's first file, as far as it fits there."""
-        start = row[IMAGE] if row[IMAGE] != ABSENT else row[TEXT]
-        name = self._read(shard, start - tarfile.BLOCKSIZE, 100).split(b"\0")[0]
-        return name.decode(errors="replace")
+def _read(path: pathlib.Path, start: Any, size: Any) -> bytes:
+    with open(path, "rb", buffering=0) as file:  # thousands of archives cannot all stay open
+        return os.pread(file.fileno(), int(size), int(start))
+
+
+def _name(path: pathlib.Path, row: np.ndarray) -> str:
+    """The name in the header before the example's first file, as far as it fits there."""
+    start = row[IMAGE] if row[IMAGE] != ABSENT else row[TEXT]
+    return _read(path, start - tarfile.BLOCKSIZE, 100).split(b"\0")[0].decode(errors="replace")
 
 
 def scan(path: str | os.PathLike[str]) -> np.ndarray:
@@ -114,13 +105,15 @@ def scan(path: str | os.PathLike[str]) -> np.ndarray:
     Raises tarfile.TarError or EOFError for what is no whole archive.
     """
     rows: list[list[int]] = []
-    last, ranks = None, {}
+    last, ranks, left = None, {}, []
     with open(path, "rb") as file:
         for entry in _entries(file):
             folder, _, base = entry.name.rpartition("/")
             stem, _, ending = base.partition(".")
             ending = ending.lower()
             if not stem or ending not in (*IMAGES, *TEXTS):
+                if stem and ending.rpartition(".")[2] in (*IMAGES, *TEXTS):
+                    left.append(entry.name)
                 continue
             if last != (folder, stem):
                 rows.append([ABSENT, 0, ABSENT, 0, 0, 1])
@@ -133,7 +126,9 @@ def scan(path: str | os.PathLike[str]) -> np.ndarray:
             rows[-1][column : column + 2] = entry.offset_data, entry.size
             if kind == "text":
                 rows[-1][IS_JSON - 1] = int(ending == "json")
-            rows[-1][NAMED - 1] &= _allowed(entry.name)
+            rows[-1][NAMED - 1] &= not entry.name.startswith("/") and ".." not in entry.name.split("/")
+    if left:
+        logging.warning("%s: %d files have more than one ending and are left out, such as %s", path, len(left), left[0])
     return np.array(rows, np.int64).reshape(-1, NAMED)
 
 
@@ -152,11 +147,6 @@ def _entries(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         end = file.read(tarfile.BLOCKSIZE)
         if len(end) < tarfile.BLOCKSIZE or any(end):
             raise tarfile.ReadError("its end is missing or damaged")
-
-
-def _allowed(name: str) -> int:
-    try:
-        member(name)
-    except ValueError:
-        return 0
-    return 1
+        while block := file.read(1 << 20):
+            if any(block):
+                raise tarfile.ReadError("it goes on after its end, as two archives in one file do")

@@ -9,7 +9,7 @@ from src.data.example import Example, Source, texts_of
 from src.data.images import Images
 from src.data.pipeline.reader import Row
 from src.data.templates._base import Request, Template, segment_options
-from src.data.words import Words, check_too_long, encode, field_of, room_for, text_codec
+from src.data.words import ENDLESS, Words, check_too_long, encode, field_of, room_for, text_codec
 from src.interfaces import Field
 
 
@@ -50,7 +50,7 @@ class CaptionToImage(Template):
         segment: Mapping[str, Any] | None = None,
         buckets: Sequence[Sequence[int]] = (),
     ):
-        check_too_long(too_long, "cut", "skip")
+        check_too_long(too_long)
         check_phrase(phrase)
         self.length, self.row_length, self.caption, self.phrase = length, row_length, caption, phrase
         self.drop, self.too_long, self.text_loss, self.newline = drop, too_long, text_loss, newline
@@ -69,10 +69,13 @@ class CaptionToImage(Template):
         codec = text_codec(fields, self.text)
         self.codec, tail = codec, 4 if self.newline else 2
         made = Images(self.image, field_of(fields, self.image, "image"), source, made=True, **self.options)
-        frame = lambda text: 2 + len(codec.encode(self.phrase.format(text)))
-        fixed = made.segment.length + tail
-        room = room_for(source, self.caption, frame, self.length, self.row_length, fixed)
+        room = self.room(source, made.segment.length + tail)
         self.columns = Words(f"{self.text}.prompt", codec, room), made, Words(f"{self.text}.tail", codec, tail)
+
+    def room(self, source: Source | None, fixed: int) -> int:
+        """Tokens of the prompt beside `fixed` others; without a source as the config says. Raises ValueError."""
+        frame = lambda text: 2 + len(self.codec.encode(self.phrase.format(text)))
+        return room_for(source, self.caption, frame, self.length, self.row_length, fixed)
 
     def texts(self, example: Example) -> list[str]:
         """The texts that an example may be drawn from. Raises BadRow."""
@@ -88,7 +91,7 @@ class CaptionToImage(Template):
             if request.uniforms is not None:
                 number, dropped = int(request.uniforms[0] * len(texts)), request.uniforms[1] < self.drop
             skip = prompt or self.too_long == "skip"
-            ids, _ = encode(codec, texts[number], words.length - 2, example.where, skip=skip)
+            ids, _ = encode(codec, texts[number], words.length - 2, example.where, skip=skip, limit=ENDLESS)
             if not dropped:
                 parts = [([codec.bos], False), (ids, self.text_loss), ([codec.image_start], self.text_loss)]
         between = codec.encode("\n") if self.newline else []

@@ -95,7 +95,7 @@ class Chat(Template):
         question: int = 0,
         text: str = "text",
     ):
-        check_too_long(too_long, "cut", "skip")
+        check_too_long(too_long)
         if turns not in ("all", "last"):
             raise ValueError(f"turns={turns!r} is unknown: use all or last")
         if question < 0 or length < 3:

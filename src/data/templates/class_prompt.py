@@ -59,6 +59,10 @@ class ClassPrompt(CaptionToImage):
         """Names of the classes. Raises as `names_of`."""
         return names_of(self._source)
 
+    def room(self, source: Source | None, fixed: int) -> int:
+        """Tokens of the prompt: the names are known when the data are opened."""
+        return super().room(None, fixed)
+
     def check(self, source: Source) -> None:
         """Also refuses classes without a name and prompts that do not fit, before the first row."""
         super().check(source)

@@ -10,7 +10,7 @@ from src.data.images import Images
 from src.data.pipeline.reader import Row
 from src.data.templates._base import Request, Template
 from src.data.templates.caption_to_image import check_phrase
-from src.data.words import Words, check_too_long, encode, field_of, room_for, text_codec
+from src.data.words import ENDLESS, Words, check_too_long, encode, field_of, room_for, text_codec
 from src.interfaces import Field
 
 
@@ -39,7 +39,7 @@ class ImageToCaption(Template):
         image: str = "image",
         blocks: Any = "bidirectional",
     ):
-        check_too_long(too_long, "cut", "skip")
+        check_too_long(too_long)
         check_phrase(phrase)
         self.length, self.row_length, self.caption, self.phrase = length, row_length, caption, phrase
         self.too_long, self.text, self.image, self.blocks = too_long, text, image, blocks
@@ -62,7 +62,7 @@ class ImageToCaption(Template):
         make = request.prompt and example.get(self.caption) is None
         text = example.get("prompt", "") if make else self.phrase.format(texts_of(example, self.caption)[0])
         skip = request.prompt or self.too_long == "skip"
-        ids, whole = encode(codec, text, words.length - 2, example.where, skip=skip)
+        ids, whole = encode(codec, text, words.length - 2, example.where, skip=skip, limit=ENDLESS)
         parts = [([codec.image_end], False), (ids, True)]
         if whole and not make:
             parts.append(([codec.eos], True))

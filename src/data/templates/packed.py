@@ -68,7 +68,7 @@ class Packed(Template):
         image: str = "image",
         vision: str = "vision",
     ):
-        check_too_long(too_long, "cut", "skip")
+        check_too_long(too_long)
         if min(length, prompt_length) < 3 or min(images, visions) < 0:
             raise ValueError(
                 f"length={length}, prompt_length={prompt_length}, images={images}, visions={visions} is not possible:"
@@ -90,7 +90,8 @@ class Packed(Template):
                 continue
             name, made = self.names[kind], kind == "image"
             options = self.options if made else {"blocks": self.vision_blocks}
-            part = Images(name, field_of(fields, name, kind), source, made=made, always=False, **options)
+            of = {"made": made, "always": False, "encoded": made}
+            part = Images(name, field_of(fields, name, kind), source, **of, **options)
             if part.count + 5 > self.room.slots:
                 raise ValueError(
                     f"length={self.room.slots} has no room for one {name} and its 5 special tokens: give more"

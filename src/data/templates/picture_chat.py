@@ -44,7 +44,7 @@ class PictureChat(Template):
         text: str = "text",
         vision: str = "vision",
     ):
-        check_too_long(too_long, "cut", "skip")
+        check_too_long(too_long)
         if question < 0:
             raise ValueError(f"question={question} is not possible: use 0 or more tokens")
         self.rooms, self.too_long, self.marks, self.sources = (head_length, length), too_long, marks, train_on_source
@@ -59,7 +59,8 @@ class PictureChat(Template):
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:
         """See `Template.bind`."""
         codec = text_codec(fields, self.text)
-        image = Images(self.vision, field_of(fields, self.vision, "vision"), source, made=False, always=False)
+        field = field_of(fields, self.vision, "vision")
+        image = Images(self.vision, field, source, made=False, always=False, encoded=False)
         head, rest = (
             Words(f"{self.text}.{n}", codec, room) for n, room in zip(("head", "rest"), self.rooms, strict=True)
         )

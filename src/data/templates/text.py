@@ -31,7 +31,7 @@ class Text(Template):
         text: str = "text",
         segment: Mapping[str, Any] | None = None,
     ):
-        check_too_long(too_long, "cut", "skip")
+        check_too_long(too_long)
         self.length, self.value, self.too_long, self.text = length, value, too_long, text
         self.needs, self.fill = (value,), (f"{text}.sentence",)
         self.options = segment_options(segment, blocks="causal")

@@ -1,4 +1,4 @@
-"""Block by block: the tokens of a block are denoised together, given the blocks before. One block: the whole segment."""
+"""Block by block: the tokens of a block are denoised together, given the blocks before it."""
 
 from __future__ import annotations
 
@@ -80,9 +80,7 @@ class Blocks:
         walk.view, walk.cache, walk.last = jax.lax.scan(block, walk.arrays, jnp.arange(first, looped))[0]
         return None
 
-    def _block(
-        self, walk: Walk, segment: Segment, keys: dict[str, Array], start: Any, size: int, keep: bool
-    ) -> None:
+    def _block(self, walk: Walk, segment: Segment, keys: dict[str, Array], start: Any, size: int, keep: bool) -> None:
         """Denoises one block, writes it, and keeps it for what follows."""
         parts = {name: _Part(walk, name, start, size, key) for name, key in keys.items()}
         finished = self._denoise(walk, segment, parts, start, size)
@@ -105,9 +103,12 @@ class Blocks:
         """The block's x at t = 0, by name. The first step has no hint, which is a hint of zeros."""
 
         def evaluate(xts: dict[str, PyTree], t: Array, hints: dict[str, Array]) -> dict[str, PyTree]:
-            tokens = {name: Noised(xts[name], part.times(t), hints.get(name)) for name, part in parts.items()}
+            tokens = {
+                name: Noised(xts[name], _of_rows(part.at(t), walk.rows), hints.get(name))
+                for name, part in parts.items()
+            }
             outputs = walk.predict(segment, tokens, start, size, t)
-            return {name: part.process.estimate(outputs[name], xts[name], t) for name, part in parts.items()}
+            return {name: part.process.estimate(outputs[name], xts[name], part.at(t)) for name, part in parts.items()}
 
         def step(carry: PyTree, now: tuple[Array, Array, Array]) -> tuple[PyTree, None]:
             (xts, states, hints), (number, t, s) = carry, now
@@ -116,10 +117,10 @@ class Blocks:
             for name, part in parts.items():
 
                 def again(x: PyTree, time: Array, name: str = name, part: _Part = part) -> PyTree:
-                    return evaluate(xts | {name: part.pin(x)}, time, hints)[name]
+                    return evaluate(xts | {name: part.pin(x)}, jnp.max(time), hints)[name]
 
                 own = jax.random.fold_in(part.loop_key, number)
-                given = (estimates[name], xts[name], t, s, states[name], again)
+                given = (estimates[name], xts[name], part.at(t), part.at(s), states[name], again)
                 new[name] = part.field.step.step(part.process, own, *given)
             xts = {name: parts[name].pin(x) for name, (x, _) in new.items()}
             hints = {name: parts[name].process.hint(estimates[name]) for name in hints}
@@ -163,9 +164,8 @@ class _Part:
         """Noise."""
         return _wide(self.process.prior(self.start_key, self.shape, self.past))
 
-    def times(self, t: Array) -> Array:
-        """The time of each row, or of each token where some are given: these have time 0."""
-        t = jnp.broadcast_to(t, (self.shape[0], 1))
+    def at(self, t: Array) -> Array:
+        """The scalar time t, or that of each token where some are given: these have time 0."""
         return t if self.target is None else jnp.where(self.target, t, 0.0)
 
     def pin(self, xt: PyTree) -> PyTree:
@@ -177,6 +177,10 @@ class _Part:
         if self.target is None:
             return made
         return jnp.where(self.target.reshape(*self.shape, *[1] * (made.ndim - 2)), made, given)
+
+
+def _of_rows(t: Array, rows: int) -> Array:
+    return t if t.ndim else jnp.broadcast_to(t, (rows, 1))
 
 
 def _wide(tree: PyTree) -> PyTree:

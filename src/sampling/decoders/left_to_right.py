@@ -33,7 +33,7 @@ class LeftToRight:
     PARTS: ClassVar[dict[str, str]] = {"choose": "sampling/steps"}
 
     max_new_tokens: int | None = None
-    choose: Callable[[Array, Array], Array] = Greedy()
+    choose: Callable[[Array, Array], Array] = dataclasses.field(default_factory=Greedy)
     stop: bool = True
 
     def __post_init__(self):

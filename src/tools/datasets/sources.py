@@ -58,7 +58,8 @@ def write(values: flags.FlagValues, config: Any, plan: Any, processes: int = 1) 
     Raises ValueError when too many rows are bad, and as `data.prepare.prepare` does.
     """
     from src.data.pipeline.bad_rows import Ledger, TooManyBadRowsError
-    from src.data.prepare import classes_of, kind_of, prepare
+    from src.data.prepare import prepare
+    from src.data.record import classes_of, kind_of
 
     name, source = open_source(values, config)
     classes = classes_of(source, kind_of(source))

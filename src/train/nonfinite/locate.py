@@ -42,7 +42,7 @@ class Finder:
         self.mesh = trainer.mesh
         self._search = jax.jit(functools.partial(_forward, trainer), out_shardings=replicated(trainer.mesh))
 
-    def find(self, params: PyTree, batch: Mapping[str, Batch], step: int, grads: Mapping[str, Array]) -> str:
+    def find(self, params: PyTree, batch: Mapping[str, Batch], step: int, grads: Mapping[str, Any]) -> str:
         """The first place, such as "block 3 of 4 of the trunk, in task caption_to_image, row 7"; "" when there is none.
 
         step    the number of the step, from 0; its noise is drawn again

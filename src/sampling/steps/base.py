@@ -11,7 +11,7 @@ from src.interfaces import Process, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Base:
+class StepBase:
     """The process's own times, and no state.
 
     shift   of the times towards noise, 1 = none

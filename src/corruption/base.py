@@ -13,7 +13,7 @@ from src.interfaces import FieldSpec, LossTerm, PyTree
 TIME_SCALE = 1000.0
 
 
-class Base:
+class ProcessBase:
     """The network reads x_t as it is and 1000 t, guidance acts on all outputs, and there is no state."""
 
     field: FieldSpec
@@ -46,7 +46,7 @@ class Base:
         """None."""
         return None
 
-    def bind(self, state: PyTree) -> Base:
+    def bind(self, state: PyTree) -> ProcessBase:
         """The process itself."""
         return self
 

@@ -1,0 +1,78 @@
+"""Every step sampler of every process, with the exact posterior for its network: the law of the samples tends to that
+of the data, as steps^-1 for ancestral sampling."""
+
+import pytest
+
+from src.corruption import keep
+from src.corruption.categorical import Categorical
+from src.corruption.counts import Counts
+from src.corruption.gaussian import Gaussian
+from src.corruption.schedules import CosineBetas, Linear
+from src.interfaces import FieldSpec, StepSampler
+from src.sampling.steps import gaussian
+from src.sampling.steps.ancestral import Ancestral
+from src.sampling.steps.categorical import Confidence
+from tests.helpers.oracle import CategoricalOracle, CountsOracle, GaussianOracle, floor, total_variation
+
+IDS = FieldSpec((3,), vocab=3)
+KERNELS = {
+    "absorbing": Categorical(field=IDS),
+    "several mask ids": Categorical(field=IDS, masks=4),
+    "cosine": Categorical(field=IDS, schedule=keep.Cosine()),
+    "uniform": Categorical(field=IDS, mask=0.0),
+    "marginal": Categorical(field=IDS, mask=0.0, marginal=(0.5, 0.3, 0.2)),
+    "mask and uniform": Categorical(field=IDS, mask=0.8),
+    "absorbing mask and uniform": Categorical(field=IDS, mask=0.8, absorbing=True),
+}
+POINTS = FieldSpec((1,), features=2)
+GAUSSIANS = {
+    "flow": Gaussian(field=POINTS, schedule=Linear(), parameterization="velocity"),
+    "ddpm": Gaussian(field=POINTS, schedule=CosineBetas(), parameterization="eps"),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_categorical(kernel):
+    oracle = CategoricalOracle(KERNELS[kernel])
+    one, few, many = (total_variation(oracle, Ancestral(), steps) for steps in (1, 4, 48))
+    assert one > 0.3  # each token for itself
+    assert 0.08 < few < 0.2
+    assert many < floor(oracle) + 0.015 < few / 2
+
+
+@pytest.mark.parametrize("kernel", ["absorbing", "several mask ids", "mask and uniform"])
+def test_confidence(kernel):
+    """The annealed noise makes it a sampler of about the law; one token after the other is enough."""
+    oracle = CategoricalOracle(KERNELS[kernel])
+    one, three, many = (total_variation(oracle, Confidence(gumbel=4.0), steps) for steps in (1, 3, 8))
+    assert one > 0.3 and three < 0.12 and many < 0.12
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "poisson"])
+def test_counts(rounding):
+    oracle = CountsOracle(Counts(field=FieldSpec((1,), vocab=6, features=2), rounding=rounding))
+    few, more, many = (total_variation(oracle, Ancestral(), steps) for steps in (4, 16, 64))
+    assert few > 1.5 * more > 3 * many
+    assert many < 0.1
+
+
+@pytest.mark.parametrize("process", GAUSSIANS)
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Ancestral(),
+        gaussian.Ancestral(clip_x0=1.5),
+        gaussian.DDIM(),
+        gaussian.DDIM(eta=0.5),
+        gaussian.Euler(),
+        gaussian.Heun(),
+        gaussian.EulerMaruyama(),
+        gaussian.DPMSolverPP2M(),
+    ],
+    ids=lambda sampler: f"{type(sampler).__name__}{getattr(sampler, 'eta', '')}",
+)
+def test_gaussian(process, sampler):
+    oracle = GaussianOracle(GAUSSIANS[process])
+    few, many = (total_variation(oracle, sampler, steps) for steps in (4, 64))
+    assert few > 0.02 or isinstance(sampler, gaussian.Heun | gaussian.DPMSolverPP2M)
+    assert many < floor(oracle) + 0.012 and many < few
