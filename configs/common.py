@@ -15,25 +15,22 @@ def base() -> ConfigDict:
             "accumulate": 1,  # microbatches a step; the result does not depend on it
             "tasks": {},
             # data: rows, also across slices; fsdp: rows, and parameters by size; tensor: heads, feed-forward
-            # features and vocabulary; context: places of the sequence. One of them may be -1: what is left over.
+            # features and vocabulary; context: tokens of the sequence. One of them may be -1: what is left over.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
             "sharding": sharding(),
+            # A row for each field: codec, embed, process, head, step (docs/architecture.md); see text(), image(), …
+            "fields": {},
             "model": model(),
             # The first parameters: path, a folder that src.tools.convert made ("": none); ema: its averaged weights;
-            # skip: regexes of paths that are initialised all the same.
+            # skip: regexes of paths that are initialised nevertheless.
             "init_from": {"path": "", "ema": False, "skip": ()},
-            "patch": {"size": 2, "scale": 1.0, "shift": 0.0},
-            # text:SentencePiece (without a path it is trained on the tasks' own text, where they bring some),
-            # text:Llama (a path to tokenizer.model), text:Bytes (a token for each byte, no file)
-            "text_codec": {"name": "text:SentencePiece", "path": "", "vocab_size": 200, "folder": ""},
-            # What images are drawn as: "" pixels (or what the files hold), latents with a path: latents of a frozen
-            # autoencoder. What encodes images that are understood: vision:Clip, vision:Latents or vision:Pixels.
-            "image_codec": {"name": "", "path": ""},
-            "vision": {"name": "", "path": ""},
-            "process": flow(),
             "optim": optim(),
             "ema": {"decay": 0.9999, "warmup": False},
-            "sample": sample(),
+            "sample": {"batch_size": 128},  # rows of one call of the network
+            # How a field is made, by row: left_to_right or blocks (sampling/decoders)
+            "decode": decode(),
+            # Classifier-free guidance; features: the first so many of a token's outputs are guided, 0: all
+            "guidance": {"scale": 2.0, "interval": (0.0, 1.0), "rescale": 0.0, "features": 0},
             "eval": {"every": 0, "ema": True, "evaluators": {}},  # every 0: at the end only
             "data": {
                 "workers": 0,  # processes per task that read ahead; 0 uses threads
@@ -56,9 +53,9 @@ def base() -> ConfigDict:
             # A run that hangs is ended: seconds for the batch or the steps of one log line, for everything before the
             # second step, for one save, for one evaluator; 0: for ever.
             "watchdog": {"seconds": 1800.0, "start": 7200.0, "save": 3600.0, "evaluate": 0.0},
-            # checks: before the first step; a run with an error does not start. every: steps between two probes of the
-            # objectives' pull on the trunk, 0 for none. panels: steps between two panels, 0 where the run evaluates and
-            # at its end; batches of held-out rows, and drawings, of each.
+            # checks: before the first step; a run with an error does not start. every: steps between two measurements
+            # of the objectives' gradients on the trunk, 0 for none. panels: steps between two held-out evaluations, 0
+            # where the run evaluates and at its end; batches of held-out rows, and generated images, of each.
             "doctor": {"checks": True, "every": 500, "panels": 0, "batches": 4, "drawings": 20},
         },
         convert_dict=True,
@@ -71,8 +68,8 @@ def sharding() -> dict:
         "tensor": (
             ("(attention/[qkv]|mlp/(gate|up))/(kernel|bias|lora_b)", -1),
             ("(attention/out|mlp/down)/(kernel|lora_a)", -2),
-            ("(^|/)text/table/embedding", 0),
-            ("(^|/)text_head/linear/kernel", -1),
+            ("(^|/)embed/table/embedding", 0),
+            ("(^|/)head/linear/kernel", -1),
         ),
         "min_size": 2**16,  # parameters with fewer elements are not split by mesh.fsdp
     }
@@ -97,25 +94,55 @@ def model() -> dict:
             "rope": True,
             "rope_theta": 10_000.0,
             "attention": "auto",  # auto | dense | splash (TPU) | cudnn (GPU)
-            "remat": "none",  # none | dots | names | full: ever less is kept for the backward pass
+            "remat": "none",  # none | dots | names | full: from most to least memory of the backward pass
             "init": "normal:0.02",  # or a name of flax.nnx.initializers: lecun_normal, xavier_uniform, zeros, …; torch
-            # parts of a block of which image tokens have their own: attention_norm, attention, mlp_norm, mlp
-            "copies": (),
+            # parts of a block that tokens of `mot_fields` have of their own: attention_norm, attention, mlp_norm, mlp
+            "mot": (),
         },
+        "mot_fields": ("image", "vision"),
         # Low-rank adapters on the linear layers of the trunk's blocks that the regex `targets` is the whole path of;
-        # rank 0: none. With them the trunk itself is frozen, whatever optim.multipliers say (models/lora.py).
+        # rank 0: none. With them the trunk itself is frozen, whatever optim.lr_multipliers say (models/lora.py).
         "lora": {"rank": 0, "alpha": 16.0, "targets": "attention/(q|k|v|out)|mlp/(gate|up|down)"},
         # conditioning:TimeToken | AdaLNBeforeTrunk | AdditivePerLayer | AdaLNPerLayer | Conditioning (head only)
         "conditioning": {"name": "conditioning:TimeToken"},
         "time": {"features": 256, "init": "normal:0.02"},
-        "text": {"init": "normal:0.02"},
-        "text_head": {"init": "normal:0.02", "chunk": 8192},  # most vocabulary entries of one piece of the loss
-        "image": {"init": "xavier_uniform"},
-        # variance: none | learned (with process.variance=learned_range) | unused; order: crs | rsc
-        "image_head": {"init": "zeros", "adaln_init": "zeros", "variance": "none", "order": "crs"},
-        "vision": {"init": "lecun_normal"},
-        "labels": {"init": "normal:0.02"},
     }
+
+
+def text(init: str = "normal:0.02", **codec) -> dict:
+    """Words. Codecs: text:SentencePiece (without a path it is trained on the tasks' own text, where they bring some),
+    text:Llama (a path to tokenizer.model), text:Bytes (a token for each byte, no file)."""
+    codec = codec or {"name": "text:SentencePiece", "path": "", "vocab_size": 200, "folder": ""}
+    return {
+        "codec": codec,
+        "embed": {"name": "tokens", "init": init},
+        "head": {"name": "categorical", "init": "normal:0.02", "chunk": 8192},  # most entries of one piece of the loss
+    }
+
+
+def image(height: int, width: int, channels: int, patch: int = 2) -> dict:
+    """Images of pixels that are denoised in patches, each told its time (MonoFormer, SiT)."""
+    return {
+        "codec": {
+            "host": {"name": "pixels", "height": height, "width": width, "channels": channels},
+            "device": {"name": "patch", "size": patch, "scale": 1.0, "shift": 0.0},
+        },
+        "embed": {"name": "patches", "init": "xavier_uniform"},
+        "process": flow(),
+        "head": {"name": "adaln", "init": "zeros", "adaln_init": "zeros"},
+        "step": {"name": "gaussian:Euler"},
+        "time_token": True,
+    }
+
+
+def label(count: int) -> dict:
+    """A class that conditions the whole row."""
+    return {"codec": {"name": "classes", "count": count}, "embed": {"name": "classes", "init": "normal:0.02"}}
+
+
+def vision(**codec: dict) -> dict:
+    """Images that are only read: features of a frozen network, or patches."""
+    return {"codec": codec, "embed": {"name": "features", "init": "lecun_normal"}, "time_token": True}
 
 
 def dit(**size) -> dict:
@@ -139,13 +166,13 @@ def optim(**changes) -> dict:
         "moments": "full",  # full | bfloat16 | factored (Adafactor): 8, 6 or about 2 bytes of state a weight
         "weight_decay": 0.0,
         "decays": (),  # of the weights that a rule finds, in place of weight_decay
-        "max_norm": 1.0,
-        "multipliers": ((".*", 1.0),),  # of the learning rate, by rule; 0 freezes
+        "grad_clip": 1.0,
+        "lr_multipliers": ((".*", 1.0),),  # of the learning rate, by rule; 0 freezes
     } | changes
 
 
 def guard() -> dict:
-    """What happens to steps whose loss or gradient is not finite: they are skipped and counted (`guard/skipped`)."""
+    """Steps whose loss or gradient is not finite are skipped and counted (`guard/skipped`)."""
     return {
         "patience": 10,  # skipped steps in a row after which the run stops, or goes back to a checkpoint
         "spike": 0.0,  # skip gradient norms so many deviations above the last 128, too; 6.0: 20 times them or more
@@ -173,155 +200,112 @@ def ddpm() -> dict:
     }
 
 
-def sample() -> dict:
-    """How images and text are generated."""
+def patches_of_squares(size: int, patch: int = 2) -> dict:
+    """A codec: whole images in a square with black borders, in patches (of latents, with a `frozen` autoencoder)."""
+    square = {"name": "pixels", "height": size, "width": size, "channels": 3, "fit": "letterbox"}
+    return {"host": square, "device": {"name": "patch", "size": patch}}
+
+
+def decode(max_new_tokens: int = 16, steps: int = 25) -> dict:
+    """Words from left to right, images in one block of denoising steps."""
     return {
-        "rows": 128,  # rows of one call of the network
-        "longest": 16,  # most tokens of a generated text
-        "image": {
-            # gaussian:Ancestral | DDIM | Euler | Heun | EulerMaruyama | DPMSolverPP2M
-            "sampler": {"name": "gaussian:Euler"},
-            "steps": 25,
-            "guidance": {"scale": 2.0, "interval": (0.0, 1.0), "rescale": 0.0, "channels": 0},  # channels 0: all,
-        },
-        "text": {"name": "next_token:Greedy"},  # or next_token:Sampled with temperature, top_k, top_p
+        # choose: next_token:Greedy, or next_token:Sampled with temperature, top_k, top_p
+        "text": {"name": "left_to_right", "max_new_tokens": max_new_tokens, "choose": {"name": "next_token:Greedy"}},
+        "image": {"name": "blocks", "steps": steps},
     }
 
 
-def diffusion(field: str = "image", weight: float = 1.0, times: str = "timesteps:LogitNormal") -> dict:
-    """Diffusion loss of a field."""
+def diffusion(*names: str, weight: float = 1.0, timesteps: str = "timesteps:LogitNormal") -> dict:
+    """Diffusion loss of a name, of images by default."""
     return {
         "name": "diffusion",
-        "field": field,
+        "names": names or ("image",),
         "weight": weight,
-        "times": {"name": times},
-        "loss_weight": {"name": "weighting:Constant"},  # or weighting:MinSNR, weighting:ELBO
+        "timesteps": {"name": timesteps},
+        # weighting: weighting:Constant, MinSNR or ELBO
+        "loss": {"name": "squared_error", "weighting": {"name": "weighting:Constant"}},
     }
 
 
-def next_token(*fields: str, weight: float = 1.0) -> dict:
-    """Cross-entropy of some text fields."""
-    return {"name": "next_token", "fields": fields, "weight": weight}
+def next_token(*names: str, weight: float = 1.0) -> dict:
+    """Next-token loss of some names."""
+    return {"name": "next_token", "names": names, "weight": weight}
 
 
-def distill(*fields: str, weight: float = 1.0, temperature: float = 1.0) -> dict:
-    """Divergence of some text fields from what the model said at the start of the run."""
-    return {"name": "distill", "fields": fields, "weight": weight, "temperature": temperature}
+def distill(*names: str, weight: float = 1.0, temperature: float = 1.0) -> dict:
+    """Divergence of some names from the model at the start of the run."""
+    return {"name": "distill", "names": names, "weight": weight, "temperature": temperature}
 
 
-def official(config: ConfigDict, channels: int = 3) -> ConfigDict:
+def words_and_digits(config: ConfigDict, image: dict, segment: dict, objective: dict) -> ConfigDict:
+    """Words -> handwritten digit and digit -> words, for a system with its own way to make images: the field `image`,
+    options of its segment, and its objective. Sizes and rates are those of configs/digits.py."""
+    config.steps, config.batch = 1000, 56
+    config.model.trunk.update({"width": 64, "depth": 4, "heads": 4, "kv_heads": 4, "mlp_width": 192})
+    config.model.trunk.update({"qk_norm": True, "init": "lecun_normal"})
+    config.model.time.init = "lecun_normal"
+    config.fields = {"text": text("normal:0.125"), "image": image}
+    config.tasks = {
+        "caption_to_image": {
+            "weight": 32,
+            "source": {"name": "digits", "shift": 0},
+            "template": {"name": "caption_to_image", "segment": segment},
+            "objectives": {"image": objective},
+        },
+        "image_to_caption": {
+            "weight": 24,
+            "source": {"name": "digits"},
+            "template": {"name": "image_to_caption", "blocks": segment.get("blocks", "bidirectional")},
+            "objectives": {"text": next_token("text.caption", weight=0.3)},
+        },
+    }
+    config.optim.update({"lr": 3e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98})
+    config.ema.update({"decay": 0.99, "warmup": True})
+    config.guidance.scale = 1.5
+    config.eval.evaluators = {"digits": {"name": "digits", "images": 500, "captions": 360, "sentences": 0}}
+    config.checkpoint.every = 500
+    return config
+
+
+def official(config: ConfigDict, channels: int = 4, guided: int = 3) -> ConfigDict:
     """MonoFormer as published, bug for bug, on whatever data the config has; sizes, batch and steps are the config's.
 
     Time token with both linears at zero (it stays a constant), cross-entropy weighted 0.01, output patches in (row,
-    column, channel) order, learned variance, uniform DDPM times, ancestral sampling,
-    guidance on `channels` of the image channels (3 of 4 as published). The projector of pictures that are understood
-    begins as torch's layers do.
+    column, channel) order, learned variance, uniform DDPM times, ancestral sampling, guidance on the first `guided` of
+    the image's `channels`. The projector of images that are read is initialised as torch's layers are.
     """
-    config.process = ddpm()
-    config.optim.update(optim(lr=1e-4, max_norm=2.0))
+    config.optim.update(optim(lr=1e-4, grad_clip=2.0))
     config.ema.update({"decay": 0.9999, "warmup": False})
     config.model.trunk.update({"qk_norm": False, "init": "normal:0.02"})
-    config.model.time.init = config.model.text.init = config.model.text_head.init = "normal:0.02"
-    if config.vision.name:
-        config.model.vision.init = "torch"
+    config.model.time.init = config.fields.text.embed.init = config.fields.text.head.init = "normal:0.02"
+    if "vision" in config.fields:
+        config.fields.vision.embed.init = "torch"
     with config.unlocked():
         config.model.conditioning = {"name": "conditioning:TimeToken", "init": "official"}
-        config.model.image = {"init": "zeros"}
-        config.model.image_head = {
-            "init": "normal:0.02",
-            "adaln_init": "normal:0.02",
-            "variance": "learned",
-            "order": "rsc",
-        }
         for task in config.tasks.values():
             for objective in task.objectives.values():
                 if objective.name == "diffusion":
-                    objective.times = {"name": "timesteps:Grid"}
+                    objective.timesteps = {"name": "timesteps:Grid"}
                 else:
                     objective.weight = 0.01
-    config.sample.image.sampler = {"name": "gaussian:Ancestral"}
-    config.sample.image.steps = 20
-    config.sample.image.guidance.channels = channels
-    return config
+    config.decode.image.steps = 20
+    return official_image(config, channels, guided) if "image" in config.fields else config
 
 
-def tinyllama(config: ConfigDict) -> ConfigDict:
-    """MonoFormer's model: TinyLlama 1.1B, begun from its weights, with a time token; AdamW at 1e-4 for a pod."""
-    config.init_from.path = "data/tinyllama"  # what src.tools.convert wrote
+def official_image(config: ConfigDict, channels: int, guided: int) -> ConfigDict:
+    """The images' part of `official`."""
+    image = config.fields.image
     with config.unlocked():
-        config.text_codec.update({"name": "text:Llama", "path": "data/tinyllama/tokenizer.model", "pieces": 32_000})
-    config.model.trunk.update({"width": 2048, "depth": 22, "heads": 32, "kv_heads": 4, "mlp_width": 5632})
-    config.model.trunk.remat = "dots"
-    config.model.dtype = "bfloat16"
-    config.mesh.update({"data": -1, "fsdp": 16})
-    config.optim.max_norm = 2.0
-    return config
-
-
-def sd_latents(config: ConfigDict) -> ConfigDict:
-    """Images as latents of Stable Diffusion's autoencoder, noised as DDPM does, with a learned variance."""
-    with config.unlocked():
-        codec = {"name": "vae_latents", "path": "data/sd-vae", "channels": 4, "factor": 8}
-        config.image_codec = codec | {"dtype": "float32"}  # or bfloat16, see docs/performance.md
-    config.process = ddpm()
-    config.model.image_head.update({"variance": "learned", "init": "normal:0.02", "adaln_init": "normal:0.02"})
-    config.sample.image.sampler = {"name": "gaussian:Ancestral"}
-    return config
-
-
-def adaln_before_trunk(config: ConfigDict) -> ConfigDict:
-    """The conditioning that the MonoFormer paper describes: adaLN with the time, once, before the trunk."""
-    with config.unlocked():
-        config.model.conditioning = {"name": "conditioning:AdaLNBeforeTrunk", "init": "normal:0.02"}
-    return config
-
-
-def text_to_image(config: ConfigDict) -> ConfigDict:
-    """Latents, drawn as for the paper's figures: 250 steps, guidance 4."""
-    config = sd_latents(config)
-    config.sample.image.steps = 250
-    config.sample.image.guidance.scale = 4.0
-    config.checkpoint.every = 10_000
-    return config
-
-
-def journeydb(share: float) -> dict:
-    """Text to image on JourneyDB, from moments of latents."""
-    return {
-        "share": share,
-        "data": {
-            "name": "journeydb:CaptionToImage",
-            "records": "data/journeydb256",  # what src.tools.latents wrote; or "", annotations and images
-            "annotations": "",
-            "images": "",
-            "text": "prompt",  # or caption
-            "size": 32,
-            "channels": 8,  # mean and log-variance of 4 each
-            "length": 128,
-            "newline": False,
-        },
-        "objectives": {"diffusion": diffusion(times="timesteps:Grid")},
-    }
-
-
-def journeydb_pixels(config: ConfigDict) -> ConfigDict:
-    """JourneyDB's own files instead of moments."""
-    data = {"records": "", "annotations": "data/journeydb/train_anno.jsonl", "images": "data/journeydb/imgs"}
-    config.tasks.caption_to_image.data.update(data | {"size": 256, "channels": 3})
-    return config
-
-
-def tiny_latents(config: ConfigDict) -> ConfigDict:
-    """For `debug`: an autoencoder that makes one latent of 2 x 2 pixels, and any number of devices."""
-    config.image_codec.factor, config.mesh.fsdp = 2, 1
-    return config
-
-
-def tiny_journeydb(config: ConfigDict) -> ConfigDict:
-    """For `debug`: images of 8 x 8 pixels, or 4 x 4 latents, and their autoencoder."""
-    config = tiny_latents(config)
-    data = config.tasks.caption_to_image.data
-    data.size, data.length = 8 if data.channels == 3 else 4, 64
+        image.process, image.step = ddpm(), {"name": "ancestral"}
+        image.embed = {"name": "patches", "init": "zeros"}
+        image.head = {
+            "name": "adaln",
+            "init": "normal:0.02",
+            "adaln_init": "normal:0.02",
+            "order": "rsc",
+            "channels": channels,
+        }
+    config.guidance.features = guided * image.codec.device.size**2
     return config
 
 
@@ -331,8 +315,9 @@ def debug(config: ConfigDict) -> ConfigDict:
     config.steps, config.batch = 8, min(config.batch, 88)
     config.log.every, config.checkpoint.every, config.eval.every = 2, 4, 0
     config.optim.warmup = min(config.optim.warmup, 2)
-    config.sample.image.steps = 2
-    config.sample.rows = 20
+    if "steps" in config.decode.image:
+        config.decode.image.steps = 2
+    config.sample.batch_size = 20
     counts = {"images": 20, "captions": 20, "sentences": 20, "canvases": 20}
     for evaluator in config.eval.evaluators.values():
         evaluator.update({k: v for k, v in counts.items() if k in evaluator})

@@ -2,8 +2,8 @@
 
     python -m src.main --config=configs/imagenet256.py --workdir=gs://…/imagenet256
 
-1,121,673,248 parameters: TinyLlama 1.1B with four more tokens, and 21.6M for images. It needs three folders, which two
-commands make of the downloads (docs/imagenet.md): data/tinyllama (src.tools.convert), data/sd-vae (as published)
+1,121,673,248 parameters: TinyLlama 1.1B with four more tokens, and 21.6M for images. It needs three folders; two
+commands make them from the downloads (docs/imagenet.md): data/tinyllama (src.tools.convert), data/sd-vae (as published)
 and data/imagenet256, the moments of all images' latents (src.tools.latents).
 
 Arithmetic: a row has 32 prompt + 1 time + 256 image + 2 tail = 291 tokens, and a step of 1024 rows 297,984. A step is
@@ -12,42 +12,37 @@ each; with 16 rows a chip the step takes 6.4 GiB. Predicted by `src.tools.aot` f
 perfect overlap to none: v5e 0.8 to 1.6 days, v5p 0.35 to 0.6, v6e 0.2 to 0.6 (docs/performance.md). With fewer than
 16 chips: --config.mesh.fsdp=8.
 Expect the loss to fall fast at first and slowly for the rest of the run; the goal is table 1. It was not trained here.
-The text head learns nothing, as published: the doctor says so.
+The text head is not trained, as published; the doctor has a note about it.
 Variants: `official` (the released code), `paper` (adaLN before the trunk), `pixels` (images of a folder, encoded in
 training), `debug`.
 """
 
-from configs import common
+from configs import common, papers
 
 
 def get_config(name: str | None = None):
     """The fixed default: the paper's recipe with a time token that learns."""
-    config = common.tinyllama(common.base())
+    config = papers.tinyllama(common.base())
     config.steps, config.batch = 500_000, 1024
     config.tasks = {
         "class_prompt_to_image": {
-            "share": 1.0,
-            "data": {
-                "name": "imagenet:ClassPromptToImage",
-                "records": "data/imagenet256",  # what src.tools.latents wrote; or "" and a folder: see `pixels`
-                "folder": "",
-                "names": "",  # classes by id, {"n01440764": "tench", …}: the records have them
+            "weight": 1.0,
+            "source": {
+                "name": "records",  # what src.tools.latents wrote; or a folder of images: see `pixels`
+                "folder": "data/imagenet256",
+                "moments": True,  # mean and log-variance of the latents
                 "ambiguous": "words",  # "crane" and "maillot" are two classes each: words tell them apart, or keep
                 "held_out": 0,  # images for the panels, spread over the classes
-                "size": 32,
-                "channels": 8,  # mean and log-variance of 4 each
-                "prompt_length": 32,
-                "phrases": "fixed",
-                "newline": False,
             },
-            "objectives": {"diffusion": common.diffusion(times="timesteps:Grid")},
+            "template": {"name": "class_prompt", "length": 32, "phrases": "fixed", "newline": False},
+            "objectives": {"diffusion": common.diffusion(timesteps="timesteps:Grid")},
         }
     }
-    config = common.sd_latents(config)
-    config.sample.image.steps = 250
-    config.sample.image.guidance.scale = 1.5
+    config = papers.sd_latents(config)
+    config.decode.image.steps = 250
+    config.guidance.scale = 1.5
     config.checkpoint.every = 10_000
-    others = {"paper": common.adaln_before_trunk, "pixels": pixels}
+    others = {"paper": papers.adaln_before_trunk, "pixels": pixels}
     return common.variant(config, name, official=official, **others, debug=debug)
 
 
@@ -55,20 +50,23 @@ def official(config):
     """The released code: batch 256, dead time token, 20 steps, guidance on 3 channels, its phrases, a newline."""
     config = common.official(config)
     config.batch = 256
-    config.tasks.class_prompt_to_image.data.update({"newline": True, "phrases": "official", "ambiguous": "keep"})
+    config.tasks.class_prompt_to_image.template.update({"newline": True, "phrases": "official"})
+    config.tasks.class_prompt_to_image.source.ambiguous = "keep"
     return config
 
 
 def pixels(config):
     """ImageNet's own files, `data/imagenet/train/<wnid>/*.JPEG`, encoded by the autoencoder in every step."""
-    data = {"records": "", "folder": "data/imagenet/train", "names": "data/imagenet/names.json"}
-    config.tasks.class_prompt_to_image.data.update(data | {"size": 256, "channels": 3})
+    task = config.tasks.class_prompt_to_image
+    kept = {name: task.source[name] for name in ("ambiguous", "held_out")}
+    files = {"folder": "data/imagenet/train", "names": "data/imagenet/names.json"}
+    with config.unlocked():
+        task.source = {"name": "image_folders"} | files | kept
     return config
 
 
 def debug(config):
     """The same system, tiny: 8 x 8 pixels and an autoencoder that makes one latent of 2 x 2."""
-    config = common.debug(common.tiny_latents(config))
-    data = config.tasks.class_prompt_to_image.data
-    data.size, data.prompt_length = 8 if data.channels == 3 else 4, 64
+    config = common.debug(papers.tiny_latents(config))
+    config.tasks.class_prompt_to_image.template.length = 64
     return config

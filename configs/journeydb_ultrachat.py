@@ -6,40 +6,37 @@ The model is that of imagenet256.py. It needs data/tinyllama, data/sd-vae, data/
 src.tools.latents) and data/ultrachat, a folder of jsonl files (docs/data.md).
 
 Arithmetic: a batch has 1152 rows of 128 prompt + 1 time + 256 image + 2 tail = 387 tokens, and 128 rows of 512 tokens
-of chat: 511,360 tokens a step. Rows of a batch are exact, not drawn: 1280 = 10 · 128 divides nine to one over up to 128
-devices (the paper's 1024 does not). The text head is used on the chats only. For 16 to 128 chips (mesh.fsdp=16).
-Expect the diffusion loss of imagenet256, and the chats' loss to start near what TinyLlama has and to stay there: the
-panel `forgetting` of the log shows it.
+of chat: 511,360 tokens a step. The rows of each task in a batch are exact: 1280 = 10 · 128 divides nine to one over up
+to 128 devices (the paper's 1024 does not). The text head is used on the chats only. For 16 to 128 chips (mesh.fsdp=16).
+Expect the diffusion loss of imagenet256, and the chats' loss to start near TinyLlama's and to stay there: the table
+`forgetting` of the log shows it.
 Variants: `official` (the released scripts), `paper` (adaLN before the trunk), `pixels` (JourneyDB's own files),
 `debug`.
 """
 
-from configs import common
+from configs import common, papers
 
 
 def get_config(name: str | None = None):
-    """The fixed default: both losses count alike, all turns of a chat are read, answers are learned."""
-    config = common.tinyllama(common.base())
+    """The fixed default: both losses have weight 1, all turns of a chat are read, answers are targets."""
+    config = papers.tinyllama(common.base())
     config.steps, config.batch = 500_000, 1280
     config.tasks = {
-        "caption_to_image": common.journeydb(share=0.9),
+        "caption_to_image": papers.journeydb(weight=0.9),
         "chat": {
-            "share": 0.1,
-            "data": {
-                "name": "chats:ChatToText",
+            "weight": 0.1,
+            "source": {
+                "name": "ultrachat",
                 "folder": "data/ultrachat",
-                "records": "",
-                "length": 512,
-                "turns": "all",
-                "too_long": "split",
-                "train_on_source": False,
-                "held_out": 1000,  # for the panel of what is forgotten
+                "split": 1536,  # characters of a row, whole questions with answers; 0: a chat is a row
+                "held_out": 1000,  # for the held-out losses: what is forgotten
             },
+            "template": {"name": "chat", "length": 512, "turns": "all", "train_on_source": False},
             "objectives": {"text": common.next_token("text")},
         },
     }
-    others = {"paper": common.adaln_before_trunk, "pixels": common.journeydb_pixels}
-    return common.variant(common.text_to_image(config), name, official=official, **others, debug=debug)
+    others = {"paper": papers.adaln_before_trunk, "pixels": papers.journeydb_pixels}
+    return common.variant(papers.text_to_image(config), name, official=official, **others, debug=debug)
 
 
 def official(config):
@@ -49,14 +46,16 @@ def official(config):
     """
     config = common.official(config)
     config.batch = 160
-    config.tasks.caption_to_image.data.newline = True
-    config.tasks.chat.data.update({"turns": "last", "too_long": "cut", "train_on_source": True, "question": 128})
+    config.tasks.caption_to_image.template.newline = True
+    config.tasks.chat.source.split = 0
+    with config.unlocked():
+        config.tasks.chat.template.update({"turns": "last", "train_on_source": True, "question": 128})
     return config
 
 
 def debug(config):
     """The same system, tiny."""
-    config = common.debug(common.tiny_journeydb(config))
-    config.batch, config.tasks.chat.data.length = 80, 64
-    config.tasks.chat.data.held_out = 4
+    config = common.debug(papers.tiny_journeydb(config))
+    config.batch, config.tasks.chat.template.length = 80, 64
+    config.tasks.chat.source.update({"held_out": 4, "split": min(config.tasks.chat.source.split, 192)})
     return config

@@ -4,7 +4,7 @@
 
 Two CPU cores, a minute or two. Expect digit_accuracy 0.98 (docs/reproduce.md).
 
-The second system of the house: the same model, step and loop as MonoFormer with other parts named in the config.
+The same model, step and loop as MonoFormer, with other parts named in the config.
 """
 
 from configs import common
@@ -14,18 +14,19 @@ def get_config(name: str | None = None):
     """Variants: debug."""
     config = common.base()
     config.steps, config.batch = 1000, 64
-    config.text_codec.name = ""
     config.model.update(common.dit(width=64, depth=4, heads=4))
     config.model.trunk.init = "xavier_uniform"
+    config.fields = {"image": common.image(8, 8, 1), "label": common.label(10)}
     config.tasks = {
         "label_to_image": {
-            "share": 1.0,
-            "data": {"name": "labels:LabelToImage", "shift": 0},
+            "weight": 1.0,
+            "source": {"name": "digits", "shift": 0},
+            "template": {"name": "class_label"},
             "objectives": {"diffusion": common.diffusion()},
         }
     }
     config.optim.update({"lr": 2e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98})
     config.ema.update({"decay": 0.995, "warmup": True})
-    config.sample.image.guidance.scale = 1.5
+    config.guidance.scale = 1.5
     config.eval.evaluators = {"labels": {"name": "labels", "images": 690}}
     return common.variant(config, name)

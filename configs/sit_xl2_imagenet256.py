@@ -2,10 +2,10 @@
 
     python -m src.main --config=configs/sit_xl2_imagenet256.py --workdir=gs://…/sit
 
-The folder (tasks.class_to_image.data.folder) holds images.npy [n, 32, 32, 4] (SD-VAE latents x 0.18215),
-labels.npy and names.json. A step of 256 rows is
-65,536 tokens. Variant `official` also keeps the published model's unused variance outputs and time scale (675,129,632
-numbers with the fixed position table of 294,912, which is no parameter here).
+The folder (tasks.class_to_image.source.folder) holds images.npy [n, 32, 32, 4] (SD-VAE latents x 0.18215),
+labels.npy and names.json. A step of 256 rows is 65,536 tokens.
+Variant `official` also keeps the published model's unused variance outputs and time scale (675,129,632 numbers with the
+fixed position table of 294,912, which is no parameter here).
 """
 
 from configs import common
@@ -15,28 +15,23 @@ def get_config(name: str | None = None):
     """Variants: official, debug."""
     config = common.base()
     config.steps, config.batch = 7_000_000, 256
-    config.text_codec.name = ""
     config.model.update(common.dit(width=1152, depth=28, heads=16))
     config.model.dtype = "bfloat16"
     config.model.trunk.update({"init": "xavier_uniform", "remat": "dots"})
+    config.fields = {"image": common.image(32, 32, 4), "label": common.label(1000)}
+    config.fields.image.step = {"name": "gaussian:EulerMaruyama", "last_size": 0.04}
     config.tasks = {
         "class_to_image": {
-            "share": 1.0,
-            "data": {
-                "name": "arrays:ClassToImage",
-                "folder": "data/imagenet256",
-                "height": 32,
-                "width": 32,
-                "channels": 4,
-                "classes": 1000,
-            },
-            "objectives": {"diffusion": common.diffusion(times="timesteps:Uniform")},
+            "weight": 1.0,
+            "source": {"name": "arrays", "folder": "data/imagenet256"},
+            "template": {"name": "class_label"},
+            "objectives": {"diffusion": common.diffusion(timesteps="timesteps:Uniform")},
         }
     }
     config.mesh.update({"data": -1, "fsdp": 16})
-    config.sample.image.update({"sampler": {"name": "gaussian:EulerMaruyama", "last_size": 0.04}, "steps": 250})
-    config.sample.image.guidance.scale = 1.5
-    config.optim.max_norm = common.NO_CLIP
+    config.decode.image.steps = 250
+    config.guidance.scale = 1.5
+    config.optim.grad_clip = common.NO_CLIP
     config.checkpoint.every = 50_000
     return common.variant(config, name, official=official)
 
@@ -46,7 +41,8 @@ def official(config):
 
     Time runs from data to noise here; the published network reads 1 - t.
     """
-    config.model.image_head.update({"variance": "unused", "order": "rsc"})
-    config.sample.image.guidance.channels = 3
-    config.process.schedule = {"name": "schedules:Linear", "time_scale": 1.0}
+    config.guidance.features = 3 * config.fields.image.codec.device.size**2
+    with config.unlocked():
+        config.fields.image.head.update({"unused_variance": True, "order": "rsc", "channels": 4})
+        config.fields.image.process.schedule = {"name": "schedules:Linear", "time_scale": 1.0}
     return config

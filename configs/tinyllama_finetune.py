@@ -1,4 +1,4 @@
-"""TinyLlama fine-tuned on chats alone: what the language loss does without images (arXiv 2409.16280).
+"""TinyLlama fine-tuned on chats alone: the language loss without images (arXiv 2409.16280).
 
     python -m src.main --config=configs/tinyllama_finetune.py --workdir=gs://…/tinyllama_finetune
 
@@ -7,49 +7,43 @@ data/ultrachat, a folder of jsonl files (docs/data.md).
 
 Arithmetic: a row holds as many whole chats as fit into 2048 tokens; a batch of 128 rows is 262,144 tokens, a step about
 6 · 1.1e9 · 262,144 = 1.7e15 FLOPs. For 16 to 128 chips (mesh.fsdp=16).
-Expect the loss to start near TinyLlama's own on chats and to fall slowly; accuracies of common sense are measured
-elsewhere, with what `src.tools.convert` exports.
+Expect the loss to start near TinyLlama's own on chats and to fall slowly; benchmarks of common sense are measured
+elsewhere, with the export of `src.tools.convert`.
 Variants: `official` (one chat to a row, as the released code reads them), `paper` (its optimizer), `lora` (adapters of
 rank 16 on the trunk, all else frozen), `keep` (held to the initial model by distillation), `debug`.
 """
 
-from configs import common
+from configs import common, papers
 
 
 def get_config(name: str | None = None):
     """The fixed default: chats packed into rows, loss on the answers, a low rate with warmup."""
-    config = common.tinyllama(common.base())
+    config = papers.tinyllama(common.base())
     config.steps, config.batch = 5_000, 128
     config.tasks = {
         "chat": {
-            "share": 1.0,
-            "data": {"name": "documents:Chats", "folder": "data/ultrachat", "length": 2048, "held_out": 1000},
+            "weight": 1.0,
+            "source": {"name": "ultrachat", "folder": "data/ultrachat", "held_out": 1000},
+            "template": {"name": "packed", "length": 2048},
             "objectives": {"text": common.next_token("text")},
         }
     }
-    config.optim.update({"lr": 2e-5, "schedule": "cosine", "warmup": 100, "max_norm": 1.0})
-    config.sample.longest = 128
+    config.optim.update({"lr": 2e-5, "schedule": "cosine", "warmup": 100, "grad_clip": 1.0})
+    config.decode.text.max_new_tokens = 128
     return common.variant(config, name, official=official, paper=paper, lora=lora, keep=keep, debug=debug)
 
 
 def official(config):
     """The released code: the last pair of turns, 512 tokens a row, loss on questions too, constant rate of 1e-4."""
     config = common.official(config)
+    template = {"name": "chat", "length": 512, "turns": "last", "question": 128, "train_on_source": True}
     with config.unlocked():
-        data = {
-            "name": "chats:ChatToText",
-            "folder": "data/ultrachat",
-            "length": 512,
-            "turns": "last",
-            "question": 128,  # tokens
-            "held_out": 1000,
-        }
-        config.tasks.chat.data = data | {"train_on_source": True}
+        config.tasks.chat.template = template
     return config
 
 
 def paper(config):
-    """What the paper says of its optimizer: constant rate of 1e-4, the loss with weight 1."""
+    """The optimizer of the paper: constant rate of 1e-4, the loss with weight 1."""
     config.optim.update(common.optim(lr=1e-4))
     return config
 
@@ -57,13 +51,13 @@ def paper(config):
 def lora(config):
     """Adapters of rank 16 on the trunk, all else frozen; the rate that goes with them."""
     config.model.lora.rank = 16
-    config.optim.multipliers = (("^text", 0.0), (".*", 1.0))
+    config.optim.lr_multipliers = (("^fields/text", 0.0), (".*", 1.0))
     config.optim.lr = 2e-4
     return config
 
 
 def keep(config):
-    """A second objective holds the answers' laws to those of the initial model."""
+    """A second objective holds the answers' distributions to those of the initial model."""
     config.tasks.chat.objectives.keep = common.distill("text", weight=0.5)
     return config
 
@@ -71,6 +65,6 @@ def keep(config):
 def debug(config):
     """The same system, tiny."""
     config = common.debug(config)
-    config.batch, config.tasks.chat.data.length, config.mesh.fsdp = 16, 256, 1
-    config.tasks.chat.data.held_out = 4
+    config.batch, config.tasks.chat.template.length, config.mesh.fsdp = 16, 256, 1
+    config.tasks.chat.source.held_out = 4
     return config

@@ -1,4 +1,5 @@
-"""The contracts between the floors, and the glossary of letters. No name below is a modality.
+"""The contracts between the floors, and the glossary of letters. No name below is a modality. The structures that they
+speak of are in `structs.py`.
 
 Shapes:  B batch · S sequence · N tokens of one segment · D width · H heads · K kv heads · V vocabulary
          P numbers of one token (patch features, latents, code groups) · C numbers of a condition · A rotary axes
@@ -17,112 +18,19 @@ Words:   field     a row of the table `config.fields`: codec -> embed -> process
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-PyTree = Any
-
-
-# ---- fields
-
-
-@dataclasses.dataclass(frozen=True)
-class FieldSpec:
-    """What the tokens of a field are. `vocab` alone: a token is an id. `features` alone: a vector. Both: `features`
-    numbers below `vocab` (counts, bits, code groups).
-
-    grid   (N,) for text, whose length the templates say; (h, w) for an image, (F, h, w) for a video
-    """
-
-    grid: tuple[int, ...] = ()
-    vocab: int | None = None
-    features: int | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the grid."""
-        return math.prod(self.grid)
-
-
-def row_of(name: str) -> str:
-    """The field of a name: "text.question" -> "text". Several names may share one field."""
-    return name.partition(".")[0]
-
-
-@struct.dataclass
-class Tokens:
-    """One name of a batch. In rows that are packed `value` has the M parts of the name, [B, M, N, …].
-
-    value    ids [B, N] or [B, N, P], vectors [B, N, P]; before the device codecs ran: what they take, e.g. [B, h, w, C]
-    valid    a token is there; False: padding, which nobody sees
-    target   it is to be made: trained on, or sampled; else it is given
-    place    where each token lies: [B, N, axes] coordinates in the grid where rows differ; None: row-major
-    block    number of each token's block, where rows differ
-    """
-
-    value: Array
-    valid: Bool[Array, "*B N"]
-    target: Bool[Array, "*B N"]
-    place: Int[Array, "*B N axes"] | None = None
-    block: Int[Array, "*B N"] | None = None
-
-
-@struct.dataclass
-class Packing:
-    """Where things lie in packed rows (`sequence/packed.py`).
-
-    segment  number of the packed example that each slot belongs to, from 1; 0: padding. An example's slots are
-             neighbours
-    begins   by name: the first slot of each of its M parts, -1 where there is none
-    """
-
-    segment: Int[Array, "*B S"]
-    begins: dict[str, Int[Array, "*B M"]]
-
-
-@struct.dataclass
-class Batch:
-    """The rows of one task.
-
-    tokens    by name
-    cond      conditions of a whole row, by field: class index [B], or numbers [B, C]
-    relation  optional extra restriction of who sees whom (graphs, floor plans)
-    """
-
-    tokens: dict[str, Tokens]
-    cond: dict[str, Array] = struct.field(default_factory=dict)
-    packing: Packing | None = None
-    relation: Bool[Array, "B S S"] | None = None
-
+from src.structs import Batch, Corrupted, FieldSpec, LossTerm, PyTree, SequenceSpec
+from src.structs import Packing as Packing
+from src.structs import Tokens as Tokens
+from src.structs import row_of as row_of
 
 # ---- sequence
-
-
-@struct.dataclass
-class SequenceSpec:
-    """Who sees whom. Arrays are `[S]` when every row is alike, `[B, S]` when they vary by row.
-
-    visible(q, k) = segment_q == segment_k > 0  AND  (write_k <= read_q  OR  group_q == group_k > 0)  [AND relation_qk]
-
-    read      highest order that a query may read
-    write     order at which a key becomes readable
-    group     > 0: members see each other whatever the order
-    segment   id of the packed example, 0 = padding
-    position  rotary position per axis
-    relation  optional extra restriction (graphs, floor plans)
-    """
-
-    read: Int[Array, "*B S"]
-    write: Int[Array, "*B S"]
-    group: Int[Array, "*B S"]
-    segment: Int[Array, "*B S"]
-    position: Int[Array, "*B S A"]
-    relation: Bool[Array, "B S S"] | None = None
 
 
 @runtime_checkable
@@ -137,7 +45,7 @@ class Layout(Protocol):
     join           [B, S, …] of the tokens of each (name, copy), [B, N, …] or packed [B, M, N, …]; copies are `clean`,
                    `noisy`, `lead` (of a segment's first name). The names of one segment add
     take           what a sequence [B, S, …] has at the tokens of a name
-    before         what it has at the last valid clean token before each token of a name, and whether there is one [B, N]
+    before         what it has at the last valid clean token before each token of a name, and whether there is one
     """
 
     segments: tuple[Any, ...]
@@ -154,16 +62,6 @@ class Layout(Protocol):
 
 
 # ---- corruption processes
-
-
-@struct.dataclass
-class Corrupted:
-    """x_t beside x_0, with the noise that made it and the time of each row or token, [B, 1] or [B, N]."""
-
-    x0: PyTree
-    xt: PyTree
-    t: Float[Array, "B T"]
-    noise: PyTree
 
 
 @runtime_checkable
@@ -235,6 +133,7 @@ class Field:
     codec       raw values <-> tokens: a chain (`codecs/chain.py`)
     process     None: only ever read, or made by its head token by token
     step        step sampler of the process
+    noise       (key, (B, N)) -> all that the `nll` of its head draws
     hint        its embedder has a self-conditioning input
     timed       noisy tokens are told their time
     time_token  a time token stands before its segments, where the conditioning makes some
@@ -245,6 +144,7 @@ class Field:
     codec: Any
     process: Process | None = None
     step: Any = None
+    noise: Callable[[Array, tuple[int, int]], PyTree] | None = None
     hint: bool = False
     timed: bool = True
     time_token: bool = False
@@ -307,36 +207,25 @@ class Net(Protocol):
     extend   runs tokens start … start + size of a segment's copy over the cache; the caller keeps the new cache, or
              drops it. `view` has full-length values, `start` may be traced; leads go with a static start of 0. Gives
              the tokens' states [B, size, D] without leads
+    vector   what conditions the tokens of a segment's copy, and the heads that read them: one a row or one a token
+             [B, T, D]; None where nothing does
     teacher  the network with the parameters at the start of the run
     """
 
     def field(self, name: str) -> BoundField: ...
     def hidden(self, views: Mapping[str, View]) -> dict[str, Hidden]: ...
-    def start_cache(self, layout: Layout, rows: int) -> PyTree: ...
+    def start_cache(self, view: View) -> PyTree: ...
     def extend(
         self, view: View, segment: Any, copy: str, start: Any, size: int, spec: SequenceSpec, cache: PyTree
     ) -> tuple[Array, PyTree]: ...
+    def vector(self, view: View, segment: Any, copy: str) -> Array | None: ...
     def teacher(self) -> Net: ...
 
 
 # ---- objectives and sampling
 
 
-@struct.dataclass
-class LossTerm:
-    """A sum and the number of things summed; the step divides, after adding over accumulation and devices.
-
-    What is not `trained` is logged like a loss and adds nothing to it.
-    """
-
-    total: Array
-    count: Array
-    trained: bool = struct.field(pytree_node=False, default=True)
-
-    def __add__(self, other: LossTerm) -> LossTerm:
-        return LossTerm(self.total + other.total, self.count + other.count, self.trained)
-
-
+@runtime_checkable
 class Loss(Protocol):
     """Losses of a process's output by name, [B, N] each; `target` are the clean tokens of the batch."""
 

@@ -8,9 +8,23 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = ordered(os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8")
 
 import jaxtyping
+from flax import struct
 
-FOLDERS = ("codecs", "corruption", "sequence", "models", "sampling", "objectives", "evals")
-jaxtyping.install_import_hook([f"src.{folder}" for folder in FOLDERS], "beartype.beartype")
+PLAIN = struct.dataclass
+
+
+def unchecked(cls):
+    """A structure whose fields are not checked, since it may hold shapes or shardings in place of arrays; its methods
+    are."""
+    made = PLAIN(cls)
+    made.__no_type_check__ = True
+    return made
+
+
+struct.dataclass = unchecked
+CHECKED = ("interfaces", "structs", "codecs", "corruption", "sequence", "models", "objectives", "sampling", "data")
+CHECKED += ("train", "evals")
+jaxtyping.install_import_hook([f"src.{name}" for name in CHECKED], "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -13,8 +13,9 @@ import numpy as np
 from configs import common
 from src.codecs.text import train_sentencepiece
 from src.data.prepare import Plan, prepare
+from src.data.sources.image_folders import ImageFolders
 from src.tools.benchmarks.encoders import photograph
-from tests import formats
+from tests.helpers import formats
 
 FOLDER = pathlib.Path(tempfile.gettempdir(), f"monoformer-jax-data-bench-{os.getuid()}")
 IMAGES = 128  # different ones; each file is written under several names
@@ -37,12 +38,8 @@ def write(folder):
     (folder / "chats").mkdir()
     lines = [json.dumps({"data": [talk(40 if t % 2 == 0 else 200) for t in range(8)]}) for _ in range(3000)]
     (folder / "chats" / "train_0.jsonl").write_text("\n".join(lines) + "\n")
+    source = ImageFolders(folder / "imagenet" / "train", names=folder / "imagenet" / "names.json")
     for name, size in (("whole", 0), ("small", SIZE)):
-        from etils import epath
-
-        from src.data.imagenet import ImageFolders
-
-        source = lambda: ImageFolders(epath.Path(folder / "imagenet" / "train"), folder / "imagenet" / "names.json")
         prepare(source, folder / f"shards-{name}", Plan(size=size))
     (folder / "done").touch()
 
@@ -52,28 +49,39 @@ def get_config(name=None):
     if not (FOLDER / "done").exists():
         write(FOLDER)
     config = common.base()
-    config.text_codec.update({"name": "text:SentencePiece", "path": str(FOLDER / "tokenizer.model")})
-    with config.unlocked():
-        config.vision = {"name": "vision:Pixels", "size": 224, "patch": 14}
-    names = str(FOLDER / "imagenet" / "names.json")
-    tfds = {"name": "tfds:ClassPromptToImage", "folder": str(FOLDER / "tfds" / "mini" / "1.0.0")}
-    prompt = {"name": "imagenet:ClassPromptToImage", "size": SIZE, "prompt_length": 64, "names": names}
-    caption = {"size": SIZE, "length": 128}
-    chat = {"name": "chats:ChatToText", "length": 2048, "folder": str(FOLDER / "chats")}
+    config.fields = {
+        "text": common.text(name="text:SentencePiece", path=str(FOLDER / "tokenizer.model")),
+        "image": common.image(SIZE, SIZE, 3),
+        "vision": common.vision(**common.patches_of_squares(224, patch=14)),
+    }
+    at = lambda *names: str(FOLDER.joinpath(*names))
+    names, journey = at("imagenet", "names.json"), at("journeydb", "train_anno.jsonl")
+    prompt, caption = {"name": "class_prompt", "length": 64}, {"name": "caption_to_image", "length": 128}
     data = {
-        "ImageNet, folders": prompt | {"folder": str(FOLDER / "imagenet" / "train")},
-        "ImageNet, shards": prompt | {"records": str(FOLDER / "shards-whole")},
-        "ImageNet, shards of 256 pixels": prompt | {"records": str(FOLDER / "shards-small")},
-        "ImageNet, TFDS": prompt | tfds,
-        "JourneyDB": caption | {"name": "journeydb:CaptionToImage", "images": str(FOLDER / "journeydb" / "imgs"),
-                                "annotations": str(FOLDER / "journeydb" / "train_anno.jsonl")},
-        "tar shards": caption | {"name": "tars:CaptionToImage", "folder": str(FOLDER / "tars")},
-        "LLaVA": {"name": "llava:PictureChatToText", "annotations": str(FOLDER / "llava" / "llava_mix665k.json"),
-                  "images": str(FOLDER / "llava" / "images"), "head_length": 32, "length": 256},
-        "UltraChat": chat,
-    }  # fmt: skip
-    for task, options in data.items():
-        drawn = task not in ("LLaVA", "UltraChat")
-        text = common.next_token("text" if task == "UltraChat" else "rest")
-        config.tasks[task] = {"share": 1.0, "data": options, "objectives": {"o": common.diffusion() if drawn else text}}
+        "ImageNet, folders": ({"name": "image_folders", "folder": at("imagenet", "train"), "names": names}, prompt),
+        "ImageNet, shards": ({"name": "records", "folder": at("shards-whole")}, prompt),
+        "ImageNet, shards of 256 pixels": ({"name": "records", "folder": at("shards-small")}, prompt),
+        "ImageNet, TFDS": (
+            {"name": "tfds", "folder": at("tfds", "mini", "1.0.0"), "label": "label", "names": names},
+            prompt,
+        ),
+        "JourneyDB": (
+            {
+                "name": "journeydb",
+                "images": at("journeydb", "imgs"),
+                "annotations": journey,
+            },
+            caption | {"caption": "prompt", "phrase": "Please generate an image of {}"},
+        ),
+        "tar shards": ({"name": "webdataset", "folder": at("tars")}, caption),
+        "LLaVA": (
+            {"name": "llava", "annotations": at("llava", "llava_mix665k.json"), "images": at("llava", "images")},
+            {"name": "picture_chat", "head_length": 32, "length": 256},
+        ),
+        "UltraChat": ({"name": "ultrachat", "folder": at("chats")}, {"name": "chat", "length": 2048}),
+    }
+    for task, (source, template) in data.items():
+        text = {"LLaVA": "text.rest", "UltraChat": "text"}.get(task)
+        objective = common.next_token(text) if text else common.diffusion("image")
+        config.tasks[task] = {"weight": 1.0, "source": source, "template": template, "objectives": {"o": objective}}
     return common.variant(config, name)

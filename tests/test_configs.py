@@ -14,7 +14,7 @@ from src.models.lora import is_adapter
 from src.train.trainable import rates
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
-NAMES = [n for n in NAMES if n not in ("__init__", "common")]
+NAMES = [n for n in NAMES if n not in ("__init__", "common", "papers")]
 PAPERS = ("imagenet256", "journeydb_ultrachat", "llava_journeydb", "tinyllama_finetune")
 
 
@@ -25,8 +25,7 @@ def test_every_config_builds(name, variant):
     assert "python -m src.main --config=" in module.__doc__
     system = build_system(module.get_config(variant))
     for plan in system.tasks.values():
-        fake = plan.task.fake(2, 0)
-        spec = plan.task.element_spec(2)
+        fake, spec = plan.task.fake(2, 0), plan.task.element_spec(2)
         assert jax.tree.map(lambda a: (a.shape, a.dtype), fake) == jax.tree.map(lambda a: (a.shape, a.dtype), spec)
     if variant == "debug":
         assert count_parameters(jax.eval_shape(system.init, jax.random.key(0))) < 3_000_000
@@ -52,21 +51,21 @@ def test_published_parameter_counts(config, count):
 @pytest.mark.parametrize("name", PAPERS)
 def test_the_rows_of_the_papers_configs_divide_over_their_mesh(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(variant)
-    rows = split_batch(config.batch, {n: task.share for n, task in config.tasks.items()})
+    rows = split_batch(config.batch, {n: task.weight for n, task in config.tasks.items()})
     ways = config.mesh.fsdp * config.accumulate
     assert not {n: count for n, count in rows.items() if count % ways}
 
 
 @pytest.mark.parametrize("module", [journeydb_ultrachat, tinyllama_finetune])
 def test_official_chats_are_the_last_pair_with_a_short_question(module):
-    data = module.get_config("official").tasks.chat.data
+    template = module.get_config("official").tasks.chat.template
     wanted = {"turns": "last", "question": 128, "length": 512, "train_on_source": True}
-    assert {name: data[name] for name in wanted} == wanted
+    assert {name: template[name] for name in wanted} == wanted
 
 
 def test_official_chats_about_pictures_have_short_questions_too():
-    data = llava_journeydb.get_config("official").tasks.picture_chat.data
-    assert (data.question, data.marks, data.train_on_source) == (128, False, True)
+    template = llava_journeydb.get_config("official").tasks.picture_chat.template
+    assert (template.question, template.marks, template.train_on_source) == (128, False, True)
 
 
 def test_the_variant_lora_trains_adapters_alone():
@@ -77,28 +76,31 @@ def test_the_variant_lora_trains_adapters_alone():
 
 def test_official_preset_is_bug_for_bug():
     system = build_system(imagenet256.get_config("official"))
-    layout = [(s.name, s.length) for s in system.tasks["class_prompt_to_image"].layout.segments]
-    assert layout == [("prompt", 32), ("image.time", 1), ("image", 256), ("tail", 4)]
-    sampler = system.predictor.image
-    assert (sampler.guidance.channels, sampler.steps, sampler.process.variance) == (3, 20, "learned_range")
+    parts = [(p.segment.name, p.copy, p.length) for p in system.tasks["class_prompt_to_image"].layout.parts]
+    lead = ("image", "lead", 1)
+    assert parts == [("text.prompt", "clean", 32), lead, ("image", "noisy", 256), ("text.tail", "clean", 4)]
+    config, image = system.config, system.fields["image"]
+    assert (config.guidance.features, config.decode.image.steps, image.process.variance) == (12, 20, "learned_range")
     assert build_system(digits.get_config("official")).weights["number_sentences/text"] == 0.01
 
 
 @pytest.mark.parametrize(
     "changes, match",
     [
-        ({"process.name": "gausian"}, r"no src/corruption/gausian.py \(did you mean gaussian\?\)"),
-        ({"text_codec.name": "text:Sentence"}, "no public class Sentence"),
-        ({"tasks.caption_to_image.objectives.diffusion.name": "denoiser"}, "no src/objectives/denoiser.py"),
-        ({"model.trunk.heads": 3}, "width=32 is not divisible by heads=3"),
-        ({"patch.size": 3}, "patch size 3 does not divide an image of 8 x 8"),
-        ({"process.variance": "learned_range"}, "does not go with process.variance='learned_range'"),
-        ({"sample.image.sampler.name": "gaussian:Leap"}, "no public class Leap"),
-        ({"accumulate": 0}, "the config has accumulate=0; it must be at least 1"),
-        ({"model.trunk.depth": 0}, r"model.trunk.depth=0 must be at least 1"),
-        ({"sample.image.guidance.channels": 3}, "guidance.channels=3, but the images have 1"),
-        ({"text_codec.name": ""}, "has text, but text_codec.name is empty"),
-        ({"tasks.image_to_caption.objectives.text.fields": ("title",)}, r"reads \['title'\], but the task has the"),
+        ({"fields.image.process.name": "gausian"}, r"fields.image.process.*gausian.*gaussian"),
+        ({"fields.text.codec.name": "text:Sentence"}, "fields.text.codec.*Sentence"),
+        ({"tasks.caption_to_image.objectives.diffusion.name": "denoiser"}, "objectives.diffusion.*denoiser"),
+        ({"model.trunk.heads": 3}, "width=32.*heads=3"),
+        ({"fields.image.codec.device.size": 3}, "fields.image.codec.device.*3.*8 x 8"),
+        ({"fields.image.step.name": "gaussian:Leap"}, "fields.image.step.*Leap"),
+        ({"accumulate": 0}, "accumulate=0"),
+        ({"model.trunk.depth": 0}, r"model.trunk.depth=0"),
+        ({"guidance.features": -1}, "guidance.features=-1"),
+        ({"fields.image.colour": 1}, "fields.image.*'colour'"),
+        ({"tasks.image_to_caption.template.text": "words"}, "tasks.image_to_caption.*words"),
+        ({"tasks.image_to_caption.objectives.text.names": ("title",)}, r"objectives.text.*\['title'\]"),
+        ({"tasks.caption_to_image.template.dropp": 1}, "tasks.caption_to_image.template.*'dropp'.*drop"),
+        ({"tasks.caption_to_image.source.shiftt": 1}, "tasks.caption_to_image.source.*'shiftt'.*shift"),
     ],
 )
 def test_what_means_nothing_is_refused(changes, match):
@@ -109,11 +111,6 @@ def test_what_means_nothing_is_refused(changes, match):
         build_system(config)
 
 
-def test_unknown_option_and_variant():
-    config = digits.get_config("debug")
-    with config.unlocked():
-        config.tasks.caption_to_image.data.shiftt = 1
-    with pytest.raises(ValueError, match="has no option 'shiftt'"):
-        build_system(config)
-    with pytest.raises(ValueError, match="variant 'debgu' is unknown; there are official, debug"):
+def test_unknown_variant():
+    with pytest.raises(ValueError, match=r"'debgu'.* official, debug"):
         digits.get_config("debgu")

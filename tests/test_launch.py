@@ -12,7 +12,8 @@ import subprocess
 import sys
 
 import pytest
-from launch_box import ROOT, Sandbox
+
+from tests.helpers.launch_box import ROOT, Sandbox
 
 SETTINGS = {
     "PROJECT": "my-project",

@@ -5,7 +5,8 @@ import signal
 import sys
 
 import pytest
-from launch_box import Sandbox, alive, wait_for
+
+from tests.helpers.launch_box import Sandbox, alive, wait_for
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import sentencepiece
 
 from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import write_vae
-from tests import formats
-from tests.train.test_init_from import published
+from tests.helpers import formats
+from tests.helpers.weights import published
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 ROOT = pathlib.Path(__file__).parents[1]

@@ -17,23 +17,25 @@ TIME = {"model.conditioning.name": "conditioning:AdaLNBeforeTrunk", "model.condi
 # What a pair ends with where both change a field, or one of them makes something else of what the other one made.
 ENDS = {
     ("imagenet256", "official", "paper"): TIME,
-    ("imagenet256", "official", "debug"): {"batch": 88, "sample.image.steps": 2},
-    ("imagenet256", "pixels", "debug"): {"tasks.class_prompt_to_image.data.size": 8},
+    ("imagenet256", "official", "debug"): {"batch": 88, "decode.image.steps": 2},
+    ("imagenet256", "pixels", "debug"): {},
     ("journeydb_ultrachat", "official", "paper"): TIME,
-    ("journeydb_ultrachat", "official", "debug"): {"batch": 80, "sample.image.steps": 2},
-    ("journeydb_ultrachat", "pixels", "debug"): {"tasks.caption_to_image.data.size": 8},
+    ("journeydb_ultrachat", "official", "debug"): {"batch": 80, "decode.image.steps": 2},
+    ("journeydb_ultrachat", "pixels", "debug"): {},
     ("llava_journeydb", "official", "paper"): TIME | {"batch": 1024, "mesh.fsdp": 16},
-    ("llava_journeydb", "official", "debug"): {"batch": 64, "mesh.fsdp": 1, "sample.image.steps": 2},
+    ("llava_journeydb", "official", "debug"): {"batch": 64, "mesh.fsdp": 1, "decode.image.steps": 2},
     ("llava_journeydb", "paper", "debug"): {"batch": 64},
     ("llava_journeydb", "vae", "debug"): {
-        "vision.name": "vision:Latents", "vision.path": "data/sd-vae", "vision.size": 8, "vision.factor": 2,
-        "vision.patch": None,
+        f"fields.vision.codec.{key}": value for key, value in {
+            "host.height": 8, "host.width": 8, "device.size": 2, "frozen.name": "vae_latents", "frozen.factor": 2,
+            "frozen.path": "data/sd-vae", "frozen.channels": 4, "frozen.dtype": "float32",
+        }.items()
     },
-    ("llava_journeydb", "pixels", "debug"): {"tasks.caption_to_image.data.size": 8},
-    ("tinyllama_finetune", "official", "paper"): {"optim.max_norm": 1.0},
+    ("llava_journeydb", "pixels", "debug"): {},
+    ("tinyllama_finetune", "official", "paper"): {"optim.grad_clip": 1.0},
     ("tinyllama_finetune", "official", "lora"): {"optim.lr": 2e-4},
     ("tinyllama_finetune", "official", "debug"): {
-        "sample.image.steps": 2, "tasks.chat.data.length": 256, "optim.warmup": 0
+        "decode.image.steps": 2, "tasks.chat.template.length": 256, "optim.warmup": 0
     },
     ("tinyllama_finetune", "paper", "lora"): {"optim.lr": 2e-4},
     ("tinyllama_finetune", "paper", "debug"): {"optim.warmup": 0},

@@ -5,23 +5,29 @@ link in front of it, and reads that one's `shape`, or `spec` once values are tok
 of them may be absent:
 
     host      numpy, in the data pipeline: text -> ids, an image file's pixels -> [h, w, C]
-    frozen    a network that is not trained, with parameters of its own (`params`), in a program before the train step
+    frozen    a network that is not trained, with parameters of its own (`params`), in a program before the train step;
+              `takes` is the shape of what it is given
     device    JAX, inside the train step: patches, k-means, counts
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from src.common.lookup import build
 from src.interfaces import FieldSpec
 
 
 @runtime_checkable
 class Link(Protocol):
-    """One step of a codec.
+    """One step of a codec. A host link has what its template calls; a device link has `encode` and `decode` of values
+    with a leading axis of rows; a frozen one is described in `vae_latents.py`.
 
     where   "host", "frozen" or "device"
     shape   of one value behind this link, (h, w, C) say; () for text, whose length the templates say
@@ -31,10 +37,6 @@ class Link(Protocol):
     where: ClassVar[str]
     shape: tuple[int, ...]
     spec: FieldSpec | None
-
-    def encode(self, value: Any) -> Any: ...
-
-    def decode(self, value: Any) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,11 @@ class Chain:
         return self.links[0]
 
     @property
+    def delivered(self) -> tuple[int, ...]:
+        """Shape of one value as the data deliver it: of the host's link, or what a network's `preprocess` gives."""
+        return self.host.takes if self.host.where == "frozen" else self.host.shape
+
+    @property
     def frozen(self) -> Any:
         """The network that runs before the train step, or None."""
         return next((link for link in self.links if link.where == "frozen"), None)
@@ -82,3 +89,47 @@ class Chain:
         for link in reversed(self.device):
             tokens = link.decode(tokens)
         return tokens
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """By link, what gives its tokens their meaning beside the config: of tokenizers, networks, learned codes."""
+        names = {type(link).__name__: getattr(link, "fingerprint", None) for link in self.links}
+        return {name: value() if callable(value) else value for name, value in names.items() if value is not None}
+
+
+STAGES = ("host", "frozen", "device", "codes")  # the last one is a device link, too
+Samples = Callable[[str, Any], Any]  # (texts | values, the first link) -> what a link may learn from
+
+
+def build_chain(codec: Any, where: str, samples: Samples) -> Chain:
+    """The chain of a group of the config: one link with a `name`, or a link for some of the STAGES, or a list of links.
+
+    Every link but the first is built with the one `before` it, and one that has to be learned (`learns`, `unfitted`,
+    `fit`) is, from the training data in front of it.
+    Raises ValueError, naming the link, for what its class refuses, and for an unknown stage.
+    """
+    built: list[Any] = []
+    for key, group in _groups(codec, where).items():
+        extra = {"before": built[-1]} if built else {}
+        link = build("codecs", group, where=key, **extra)
+        if getattr(link, "unfitted", False):
+            values = samples(link.learns, built[0] if built else link)
+            for earlier in built[1:]:
+                values = earlier.encode(jnp.asarray(values))
+            link.fit(values if link.learns == "texts" else np.asarray(values).reshape(-1, values.shape[-1]))
+        built.append(link)
+    try:
+        return Chain(tuple(built))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _groups(codec: Any, where: str) -> dict[str, Any]:
+    """The links' groups in order, by their paths in the config."""
+    if isinstance(codec, list | tuple):
+        return {f"{where}[{number}]": group for number, group in enumerate(codec)}
+    if "name" in codec:
+        return {where: codec}
+    if unknown := [key for key in codec if key not in STAGES]:
+        raise ValueError(f"{where} has no stage {unknown[0]!r}; it has a name, or some of {', '.join(STAGES)}")
+    return {f"{where}.{stage}": codec[stage] for stage in STAGES if stage in codec}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
 from jaxtyping import Array, Float
+
+from src.interfaces import FieldSpec
 
 FEATURE_ORDERS = "r row in the patch, s column in the patch, c channel; the last letter varies fastest"
 
@@ -16,13 +19,15 @@ class Patch:
     Token n covers grid cell (n // columns, n % columns). `encode` also maps values v to (v - shift) · scale, `decode`
     back, e.g. scale 0.18215 for Stable Diffusion's latents. Order: MonoFormer, DiT's patch embedding.
 
+    before   the link in front, whose `shape` (h, w, C) is that of the images
+
     Raises ValueError when the patch does not divide the image.
     """
 
+    where: ClassVar[str] = "device"
+
     size: int
-    channels: int
-    height: int
-    width: int
+    before: Any
     scale: float = 1.0
     shift: float = 0.0
 
@@ -34,6 +39,31 @@ class Patch:
             )
         if self.scale == 0:
             raise ValueError("patch scale 0 would erase the image: give a scale other than 0")
+
+    @property
+    def height(self) -> int:
+        """Of the images."""
+        return self.before.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Of the images."""
+        return self.before.shape[1]
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return self.before.shape[2]
+
+    @property
+    def spec(self) -> FieldSpec:
+        """Of the tokens."""
+        return FieldSpec(self.grid, features=self.features)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Tokens and features of one image."""
+        return self.tokens, self.features
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -57,7 +87,8 @@ class Patch:
         """
         if min(grid) < 1 or grid[0] * grid[1] != self.tokens:
             raise ValueError(f"a grid of {grid[0]} x {grid[1]} has not {self.tokens} patches: give one that has")
-        return dataclasses.replace(self, height=grid[0] * self.size, width=grid[1] * self.size)
+        shape = (grid[0] * self.size, grid[1] * self.size, self.channels)
+        return dataclasses.replace(self, before=_Shaped(shape))
 
     def encode(self, values: Float[Array, "B height width C"]) -> Float[Array, "B N P"]:
         """Tokens of images.
@@ -87,6 +118,11 @@ class Patch:
         x = tokens.reshape(-1, rows, columns, self.channels, self.size, self.size)
         x = x.transpose(0, 1, 4, 2, 5, 3).reshape(-1, self.height, self.width, self.channels)
         return x / self.scale + self.shift
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shaped:
+    shape: tuple[int, int, int]
 
 
 def reorder(features: Float[Array, "*lead P"], size: int, source: str, target: str) -> Float[Array, "*lead P"]:

@@ -1,8 +1,8 @@
 """Text codecs: words <-> token ids, on the host.
 
-Every codec has `vocab_size`, the ids of its special tokens `pad, image, image_start, image_end, bos, eos`,
-`encode(text) -> ids` (adds no bos or eos), `decode(ids) -> text` (skips special tokens, stops nowhere) and
-`fingerprint()`, which changes when any id would mean something else.
+Every codec is a host link (`codecs/chain.py`) and has `vocab_size`, the ids of its special tokens
+`pad, image, image_start, image_end, bos, eos`, `encode(text) -> ids` (adds no bos or eos), `decode(ids) -> text` (skips
+special tokens, stops nowhere) and `fingerprint()`, which changes when any id would mean something else.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from etils import epath
 
 from src.common.files.paths import read_bounded
-from src.common.files.store import write_whole
+from src.common.files.store import cache_folder, write_whole
+from src.interfaces import FieldSpec
 
 MODEL_BYTES = 64 << 20  # Llama's has 0.5 MB, the largest published ones about 5
 SPECIALS = ("<PAD>", "<image>", "<|im_start|>", "<|im_end|>")
@@ -29,10 +30,42 @@ class SentencePiece:
     With a model of n pieces: `pad` n, `image` n+1, `image_start` n+2, `image_end` n+3; `vocab_size` n+4;
     `bos`, `eos` and unk are the model's own (1, 2, 0 in Llama's and ours).
 
+    path         the model's file; without one `fit` learns a model from texts
+    vocab_size   of a model that is learned: its own pieces, without the four special tokens
+    folder       where it is kept; "": the user's cache
+
     Raises FileNotFoundError if there is no file at `path`, ValueError if it is no sentencepiece model.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    where: ClassVar[str] = "host"
+    shape: ClassVar[tuple[int, ...]] = ()
+    learns: ClassVar[str] = "texts"
+
+    def __init__(self, path: str | os.PathLike = "", vocab_size: int = 200, folder: str | os.PathLike = ""):
+        self._wanted = vocab_size, folder or os.path.join(cache_folder(), "tokenizers")
+        if os.fspath(path):
+            self._open(path)
+
+    @property
+    def unfitted(self) -> bool:
+        """Whether the model has to be learned before the first use."""
+        return "vocab_size" not in self.__dict__
+
+    def fit(self, texts: Iterable[str]) -> SentencePiece:
+        """Learns the model at the first time, and else reads it from `folder`; gives the codec itself.
+
+        Raises OSError where the folder cannot be written.
+        """
+        size, folder = self._wanted
+        try:
+            self._open(learned(texts, size, folder))
+        except OSError as error:
+            raise OSError(
+                f"the tokenizer cannot be kept in {folder} ({error}); set XDG_CACHE_HOME to a writable folder"
+            ) from error
+        return self
+
+    def _open(self, path: str | os.PathLike) -> None:
         self._read(path)
         self._number(self._model.get_piece_size(), self._model.bos_id(), self._model.eos_id(), self._model.unk_id())
 
@@ -40,6 +73,7 @@ class SentencePiece:
         self.pad, self.image, self.image_start, self.image_end = range(pieces, pieces + len(SPECIALS))
         self.bos, self.eos, self.unk = bos, eos, unk
         self.vocab_size = pieces + len(SPECIALS)
+        self.spec = FieldSpec(vocab=self.vocab_size)
 
     def _read(self, path: str | os.PathLike) -> None:
         import sentencepiece
@@ -57,23 +91,6 @@ class SentencePiece:
                 f"tokenizer {str(path)!r} is not a sentencepiece model with <s> and </s>: is the file whole, "
                 "and not a Git LFS pointer?"
             )
-
-    @classmethod
-    def cached(
-        cls, texts: Iterable[str], vocab_size: int, folder: str | os.PathLike, byte_fallback: bool = False
-    ) -> SentencePiece:
-        """The codec trained on `texts`, built at first use and then read from `folder`.
-
-        The file's name contains a hash of the texts and settings, so that other texts never find an old model.
-        `vocab_size` counts the model's own pieces, without the four special tokens.
-        """
-        texts = list(texts)
-        settings = "\0".join([*texts, str(vocab_size), str(byte_fallback)])
-        name = f"sentencepiece-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.model"
-        path = epath.Path(folder) / name
-        if not path.exists():
-            train_sentencepiece(texts, vocab_size, path, byte_fallback)
-        return cls(path)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the pieces of `text`; the first word gets the model's word-start piece, as after any special token.
@@ -118,7 +135,7 @@ class Llama(SentencePiece):
         if self._model.get_piece_size() != self.pieces:
             raise ValueError(
                 f"tokenizer {str(self.path)!r} has {self._model.get_piece_size()} pieces, the config says {self.pieces}"
-                ": give the tokenizer of the weights, or set text_codec.pieces"
+                ": give the tokenizer of the weights, or set its pieces"
             )
         return self.__dict__[name]
 
@@ -126,8 +143,12 @@ class Llama(SentencePiece):
 class Bytes:
     """UTF-8 bytes 0..255, then `pad, image, image_start, image_end, bos, eos` = 256..261; needs no file."""
 
+    where: ClassVar[str] = "host"
+    shape: ClassVar[tuple[int, ...]] = ()
+
     pad, image, image_start, image_end, bos, eos = range(256, 262)
     vocab_size = 262
+    spec: ClassVar[FieldSpec] = FieldSpec(vocab=vocab_size)
 
     def encode(self, text: str) -> list[int]:
         """One id per UTF-8 byte."""
@@ -140,6 +161,22 @@ class Bytes:
     def fingerprint(self) -> str:
         """Sixteen hex digits, always the same."""
         return _digest(b"bytes", *(s.encode() for s in SPECIALS))
+
+
+def learned(
+    texts: Iterable[str], vocab_size: int, folder: str | os.PathLike, byte_fallback: bool = False
+) -> epath.Path:
+    """The file of a model trained on `texts`, made at its first use.
+
+    Its name contains a hash of the texts and settings, so that other texts never find an old model.
+    """
+    texts = list(texts)
+    settings = "\0".join([*texts, str(vocab_size), str(byte_fallback)])
+    name = f"sentencepiece-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.model"
+    path = epath.Path(folder) / name
+    if not path.exists():
+        train_sentencepiece(texts, vocab_size, path, byte_fallback)
+    return path
 
 
 def train_sentencepiece(

@@ -1,4 +1,12 @@
-"""Name = file: `"blackout"` on the corruption floor is the public class of `src/corruption/blackout.py`."""
+"""Name = file: `"blackout"` on the corruption floor is the public class of `src/corruption/blackout.py`.
+
+A name is one of
+
+    file                  the one public class of that file of the part's folder
+    file:Class            that class of it
+    folder/file:Class     of a folder below the part's folder
+    package.module:Class  of another package that Python can import; without `:Class` its one public class
+"""
 
 from __future__ import annotations
 
@@ -7,9 +15,13 @@ import contextlib
 import difflib
 import importlib
 import inspect
+import pkgutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 PACKAGE = __name__.split(".")[0]
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,54 +29,64 @@ TRIES = 4
 
 
 def lookup(folder: str, name: str) -> type:
-    """The class that a name stands for: `"file"` is the file's one public class, `"file:Class"` that class, and
-    `"folder/file:Class"` one of a folder below.
+    """The class that a name stands for. Files are those of `src.<folder>`; only the chosen module is imported.
 
-    Files are those of the package `src.<folder>`; only the chosen one is imported. Raises ValueError, in one sentence
-    that lists what there is, when the file or class does not exist or when a bare file name is ambiguous.
+    Raises ValueError, in one sentence that lists what there is, when the file, module or class does not exist or when
+    a name without a class is ambiguous.
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"a name for {PACKAGE}/{folder} must be text such as 'file' or 'file:Class', not {name!r}")
     module, _, wanted = name.partition(":")
+    if _is_dotted(module):
+        loaded = _import(module)
+        own = [key for key, value in vars(loaded).items() if _is_public_class(key, value, module)]
+        if wanted and wanted not in own and inspect.isclass(getattr(loaded, wanted, None)):
+            return getattr(loaded, wanted)  # imported there from another module
+        return getattr(loaded, _choose(name, module, own))
     *inner, last = module.split("/")
     if all(part.isidentifier() for part in inner):
         folder, module = "/".join([folder, *inner]), last
     files = sorted(path.stem for path in (ROOT / folder).glob("*.py") if not path.stem.startswith("_"))
-    if module not in files:
-        raise ValueError(
-            f"there is no {PACKAGE}/{folder}/{module}.py{_hint(module, files)}; files there: {_names(files)}"
-        )
     file = f"{PACKAGE}/{folder}/{module}.py"
-    classes = _public_classes(ROOT / folder / f"{module}.py")
-    if not wanted:
-        if len(classes) != 1:
-            raise ValueError(
-                f"name {name!r} is not enough, because {file} has {len(classes)} public classes ({_names(classes)})"
-                + ("; write file:Class" if classes else "")
-            )
-        wanted = classes[0]
-    if wanted not in classes:
-        raise ValueError(f"{file} has no public class {wanted}{_hint(wanted, classes)}; it has: {_names(classes)}")
-    return getattr(importlib.import_module(f"{PACKAGE}.{folder.replace('/', '.')}.{module}"), wanted)
+    if module not in files:
+        raise ValueError(f"there is no {file}{_hint(module, files)}; files there: {_names(files)}")
+    chosen = _choose(name, file, _public_classes(ROOT / folder / f"{module}.py"))
+    return getattr(importlib.import_module(f"{PACKAGE}.{folder.replace('/', '.')}.{module}"), chosen)
 
 
-def build(folder: str, config: Mapping[str, Any], **extra: Any) -> Any:
-    """An instance of the class `config["name"]`, with the other keys (and `extra`) as constructor arguments.
+def build(folder: str, config: Mapping[str, Any], *, where: str = "", **extra: Any) -> Any:
+    """An instance of the class `config["name"]`, with the other keys and `extra` as constructor arguments.
 
-    Raises ValueError when `name` is missing or unknown, and for an unknown, doubled or missing argument.
+    A group among the keys that has a `name` is built first, also one inside a list, a tuple or a group without a name;
+    it gets nothing of `extra`. Its name is looked up in the folder that its parent's `PARTS: ClassVar[dict[str, str]]`
+    gives for the argument, else in `folder`. `where` is the path of the group in the config, for messages.
+
+    Raises ValueError when `name` is missing or unknown, for an unknown, doubled or missing argument, and with `where`
+    in front for what a constructor refuses.
     """
-    config = {key: config[key] for key in config}
-    if "name" not in config:
-        raise ValueError(f"a config for {PACKAGE}/{folder} needs a 'name'; it has only: {_names(config)}")
-    name = config.pop("name")
-    cls = lookup(folder, name)
-    file = f"{PACKAGE}/{folder}/{name.partition(':')[0]}.py"
-    doubled = sorted(set(config) & set(extra))
+    arguments = {key: config[key] for key in config}
+    at = f"{where}: " if where else ""
+    if "name" not in arguments:
+        raise ValueError(f"{at}a config for {PACKAGE}/{folder} needs a 'name'; it has only: {_names(arguments)}")
+    name = arguments.pop("name")
+    try:
+        cls = lookup(folder, name)
+    except ValueError as error:
+        raise ValueError(f"{at}{error}") from error
+    module = name.partition(":")[0]
+    part = f"{at}{cls.__name__} ({module if _is_dotted(module) else f'{PACKAGE}/{folder}/{module}.py'})"
+    doubled = sorted(set(arguments) & set(extra))
     if doubled:
-        raise ValueError(f"{cls.__name__} ({file}) gets {_names(doubled)} from the program; remove it from the config")
-    arguments = {**config, **extra}
-    check_arguments(cls, arguments, where=f"{cls.__name__} ({file})")
-    return cls(**arguments)
+        raise ValueError(f"{part} gets {_names(doubled)} from the program; remove it from the config")
+    check_arguments(cls, {**arguments, **extra}, where=part)
+    folders = getattr(cls, "PARTS", {})
+    for key, value in arguments.items():
+        arguments[key] = _built(folders.get(key, folder), value, f"{where}.{key}" if where else key)
+    try:
+        return cls(**arguments, **extra)
+    except (ValueError, TypeError) as error:
+        named = not where or _names_path(str(error), where)
+        raise ValueError(str(error) if named else f"{where}: {error}") from error
 
 
 def check_arguments(cls: type, arguments: Mapping[str, Any], where: str) -> None:
@@ -80,6 +102,58 @@ def check_arguments(cls: type, arguments: Mapping[str, Any], where: str) -> None
     missing = [key for key in required if key not in arguments]
     if missing:
         raise ValueError(f"{where} needs {_names(missing)}, which the config does not give")
+
+
+def _built(folder: str, value: Any, where: str) -> Any:
+    """An option's value, with every group that has a name replaced by its part."""
+    if isinstance(value, list | tuple):
+        return type(value)(_built(folder, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if not isinstance(value, Mapping | ConfigDict):
+        return value
+    if "name" in value:
+        return build(folder, value, where=where)
+    return {key: _built(folder, value[key], f"{where}.{key}") for key in value}
+
+
+def _choose(name: str, place: str, classes: list[str]) -> str:
+    """The class that a name means among the public ones of a file or module."""
+    wanted = name.partition(":")[2]
+    if wanted in classes:
+        return wanted
+    if wanted:
+        raise ValueError(f"{place} has no public class {wanted}{_hint(wanted, classes)}; it has: {_names(classes)}")
+    if len(classes) == 1:
+        return classes[0]
+    advice = "; write file:Class" if classes else ""
+    found = f"{place} has {len(classes)} public classes ({_names(classes)})"
+    raise ValueError(f"name {name!r} is not enough, because {found}{advice}")
+
+
+def _is_dotted(module: str) -> bool:
+    return "." in module and all(part.isidentifier() for part in module.split("."))
+
+
+def _import(module: str) -> Any:
+    """A module of another package. Raises ValueError when there is none, or when it cannot be imported."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, SyntaxError) as error:
+        if not isinstance(error, ModuleNotFoundError) or not f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"the module {module} cannot be imported: {error}") from error
+        parent, _, last = error.name.rpartition(".")
+        modules = [m.name for m in pkgutil.iter_modules(getattr(sys.modules.get(parent), "__path__", ()))]
+        hint = f"{_hint(last, modules)}; modules there: {_names(modules)}" if parent else ""
+        advice = "" if parent else "; a name with a dot is package.module:Class of a package that Python can import"
+        raise ValueError(f"there is no module {error.name}{hint}{advice}") from error
+
+
+def _is_public_class(key: str, value: Any, module: str) -> bool:
+    return inspect.isclass(value) and value.__module__ == module and not key.startswith("_")
+
+
+def _names_path(message: str, where: str) -> bool:
+    """Whether a message says itself which group of the config it is about: it has `where`, or begins beside it."""
+    return ("." in where and where in message) or message.startswith(f"{where.partition('.')[0]}.")
 
 
 def _parameters(cls: type) -> list[inspect.Parameter]:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from src.corruption._base import check_steps
+from src.corruption.base import check_steps
 from src.corruption.schedules import Schedule
 from src.corruption.timesteps import shift_time
 

@@ -23,7 +23,7 @@ from flax import struct
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from src.corruption._base import expand
+from src.corruption.base import expand
 from src.corruption.schedules import FLOOR, Schedule
 
 PARAMETERIZATIONS = ("eps", "x0", "v", "velocity", "score")

@@ -25,7 +25,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from src.corruption._base import Base, expand
+from src.corruption.base import ProcessBase, expand
 from src.corruption.keep import Linear
 from src.interfaces import Corrupted, FieldSpec
 
@@ -33,7 +33,7 @@ TINY = 1e-37  # smallest probability whose logarithm is taken: smaller ones may 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Categorical(Base):
+class Categorical(ProcessBase):
     """On ids [B, N], or [B, N, P] where a token has `features` numbers below `vocab`; each number for itself.
 
     field       of the ids; the mask ids are vocab ... vocab + masks - 1, on top of it

@@ -22,7 +22,7 @@ from jax.scipy.special import xlogy
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from src.corruption._base import TIME_SCALE, Base, expand
+from src.corruption.base import TIME_SCALE, ProcessBase, expand
 from src.corruption.schedules import as_time
 from src.interfaces import Corrupted, FieldSpec
 
@@ -31,7 +31,7 @@ ROUNDINGS = ("stochastic", "nearest", "poisson")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Counts(Base):
+class Counts(ProcessBase):
     """On counts [B, N, P]: `features` numbers below `vocab`.
 
     field      of the counts; the embedder reads P centred floats instead

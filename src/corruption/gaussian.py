@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from src.corruption._base import Base, expand
 from src.corruption._grids import time_grid
 from src.corruption._parameterizations import PARAMETERIZATIONS, Estimate, coefficients, convert, express
+from src.corruption.base import ProcessBase, expand
 from src.corruption.schedules import FLOOR, Schedule
 from src.interfaces import Corrupted, FieldSpec
 
@@ -30,7 +30,7 @@ VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gaussian(Base):
+class Gaussian(ProcessBase):
     """x_t = alpha x_0 + sigma eps on x [B, N, P] (any number of middle axes), times [], [B], [B, 1] or [B, N].
 
     field              of the vectors

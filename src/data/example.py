@@ -1,62 +1,109 @@
-"""Examples in files by number: what a source of files is.
+"""Examples: what a source gives for a number, raw values by name; and `BadRow`, what it raises for a row without use.
 
-A source has a `kind`, a length, and gives the example of a number or raises `BadRow`. It is a function of its files and
-the number, is shared by threads, and is opened by each worker process on its own.
+A source has `__len__` and `__getitem__(number) -> Example` (a plain dict does, too). It is a function of the number,
+is shared by threads, and is pickled to worker processes. Everything else is optional:
 
-    kind       what `Example.told` says of the picture
-    captions   texts by name, "caption" or others
-    classes    "label", an index into the source's `classes`, [{"id": "n01440764", "name": "tench"}]
-    chats      "turns", texts of user and assistant in turn; the marker `<image>` is where the picture stands, if any
-    documents  "parts", texts and images (`spans.document`); the images are those of the parts, in order
+    draws, drawn   number of uniform numbers in [0, 1), and `drawn(number, uniforms) -> Example`: a training row with
+                   random changes
+    held_out       how many rows are the split "test": the last ones, or, with `spread`, some all over the source
+    goes_on        `goes_on(number) -> bool`: the row and the one before are parts of one thing, and share a split
+    holds          what images are, `pixels` (files, or uint8 arrays), `values` (float arrays, as the device gets them)
+                   or `moments` of latents; `pixels` by default
+    classes        [{"id": "n01440764", "name": "tench"}, …]
+    every          `every(name) -> texts`: all that the source may say under a name, for a length that fits
+    texts          `texts() -> texts`: what a tokenizer is trained on
+    image_shape    of every image, for sources of arrays; refused at once where the field takes another
+    identity       `identity() -> texts` that change when the data do: what is learned about them is kept under it
+    kind, moments, cut   of shards, see `files/shards.py`
+
+Names of values, by what reads them (`templates/`):
+
+    image            a path, the bytes of a file, an array [h, w, C], or the bytes of moments
+    caption, prompt, text, …   a text, or several that mean the same
+    label            a class
+    turns            texts of user and assistant in turn; the marker `<image>` is where the image stands
+    parts            of a document: {"text": "…", "loss": true} or {"image": …, "role": "generate"}
+    before           of a piece of a chat: how many turns of the chat are in earlier rows
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
-from etils import epath
-
-from src.data.pipeline.bad_rows import BadRow
+import numpy as np
 
 MARKER = "<image>"
+FLAW_BYTES = 384  # of what a worker may tell about a row
 
 
-class Example(NamedTuple):
-    """What is `told`, and the pictures, paths or the bytes of files; `where` names the row in reports."""
+class Example(dict):
+    """Raw values by name; `where` names the row in reports."""
 
-    where: str
-    told: dict[str, Any]
-    images: tuple[epath.Path | bytes, ...] = ()
-
-    @property
-    def image(self) -> epath.Path | bytes | None:
-        """The one picture of all kinds but documents, if it is there."""
-        return self.images[0] if self.images else None
+    def __init__(self, values: Mapping[str, Any], where: str = ""):
+        super().__init__(values)
+        self.where = where
 
 
-class Examples(Protocol):
-    """A source of files."""
-
-    kind: str
+@runtime_checkable
+class Source(Protocol):
+    """What a source must have; see the head of this module for what it may have."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, number: int) -> Mapping[str, Any]: ...
 
 
-def caption_of(told: dict[str, Any], where: str, name: str = "caption") -> str:
-    """The text `name` of an example, not empty. Raises BadRow."""
-    caption = told.get(name)
-    if not isinstance(caption, str):
-        raise BadRow(f"there is no {name}", where)
-    if not caption.strip():
-        raise BadRow(f"the {name} is empty", where)
-    return caption
+class BadRow(Exception):
+    """Raised for a row that cannot be used.
+
+    reason    a few words, the same for all rows that fail alike: they are counted by it
+    where     the file and the line or record
+    detail    what exactly was found there
+    rest      the arrays of what can be used of the row all the same (some examples of a packed row); None: nothing
+    """
+
+    def __init__(
+        self, reason: str, where: object = "", detail: object = "", rest: Mapping[str, np.ndarray] | None = None
+    ):
+        self.reason, self.where, self.detail = (" ".join(str(part).split()) for part in (reason, where, detail))
+        told = f"{self.where}: {self.reason}" if self.where else self.reason
+        super().__init__(f"{told} ({self.detail})" if self.detail else told)
+        self.rest = rest
+
+    def pack(self) -> np.ndarray:
+        """As uint8 `[FLAW_BYTES]`, which travels with the batch; what is too long is cut."""
+        text = f"{self.reason[:80]}\n{self.where[-100:]}\n{self.detail}"
+        return np.frombuffer(text.encode(errors="replace")[:FLAW_BYTES].ljust(FLAW_BYTES, b"\0"), np.uint8)
+
+    @classmethod
+    def unpack(cls, data: np.ndarray) -> BadRow:
+        """What `pack` gave."""
+        return cls(*data.tobytes().rstrip(b"\0").decode(errors="ignore").split("\n", 2))
 
 
-def turns_of(told: dict[str, Any], where: str) -> list[str]:
+SOUND = np.zeros(FLAW_BYTES, np.uint8)  # instead of a packed flaw
+
+
+def as_example(value: Mapping[str, Any], where: str) -> Example:
+    """Raw values as an example, called `where` if they have no name for reports."""
+    return value if isinstance(value, Example) and value.where else Example(value, where)
+
+
+def texts_of(example: Example, name: str = "caption") -> list[str]:
+    """The texts under a name, none of them empty. Raises BadRow."""
+    value = example.get(name)
+    texts = list(value) if isinstance(value, list | tuple) else [value]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise BadRow(f"there is no {name}", example.where)
+    if not all(text.strip() for text in texts):
+        raise BadRow(f"the {name} is empty", example.where)
+    return texts
+
+
+def turns_of(example: Example) -> list[str]:
     """The turns of a chat: texts that are not empty, user and assistant, at least one of each. Raises BadRow."""
-    turns = told.get("turns")
+    turns, where = example.get("turns"), example.where
     if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
         raise BadRow("the turns are no list of texts", where)
     if len(turns) < 2 or len(turns) % 2:
@@ -67,9 +114,11 @@ def turns_of(told: dict[str, Any], where: str) -> list[str]:
     return turns
 
 
-def label_of(told: dict[str, Any], where: str, classes: int) -> int:
-    """The class of an example. Raises BadRow."""
-    label = told.get("label")
-    if type(label) is not int or not 0 <= label < classes:
-        raise BadRow("the label is no class", where, f"{label} of {classes} classes")
+def label_of(example: Example, classes: int | None) -> int:
+    """The class of an example, of so many; None: of any number. Raises BadRow."""
+    label = example.get("label")
+    if isinstance(label, np.integer):
+        label = int(label)
+    if type(label) is not int or not 0 <= label < (2**31 if classes is None else classes):
+        raise BadRow("the label is no class", example.where, f"{label} of {classes} classes")
     return label

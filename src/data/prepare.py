@@ -1,8 +1,8 @@
-"""Turns a source of files into shards, in several processes; what is finished stays when it is stopped or killed.
+"""Turns a source into shards, in several processes; what is finished stays when it is stopped or killed.
 
 Shard k holds the source's rows k · n to (k + 1) · n - 1, without the bad ones, so that its bytes depend on the source
 alone. Beside the shards lie, until all are done, `plan.json` (of what and how) and `parts/<k>.json` (a finished shard),
-and for good `skipped.jsonl`, the list of bad rows, and `manifest.json` (see `records.py`), which comes last.
+and for good `skipped.jsonl`, the list of bad rows, and `manifest.json` (see `files/shards.py`), which comes last.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -25,25 +24,21 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
-from src.common.files.images import LIMITS, read_image
-from src.common.files.paths import read_bounded, shown
+from src.common.files.paths import shown
 from src.common.files.store import is_remote, write_whole
 from src.common.files.strict_json import read_json
-from src.data.example import Example, Examples, caption_of, label_of, turns_of
+from src.data.example import BadRow, Source
 from src.data.files.array_record import write_shard
-from src.data.files.shards import MANIFEST, SEVERAL, pack, write_manifest
-from src.data.pictures import crop
-from src.data.pipeline.bad_rows import BadRow, Ledger
+from src.data.files.shards import MANIFEST, values_of, write_manifest
+from src.data.pipeline.bad_rows import Ledger
 from src.data.pipeline.reader import die_with_parent
-from src.data.spans import document, fields_of_images
+from src.data.record import classes_of, kind_of, record_of
+from src.data.splits import example_of
 
 PLAN = "plan.json"
 PARTS = "parts"
-WITHOUT = ("chats", "documents")  # kinds that need no pictures
 PROBES = 64  # examples by which a source is known again
-Open = Callable[[], Examples]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +46,9 @@ class Plan:
     """What is written.
 
     rows      rows of the source for each shard
-    size      pictures are cut to their centre of so many pixels and stored as PNG, which a task of that size reads as
+    size      images are cut to their centre of so many pixels and stored as PNG, which a task of that size reads as
               it would read the original; 0: the files stay as they are
-    check     pictures are decoded, so that those that cannot be read are left out now (with a size they always are)
+    check     images are decoded, so that those that cannot be read are left out now (with a size they always are)
     """
 
     rows: int = 5000
@@ -71,20 +66,21 @@ class Plan:
         return dataclasses.asdict(self)
 
     def image(self) -> Any:
-        """What the manifest says of the pictures."""
+        """What the manifest says of the images."""
         return {"size": self.size, "format": "PNG"} if self.size else "the files as they were"
 
-    def records(self, source: Examples, rows: Sequence[int]) -> Iterator[tuple[int, bytes | BadRow]]:
+    def records(self, source: Source, kind: str, rows: Sequence[int]) -> Iterator[tuple[int, bytes | BadRow]]:
         """The records of some rows, in their order."""
+        classes = len(classes_of(source, kind)) or None
         for row in rows:
             try:
-                yield row, record_of(source[row], source.kind, self, len(getattr(source, "classes", ())))
+                yield row, record_of(example_of(source, row), kind, classes, size=self.size, check=self.check)
             except BadRow as flaw:
                 yield row, flaw
 
 
 def prepare(
-    open_source: Open,
+    source: Source,
     out: str | os.PathLike[str],
     plan: Plan,
     *,
@@ -93,7 +89,7 @@ def prepare(
     ledger: Ledger | None = None,
     say: Callable[[int, int, int], None] = lambda done, shards, rows: None,
 ) -> dict[str, Any]:
-    """Writes the shards of a source that `open_source` (picklable) opens, and returns the manifest.
+    """Writes the shards of a source, which is pickled to other processes, and returns the manifest.
 
     Finished shards of an earlier start are kept. `ledger` counts bad rows of `name` and raises TooManyBadRowsError;
     `say` hears of shards done, all shards, and rows written or left out. Raises FileExistsError where the folder has a
@@ -104,9 +100,9 @@ def prepare(
     if (target / MANIFEST).exists():
         raise FileExistsError(f"{os.fspath(target)!r} has shards already: give another folder")
     target.mkdir(parents=True, exist_ok=True)
-    source, ledger = open_source(), ledger or Ledger(target)
+    ledger = ledger or Ledger(target)
     if getattr(source, "moments", None):
-        raise ValueError(f"{name} has moments of latents, which are shards already: give the pictures that they are of")
+        raise ValueError(f"{name} has moments of latents, which are shards already: give the images that they are of")
     with _alone(target):
         _agree(target, plan, source, name)
         count = -(-len(source) // plan.rows)
@@ -115,7 +111,7 @@ def prepare(
         say(len(parts), count, rows)
         ledger.check()
         todo = [k for k in range(count) if k not in parts]
-        for k, told in _run(functools.partial(_part, target, plan), open_source, source, todo, processes):
+        for k, told in _run(functools.partial(_part, target, plan), source, todo, processes):
             write_whole(target / PARTS / f"{k:05d}.json", json.dumps(told).encode())
             parts[k] = told
             rows += _note(ledger, name, told)
@@ -125,8 +121,9 @@ def prepare(
         return _finish(target, plan, source, name, [parts[k] for k in range(count)])
 
 
-def _finish(target: epath.Path, plan: Plan, source: Examples, name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
-    schema = {"kind": source.kind, "image": plan.image(), "classes": getattr(source, "classes", [])}
+def _finish(target: epath.Path, plan: Plan, source: Source, name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    kind = kind_of(source)
+    schema = {"kind": kind, "image": plan.image(), "classes": classes_of(source, kind)}
     shards = [{key: part[key] for key in ("name", "rows", "bytes", "sha256")} for part in parts if part["rows"]]
     bad = sum(len(part["bad"]) for part in parts)
     if not shards:
@@ -145,13 +142,13 @@ def _note(ledger: Ledger, name: str, part: dict[str, Any]) -> int:
     return part["rows"] + len(bad)
 
 
-def _agree(target: epath.Path, plan: Plan, source: Examples, name: str) -> None:
+def _agree(target: epath.Path, plan: Plan, source: Source, name: str) -> None:
     """Writes down what is made, or compares it with what an earlier start began. Raises ValueError."""
     probe = hashlib.sha256()
     for index in np.unique(np.linspace(0, len(source) - 1, PROBES).astype(int)) if len(source) else ():
         try:
-            example = source[int(index)]
-            probe.update(json.dumps([example.where, example.told]).encode())
+            example = example_of(source, int(index))
+            probe.update(json.dumps([example.where, values_of(example, kind_of(source))]).encode())
         except BadRow as flaw:
             probe.update(str(flaw).encode())
     if not len(source):
@@ -185,12 +182,14 @@ def _finished(target: epath.Path, k: int) -> dict[str, Any] | None:
     return None
 
 
-def _part(target: epath.Path, plan: Plan, source: Examples, k: int) -> dict[str, Any]:
+def _part(target: epath.Path, plan: Plan, source: Source, k: int) -> dict[str, Any]:
     """Writes shard k, if it has rows, and says what is in it and what is not."""
     bad: list[dict[str, Any]] = []
 
     def packed() -> Iterator[bytes]:
-        for row, found in plan.records(source, range(k * plan.rows, min((k + 1) * plan.rows, len(source)))):
+        for row, found in plan.records(
+            source, kind_of(source), range(k * plan.rows, min((k + 1) * plan.rows, len(source)))
+        ):
             if isinstance(found, bytes):
                 yield found
                 continue
@@ -213,64 +212,17 @@ def _part(target: epath.Path, plan: Plan, source: Examples, k: int) -> dict[str,
     return told
 
 
-def check_told(kind: str, example: Example, classes: int = 0) -> None:
-    """What can be said of an example without its task. Raises BadRow."""
-    told, where = example.told, example.where
-    if kind == "classes":
-        label_of(told, where, classes)
-    elif kind == "chats":
-        turns_of(told, where)
-    elif kind == "documents":
-        document(told, where)
-    elif not any(isinstance(text, str) and text.strip() for text in told.values()):
-        caption_of(told, where)
+Part = Callable[[Source, int], dict[str, Any]]
 
 
-def record_of(example: Example, kind: str, plan: Plan, classes: int = 0) -> bytes:
-    """The record of an example. Raises BadRow, also for a picture that cannot be read."""
-    check_told(kind, example, classes)
-    if not example.images and kind not in WITHOUT:
-        raise BadRow("the image is missing", example.where)
-    if kind in SEVERAL:  # those that are understood are seen whole
-        drawn = [field == "image" for field in fields_of_images(example.told)]
-    else:
-        drawn = [True] * len(example.images)
-    images = [file_of(image, plan, cut, example.where) for image, cut in zip(example.images, drawn, strict=True)]
-    return pack(example.told, *images, sized=kind in SEVERAL)
-
-
-def file_of(image: epath.Path | bytes, plan: Plan, cut: bool, where: str) -> bytes:
-    """A picture's file as a plan wants it. Raises BadRow."""
-    try:
-        data = image if isinstance(image, bytes) else read_bounded(image, LIMITS.bytes, "image")
-        pixels = read_image(data) if plan.check or plan.size else None
-    except FileNotFoundError as error:
-        raise BadRow("the image is missing", where, image) from error
-    except (ValueError, OSError) as error:
-        raise BadRow("the image cannot be read", where, error) from error
-    if not plan.size or not cut:
-        return data
-    try:
-        file = io.BytesIO()
-        Image.fromarray(crop(pixels, plan.size)).save(file, "PNG")
-    except ValueError as error:
-        raise BadRow("the image is too narrow", where, error) from error
-    return file.getvalue()
-
-
-Part = Callable[[Examples, int], dict[str, Any]]
-
-
-def _run(
-    part: Part, open_source: Open, source: Examples, todo: Sequence[int], processes: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _run(part: Part, source: Source, todo: Sequence[int], processes: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """`part` of each k, as they come; two for each process are under way at a time."""
     if processes <= 1:
         yield from ((k, part(source, k)) for k in todo)
         return
     context = multiprocessing.get_context("spawn")
     waiting, running = iter(todo), dict[Future, int]()
-    with ProcessPoolExecutor(processes, context, _begin, (open_source, part)) as pool:
+    with ProcessPoolExecutor(processes, context, _begin, (source, part)) as pool:
         try:
             while True:
                 while len(running) < 2 * processes and (k := next(waiting, None)) is not None:
@@ -286,9 +238,9 @@ def _run(
 _HERE: dict[str, Any] = {}  # of a worker process
 
 
-def _begin(open_source: Open, part: Part) -> None:
+def _begin(source: Source, part: Part) -> None:
     die_with_parent()
-    _HERE.update(source=open_source(), part=part)
+    _HERE.update(source=source, part=part)
 
 
 def _one(k: int) -> dict[str, Any]:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 
 from src.common.tree import flatten, listed
-from src.doctor.context import Case, foretold, row_specs, row_valid
+from src.doctor.context import Case, foretold, row_specs, row_valid, segments_of
 from src.doctor.diagnostic import Finding, error, note, warning
-from src.interfaces import ImageField, LabelField, PlaceField, TokenField
-from src.sequence.layout import Layout
+from src.interfaces import Field, Tokens, row_of
 from src.sequence.mask import visible
-from src.sequence.packed import Document, placed
 
 PADDED = 0.6  # share of padding that is worth a note
-WIDEST, NARROWEST = 3.0, 0.05  # standard deviations of an image's values that the process can be meant for
+WIDEST, NARROWEST = 3.0, 0.05  # standard deviations of values that the process can be meant for
 PATTERNS = 64  # different patterns of padding that are looked at
 
 
 def spec(case: Case) -> list[Finding]:
-    """Trees, shapes and dtypes of the fields against `Task.element_spec`."""
+    """Trees, shapes and dtypes of the batch against `Task.element_spec`."""
     found = []
     declared = flatten(case.system.spec())
     real = flatten(dict(case.shapes))
@@ -28,27 +27,43 @@ def spec(case: Case) -> list[Finding]:
         want, have = (f"{a.dtype} {tuple(a.shape)}" if a is not None else "nothing"
                       for a in (declared.get(path), real.get(path)))  # fmt: skip
         if want != have:
-            task, _, field = path.partition("/")
+            task, _, array = path.partition("/")
             found.append(
-                error(f"task {task} delivers {have} as {field} and declares {want}: make build and element_spec agree")
+                error(
+                    f"task {task} delivers {have} as {array.removeprefix('tokens/')} and declares {want}: make build"
+                    " and element_spec agree"
+                )
             )
     return found
 
 
 def values(case: Case) -> list[Finding]:
-    """Ids inside the vocabulary, labels inside the classes, images finite and about as large as the noise."""
+    """Ids inside the vocabulary, classes that there are, other numbers finite and about as large as the noise."""
     found = []
-    for task, name, field in _fields(case):
-        where = f"{name} of task {task}"
-        if isinstance(field, TokenField):
-            found += _between(field.ids, 0, case.system.codec.vocab_size - 1, f"token ids in {where}", "the vocabulary")
-        elif isinstance(field, LabelField):
-            most = case.system.tasks[task].task.classes
-            found += _between(field.ids, 0, most, f"labels in {where}", f"the {most} classes and the one for none")
-        else:
-            images = field.values if field.valid is None else field.values[field.valid]
-            found += _image(images, where, case.system.config.patch) if len(images) else []
+    for task, name, tokens in _tokens(case):
+        field, where = case.system.fields[row_of(name)], f"{name} of task {task}"
+        there = np.asarray(tokens.value)[np.asarray(tokens.valid).any(-1)]
+        found += _tokens_of(field, there, where) if len(there) else []
+    for task, batch in case.batch.items():
+        for name, value in batch.cond.items():
+            value, where = np.asarray(value), f"{name} of task {task}"
+            most = case.system.fields[name].spec.vocab
+            if most is None:
+                found += _finite(value, where)
+            else:
+                found += _between(value, 0, most, f"labels in {where}", f"the {most} classes and the one for none")
     return found
+
+
+def _tokens_of(field: Field, value: np.ndarray, where: str) -> list[Finding]:
+    """Of the values of some rows, or of some parts of rows, as the data give them."""
+    spoilt = _finite(value, where)
+    if spoilt:
+        return spoilt
+    value = np.asarray(field.codec.encode(jnp.asarray(value)))
+    if field.spec.vocab is not None:
+        return _between(value, 0, field.spec.vocab - 1, f"token ids in {where}", "the vocabulary")
+    return _spread(value, where, f"fields.{field.name}.codec")
 
 
 def _between(ids: np.ndarray, least: int, most: int, what: str, of: str) -> list[Finding]:
@@ -61,54 +76,57 @@ def _between(ids: np.ndarray, least: int, most: int, what: str, of: str) -> list
     ]  # fmt: skip
 
 
-def _image(images: np.ndarray, where: str, patch: object) -> list[Finding]:
-    spoilt = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))
-    if spoilt.size:
-        rows = f"{spoilt.size} of {len(images)} rows ({listed(spoilt)})"
-        return [error(f"{where} has NaN or infinite values in {rows} of the first batch: clean the data")]
-    scaled = (images.astype(np.float64) - patch.shift) * patch.scale
-    low, high, spread = scaled.min(), scaled.max(), scaled.std()
+def _finite(value: np.ndarray, where: str) -> list[Finding]:
+    spoilt = np.flatnonzero(~np.isfinite(value).reshape(len(value), -1).all(1))
+    if not spoilt.size:
+        return []
+    rows = f"{spoilt.size} of {len(value)} rows ({listed(spoilt)})"
+    return [error(f"{where} has NaN or infinite values in {rows} of the first batch: clean the data")]
+
+
+def _spread(tokens: np.ndarray, where: str, codec: str) -> list[Finding]:
+    tokens = tokens.astype(np.float64)
+    low, high, spread = tokens.min(), tokens.max(), tokens.std()
     told = f"{where} has values from {low:.3g} to {high:.3g}, standard deviation {spread:.3g}"
     if not NARROWEST <= spread <= WIDEST:
-        return [warning(f"{told}, and the noise has 1: scale them to about [-1, 1] (patch.scale, patch.shift)")]
+        return [warning(f"{told}, and the noise has 1: scale them to about [-1, 1] (scale and shift of {codec})")]
     if low >= 0:
-        return [warning(f"{told}, none below 0: shift them to be even about 0 (pixels · 2 - 1, or patch.shift)")]
+        return [warning(f"{told}, none below 0: shift them to be even about 0 (pixels · 2 - 1, or shift of {codec})")]
     return []
 
 
-def flags(case: Case) -> list[Finding]:
-    """`loss` marks only tokens that exist, and only such as an objective reads and can predict."""
+def targets(case: Case) -> list[Finding]:
+    """Targets are only tokens that exist, and only such as an objective reads and can predict."""
     found = []
-    for task, name, field in _fields(case):
-        if not isinstance(field, TokenField):
-            continue
-        plan = case.system.tasks[task]
-        where, marked = f"{name} of task {task}", field.loss & field.valid
-        padded = int((field.loss & ~field.valid).sum())
+    for task, name, tokens in _tokens(case):
+        plan, where = case.system.tasks[task], f"{name} of task {task}"
+        target, valid = np.asarray(tokens.target), np.asarray(tokens.valid)
+        marked, padded = target & valid, int((target & ~valid).sum())
         if padded:
-            found.append(warning(f"{padded} places of {where} are marked for loss, but are padding: mark tokens only"))
-        readers = [label for label, (objective, _) in plan.objectives.items() if name in objective.fields]
+            found.append(warning(f"{padded} places of {where} are targets, but are padding: mark tokens only"))
+        readers = {label: objective for label, (objective, _) in plan.objectives.items() if name in objective.names}
         if marked.any() and not readers:
             found.append(
                 warning(
-                    f"{marked.sum()} tokens in {where} are marked for loss, but no objective of the task has the"
-                    f" field: add {name!r} to the fields of one, or do not mark them"
+                    f"{marked.sum()} tokens in {where} are targets, but no objective of the task has the name: add"
+                    f" {name!r} to the names of one (tasks.{task}.objectives), or do not mark them"
                 )
             )
-            continue
-        if readers and not marked.any():
+        if readers and valid.any() and not marked.any():
             found.append(
                 warning(
-                    f"objective {listed(readers)} has the field {where}, but no token there is marked for loss in the"
-                    " first batch: mark them in the data, or leave the field out"
+                    f"objective {listed(list(readers))} has the name {where}, but no token there is a target in the"
+                    " first batch: mark them in the data, or leave the name out"
                 )
             )
+        if not any(getattr(objective, "predicts_next", False) for objective in readers.values()):
+            continue
         lost = int((marked & ~foretold(plan.layout, case.batch[task], name)).sum())
         if lost:
             found.append(
                 warning(
-                    f"{lost} tokens in {where} are marked for loss, but come first or after padding, where nothing"
-                    " predicts them: begin with a token such as <s>, and pad behind the text"
+                    f"{lost} tokens in {where} are targets, but come first or after padding, where nothing predicts"
+                    " them: begin with a token such as <s>, and pad behind the text"
                 )
             )
     return found
@@ -122,10 +140,11 @@ def blind(case: Case) -> list[Finding]:
         empty = int((~valid.any(1)).sum())
         if empty:
             found.append(warning(f"{empty} of {len(valid)} rows of task {task} have no token: leave them out"))
-        for row, rule in row_specs(plan.layout, case.batch[task], PATTERNS):
-            places = np.flatnonzero(row & ~visible(rule, rule).any(-1))
+        for row, there, rule in row_specs(plan.layout, case.batch[task], PATTERNS):
+            places = np.flatnonzero(there & ~visible(rule, rule).any(-1))
             if places.size:
-                names = _holding(plan.layout, places)
+                numbers = np.unique(segments_of(plan.layout, case.batch[task])[row, places])
+                names = [", ".join(plan.layout.segments[number - 1].names) for number in numbers if number]
                 found.append(
                     error(
                         f"{places.size} tokens of a row of task {task} (in {listed(names)}) may see no token, not even"
@@ -134,13 +153,6 @@ def blind(case: Case) -> list[Finding]:
                 )
                 break
     return found
-
-
-def _holding(layout: Layout, places: np.ndarray) -> list[str]:
-    """Names of the segments that some of these places lie in."""
-    if isinstance(layout, Document):
-        return [f"slots {listed(places)}"]
-    return [n for n, s in layout.slices().items() if ((places >= s.start) & (places < s.stop)).any()]
 
 
 def padding(case: Case) -> list[Finding]:
@@ -154,24 +166,22 @@ def padding(case: Case) -> list[Finding]:
 
 
 def vacant(case: Case) -> list[Finding]:
-    """Packed rows whose places for images are mostly empty: each of them costs what an image costs."""
+    """Packed rows whose places for parts are mostly empty: each of them costs what a part costs."""
     found = []
-    for task, plan in case.system.tasks.items():
-        if not isinstance(plan.layout, Document):
-            continue
-        for name, begins in placed(plan.layout, case.batch[task])[0].begins.items():
-            there = np.asarray(begins) >= 0
+    for task, batch in case.batch.items():
+        for name in batch.packing.begins if batch.packing is not None else ():
+            there = np.asarray(batch.tokens[name].valid).any(-1)
             if not there.any():
                 found.append(
                     warning(
-                        f"no row of the first batch of task {task} has one of its {there.shape[1]} images in {name}:"
-                        " say in the config that there are none, or look at the documents"
+                        f"no row of the first batch of task {task} has one of its {there.shape[1]} parts of {name}:"
+                        f" say in tasks.{task}.template that there are none, or look at the data"
                     )
                 )
             elif 1 - there.mean() > PADDED:
                 found.append(
                     note(
-                        f"{1 - there.mean():.0%} of the {there.shape[1]} images that a row of task {task} may have in"
+                        f"{1 - there.mean():.0%} of the {there.shape[1]} parts that a row of task {task} may have of"
                         f" {name} are not there: fewer would be as good and faster"
                     )
                 )
@@ -179,19 +189,17 @@ def vacant(case: Case) -> list[Finding]:
 
 
 def given(case: Case) -> list[Finding]:
-    """Fields that are read and never predicted, which is right for prompts."""
+    """Names that are read and never predicted, which is right for prompts."""
     found = []
     for task, plan in case.system.tasks.items():
-        owned = {name for objective, _ in plan.objectives.values() for name in objective.fields}
-        aside = (LabelField, PlaceField)
-        names = [n for n, f in case.batch[task].items() if n not in owned and not isinstance(f, aside)]
+        owned = {name for objective, _ in plan.objectives.values() for name in objective.names}
+        names = [name for name in case.batch[task].tokens if name not in owned]
         if names:
             found.append(note(f"task {task} reads {listed(names)} and predicts {listed(sorted(owned))}"))
     return found
 
 
-def _fields(case: Case) -> Iterator[tuple[str, str, TokenField | ImageField | LabelField]]:
-    for task, fields in case.batch.items():
-        for name, field in fields.items():
-            if not isinstance(field, PlaceField):
-                yield task, name, field
+def _tokens(case: Case) -> Iterator[tuple[str, str, Tokens]]:
+    for task, batch in case.batch.items():
+        for name, tokens in batch.tokens.items():
+            yield task, name, tokens

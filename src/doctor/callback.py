@@ -12,10 +12,10 @@ from src.doctor.layer_stats import Vitals
 from src.doctor.run_checks import examine
 from src.interfaces import Batch
 from src.train.state import TrainState
-from src.train.step import Measured, Step
+from src.train.step import Step, StepMetrics
 from src.train.trainer import Trainer
 
-Watcher = Callable[[int, TrainState, Mapping[str, Batch], Measured], Mapping[str, float]]
+Watcher = Callable[[int, TrainState, Mapping[str, Batch], StepMetrics], Mapping[str, float]]
 
 
 class Doctor:
@@ -37,7 +37,9 @@ class Doctor:
         settle(findings)
         return state
 
-    def look(self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: Measured) -> Mapping[str, float]:
+    def look(
+        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
+    ) -> Mapping[str, float]:
         """What the watchers see."""
         scalars: dict[str, float] = {}
         for watch in self.watchers:
@@ -54,7 +56,7 @@ class Doctor:
             self.panels(step, state, writer)
 
 
-def make_doctor(trainer: Trainer) -> Doctor:
-    """The doctor of a run."""
+def make_doctor(trainer: Trainer, every: int | None = None) -> Doctor:
+    """The doctor of a run; it probes `every` so many steps, by default those of the config."""
     checks = trainer.system.config.doctor.checks
-    return Doctor(checks, [Vitals(trainer), Probe(trainer)], Panels(trainer))
+    return Doctor(checks, [Vitals(trainer), Probe(trainer, every)], Panels(trainer))

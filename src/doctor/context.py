@@ -11,10 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from src.doctor.diagnostic import Finding
-from src.interfaces import Batch, SequenceSpec, TokenField
-from src.sequence.layout import Layout
-from src.sequence.packed import Document, placed
-from src.train.step import Measured
+from src.interfaces import Batch, Layout, SequenceSpec
+from src.train.step import StepMetrics
 from src.train.system import System
 from src.train.trainer import Trainer
 
@@ -31,7 +29,7 @@ class Case:
     trainer: Trainer
     shapes: Mapping[str, Batch]
     batch: Mapping[str, Batch]
-    steps: tuple[Measured, ...] = ()
+    steps: tuple[StepMetrics, ...] = ()
 
     @property
     def system(self) -> System:
@@ -56,38 +54,32 @@ def local_rows(array: Any) -> np.ndarray:
 
 
 def row_valid(layout: Layout, batch: Batch) -> np.ndarray:
-    """Which places of the rows are no padding, `[B, S]` bool; segments without flags are all valid."""
-    if isinstance(layout, Document):
-        return np.asarray(placed(layout, batch)[1])
-    rows = len(jax.tree.leaves(dict(batch))[0])
-    kinds = {s.name: s.kind for s in layout.segments}
-    flags = {name: field.valid for name, field in batch.items() if isinstance(field, TokenField)}
-    for name, field in batch.items():  # an image to understand that is not there is padding
-        if kinds.get(name) == "vision" and field.valid is not None:
-            flags[name] = np.broadcast_to(np.asarray(field.valid)[:, None], (rows, layout.segment(name).length))
-    parts = [flags.get(s.name, np.ones((rows, s.length), bool)) for s in layout.segments]
-    return np.concatenate(parts, axis=1)
+    """Which places of the rows are no padding, `[B, S]` bool."""
+    return np.asarray(layout.spec(batch).segment) > 0
 
 
 def foretold(layout: Layout, batch: Batch, name: str) -> np.ndarray:
-    """Which tokens of a text segment have a place before them that predicts them, `[B, N]` bool."""
-    seen = row_valid(layout, batch)
-    if isinstance(layout, Document):
-        nothing = jnp.zeros((*seen.shape, 1))
-        return np.asarray(layout.before(nothing, jnp.asarray(seen), placed(layout, batch)[0])[1])
-    where = layout.slices()[name]
-    return np.pad(seen, [(0, 0), (1, 0)])[:, where]
+    """Which tokens of a name have a token before them that predicts them, bool."""
+    nothing = jnp.zeros((*row_valid(layout, batch).shape, 1))
+    return np.asarray(layout.before(batch, nothing, name)[1])
 
 
-def row_specs(layout: Layout, batch: Batch, most: int) -> Iterator[tuple[np.ndarray, SequenceSpec]]:
-    """Rows of different patterns, at most so many: which places are no padding, `[S]`, and who sees whom, numpy."""
-    valid = row_valid(layout, batch)
-    if isinstance(layout, Document):
-        specs = jax.device_get(layout.spec_of(jnp.asarray(valid), placed(layout, batch)[0]))
-        for row in range(min(len(valid), most)):
-            pick = lambda a, row=row: a[row] if a.ndim > 1 else a
-            yield valid[row], jax.tree.map(pick, specs)
-        return
-    read, write, group = layout.static_orders()
-    for row in np.unique(valid, axis=0)[:most]:
-        yield row, SequenceSpec(read, write, group, row.astype(np.int32), np.zeros((len(row), 1), np.int32))
+def row_specs(layout: Layout, batch: Batch, most: int) -> Iterator[tuple[int, np.ndarray, SequenceSpec]]:
+    """Rows of different patterns, at most so many: number, which places are no padding `[S]`, who sees whom, numpy."""
+    spec = jax.device_get(layout.spec(batch))
+    alike = all(np.ndim(a) == 1 for a in (spec.read, spec.write, spec.group)) and spec.relation is None
+    rows = np.unique(spec.segment, axis=0, return_index=True)[1] if alike else np.arange(len(spec.segment))
+    for row in rows[:most]:
+        pick = lambda a, row=row: a if np.ndim(a) == 1 else a[row]
+        yield int(row), spec.segment[row] > 0, jax.tree.map(pick, spec)
+
+
+def segments_of(layout: Layout, batch: Batch) -> np.ndarray:
+    """For each place of the rows the number of its segment in the layout, from 1; 0 where there is none, `[B, S]`."""
+    numbers = {}
+    for number, segment in enumerate(layout.segments, 1):
+        shape = np.shape(batch.tokens[segment.name].valid)
+        lead = (*shape[:-1], segment.lead)
+        numbers |= {(segment.name, copy): np.full(shape, number) for copy in ("clean", "noisy")}
+        numbers |= {(segment.name, "lead"): np.full(lead, number)} if segment.lead else {}
+    return np.asarray(layout.join(batch, numbers))

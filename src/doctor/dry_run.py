@@ -12,13 +12,13 @@ from typing import Any
 import jax
 
 from src.common.tree import listed
+from src.doctor import layer_stats
 from src.doctor.callback import Watcher
 from src.doctor.context import Check, open_case
 from src.doctor.diagnostic import Finding, error, errors, warning
-from src.doctor.layer_stats import by_part
 from src.interfaces import Batch
 from src.train.state import TrainState
-from src.train.step import Measured, Step
+from src.train.step import Step, StepMetrics
 from src.train.trainer import Trainer
 
 # Choices, not measurements: where advice begins.
@@ -83,7 +83,9 @@ def rehearse(
         losses.append(means(measured))
         rate = float(trainer.schedule(step))
         if rate > 0:
-            ratios = {k: v * trainer.system.config.optim.lr / rate for k, v in update_ratios(measured).items()}
+            squares = jax.device_get(measured.squares)
+            of_step = layer_stats.ratios(squares["update"], squares["param"])
+            ratios = {part: ratio * trainer.system.config.optim.lr / rate for part, ratio in of_step.items()}
     watched: dict[str, float] = {}
     for watch in watchers if losses and not found else ():
         watched |= watch(len(losses), state, batch, measured)
@@ -92,18 +94,11 @@ def rehearse(
     return Rehearsal(tuple(losses), *medians, ratios, watched, tuple(found))
 
 
-def means(measured: Measured) -> dict[str, float]:
+def means(measured: StepMetrics) -> dict[str, float]:
     """Losses of one step by name, "loss" first."""
     terms = {k: t for k, t in jax.device_get(measured.terms).items() if t.trained and t.count}
     losses = {k: float(t.total) / float(t.count) for k, t in terms.items() if k == "total" or "/" in k}
     return {"loss": losses.pop("total")} | losses
-
-
-def update_ratios(measured: Measured) -> dict[str, float]:
-    """|update| / |weights| of every block and of every other part of the model that is not all zero."""
-    squares = jax.device_get(measured.squares)
-    updates, sizes = by_part(squares["update"]), by_part(squares["param"])
-    return {part: math.sqrt(updates[part] / size) for part, size in sizes.items() if size}
 
 
 # --------------------------------------------------------------------------- advice

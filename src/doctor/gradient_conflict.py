@@ -25,10 +25,10 @@ from src.common.runtime import background
 from src.common.tree import split_rows
 from src.doctor.layer_stats import block, hasty, told
 from src.interfaces import Batch, PyTree
-from src.models.transformer import Tap
-from src.train.state import TrainState, shown
-from src.train.step import Add, Measured
-from src.train.system import Prepared, System, losses, prepare, weighted_sum
+from src.models.model import bind
+from src.train.state import TrainState, with_extras
+from src.train.step import Add, StepMetrics
+from src.train.system import Drawn, System, draw, prepare, terms_of, weighted_sum
 from src.train.trainer import Trainer
 
 PAIRED = 4  # objectives whose pairs are all told; of more, each is told against the sum of the others
@@ -68,7 +68,7 @@ class Probe:
         return self.every > 0 and step % self.every < (line if step % line == 0 else 1)
 
     def __call__(
-        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: Measured
+        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
     ) -> dict[str, float]:
         """The scalars above, or none where no probe is due."""
         config = self.trainer.system.config
@@ -79,7 +79,7 @@ class Probe:
         if not self.due(step):
             return {}
         try:
-            found = jax.device_get(self._compiling.result()(shown(state), state.extra["seed"], state.step, batch))
+            found = jax.device_get(self._compiling.result()(with_extras(state), state.extra["seed"], state.step, batch))
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() > 1:  # the other processes would wait for this one
                 raise
@@ -98,7 +98,7 @@ class Probe:
 
         with jax.set_mesh(trainer.mesh):
             jitted = jax.jit(measure, out_shardings=replicated(trainer.mesh), compiler_options=hasty(trainer))
-            return jitted.lower(shown(state), state.extra["seed"], state.step, spec).compile()
+            return jitted.lower(with_extras(state), state.extra["seed"], state.step, spec).compile()
 
 
 def labels(system: System) -> list[tuple[str, str]]:
@@ -107,24 +107,18 @@ def labels(system: System) -> list[tuple[str, str]]:
 
 
 def pulls(system: System, params: PyTree, key: Array, batch: Mapping[str, Batch], placement: Placement) -> Pulls:
-    """Gradients of all objectives on the trunk at these parameters, with the corruption of the step of this key."""
-    prepared = prepare(system, batch, key, True)
+    """Gradients of all objectives on the trunk at these parameters, with the noise of the step of this key."""
+    drawn = draw(system, batch, key)
     trunks, rms = [], {}
     for task, label in labels(system):
-        grads, (_, rms[task]) = objective_gradient(system, params, batch, prepared, task, label, placement)
+        grads, (_, rms[task]) = objective_gradient(system, params, drawn, task, label, placement)
         trunks.append([g.astype(jnp.float32) for g in jax.tree.leaves(grads["trunk"])])
     products = [[sum((a * b).sum() for a, b in zip(one, other, strict=True)) for other in trunks] for one in trunks]
     return Pulls(jnp.asarray(products), rms)
 
 
 def objective_gradient(
-    system: System,
-    params: PyTree,
-    batch: Mapping[str, Batch],
-    prepared: Prepared,
-    task: str,
-    label: str,
-    placement: Placement,
+    system: System, params: PyTree, drawn: Drawn, task: str, label: str, placement: Placement
 ) -> tuple[PyTree, tuple[Array, Float[Array, "L"]]]:
     """Gradient of weight · (sum of the terms / their counts) of one objective, its value, and the blocks' rms `[L]`.
 
@@ -134,21 +128,26 @@ def objective_gradient(
     plan = system.tasks[task]
     alone = dataclasses.replace(plan, objectives={label: plan.objectives[label]})
     alone = dataclasses.replace(system, tasks={task: alone})
-    views, aux = prepared
-    rows = ({task: batch[task]}, ({task: views[task]}, {task: {label: aux[task][label]}}))
+    views, draws = drawn
+    rows = ({task: views[task]}, {task: {label: draws[task][label]}})
     parts = system.config.accumulate
 
-    def local(params: PyTree, rows: PyTree, add: Add) -> tuple[PyTree, PyTree]:
+    def local(params: PyTree, rows: Drawn, add: Add) -> tuple[PyTree, PyTree]:
         rows = jax.tree.map(lambda a: a[0], split_rows(rows, parts)) if parts > 1 else rows
-        view = rows[1][0][task]
-        valid = plan.layout.valid(view.valid, len(next(iter(view.inputs.values()))))
+        view = rows[0][task]
+        valid = view.layout.spec(view.batch).segment > 0
+
+        def measure(h: Array) -> tuple[Array, Array]:
+            return _squares(h[:, : valid.shape[1]], valid)  # `context` may have made the rows longer
 
         def loss(params: PyTree) -> tuple[Array, Any]:
-            tap = Tap(lambda h: _squares(h[:, : valid.shape[1]], valid))  # `context` may have made the rows longer
-            terms = losses(alone, params, *rows, placement, tap)
-            return weighted_sum(alone, terms, {k: add(v.count) for k, v in terms.items()}), tap.left
+            net = bind(alone.architecture, params, placement, measure)
+            views, aux = prepare(alone, net, rows)
+            hidden, (seen,) = net.run(views)
+            terms = terms_of(alone, net, hidden, aux)
+            return weighted_sum(alone, terms, {k: add(v.count) for k, v in terms.items()}), seen
 
-        (total, (seen,)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (total, seen), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return grads, add((total, seen))
 
     grads, (total, (squares, count)) = placement.local(local, params, rows)
@@ -171,8 +170,8 @@ def scalars(system: System, found: Pulls) -> dict[str, float]:
             if norms[i] * length > 0:
                 out[f"pull/cosine/{name}/{other}"] = float(product / (norms[i] * length))
     for task, rms in found.rms.items():
-        shown = told({block(i): float(value) for i, value in enumerate(np.asarray(rms))})
-        out |= {f"activation/{task}/{name}": value for name, value in shown.items()}
+        blocks = told({block(i): float(value) for i, value in enumerate(np.asarray(rms))})
+        out |= {f"activation/{task}/{name}": value for name, value in blocks.items()}
     return out
 
 

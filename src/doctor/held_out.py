@@ -17,13 +17,12 @@ from src.common.mesh.distributed import data_shard
 from src.common.mesh.sharding import replicated
 from src.common.rng import stream
 from src.common.runtime.writers import MetricWriter
-from src.data.pipeline.bad_rows import usable
-from src.data.pipeline.reader import build_rows, read_row
+from src.data.pipeline.reader import read_batch
 from src.doctor.layer_stats import hasty
-from src.interfaces import Batch, LossTerm, PyTree
-from src.train.state import TrainState, shown
+from src.interfaces import Batch, LossTerm, PyTree, row_of
+from src.train.state import TrainState, with_extras
 from src.train.step import Add
-from src.train.system import System, TaskPlan, losses, prepare
+from src.train.system import Drawn, System, TaskPlan, draw, losses
 from src.train.trainer import Trainer
 
 COLUMNS = 10
@@ -60,7 +59,7 @@ class Panels:
         began = time.monotonic()
         params = state.ema if self.trainer.system.config.eval.ema else state.params
         if self.batches and self.plans:
-            now = self.heldout(shown(state, params))
+            now = self.heldout(with_extras(state, params))
             if self._initial is None:
                 self._initial = self._at_the_start(state)
             change = {name: value - self._initial[name] for name, value in now.items() if self._initial}
@@ -69,7 +68,9 @@ class Panels:
             if self._initial:
                 writer.write_texts(step, {"forgetting": table(self._initial, now)})
         if self.drawings:
-            writer.write_images(step, drawings(self.trainer.system, params, self.drawings))
+            pipeline = self.trainer.system.pipeline.with_params(with_extras(state, params))
+            system = dataclasses.replace(self.trainer.system, pipeline=pipeline)
+            writer.write_images(step, drawings(system, self.plans, self.drawings))
         logging.info("the panel of step %d took %.1f s", step, time.monotonic() - began)
 
     def _at_the_start(self, state: TrainState) -> dict[str, float]:
@@ -79,7 +80,7 @@ class Panels:
         except OSError as error:
             logging.warning("the panels do not tell what is forgotten, because %s", error)
             return {}
-        return self.heldout(shown(state, params))
+        return self.heldout(with_extras(state, params))
 
     def heldout(self, params: PyTree) -> dict[str, float]:
         """Mean of every term, "task/objective/term", over the held-out rows."""
@@ -97,14 +98,13 @@ class Panels:
 
         def measure(params: PyTree, seed: Any, number: Any, batch: Mapping[str, Batch]) -> dict[str, LossTerm]:
             key = stream(jax.random.key(seed), "heldout", number)
-            prepared = prepare(system, batch, key, False)
 
-            def local(params: PyTree, rows: PyTree, add: Add) -> tuple[PyTree, PyTree]:
-                terms = losses(system, params, *rows, placement)
+            def local(params: PyTree, rows: Drawn, add: Add) -> tuple[PyTree, PyTree]:
+                terms = losses(system, params, rows, placement)
                 trained = {name: term for name, term in terms.items() if term.trained}
                 return jax.tree.map(jnp.zeros_like, params), add(trained)  # nobody asks for gradients
 
-            return placement.local(local, params, (batch, prepared))[1]
+            return placement.local(local, params, draw(system, batch, key))[1]
 
         return jax.jit(measure, out_shardings=replicated(self.trainer.mesh), compiler_options=hasty(self.trainer))
 
@@ -121,9 +121,7 @@ class Panels:
                 index = (np.arange(plan.rows) * self.batches + number) * have // wanted
                 blocks = np.split(index, len(order))
                 index = np.concatenate([blocks[b] for b in np.split(np.asarray(order), count)[mine]])
-                reads, flaws = zip(*(read_row(plan.task, "test", int(i)) for i in index), strict=True)
-                extra = {k: np.stack([r[k] for r in reads]) for k in reads[0]}
-                batch[name] = build_rows(plan.task, "test", index, None, extra, usable(np.stack(flaws)))
+                batch[name], _ = read_batch(plan.task, "test", index)
             yield batch
 
 
@@ -133,26 +131,30 @@ def table(initial: Mapping[str, float], now: Mapping[str, float]) -> str:
     return "\n".join(lines + [f"| {k} | {initial[k]:.4g} | {v:.4g} | {v - initial[k]:+.4g} |" for k, v in now.items()])
 
 
-def drawings(system: System, params: PyTree, count: int) -> dict[str, np.ndarray]:
-    """`drawings/<task>`: images of `count` held-out prompts, or classes, of each task that draws pictures."""
+def drawings(system: System, held_out: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
+    """`drawings/<task>`: what each task that makes pictures makes of `count` of its prompts, held-out ones in the tasks
+    that have some."""
     from src.evals.grid import caption_grid
-    from src.evals.result import spread
 
-    predict, pictures = system.predictor.with_params(params), {}
-    for name, (data, layout, generated) in predict.tasks.items():
-        if layout.segment(generated).kind != "image" or predict.shape[2] not in (1, 3):
-            continue
-        if data.classes is None and not hasattr(data, "prompts"):  # it knows no captions without reading its files
-            continue
-        if data.classes is not None:
-            given: list[Any] = [i % data.classes for i in range(count)]
-            images, titles = predict.draw(name, labels=given, seed=system.config.seed), [f"class {i}" for i in given]
-        else:
-            words = [phrase for phrase, _ in data.prompts("test")]
-            titles = [words[i] for i in spread(len(words), count)]
-            images = predict.draw(name, words=titles, seed=system.config.seed)
-        pictures[f"drawings/{name}"] = caption_grid(images, titles, COLUMNS)
+    pictures = {}
+    for name, plan in system.tasks.items():
+        made = plan.task.fill[0]
+        shape = system.fields[row_of(made)].codec.delivered
+        if len(shape) == 3 and shape[2] in (1, 3):
+            given = plan.task.questions(count, "test" if name in held_out else "train")
+            titles = [title(example, number) for number, example in enumerate(given)]
+            images = system.pipeline.values(name, given, system.config.seed)[made]
+            pictures[f"drawings/{name}"] = caption_grid(images, titles, COLUMNS)
     return pictures
+
+
+def title(example: Mapping[str, Any], number: int) -> str:
+    """What a prompt says, of several texts that mean the same that of row `number`; else its class."""
+    for value in example.values():
+        texts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+        if texts and all(isinstance(text, str) for text in texts):
+            return texts[number % len(texts)]
+    return f"class {example['label']}" if "label" in example else f"row {number}"
 
 
 def _held_out(name: str, plan: TaskPlan) -> bool:

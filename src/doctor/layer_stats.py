@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,11 +13,10 @@ from jaxtyping import Array, Float
 
 from src.common import tree
 from src.common.mesh.sharding import replicated
-from src.interfaces import Batch, PyTree, TokenField
+from src.interfaces import Batch, PyTree
 from src.models.model import STACKED
-from src.sequence.packed import Document, placed
 from src.train.state import TrainState
-from src.train.step import Measured
+from src.train.step import StepMetrics
 from src.train.system import System
 from src.train.trainer import Trainer
 
@@ -28,7 +27,7 @@ SPREAD = 5
 class Vitals:
     """A watcher of every log line, of the last step before it.
 
-    ratio/<part>      |update| / |parameters| of a block (`block_00` …) or another part of the model (`text`, …)
+    ratio/<part>      |update| / |parameters| of a block (`block_00` …) or another part of the model (`text/head`, …)
     gradient/<part>   |gradient| of the same, before clipping
     ema_lag           |average - parameters| / |parameters|, of all parameters
     padding/<task>    share of the places of its rows that are padding
@@ -38,38 +37,41 @@ class Vitals:
         self._tell = jax.jit(functools.partial(_tell, trainer.system), out_shardings=replicated(trainer.mesh))
 
     def __call__(
-        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: Measured
+        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
     ) -> dict[str, float]:
         """The scalars above."""
         apart = self._tell(state.params, state.ema, batch)
         squares, (apart, padding) = jax.device_get((measured.squares, apart))
         size = sum(float(np.sum(a)) for a in squares["param"].values())
-        scalars = ratios(squares["update"], squares["param"]) | gradients(squares["grad"])
+        grads = {part: square**0.5 for part, square in by_part(squares["grad"]).items()}
+        found = {"ratio": ratios(squares["update"], squares["param"]), "gradient": grads}
+        scalars = {f"{kind}/{part}": value for kind, parts in found.items() for part, value in told(parts).items()}
         if size:
             scalars["ema_lag"] = float(np.sqrt(apart / size))
         return scalars | {f"padding/{task}": float(share) for task, share in padding.items()}
 
 
 def ratios(update: Mapping[str, np.ndarray], param: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """`ratio/<part>` from sums of squares by path; a part whose parameters are all zero has none."""
+    """|update| / |parameters| by part from sums of squares by path; a part whose parameters are all zero has none."""
     updates, params = by_part(update), by_part(param)
-    return {f"ratio/{k}": v for k, v in told({k: (updates[k] / v) ** 0.5 for k, v in params.items() if v}).items()}
-
-
-def gradients(grad: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """`gradient/<part>` from sums of squares by path."""
-    return {f"gradient/{k}": v for k, v in told({k: v**0.5 for k, v in by_part(grad).items()}).items()}
+    return {part: (updates[part] / size) ** 0.5 for part, size in params.items() if size}
 
 
 def by_part(squares: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Sums of squares by block and, of the rest, by the first name of the path (behind `trunk/`)."""
+    """Sums of squares by block, by part of a field (`image/head`) and, of the rest, by the first name of the path
+    (behind `trunk/`)."""
     sums: dict[str, float] = {}
     for path, values in squares.items():
         stacked = path.startswith(STACKED)
-        names = [block(i) for i in range(len(values))] if stacked else [path.removeprefix("trunk/").split("/")[0]]
+        names = [block(i) for i in range(len(values))] if stacked else [_part(path)]
         for name, value in zip(names, np.ravel(values), strict=True):
             sums[name] = sums.get(name, 0.0) + float(value)
     return sums
+
+
+def _part(path: str) -> str:
+    first, *names = path.removeprefix("trunk/").split("/")
+    return "/".join(names[:2]) if first == "fields" else first
 
 
 def told(values: Mapping[str, float]) -> dict[str, float]:
@@ -94,16 +96,9 @@ def hasty(trainer: Trainer) -> dict[str, Any]:
 
 
 def padding_shares(system: System, batch: Mapping[str, Batch]) -> dict[str, Float[Array, ""]]:
-    """By task: the places of its rows without a valid token, over all places."""
-    shares = {}
-    for name, plan in system.tasks.items():
-        if isinstance(plan.layout, Document):
-            empty = (~placed(plan.layout, batch[name])[1]).sum()
-        else:
-            fields: Sequence[Any] = [field for field in batch[name].values() if isinstance(field, TokenField)]
-            empty = sum((~field.valid).sum() for field in fields)
-        shares[name] = jnp.asarray(empty / (plan.rows * plan.layout.length), jnp.float32)
-    return shares
+    """By task: the places of its rows that are padding, over all places."""
+    specs = {name: plan.layout.spec(batch[name]) for name, plan in system.tasks.items()}
+    return {name: jnp.mean(spec.segment == 0, dtype=jnp.float32) for name, spec in specs.items()}
 
 
 def _tell(system: System, params: PyTree, ema: PyTree, batch: Mapping[str, Batch]) -> tuple[Array, dict[str, Array]]:

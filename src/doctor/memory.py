@@ -26,7 +26,7 @@ ELSEWHERE = (
 
 
 def check_state(system: System) -> None:
-    """Raises ValueError when not even parameters, average, moments, gradients and the frozen networks, of which every
+    """Raises ValueError when not even parameters, average, moments, gradients and the frozen encoders, of which every
     device has its own, fit on all devices together.
 
     It knows nothing of activations yet and takes no time; `check_step` asks the compiler.
@@ -37,10 +37,10 @@ def check_state(system: System) -> None:
     need = count * FROZEN + trained * (GRADIENT + MOMENTS[system.config.optim.moments])
     if (keep := keeper(system)) is not None:
         need += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(keep, shapes)))
-    frozen = system.frozen_bytes() * (jax.local_device_count() if _shared() else jax.device_count())
-    devices, need = 1 if _shared() else jax.device_count(), need + frozen
+    encoders = system.encoder_bytes() * (jax.local_device_count() if _shared() else jax.device_count())
+    devices, need = 1 if _shared() else jax.device_count(), need + encoders
     if have is not None and need > have * devices:
-        besides = f" ({frozen / GIB:.1f} of it frozen networks)" if frozen else ""
+        besides = f" ({encoders / GIB:.1f} of it frozen encoders)" if encoders else ""
         raise ValueError(
             f"{count:,} parameters with average, moments and gradients take {need / GIB:.1f} GiB{besides}, and this"
             f" machine has {have * devices / GIB:.1f} GiB: {ELSEWHERE}"
@@ -48,7 +48,7 @@ def check_state(system: System) -> None:
 
 
 def check_encoding(trainer: Trainer) -> int | None:
-    """Bytes that the frozen networks' program needs on a device beside the state, or None where there is no such
+    """Bytes that the frozen encoders' program needs on a device beside the state, or None where there is no such
     program or the compiler does not tell; call it before anything is allocated.
 
     Raises ValueError when a device has less. The compiled program is the one that then runs.
@@ -58,8 +58,9 @@ def check_encoding(trainer: Trainer) -> int | None:
     if found is None:
         return None
     need = found.temp_size_in_bytes + found.output_size_in_bytes
-    need += _local(trainer.frozen_shapes()) + _local(trainer.delivered()) + _local(trainer.abstract)
-    return _fitting(trainer, need, "encoding images before a step", "lower image_codec.rows or vision.rows, or batch")
+    need += _local(trainer.encoder_shapes()) + _local(trainer.raw_batch()) + _local(trainer.abstract)
+    rows = " or ".join(f"fields.{row}.codec.frozen.rows" for row in trainer.system.encoders.nets)
+    return _fitting(trainer, need, "encoding before a step", f"lower {rows}, or batch")
 
 
 def _fitting(trainer: Trainer, need: int, what: str, advice: str) -> int:
@@ -80,7 +81,7 @@ def _local(tree: Any) -> int:
 def check_step(trainer: Trainer, update: Any) -> int | None:
     """Bytes that the compiled step needs on a device, or None where the compiler does not tell.
 
-    Frozen networks are there by now, and so not free; the next batch comes while the step runs.
+    Frozen encoders are there by now, and so not free; the next batch comes while the step runs.
     Raises ValueError when a device has less.
     """
     found = update.memory_analysis()
@@ -88,8 +89,8 @@ def check_step(trainer: Trainer, update: Any) -> int | None:
         return None
     need = found.temp_size_in_bytes + found.argument_size_in_bytes
     need += max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
-    if trainer.system.frozen.nets:
-        need += _local(trainer.delivered()) + _local(trainer.batch())
+    if trainer.system.encoders.nets:
+        need += _local(trainer.raw_batch()) + _local(trainer.batch())
     return _fitting(trainer, need, "a step", "lower batch, raise accumulate, set model.trunk.remat to names or full")
 
 

@@ -49,8 +49,7 @@ def consult(system: System, steps: int = STEPS, devices: Sequence[Any] | None = 
             memory = check_step(trainer, update)
             state, found = examine(trainer, update, trainer.init(), first)
         if not errors(found):
-            config.doctor.every = steps  # what is measured seldom is measured at the end
-            watchers = make_doctor(trainer).watchers
+            watchers = make_doctor(trainer, every=steps).watchers  # what is measured seldom is measured at the end
             seen = rehearse(trainer, update, state, data, steps, watchers, (spec, *SCREENS))
             found += advise(trainer, seen)
     return Report("\n".join(_lines(trainer, found, seen, memory)), tuple(found))

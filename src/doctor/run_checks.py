@@ -23,7 +23,7 @@ from src.doctor.context import Case, Check, open_case
 from src.doctor.diagnostic import Finding, error, errors, note, warning
 from src.interfaces import Batch
 from src.train.state import TrainState
-from src.train.step import Measured, Step
+from src.train.step import Step, StepMetrics
 from src.train.trainable import rates
 from src.train.trainer import Trainer
 
@@ -31,7 +31,7 @@ STEPS = 6
 STARVED = 8  # times that the share in the loss may be above the share in the rows
 SCREENS: tuple[Check, ...] = (
     batch_checks.values,
-    batch_checks.flags,
+    batch_checks.targets,
     batch_checks.blind,
     batch_checks.padding,
     batch_checks.vacant,
@@ -71,11 +71,11 @@ def screen(case: Case, checks: Sequence[Check]) -> list[Finding]:
 
 def trial(
     trainer: Trainer, update: Step, state: TrainState, batch: Mapping[str, Batch]
-) -> tuple[TrainState, tuple[Measured, ...]]:
+) -> tuple[TrainState, tuple[StepMetrics, ...]]:
     """A fresh state, and what some steps on one batch measured: as many as it takes every parameter to get a gradient,
     at most `STEPS`. They run at the highest learning rate, since gradients behind zeros grow with what it has moved."""
     state = state.replace(opt_state=at_peak(state.opt_state, trainer.system.config.optim.warmup))
-    steps: list[Measured] = []
+    steps: list[StepMetrics] = []
     while len(steps) < STEPS and (not steps or _without(trainer, steps)):
         state, measured = update(state, batch)
         steps.append(jax.device_get(measured))
@@ -98,9 +98,9 @@ def at_peak(opt_state: optax.OptState, step: int) -> optax.OptState:
 
 
 def frozen(case: Case) -> list[Finding]:
-    """Parameters that `optim.multipliers`, or the adapters of `model.lora`, keep as they are."""
+    """Parameters that `optim.lr_multipliers`, or the adapters of `model.lora`, keep as they are."""
     paths, adapted = _frozen(case.trainer), case.system.config.model.lora.rank
-    what = "model.lora and optim.multipliers freeze" if adapted else "optim.multipliers freezes"
+    what = "model.lora and optim.lr_multipliers freeze" if adapted else "optim.lr_multipliers freezes"
     return [note(f"{what} {len(paths)} tensors: {listed(paths)}")] if paths else []
 
 
@@ -139,7 +139,7 @@ def starved(case: Case) -> list[Finding]:
             found.append(
                 warning(
                     f"the batch starves task {task}: {plan.rows} row(s), {rows:.1%} of the batch, carry {loss:.0%} of"
-                    " the loss's weight: raise its share, or lower the weight of its objectives"
+                    f" the loss's weight: raise tasks.{task}.weight, or lower the weight of its objectives"
                 )
             )
         if not weights[task]:
@@ -170,8 +170,8 @@ def idle(case: Case) -> list[Finding]:
             rows = case.system.tasks[name.partition("/")[0]].rows
             found.append(
                 error(
-                    f"objective {label} counts nothing in the first batch ({rows} rows): mark tokens for loss in the"
-                    " fields that it reads, or leave it out"
+                    f"objective {label} counts nothing in the first batch ({rows} rows): mark targets in the names"
+                    " that it has, or leave it out"
                 )
             )
     return found
@@ -193,12 +193,12 @@ def dead(case: Case) -> list[Finding]:
         warning(
             f"no objective trains {len(names)} tensors ({count:,} numbers), whose gradient is 0 in"
             f" {len(case.steps)} steps on the first batch: {listed(names)}; connect them, start them at other values"
-            " than 0, or freeze them (optim.multipliers) to save their moments"
+            " than 0, or freeze them (optim.lr_multipliers) to save their moments"
         )
     ]
 
 
-def _without(trainer: Trainer, steps: Sequence[Measured]) -> dict[str, np.ndarray]:
+def _without(trainer: Trainer, steps: Sequence[StepMetrics]) -> dict[str, np.ndarray]:
     """By path, the layers (0 where there are none) whose gradient was zero in all steps; the frozen are left out.
 
     A gradient that is not finite, as a rate that is too high makes them after a while, is no sign of life.

@@ -64,15 +64,15 @@ class Attention(nnx.Module):
         angles: Float[Array, "*B Q half"],
         cache: Stored | None = None,
         start: int | Int[Array, ""] | None = None,
-        image: Attention | None = None,
+        own: Attention | None = None,
         kinds: Kinds = None,
     ) -> tuple[Float[Array, "B Q D"], Stored | None]:
         """Attends from x to itself, or to the cache into which x is written at slot `start`.
 
-        Image tokens (`kinds`) take the projections and norms of `image`, if it is there; the attention is one.
+        Tokens of these `kinds` take the projections and norms of `own`, if it is there; the attention is one.
         """
         rows, length, _ = x.shape
-        of = functools.partial(part, self, image, kinds=kinds)
+        of = functools.partial(part, self, own, kinds=kinds)
         q = of("q")(x).reshape(rows, length, self.heads, self.head_dim)
         k = of("k")(x).reshape(rows, length, self.kv_heads, self.head_dim)
         v = of("v")(x).reshape(rows, length, self.kv_heads, self.head_dim)

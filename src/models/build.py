@@ -1,4 +1,4 @@
-"""From the `model` group of a config, and what the data say of themselves, to a Model."""
+"""From the `model` and `fields` groups of a config, and the table of fields, to a Model."""
 
 from __future__ import annotations
 
@@ -6,67 +6,90 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from src.common.lookup import check_arguments, lookup
+from src.common.lookup import build, check_arguments, lookup
+from src.common.rng import stream
+from src.interfaces import Field, FieldSpec
 from src.models import lora
 from src.models.conditioning import Conditioning, TimestepEmbedder
-from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder, VisionEmbedder
-from src.models.heads.linear import ImageHead, TextHead
-from src.models.model import Model
+from src.models.model import Architecture, FieldParts, Model
 from src.models.transformer import Transformer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-@dataclasses.dataclass(frozen=True)
-class Fields:
-    """What the tasks bring: size of the vocabulary, shape of the patches, number of classes, and features of a frozen
-    encoder (None: not there)."""
+def build_architecture(model: Mapping[str, Any], fields: Mapping[str, Any], table: Mapping[str, Field]) -> Any:
+    """The model without its parameters, and the function key -> parameters, a nested dict. Its table also says what
+    the losses of the heads draw (`Field.noise`).
 
-    vocab: int | None = None
-    patch_features: int | None = None
-    channels: int | None = None
-    grid: tuple[int, int] | None = None
-    classes: int | None = None
-    vision_features: int | None = None
-
-
-def build_model(config: Mapping[str, Any], fields: Fields, rngs: nnx.Rngs) -> Model:
-    """Puts embedders, trunk and heads together. Call it under `jax.jit` or `nnx.eval_shape` for large models.
+    model, fields   groups of a config, plain dicts; `table` the rows that were built of `fields`
 
     Raises ValueError, naming the key, for unknown names and sizes that do not fit.
     """
-    if config["dtype"] not in DTYPES:
-        raise ValueError(f"model.dtype={config['dtype']!r} is unknown; use one of {', '.join(DTYPES)}")
-    dtype, width = DTYPES[config["dtype"]], config["trunk"]["width"]
 
-    def part(cls: type, group: str, **given: Any) -> Any:
-        """One part, from its group of the config and from what is known already."""
-        options = {k: v for k, v in dict(config[group]).items() if k != "name"}
-        arguments = options | given | {"dtype": dtype, "rngs": rngs}
-        check_arguments(cls, arguments, where=f"model.{group} ({cls.__name__})")
-        return cls(**arguments)
+    def make(key: jax.Array) -> Any:
+        return nnx.split(build_model(model, fields, table, key))
 
-    pictured = fields.patch_features is not None
-    kind = lookup("models", config["conditioning"]["name"]) if pictured else Conditioning  # no time without an image
-    parts: dict[str, Any] = {}
-    if fields.vocab is not None:
-        parts["text"] = part(TokenEmbedder, "text", vocab=fields.vocab, width=width)
-        parts["text_head"] = part(TextHead, "text_head", vocab=fields.vocab, width=width)
-    if pictured:
-        size = {"width": width, "features": fields.patch_features}
-        parts["image"] = part(PatchEmbedder, "image", grid=fields.grid, **size)
-        parts["image_head"] = part(ImageHead, "image_head", channels=fields.channels, **size)
-        parts["time"] = part(TimestepEmbedder, "time", width=width)
-    if fields.vision_features is not None:
-        parts["vision"] = part(VisionEmbedder, "vision", features=fields.vision_features, width=width)
-    if fields.classes is not None:
-        parts["labels"] = part(LabelEmbedder, "labels", classes=fields.classes, width=width)
-    trunk = part(Transformer, "trunk", layer=kind.Layer)
-    model = Model(
-        trunk, part(kind, "conditioning", width=width) if pictured else Conditioning(width, rngs=rngs), **parts
-    )
-    lora.adapt(trunk, **config.get("lora", {}), rngs=rngs)  # last, so that what is drawn before does not depend on it
-    return model
+    graph, shapes = nnx.eval_shape(make, jax.random.key(0))
+    heads = nnx.merge(graph, shapes).fields
+    table = {n: dataclasses.replace(f, noise=heads[n].head and heads[n].head.noise) for n, f in table.items()}
+    own = tuple(model.get("mot_fields", ()))
+    return Architecture(graph, table, own), lambda key: nnx.to_pure_dict(make(key)[1])
+
+
+def build_model(
+    model: Mapping[str, Any], fields: Mapping[str, Any], table: Mapping[str, Field], key: jax.Array
+) -> Model:
+    """Puts the parts of the fields and the trunk together. Call it under `jax.jit` or `nnx.eval_shape`.
+
+    Every part draws from a key of its own name, so that what it starts from does not depend on the other parts.
+    """
+    if model["dtype"] not in DTYPES:
+        raise ValueError(f"model.dtype={model['dtype']!r} is unknown; use one of {', '.join(DTYPES)}")
+    dtype, width = DTYPES[model["dtype"]], model["trunk"]["width"]
+    shared = {"width": width, "dtype": dtype}
+    parts = {name: _parts(fields[name], field, stream(key, name), shared) for name, field in table.items()}
+    timed = any(field.process is not None and field.timed for field in table.values())
+    kind = lookup("models", model["conditioning"]["name"]) if timed else Conditioning
+    trunk = _part(Transformer, "trunk", model["trunk"], key, layer=kind.Layer, dtype=dtype)
+    conditioning = _part(kind, "conditioning", model["conditioning"] if timed else {}, key, **shared)
+    time = _part(TimestepEmbedder, "time", model["time"], key, **shared) if timed else None
+    lora.adapt(trunk, **model.get("lora", {}), rngs=nnx.Rngs(stream(key, "lora")))
+    return Model(trunk, conditioning, parts, time)
+
+
+def _part(cls: type, group: str, options: Mapping[str, Any], key: jax.Array, **given: Any) -> Any:
+    """One part of the group `model.<group>`."""
+    options = {k: v for k, v in dict(options).items() if k != "name"}
+    arguments = options | given | {"rngs": nnx.Rngs(stream(key, group))}
+    check_arguments(cls, arguments, where=f"model.{group} ({cls.__name__})")
+    return cls(**arguments)
+
+
+def _parts(options: Mapping[str, Any], field: Field, key: jax.Array, shared: dict[str, Any]) -> FieldParts:
+    """The parameters of a row: what its group of the config names."""
+    process, where = field.process, f"fields.{field.name}"
+
+    def part(group: str, folder: str, **given: Any) -> Any:
+        if not options.get(group):
+            return None
+        rngs = nnx.Rngs(stream(key, group))
+        return build(folder, options[group], where=f"{where}.{group}", **shared, **given, rngs=rngs)
+
+    inputs = field.spec if process is None else process.inputs
+    outputs = numbers_of(field.spec) if process is None else process.outputs
+    hint = None
+    if field.hint:
+        rngs = nnx.Rngs(stream(key, "hint"))
+        hint = nnx.Linear(process.guided, shared["width"], use_bias=False, dtype=shared["dtype"], rngs=rngs)
+    embed = part("embed", "models/embedders", spec=inputs)
+    head = part("head", "models/heads", spec=field.spec, outputs=outputs)
+    return FieldParts(embed, head, hint=hint)
+
+
+def numbers_of(spec: FieldSpec) -> int:
+    """Numbers of a token's output where no process says it: a logit for each id, or for each value of each feature."""
+    return (spec.vocab or 1) * (spec.features or 1)

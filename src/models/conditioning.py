@@ -1,8 +1,8 @@
-"""How the diffusion time (and a class label) enters the transformer: one class per published way, chosen by name.
+"""How the diffusion time (and conditions of the row) enter the transformer: one class per published way, by name.
 
 Every class may act in three places, and leaves the others alone:
-  tokens   number of time tokens placed before each image segment, made by `token(vector)`
-  before   changes the image tokens once, before the first block
+  tokens   number of time tokens in front of a segment whose field has them (`time_token`), made by `token(vector)`
+  before   changes the tokens that are noised once, before the first block
   Layer    a module in every block that turns the vector into a `Modulation`
 """
 
@@ -22,12 +22,12 @@ from src.models.layers import linear, timestep_features
 class Condition(NamedTuple):
     """Conditioning vectors `[B, T, D]` and, for every token, which of them it belongs to (-1: none).
 
-    `image`: whether the token is no text, but of an image or its time; None: all are text.
+    `own`: whether the token has parts of the trunk of its own (`models/mixture_of_transformers.py`); None: none has.
     """
 
     vector: Float[Array, "B T D"]
     owner: Int[Array | np.ndarray, "*B S"]
-    image: Bool[Array | np.ndarray, "*B S"] | None = None
+    own: Bool[Array | np.ndarray, "*B S"] | None = None
 
 
 class Modulation(NamedTuple):
@@ -70,7 +70,7 @@ class TimestepEmbedder(nnx.Module):
 
 
 class Conditioning(nnx.Module):
-    """Does nothing to the trunk; the image head still knows the time. The base of the others."""
+    """Does nothing to the trunk; the head still knows the time. The base of the others."""
 
     tokens = 0
     Layer: type | None = None
@@ -86,7 +86,7 @@ class Conditioning(nnx.Module):
 
 
 class TimeToken(Conditioning):
-    """One extra token before the image: linear, GELU, linear of the time vector (MonoFormer's released configs).
+    """One extra token before the segment: linear, GELU, linear of the time vector (MonoFormer's released configs).
 
     init: `fixed` starts both linears at random (LeCun), so every tensor learns and the token tells the time at once;
     `official` starts both at zero, as published: then only the last bias ever gets a gradient.
@@ -106,7 +106,7 @@ class TimeToken(Conditioning):
 
 
 class AdaLNBeforeTrunk(Conditioning):
-    """Image tokens · (1 + scale) + shift once, before the trunk (the MonoFormer paper's description)."""
+    """Noised tokens · (1 + scale) + shift once, before the trunk (the MonoFormer paper's description)."""
 
     def __init__(self, width: int, *, init: str | float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
         self.linear = linear(width, 2 * width, init=init, bias=True, dtype=dtype, rngs=rngs)
@@ -127,7 +127,7 @@ class AddLayer(nnx.Module):
 
 
 class AdditivePerLayer(Conditioning):
-    """Adds the time to the image tokens at the entry of every block (MonoFormer's `add_at_each_layer`)."""
+    """Adds the time to the noised tokens at the entry of every block (MonoFormer's `add_at_each_layer`)."""
 
     Layer = AddLayer
 
@@ -145,6 +145,6 @@ class AdaLNLayer(nnx.Module):
 
 
 class AdaLNPerLayer(Conditioning):
-    """adaLN-zero in every block (DiT, Peebles & Xie 2023); text tokens pass through unmodulated."""
+    """adaLN-zero in every block (DiT, Peebles & Xie 2023); other tokens pass through unmodulated."""
 
     Layer = AdaLNLayer

@@ -125,13 +125,13 @@ def timestep_features(t: Float[Array, "*B"], size: int = 256) -> Float[Array, "*
 
 def sincos_2d(height: int, width: int, dim: int) -> np.ndarray:
     """Fixed positions `[height · width, dim]`: first half column, second half row, each [sin, cos]."""
-    row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    return np.concatenate([sincos_1d(column, dim), sincos_1d(row, dim)], axis=1)
-
-
-def sincos_1d(index: np.ndarray, dim: int) -> np.ndarray:
-    """The half `[indices, dim / 2]` of `sincos_2d` that tells a row or a column."""
     if dim % 4:
         raise ValueError(f"2-D sin-cos positions need a model width that is a multiple of 4, got {dim}")
-    angles = index.reshape(-1, 1) * 10_000.0 ** (-np.arange(dim // 4) / (dim // 4))
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+    row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    return np.concatenate([sincos_axis(column.reshape(-1), dim // 2), sincos_axis(row.reshape(-1), dim // 2)], axis=1)
+
+
+def sincos_axis(index: np.ndarray, size: int) -> np.ndarray:
+    """[sin(i f_k), cos(i f_k)] with f_k = 10000^(-k / (size/2)), `[*indices, size]`."""
+    angles = index[..., None] * 10_000.0 ** (-np.arange(size // 2) / (size // 2))
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)

@@ -25,12 +25,12 @@ from jaxtyping import Array, Float
 from src.common import tree
 from src.interfaces import PyTree
 from src.models.layers import product
-from src.models.mixture_of_transformers import COPIES
+from src.models.mixture_of_transformers import GROUP
 
 A, B = "lora_a", "lora_b"
-# All of the trunk but adapters, copies for images, which exist to be trained whole, and what conditions a block on the
-# time, which no language model has.
-FROZEN = rf"^trunk/(?!layers/({COPIES}|modulation)/)(?!.*/lora_[ab]$)"
+# All of the trunk but adapters, own parts of some fields, which exist to be trained whole, and what conditions a block
+# on the time, which no language model has.
+FROZEN = rf"^trunk/(?!layers/({GROUP}|modulation)/)(?!.*/lora_[ab]$)"
 
 
 class Adapted(nnx.Linear):
@@ -67,7 +67,7 @@ def adapt(trunk: nnx.Module, *, rank: int = 0, alpha: float = 16.0, targets: str
     found = {
         "/".join(map(str, path)): module
         for path, module in nnx.iter_modules(trunk.layers)
-        if isinstance(module, nnx.Linear) and path[0] not in (COPIES, "modulation")
+        if isinstance(module, nnx.Linear) and path[0] not in (GROUP, "modulation")
     }
     try:
         chosen = [path for path in found if re.fullmatch(targets, path)]
@@ -87,7 +87,7 @@ def adapt(trunk: nnx.Module, *, rank: int = 0, alpha: float = 16.0, targets: str
 
 
 def frozen(rank: int) -> tuple[tuple[str, float], ...]:
-    """The rule that freezes what adapters stand in for, to go before `optim.multipliers`; none without adapters."""
+    """The rule that freezes what adapters stand in for, to go before `optim.lr_multipliers`; none without adapters."""
     return ((FROZEN, 0.0),) if rank else ()
 
 

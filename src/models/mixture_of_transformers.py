@@ -1,10 +1,10 @@
-"""Parts of a block of which image tokens have their own copy (mixture of transformers, Liang et al. 2024, arXiv
+"""Parts of a block that the tokens of some fields have of their own (mixture of transformers, Liang et al. 2024, arXiv
 2411.04996; with the language model's own parts frozen, LMFusion, Shi et al. 2024, arXiv 2412.15188).
 
 Attention stays one for all tokens; norms, the feed-forward network and the projections of attention may be chosen by
-the kind of the token. Copies start equal to what they were copied from, so the first step is that of the plain model.
+the token's field. The own parts start equal to the shared ones, so the first step is that of the plain model.
 
-Which tokens are of images follows from the layout and is numpy, known before any data: rows are cut into runs of one
+Which tokens have their own follows from the layout and is numpy, known before any data: rows are cut into runs of one
 kind, each part sees its own runs only, and a block costs what a plain one does. Where the kinds are traced, or
 `context` splits the sequence, both parts see all tokens and a `where` chooses.
 """
@@ -25,13 +25,13 @@ from src.common.mesh.constraints import automatic_axes
 from src.interfaces import PyTree
 
 PARTS = ("attention_norm", "attention", "mlp_norm", "mlp")
-COPIES = "image"  # of a block: `trunk/layers/image/mlp/up/kernel` is the copy of `trunk/layers/mlp/up/kernel`
-PREFIX = f"trunk/layers/{COPIES}/"
+GROUP = "mot"  # of a block: `trunk/layers/mot/mlp/up/kernel` is the own `trunk/layers/mlp/up/kernel` of some tokens
+PREFIX = f"trunk/layers/{GROUP}/"
 
-Kinds = Bool[Array, "*R S"] | Bool[np.ndarray, "*R S"] | None  # whether a token is of an image; None: none is
+Kinds = Bool[Array, "*R S"] | Bool[np.ndarray, "*R S"] | None  # whether a token has own parts; None: none has
 
 
-class Copies(nnx.Module):
+class OwnParts(nnx.Module):
     """Copies of some parts of a block, under the names that they have there. Takes no random numbers."""
 
     def __init__(self, block: nnx.Module, names: Sequence[str]):
@@ -39,40 +39,40 @@ class Copies(nnx.Module):
             setattr(self, name, nnx.clone(getattr(block, name)))
 
 
-def check_copies(names: Sequence[str]) -> tuple[str, ...]:
+def check_parts(names: Sequence[str]) -> tuple[str, ...]:
     """The names, as a tuple. Raises ValueError for one that no block has a part for, or that is there twice."""
     names = (names,) if isinstance(names, str) else tuple(names)
     unknown = [name for name in names if name not in PARTS]
     if unknown or len(set(names)) < len(names):
-        raise ValueError(f"model.trunk.copies={names!r} must be some of {', '.join(PARTS)}, each at most once")
+        raise ValueError(f"model.trunk.mot={names!r} must be some of {', '.join(PARTS)}, each at most once")
     return names
 
 
-def part(own: nnx.Module, other: nnx.Module | None, name: str, kinds: Kinds) -> Callable[[Array], Array]:
-    """The part `name` as a function of all tokens `[B, S, …]`: that of `own`, and of `other` for image tokens where it
-    has one. The part itself must act on each token alone."""
-    text, image = getattr(own, name), getattr(other, name, None)
-    return text if image is None or kinds is None else functools.partial(by_kind, text, image, kinds)
+def part(shared: nnx.Module, own: nnx.Module | None, name: str, kinds: Kinds) -> Callable[[Array], Array]:
+    """The part `name` as a function of all tokens `[B, S, …]`: that of `shared`, and of `own` for the tokens that have
+    their own. The part itself must act on each token alone."""
+    common, special = getattr(shared, name), getattr(own, name, None)
+    return common if special is None or kinds is None else functools.partial(by_kind, common, special, kinds)
 
 
 def by_kind(
-    text: Callable[[Array], Array], image: Callable[[Array], Array], kinds: Any, x: Shaped[Array, "B S *D"]
+    shared: Callable[[Array], Array], own: Callable[[Array], Array], kinds: Any, x: Shaped[Array, "B S *D"]
 ) -> Shaped[Array, "B S *E"]:
-    """text(x) at the tokens that are text, image(x) at those of images."""
+    """own(x) at the tokens of these kinds, shared(x) at the others."""
     if not isinstance(kinds, np.ndarray) or "context" in automatic_axes():
         kinds = jnp.broadcast_to(kinds, x.shape[:2])
-        chosen, other = image(x), text(x)
+        chosen, other = own(x), shared(x)
         return jnp.where(kinds.reshape(*x.shape[:2], *[1] * (chosen.ndim - 2)), chosen, other)
     if kinds.all() or not kinds.any():
-        return image(x) if kinds.any() else text(x)
+        return own(x) if kinds.any() else shared(x)
     blocks = cut(kinds)
     alike = len(blocks) == 1  # then the axis of rows, which a mesh may split, stays as it is
     flat = lambda a: a if alike else a.reshape(-1, *a.shape[2:])
     done: dict[bool, Iterator[Array]] = {}
-    for kind, function in ((False, text), (True, image)):
-        own = [flat(x[rows, slots]) for rows, runs in blocks for slots, of in runs if of == kind]
-        ends = np.cumsum([piece.shape[alike] for piece in own])[:-1]
-        done[kind] = iter(jnp.split(function(jnp.concatenate(own, axis=int(alike))), ends, axis=int(alike)))
+    for kind, function in ((False, shared), (True, own)):
+        mine = [flat(x[rows, slots]) for rows, runs in blocks for slots, of in runs if of == kind]
+        ends = np.cumsum([piece.shape[alike] for piece in mine])[:-1]
+        done[kind] = iter(jnp.split(function(jnp.concatenate(mine, axis=int(alike))), ends, axis=int(alike)))
 
     def row(rows: slice, runs: list[tuple[slice, bool]]) -> Array:
         size = len(range(*rows.indices(x.shape[0])))

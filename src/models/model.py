@@ -1,246 +1,330 @@
-"""The model: embedders, one transformer and heads. It is the `Net` of the interfaces, the only door to parameters."""
+"""The model: the parts of every field, one transformer, and the door to them. Nothing here asks what a field holds."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from src.common.mesh.constraints import automatic_axes, constrain
 from src.common.mesh.fsdp import Placement
 from src.common.tree import joined
-from src.interfaces import Hidden, Net, Prediction, PyTree, SequenceSpec, View
+from src.interfaces import Field, Guide, Hidden, PyTree, SequenceSpec, View, row_of
 from src.models.conditioning import Condition, Conditioning, TimestepEmbedder
-from src.models.embedders import LabelEmbedder, PatchEmbedder, TokenEmbedder, VisionEmbedder
-from src.models.heads.linear import ImageHead, TextHead
-from src.models.packed import embed_document
-from src.models.transformer import Cache, Tap, Transformer
-from src.sequence.layout import Layout, positions, time_name
-from src.sequence.packed import Document
+from src.models.embed import Embedded, conditions, join_rows, pad_rows
+from src.models.transformer import Cache, Runtime, Transformer
+from src.sequence.segment import Segment
 
 STACKED = "trunk/layers/"  # where parameters have a first axis of layers
-TEACHER = "teacher"  # beside the parts of a model, parameters that the run began with
+TEACHER = "teacher"  # beside the parts of a model: parameters that the run began with
+STATES = "states"  # and: the states of adaptive processes, by field
 
 
-class Embedded(NamedTuple):
-    """A row-batch ready for the trunk."""
+class FieldParts(nnx.Module):
+    """The parameters of one row of the table; a part that the row does not have is None.
 
-    x: Float[Array, "B S D"]
-    spec: SequenceSpec
-    condition: Condition
+    embed   value -> vectors [B, N, D]; of a condition [B, D]
+    head    hidden states -> outputs
+    codec   learned: ids -> the vectors that the process corrupts
+    hint    self-conditioning -> what is added to the embedding; linear without bias, so that none is a hint of zeros
+    """
+
+    def __init__(
+        self,
+        embed: nnx.Module | None = None,
+        head: nnx.Module | None = None,
+        codec: nnx.Module | None = None,
+        hint: nnx.Module | None = None,
+    ):
+        self.embed, self.head, self.codec, self.hint = embed, head, codec, hint
 
 
 class Model(nnx.Module):
-    """Text ids, image patches and features in, hidden states out; heads on request.
-
-    A part is absent when the system does not need it: `text` without a vocabulary, `image` without patches, `vision`
-    without an encoder, `labels` without classes.
-    """
+    """All parameters: the trunk, how it is conditioned, the embedding of times, and the parts of each field."""
 
     def __init__(
         self,
         trunk: Transformer,
         conditioning: Conditioning,
-        *,
+        fields: Mapping[str, FieldParts],
         time: TimestepEmbedder | None = None,
-        text: TokenEmbedder | None = None,
-        text_head: TextHead | None = None,
-        image: PatchEmbedder | None = None,
-        image_head: ImageHead | None = None,
-        vision: VisionEmbedder | None = None,
-        labels: LabelEmbedder | None = None,
     ):
-        self.trunk, self.conditioning, self.time, self.labels = trunk, conditioning, time, labels
-        self.text, self.text_head, self.image, self.image_head = text, text_head, image, image_head
-        self.vision = vision
-        self.open_teacher: Callable[[], Model] | None = None
+        self.trunk, self.conditioning, self.time = trunk, conditioning, time
+        self.fields = nnx.Dict(dict(fields))
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundField:
+    """A row of the table with its parameters and the state of its process. See `interfaces.BoundField`."""
+
+    field: Field
+    parts: FieldParts
+    process: Any
+
+    def __call__(self, hidden: Array, cond: Array | None = None) -> Array:
+        return self.parts.head(hidden, cond)
+
+    def noise(self, key: Array, shape: tuple[int, int]) -> PyTree:
+        """All that `nll` draws."""
+        return self.parts.head.noise(key, shape)
+
+    def nll(self, hidden: Array, target: Array, noise: PyTree = ()) -> Array:
+        """-log p(target | hidden), or what stands for it."""
+        return self.parts.head.nll(hidden, target, noise)
+
+    def sample(self, key: Array, hidden: Array, guide: Guide, choose: Callable[[Array, Array], Array]) -> Array:
+        """The next token of each row."""
+        return self.parts.head.sample(key, hidden, guide, choose)
+
+    def divergence(self, hidden: Array, other: BoundField, states: Array, temperature: float = 1.0) -> Array:
+        """KL(other || this row) of the next token, of two networks' hidden states."""
+        return self.parts.head.divergence(hidden, other.parts.head, states, temperature)
+
+    def encode(self, value: Array) -> PyTree:
+        """Clean tokens as the process corrupts them."""
+        return value if self.parts.codec is None else self.parts.codec.encode(value)
+
+    def decode(self, x0: PyTree) -> Array:
+        """Clean tokens again."""
+        return x0 if self.parts.codec is None else self.parts.codec.decode(x0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Architecture:
+    """A model without parameters, and the table of its fields.
+
+    graph   of `Model`
+    own     fields whose tokens have parts of the trunk of their own, where it has some
+    """
+
+    graph: nnx.GraphDef
+    table: Mapping[str, Field]
+    own: tuple[str, ...] = ()
+
+    def bind(self, params: PyTree, placement: Placement | None = None) -> Network:
+        """The network with these parameters, see `bind`."""
+        return bind(self, params, placement)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """An architecture with parameters: the `Net` of the interfaces, the only door to parameters."""
+
+    architecture: Architecture
+    model: Model
+    runtime: Runtime = dataclasses.field(default_factory=Runtime)
+    states: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
+    open_teacher: Callable[[], Network] | None = None
+
+    def field(self, name: str) -> BoundField:
+        """The row of the table that a name belongs to."""
+        row = row_of(name)
+        field = self.architecture.table[row]
+        process = field.process.bind(self.states[row]) if row in self.states else field.process
+        return BoundField(field, self.model.fields[row], process)
+
+    def teacher(self) -> Network:
+        """The network with the parameters that the run began with. Raises ValueError when nobody kept them."""
+        if self.open_teacher is None:
+            raise ValueError("no teacher parameters were kept: bind what `train.state.with_teacher` makes of a state")
+        return self.open_teacher()
 
     # ------------------------------------------------------------------ training: whole rows
 
-    def hidden(self, views: Mapping[str, tuple[Layout, View]]) -> dict[str, Hidden]:
+    def hidden(self, views: Mapping[str, View]) -> dict[str, Hidden]:
         """Hidden states of every task; tasks of one row length go through the trunk together."""
-        embedded = {task: self._embed(layout, view) for task, (layout, view) in views.items()}
+        return self.run(views)[0]
+
+    def run(self, views: Mapping[str, View]) -> tuple[dict[str, Hidden], list[PyTree]]:
+        """`hidden`, and what the runtime measures of each pass of the trunk."""
+        embedded = {task: self.embedded(view) for task, view in views.items()}
         groups = defaultdict(list)
         for task, e in embedded.items():
-            groups[e[0].x.shape[1], e[0].condition.vector.shape[1]].append(task)
-        out = {}
+            groups[e.x.shape[1], e.condition.vector.shape[1]].append(task)
+        out, measured = {}, []
         for tasks in groups.values():
-            joined = _join([embedded[task][0] for task in tasks])
-            length = joined.x.shape[1]
-            joined = _pad(joined, -length % automatic_axes().get("context", 1))
-            joined = joined._replace(x=constrain(joined.x, "rows", "places", None))
-            sequence, _ = self.trunk(joined.x, joined.spec, joined.condition)
+            whole = join_rows([embedded[task] for task in tasks])
+            length = whole.x.shape[1]
+            whole = pad_rows(whole, -length % automatic_axes().get("context", 1))
+            x = constrain(whole.x, "rows", "places", None)
+            sequence, _, seen = self.model.trunk(x, whole.spec, whole.condition, runtime=self.runtime)
+            measured.append(seen)
             sequence = constrain(sequence, "rows", None, None)[:, :length]
-            ends = np.cumsum([embedded[task][0].x.shape[0] for task in tasks])[:-1]
-            for task, rows in zip(tasks, jnp.split(sequence, ends), strict=True):
-                e, vectors = embedded[task]
-                out[task] = Hidden(rows, e.spec.segment > 0, vectors, views[task][0], views[task][1].places)
-        return out
+            start = 0
+            for task in tasks:
+                e = embedded[task]
+                rows = e.x.shape[0]
+                out[task] = Hidden(views[task], sequence[start : start + rows], e.vectors)
+                start += rows
+        return out, measured
 
-    def text_logits(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
-        """Logits of the next token, f32."""
-        return self.text_head(hidden)
+    def embedded(self, view: View) -> Embedded:
+        """What the trunk gets of the rows of a task."""
+        layout, batch = view.layout, view.batch
+        parts, vectors, heads = {}, {}, {}
+        for segment in layout.segments:
+            for copy in COPIES[segment.role]:
+                vector = self._vector(view, segment, copy)
+                for name in segment.names:
+                    parts[name, copy] = self._tokens(view, name, copy, vector)
+                    if vector is not None:
+                        heads[name] = vector
+                if vector is not None:
+                    vectors[segment.name, copy] = vector
+            if segment.lead:
+                parts[segment.name, "lead"] = self._lead(view, segment)
+        x = layout.join(batch, parts)
+        return Embedded(x, layout.spec(batch), conditions(layout, batch, x, vectors, self._own()), heads)
 
-    def text_nats(self, hidden: Float[Array, "B N D"], ids: Int[Array, "B N"]) -> Float[Array, "B N"]:
-        """-log p(ids | hidden), f32; large vocabularies go in pieces (`models/heads/chunked_cross_entropy.py`)."""
-        return self.text_head.nats(hidden, ids)
+    # ------------------------------------------------------------------ sampling: part by part
 
-    def text_divergence(
-        self, hidden: Float[Array, "B N D"], teacher: Net, taught: Float[Array, "B N D"], temperature: float
-    ) -> Float[Array, "B N"]:
-        """temperature² · KL(teacher's next token given `taught` || ours given `hidden`), f32, in pieces."""
-        return self.text_head.divergence(hidden, teacher.text_head, taught, temperature)
+    def start_cache(self, view: View) -> Cache:
+        """An empty cache for rows like these."""
+        spec = view.layout.spec(view.batch)
+        return self.model.trunk.empty_cache(spec, spec.segment.shape[0])
 
-    def teacher(self) -> Model:
-        """The model with the parameters that the run began with. Raises ValueError when nobody kept them."""
-        if self.open_teacher is None:
-            raise ValueError("these parameters bring no teacher: bind what `train.state.shown` makes of a state")
-        return self.open_teacher()
+    def extend(
+        self, view: View, segment: Segment, copy: str, start: Any, size: int, spec: SequenceSpec, cache: Cache
+    ) -> tuple[Float[Array, "B N D"], Cache]:
+        """See `interfaces.Net`."""
+        whole = isinstance(start, int) and start == 0 and size == segment.length
+        vector = self._vector(view, segment, copy)
+        if vector is not None and vector.shape[1] > 1:
+            vector = jax.lax.dynamic_slice_in_dim(vector, start, size, axis=1)
+        piece = None if whole else (start, size)
+        x = sum(self._tokens(view, name, copy, vector, piece) for name in segment.names)
+        lead = segment.lead if isinstance(start, int) and start == 0 else 0
+        if lead:
+            x = jnp.concatenate([self._lead(view, segment), x], axis=1)
+        slot = view.layout.part(segment.name, copy).start + start - lead
+        length = lead + size
 
-    def image_prediction(self, hidden: Float[Array, "B N D"], vector: Float[Array, "B T D"]) -> Prediction:
-        """The denoiser's output for the patches of one image segment, f32."""
-        return self.image_head(hidden, vector)
+        def cut(a: Array | np.ndarray) -> Array:
+            return jax.lax.dynamic_slice_in_dim(jnp.asarray(a), slot, length, axis=1 if a.ndim > 1 else 0)
 
-    # ------------------------------------------------------------------ sampling: segment by segment
+        new = SequenceSpec(cut(spec.read), cut(spec.write), cut(spec.group), cut(spec.segment), cut(spec.position))
+        owner = jnp.full(length, -1) if vector is None else jnp.arange(length) - lead
+        if vector is None:
+            vector = jnp.zeros_like(x[:, :1])
+        elif vector.shape[1] == 1:
+            owner = jnp.where(jnp.arange(length) < lead, -1, 0)
+        own = jnp.full(length, row_of(segment.name) in self._own())
+        sequence, cache, _ = self.model.trunk(x, new, Condition(vector, owner, own), cache, slot, self.runtime)
+        return sequence[:, lead:], cache
 
-    def start_cache(self, layout: Layout, rows: int) -> Cache:
-        """An empty cache for rows of this layout."""
-        read, write, group = layout.static_orders()
-        segment = jnp.zeros((rows, layout.length), jnp.int32)
-        return self.trunk.empty_cache(SequenceSpec(read, write, group, segment, segment[..., None]), rows)
-
-    def extend(self, layout: Layout, part: Layout, start: int, view: View, cache: Cache) -> tuple[Hidden, Cache]:
-        """Runs some neighbouring segments of `layout` over the cache and writes them to it at slot `start`.
-
-        `part` names them; it may hold only the beginning of a segment. A time token goes with its image.
-        """
-        e, vectors = self._embed(part, view)
-        spec = _place(layout, e.spec.segment > 0, start, cache)
-        sequence, cache = self.trunk(e.x, spec, e.condition, cache, start)
-        return Hidden(sequence, e.spec.segment > 0, vectors, part), cache
-
-    def extend_token(
-        self, layout: Layout, ids: Int[Array, "B"], valid: Bool[Array, "B"], slot: Int[Array, ""], cache: Cache
-    ) -> tuple[Float[Array, "B D"], Cache]:
-        """Runs one text token per row over the cache, at a slot that may be traced."""
-        x = self.text(ids[:, None])
-        none = Condition(jnp.zeros_like(x), np.full(1, -1, np.int32))
-        sequence, cache = self.trunk(x, _place(layout, valid[:, None], slot, cache), none, cache, slot)
-        return sequence[:, 0], cache
+    def vector(self, view: View, segment: Segment, copy: str) -> Float[Array, "B T D"] | None:
+        """See `interfaces.Net`."""
+        return self._vector(view, segment, copy)
 
     # ------------------------------------------------------------------ parts
 
-    def embedded(self, layout: Layout, view: View) -> Float[Array, "B S D"]:
-        """What the trunk would get of these rows."""
-        return self._embed(layout, view)[0].x
+    def _own(self) -> tuple[str, ...]:
+        return self.architecture.own if self.model.trunk.mot else ()
 
-    def _embed(self, layout: Layout, view: View) -> tuple[Embedded, dict[str, Array]]:
-        """Vectors, visibility and condition of whole segments, and the condition of each image by name."""
-        if isinstance(layout, Document):
-            *embedded, vectors = embed_document(self, layout, view)
-            return Embedded(*embedded), vectors
-        rows = next(iter(view.inputs.values())).shape[0]
-        vectors = {name: self._vector(name, rows, view) for name in layout.named("image")}
-        parts = [self._segment(s, view, vectors, rows) for s in layout.segments]
-        condition = _condition(layout, vectors, jnp.zeros_like(parts[0][:, :1]))
-        spec = layout.spec(layout.valid(view.valid, rows))
-        return Embedded(jnp.concatenate(parts, axis=1), spec, condition), vectors
+    def _lead(self, view: View, segment: Segment) -> Array:
+        """The tokens in front of a segment [B, lead, D], or of each of its parts [B, M, lead, D]."""
+        vector = self._vector(view, segment, COPIES[segment.role][0])
+        if vector is None:  # only read: at time 0
+            value = view.batch.tokens[segment.name].value
+            parts = view.layout.parts_of(segment.name)
+            vector = self.model.time(jnp.zeros((value.shape[0], parts), jnp.float32))
+        if _is_one(view, segment.name):
+            return self.model.conditioning.token(vector[:, :1])
+        return self.model.conditioning.token(vector)[:, :, None]
 
-    def _vector(self, name: str, rows: int, view: View) -> Float[Array, "B T D"]:
-        """Time embedding of an image segment (clean when no time is given) plus the label's embedding."""
-        vector = self.time(view.times.get(name, jnp.zeros((rows, 1), jnp.float32)))
-        return vector if view.labels is None else vector + self.labels(view.labels)[:, None]
+    def _vector(self, view: View, segment: Segment, copy: str) -> Float[Array, "B T D"] | None:
+        """What conditions the tokens of a segment's copy: their time, clean when none is given, and the row's
+        conditions. None where the fields have no process."""
+        noised = [name for name in segment.names if self.architecture.table[row_of(name)].process is not None]
+        if not noised:
+            return None
+        found = []
+        timed = [name for name in noised if self.architecture.table[row_of(name)].timed]
+        if timed:
+            value = view.batch.tokens[timed[0]].value
+            clean = jnp.zeros((value.shape[0], view.layout.parts_of(timed[0])), jnp.float32)
+            times = view.times.get(timed[0], clean) if copy == "noisy" else clean
+            found.append(self.model.time(times))
+        for name, value in view.batch.cond.items():
+            found.append(self.model.fields[name].embed(value)[:, None])
+        return sum(found[1:], found[0]) if found else None
 
-    def _segment(self, segment, view: View, vectors: dict[str, Array], rows: int) -> Float[Array, "B N D"]:
-        if segment.kind == "text":
-            return self.text(view.inputs[segment.name])
-        if segment.kind == "image":
-            x = self.image(view.inputs[segment.name], (view.grids or {}).get(segment.name))
-            return self.conditioning.before(x, vectors[segment.name])
-        if segment.kind == "vision":
-            return self.vision(view.inputs[segment.name])
-        image = next(name for name in view.inputs if time_name(name) == segment.name)
-        vector = vectors[image] if image in vectors else self._vector(image, rows, view)
-        return self.conditioning.token(vector[:, :1])
-
-
-def _condition(layout: Layout, vectors: dict[str, Array], none: Array) -> Condition:
-    """All conditioning vectors of a row, and which of them each token belongs to."""
-    owner = np.full(layout.length, -1, np.int32)
-    first = 0
-    for name, where in layout.slices().items():
-        if name in vectors:
-            times, length = vectors[name].shape[1], where.stop - where.start
-            owner[where] = first + np.arange(length) * times // length
-            first += times
-    image = np.concatenate([np.full(s.length, s.kind != "text") for s in layout.segments])
-    return Condition(jnp.concatenate(list(vectors.values()), axis=1) if vectors else none, owner, image)
-
-
-def _join(parts: list[Embedded]) -> Embedded:
-    """Stacks the rows of several tasks; a single task keeps its static arrays."""
-    if len(parts) == 1:
-        return parts[0]
-
-    def widen(e: Embedded) -> Embedded:
-        shape = e.x.shape[:2]
-        static = {k: jnp.broadcast_to(getattr(e.spec, k), shape) for k in ("read", "write", "group")}
-        owner, image = jnp.broadcast_to(e.condition.owner, shape), np.broadcast_to(e.condition.image, shape)
-        return e._replace(spec=e.spec.replace(**static), condition=e.condition._replace(owner=owner, image=image))
-
-    def stack(*leaves):  # what is known before any data stays so
-        return (np if isinstance(leaves[0], np.ndarray) else jnp).concatenate(leaves)
-
-    return jax.tree.map(stack, *(widen(e) for e in parts))
+    def _tokens(
+        self, view: View, name: str, copy: str, vector: Array | None, piece: tuple[Any, int] | None = None
+    ) -> Array:
+        """The vectors of a name's tokens [B, N, D], or of its parts [B, M, N, D]; `piece`: of some of them, by first
+        token and number."""
+        bound, tokens = self.field(name), view.batch.tokens[name]
+        parts = bound.parts
+        if copy == "noisy" and name in view.noisy:
+            value = view.noisy[name]
+        else:
+            value = bound.encode(tokens.value)
+            if bound.process is not None:
+                value = bound.process.network(value, jnp.zeros((1, 1), jnp.float32))[0]
+        place, hint = tokens.place, view.hints.get(name)
+        if piece is not None:
+            cut = lambda a: None if a is None else jax.lax.dynamic_slice_in_dim(a, *piece, axis=1)
+            place = cut(place) if tokens.place is not None else places(bound.field.spec.grid, *piece, value.shape[0])
+            value, hint = cut(value), cut(hint)
+        outer = value.shape[:2]
+        one = _is_one(view, name)
+        fold = lambda a: a if one or a is None else a.reshape(-1, *a.shape[2:])
+        x = parts.embed(fold(value), fold(place))
+        if hint is not None:
+            x = x + parts.hint(fold(hint))
+        if vector is not None:
+            x = self.model.conditioning.before(x, vector if one else vector.reshape(-1, 1, vector.shape[-1]))
+        return x if one else x.reshape(*outer, *x.shape[1:])
 
 
-def _pad(e: Embedded, places: int) -> Embedded:
-    """Rows with some places of padding behind them, so that the mesh axis `context` divides their length."""
-    if not places:
-        return e
-
-    def widen(a, axis: int, value: int = 0):
-        amount = [(0, places if i == axis else 0) for i in range(a.ndim)]
-        return (np if isinstance(a, np.ndarray) else jnp).pad(a, amount, constant_values=value)
-
-    spec = e.spec
-    last = {k: widen(a, a.ndim - 1) for k in ("read", "write", "group", "segment") for a in [getattr(spec, k)]}
-    relation = None if spec.relation is None else widen(widen(spec.relation, 1), 2)
-    spec = SequenceSpec(**last, position=widen(spec.position, 1), relation=relation)
-    owner, image = e.condition.owner, e.condition.image
-    owner, image = widen(owner, owner.ndim - 1, -1), widen(image, image.ndim - 1)
-    return Embedded(widen(e.x, 1), spec, e.condition._replace(owner=owner, image=image))
+COPIES = {"clean": ("clean",), "noisy": ("noisy",), "copies": ("clean", "noisy")}  # of a segment, by its role
 
 
-def _place(layout: Layout, valid: Bool[Array, "B N"], start, cache: Cache) -> SequenceSpec:
-    """SequenceSpec of new tokens at `start`: their slots' orders; positions go on from the row's valid tokens."""
-    orders = [jax.lax.dynamic_slice_in_dim(jnp.asarray(o), start, valid.shape[1]) for o in layout.static_orders()]
-    count = (cache.spec.segment > 0).sum(axis=1)[:, None, None]
-    return SequenceSpec(*orders, valid.astype(jnp.int32), positions(valid) + count)
+def _is_one(view: View, name: str) -> bool:
+    """Whether values of a name are [B, N, …], not parts of packed rows."""
+    return view.batch.packing is None or name not in view.batch.packing.begins
 
 
-def bind(graph: nnx.GraphDef, params: PyTree, placement: Placement | None = None, tap: Tap | None = None) -> Model:
-    """The model with these parameters, a nested dict of arrays.
+def places(grid: tuple[int, ...], start: Any, size: int, rows: int) -> Int[Array, "B N axes"] | None:
+    """Coordinates in a grid, by rows, of some neighbouring tokens; None where there is no grid."""
+    if not grid:
+        return None
+    index, found = start + jnp.arange(size), []
+    for side in reversed(grid):
+        found.append(index % side)
+        index = index // side
+    return jnp.broadcast_to(jnp.stack(found[::-1], axis=-1), (rows, size, len(grid)))
+
+
+def bind(
+    architecture: Architecture,
+    params: PyTree,
+    placement: Placement | None = None,
+    measure: Callable[[Array], PyTree] | None = None,
+) -> Network:
+    """The network with these parameters, a nested dict of arrays.
 
     With a placement, parameters are fetched from where they lie: those of the blocks layer by layer, when the trunk
-    gets to them, the others here. With a tap, each pass of the trunk leaves what the tap says of every block's output.
-    What lies below `TEACHER` takes the place of the parameters of its paths in `teacher()`, which has no gradient.
+    gets to them, the others here. `measure` is `Runtime.measure`. What lies below `TEACHER` takes the place of the
+    parameters of its paths in `teacher()`, which has no gradient; below `STATES` are the states of processes.
     """
-    own = {name: part for name, part in params.items() if name != TEACHER}
-    if placement is None:
-        model = nnx.merge(graph, nnx.State(own))
-    else:
+    own = {name: part for name, part in params.items() if name not in (TEACHER, STATES)}
+    runtime, whole = Runtime(measure=measure), own
+    if placement is not None:
         rest = own | {"trunk": {k: v for k, v in own["trunk"].items() if k != "layers"}}
         rest = placement.fetch(rest)
-        model = nnx.merge(graph, nnx.State(rest | {"trunk": rest["trunk"] | {"layers": own["trunk"]["layers"]}}))
-        model.trunk.fetch = lambda layer: placement.fetch(layer, STACKED, stacked=True)
-    model.trunk.tap = tap
+        whole = rest | {"trunk": rest["trunk"] | {"layers": own["trunk"]["layers"]}}
+        runtime = Runtime(lambda layer: placement.fetch(layer, STACKED, stacked=True), measure)
+    model = nnx.merge(architecture.graph, nnx.State(whole))
+    teacher = None
     if TEACHER in params:
-        model.open_teacher = lambda: bind(graph, jax.lax.stop_gradient(joined(own, params[TEACHER])), placement)
-    return model
+        teacher = lambda: bind(architecture, jax.lax.stop_gradient(joined(own, params[TEACHER])), placement)
+    return Network(architecture, model, runtime, params.get(STATES, {}), teacher)

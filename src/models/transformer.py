@@ -19,7 +19,7 @@ from src.interfaces import PyTree, SequenceSpec
 from src.models import layers
 from src.models.attention import Attend, Attention, Sizes, find_backend, prepare_attention
 from src.models.conditioning import Condition, Modulation, modulate
-from src.models.mixture_of_transformers import Copies, check_copies, part
+from src.models.mixture_of_transformers import OwnParts, check_parts, part
 
 NORMS = {"rms": layers.RMSNorm, "layer": layers.LayerNorm}
 MLPS = {"swiglu": layers.SwiGLU, "gelu": layers.GELU}
@@ -45,19 +45,20 @@ REMAT = {
 }
 
 
-def _as_they_are(params: PyTree) -> PyTree:
+def _unchanged(params: PyTree) -> PyTree:
     return params
 
 
 @dataclasses.dataclass(frozen=True)
-class Tap:
-    """Something to be known of every block's output, for whoever watches: `left` grows by one tree a pass.
+class Runtime:
+    """What a pass of the trunk needs beside its parameters.
 
-    measure    h [B, S, D] -> a tree of small arrays; `left` has them with a first axis of layers, traced as the pass is
+    fetch      makes one layer's parameters usable, where they are split over devices
+    measure    h [B, S, D] -> a tree of small arrays of every block's output; the pass gives them back
     """
 
-    measure: Callable[[Array], PyTree]
-    left: list[PyTree] = dataclasses.field(default_factory=list)
+    fetch: Callable[[PyTree], PyTree] = _unchanged
+    measure: Callable[[Array], PyTree] | None = None
 
 
 class Cache(NamedTuple):
@@ -71,7 +72,7 @@ class Cache(NamedTuple):
 class Block(nnx.Module):
     """h += gate · attention(norm h); h += gate · mlp(norm h), each optionally modulated by the condition.
 
-    image: the parts that image tokens have for themselves, or None (`models/mixture_of_transformers.py`)
+    mot: the parts that some tokens have for themselves, or None (`models/mixture_of_transformers.py`)
     """
 
     def __init__(self, config: Transformer, *, rngs: nnx.Rngs):
@@ -81,15 +82,15 @@ class Block(nnx.Module):
         self.attention = Attention(c.width, c.heads, c.kv_heads, qk_norm=c.qk_norm, rope=c.rope, **args)
         self.mlp = MLPS[c.mlp](c.width, c.mlp_width, **args)
         self.modulation = c.layer(c.width, dtype=c.dtype, rngs=rngs) if c.layer else None
-        self.image = Copies(self, c.copies) if c.copies else None
+        self.mot = OwnParts(self, c.mot) if c.mot else None
 
     def __call__(self, x, attend: Attend, angles, condition: Condition, cache=None, start=None):
-        kinds = condition.image
-        of = functools.partial(part, self, self.image, kinds=kinds)
+        kinds = condition.own
+        of = functools.partial(part, self, self.mot, kinds=kinds)
         m = self.modulation(condition) if self.modulation is not None else Modulation()
         x = x if m.add is None else x + m.add
         y = modulate(of("attention_norm")(x), m.shift_attention, m.scale_attention)
-        y, cache = self.attention(y, attend, angles, cache, start, getattr(self.image, "attention", None), kinds)
+        y, cache = self.attention(y, attend, angles, cache, start, getattr(self.mot, "attention", None), kinds)
         y = checkpoint_name(y, "attention_branch")
         x = x + (y if m.gate_attention is None else m.gate_attention * y)
         y = checkpoint_name(of("mlp")(modulate(of("mlp_norm")(x), m.shift_mlp, m.scale_mlp)), "mlp_branch")
@@ -104,7 +105,7 @@ class Transformer(nnx.Module):
     remat:      what the backward pass recomputes: none | dots (all but products with weights) | names (all but what
                 attention gives, before and after its projection, and the mlp's output where a gate needs it) | full
     init:       deviation of the kernels, or the name of an initializer
-    copies:     parts of a block of which image tokens have their own copy (`models/mixture_of_transformers.py`)
+    mot:        parts of a block that the tokens of some fields have of their own (`models/mixture_of_transformers.py`)
 
     Raises ValueError when heads, kv_heads and width do not divide, or a name is unknown.
     """
@@ -128,7 +129,7 @@ class Transformer(nnx.Module):
         attention: str = "auto",
         remat: str = "none",
         init: str | float = 0.02,
-        copies: tuple[str, ...] = (),
+        mot: tuple[str, ...] = (),
         layer: type | None = None,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -137,12 +138,10 @@ class Transformer(nnx.Module):
         self.mlp_width = 4 * width if mlp_width is None else mlp_width
         self.norm, self.norm_epsilon, self.mlp, self.bias, self.qk_norm = norm, norm_epsilon, mlp, bias, qk_norm
         self.rope, self.rope_theta, self.remat, self.init = rope, rope_theta, remat, init
-        self.layer, self.attention, self.dtype, self.copies = layer, attention, dtype, check_copies(copies)
+        self.layer, self.attention, self.dtype, self.mot = layer, attention, dtype, check_parts(mot)
         self._check()
         self.layers = nnx.vmap(lambda keys: Block(self, rngs=keys))(rngs.fork(split=depth))
         self.final_norm = NORMS[norm](width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs) if final_norm else None
-        self.fetch = _as_they_are  # what makes one layer's parameters usable; see `models.model.bind`
-        self.tap: Tap | None = None
 
     def _check(self):
         for option, value, known in (("norm", self.norm, NORMS), ("mlp", self.mlp, MLPS), ("remat", self.remat, REMAT)):
@@ -167,8 +166,12 @@ class Transformer(nnx.Module):
         condition: Condition,
         cache: Cache | None = None,
         start: int | Int[Array, ""] = 0,
-    ) -> tuple[Float[Array, "B Q D"], Cache | None]:
-        """Hidden states after the final norm. With a cache, x takes its slots from `start` on and sees those before."""
+        runtime: Runtime = Runtime(),
+    ) -> tuple[Float[Array, "B Q D"], Cache | None, PyTree]:
+        """Hidden states after the final norm, the cache, and what `runtime` measures, with a first axis of layers.
+
+        With a cache, x takes its slots from `start` on and sees those before.
+        """
         if cache is not None:
             write = jax.vmap(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=0))
             cache = cache._replace(spec=cache.spec.replace(segment=write(cache.spec.segment, spec.segment)))
@@ -178,9 +181,9 @@ class Transformer(nnx.Module):
 
         def body(carry, per_layer):
             (h, stored), (params, layer) = carry, per_layer
-            block = nnx.merge(graph, nnx.State(self.fetch(nnx.to_pure_dict(params))))
+            block = nnx.merge(graph, nnx.State(runtime.fetch(nnx.to_pure_dict(params))))
             h, stored = block(h, attend, angles, condition, stored and (*stored, layer), start)
-            seen = None if self.tap is None else self.tap.measure(h)
+            seen = None if runtime.measure is None else runtime.measure(h)
             return (constrain(h, "rows", "places", None), stored and stored[:2]), seen
 
         if cache is None:  # nothing is trained through a cache
@@ -191,10 +194,8 @@ class Transformer(nnx.Module):
         numbers = jnp.arange(self.depth)
         carry, seen = jax.lax.scan(body, (x, stored), (stacked, numbers), unroll=self.depth if shallow else 1)
         x, stored = carry
-        if self.tap is not None:
-            self.tap.left.append(seen)
         x = x if self.final_norm is None else self.final_norm(x)
-        return x, None if cache is None else cache._replace(k=stored[0], v=stored[1])
+        return x, None if cache is None else cache._replace(k=stored[0], v=stored[1]), seen
 
     def _attend(self, spec: SequenceSpec, cache: Cache | None, rows: int, length: int) -> Attend:
         """Attention as the rows allow it, prepared once for all layers."""

@@ -1,79 +1,155 @@
-"""Diffusion loss of one continuous field."""
+"""Diffusion loss of one field, or of several that share their tokens and their time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from src.interfaces import Batch, Hidden, LossTerm, Net, Noised, Process, PyTree, View
+from src.common.rng import stream
+from src.interfaces import Corrupted, Field, Hidden, Loss, LossTerm, Net, PyTree, View, row_of
 
-QUARTERS = 4  # of diffusion time, whose losses are told apart
-Corrupted = tuple[Array, Noised, Array]  # x0 [B, N, P], what `corrupt` gave, t [B, 1]; of packed rows [B, M, …] each
+QUARTERS = 4  # of diffusion time, whose losses are logged apart
+PERS = ("row", "block", "token")
+STATISTICS = "@statistics"  # ends the name of a term that is for the field's process, and is not logged
+BINS = 32  # of diffusion time, in such a term
 
 
 class Diffusion:
-    """w(t) · |prediction - target|², mean over the field, summed over rows; plus the variance's bound if it is learned.
+    """Noise is added to the tokens of `names`, and what the heads make of them is held to a loss, over the targets.
 
-    process    corruption process; it knows the parameterization of the target
-    times      time sampler, (key, shape) -> t
-    weight     loss weight, (schedule, t, parameterization) -> w(t)
+    loss        of all names, or by name (`objectives/losses`)
+    timesteps   (key, shape) -> process times (`corruption/timesteps.py`)
+    per         what has a time of its own: a `row` (of packed rows each part), a `block` of the noisy copy, a `token`
+    given       some tokens of the names may be given: they keep time 0, are not noised, and cost a time for each token
+    hint        probability that a row is shown its own first estimate (self-conditioning, Chen et al. 2022, arXiv
+                2208.04202), at the cost of a second pass of the trunk without gradient
     """
 
-    def __init__(self, field: str, *, process: Process, times: Callable, weight: Callable):
-        self.fields = (field,)
-        self.field, self.process, self.times, self.weight = field, process, times, weight
+    PARTS: ClassVar[dict[str, str]] = {"loss": "objectives/losses", "timesteps": "corruption"}
 
-    def prepare(self, view: View, batch: Batch, key: Array, train: bool) -> tuple[View, PyTree]:
-        """Draws one time an image, which is one a row unless rows are packed, and noises the field."""
+    def __init__(
+        self,
+        names: Sequence[str] | str,
+        loss: Loss | Mapping[str, Loss],
+        timesteps: Callable[[Array, tuple[int, ...]], Array],
+        *,
+        per: str = "row",
+        given: bool = False,
+        hint: float = 0.0,
+    ):
+        if per not in PERS:
+            raise ValueError(f"per={per!r} is unknown; use one of {', '.join(PERS)}")
+        self.names = (names,) if isinstance(names, str) else tuple(names)
+        self.losses = dict(loss) if isinstance(loss, Mapping) else dict.fromkeys(self.names, loss)
+        if missing := [name for name in self.names if name not in self.losses]:
+            raise ValueError(f"loss lacks {missing[0]!r}; give one for each of {', '.join(self.names)}")
+        self.timesteps, self.per, self.given, self.hint = timesteps, per, given, hint
+
+    def draw(self, key: Array, fields: Mapping[str, Field], view: View) -> PyTree:
+        """Times and noise of the whole batch."""
         time_key, noise_key = jax.random.split(key)
-        x0 = view.inputs[self.field]
-        images = x0.shape[:-2]
-        t = self.times(time_key, (math.prod(images), 1))
-        noised = self.process.corrupt(noise_key, x0.reshape(-1, *x0.shape[-2:]), t)
-        noised, t = jax.tree.map(lambda a: a.reshape(*images, *a.shape[1:]), (noised, t))
-        view = view.replace(
-            inputs=view.inputs | {self.field: noised.xt},
-            times=view.times | {self.field: self.process.time_input(t).reshape(images[0], -1)},
-        )
-        return view, (x0, noised, t)
+        first = view.batch.tokens[self.names[0]]
+        outer, length = first.valid.shape[:-1], first.valid.shape[-1]
+        rows = math.prod(outer)
+        sizes = view.layout.segment(self.names[0]).sizes(noisy=True)
+        times = self.timesteps(time_key, (rows, {"row": 1, "block": len(sizes), "token": length}[self.per]))
+        if self.per == "block":
+            times = jnp.repeat(times, jnp.asarray(sizes), axis=1, total_repeat_length=length)
+        noise = {}
+        for number, name in enumerate(self.names):  # the first has the key itself
+            own = noise_key if number == 0 else stream(noise_key, name)
+            noise[name] = fields[row_of(name)].process.noise(own, (rows, length))
+        draws = {"times": times, "noise": noise}
+        if self.hint:
+            draws["hinted"] = jax.random.uniform(stream(key, "hint"), (rows,)) < self.hint
+        return jax.tree.map(lambda a: a.reshape(*outer, *a.shape[1:]), draws)
 
-    def loss(self, net: Net, hidden: Hidden, batch: Batch, aux: Corrupted) -> dict[str, LossTerm]:
-        """`mse` (and `vlb`, in bits per dimension, when the variance is learned), one count a valid image.
+    def prepare(self, net: Net, view: View, draws: PyTree) -> tuple[View, dict[str, Corrupted]]:
+        """Adds the noise, and with `hint` asks the network for a first estimate."""
+        aux = {}
+        for name in self.names:
+            bound, tokens = net.field(name), view.batch.tokens[name]
+            outer = tokens.valid.shape[:-1]
+            x0, noise, times = _fold((bound.encode(tokens.value), draws["noise"][name], draws["times"]), len(outer))
+            if self.given:
+                times = jnp.where(tokens.target.reshape(times.shape[0], -1), times, 0)
+            c = aux[name] = bound.process.corrupt(x0, noise, times)
+            value, time = bound.process.network(c.xt, c.t)
+            value = value.reshape(*outer, *value.shape[1:])
+            view = view.replace(noisy=view.noisy | {name: value}, times=view.times | {name: time.reshape(outer[0], -1)})
+        return (self._hinted(net, view, aux, draws["hinted"]) if self.hint else view), aux
 
-        `mse@0.00-0.25` … are the parts of `mse` of the images whose time lies there; they add up to it.
+    def _hinted(self, net: Net, view: View, aux: dict[str, Corrupted], hinted: Bool[Array, "*B"]) -> View:
+        """The view with the network's own estimates, in the rows that are to see them."""
+        hidden, hints = net.hidden({"": view})[""], {}
+        for name in self.names:
+            process = net.field(name).process
+            hint = process.hint(process.estimate(self._output(net, hidden, name), aux[name].xt, aux[name].t))
+            shown = hinted.reshape(-1, *[1] * (hint.ndim - 1))
+            hint = jax.lax.stop_gradient(jnp.where(shown, hint, 0))
+            hints[name] = hint.reshape(*hinted.shape, *hint.shape[1:])
+        return view.replace(hints=view.hints | hints)
+
+    def _output(self, net: Net, hidden: Hidden, name: str) -> Array:
+        """What the head makes of the noisy tokens, [rows or parts, N, outputs]."""
+        outer = hidden.view.batch.tokens[name].valid.ndim - 1
+        states, vector = hidden.of(name), hidden.vectors.get(name)
+        if vector is not None and outer > 1:
+            vector = vector.reshape(-1, 1, vector.shape[-1])
+        return net.field(name)(_fold(states, outer), vector)
+
+    def loss(self, net: Net, hidden: Hidden, aux: dict[str, Corrupted]) -> dict[str, LossTerm]:
+        """The losses of each name, one count a target; of several names, `name/loss`.
+
+        `mse@0.00-0.25` … are the parts of `mse` of the tokens whose time lies there; they add up to it.
         """
-        axes = aux[0].ndim - 2  # of images: rows, or rows and the images in each
-        x0, noised, t = jax.tree.map(lambda a: a.reshape(-1, *a.shape[axes:]), aux)
-        states, vectors = hidden.of(self.field), hidden.vectors[self.field]
-        prediction = net.image_prediction(
-            states.reshape(-1, *states.shape[-2:]), vectors.reshape(len(x0), -1, vectors.shape[-1])
-        )
-        target = noised.targets[self.process.parameterization]
-        weight = self.weight(self.process.schedule, t, self.process.parameterization)
-        each = (weight[..., None] * (prediction.value - target) ** 2).mean(axis=(1, 2))
-        valid = batch[self.field].valid if self.field in batch else None
-        valid = jnp.ones(each.shape, bool) if valid is None else valid.reshape(-1)
-        images = valid.sum(dtype=jnp.float32)
-        terms = {"mse": LossTerm(jnp.where(valid, each, 0).sum(), images)}
-        if self.process.variance == "learned_range":
-            bound = self.process.vlb_term(x0, noised.xt, prediction, t)
-            terms["vlb"] = LossTerm(jnp.where(valid, bound, 0).sum(), images)
-        return terms | by_time("mse", each, t[:, 0], valid)
+        terms = {}
+        for name in self.names:
+            c, tokens = aux[name], hidden.view.batch.tokens[name]
+            process, outer = net.field(name).process, tokens.valid.ndim - 1
+            target, value = _fold((tokens.target & tokens.valid, tokens.value), outer)
+            found = self.losses[name](process, self._output(net, hidden, name), c, value)
+            prefix = "" if len(self.names) == 1 else f"{name}/"
+            for number, (label, each) in enumerate(found.items()):
+                terms[prefix + label] = LossTerm(jnp.where(target, each, 0).sum(), target.sum(dtype=jnp.float32))
+                if number == 0:
+                    t = jnp.broadcast_to(c.t, each.shape)
+                    terms |= by_time(prefix + label, each, t, target)
+                    if process.state() is not None:
+                        terms[row_of(name) + STATISTICS] = statistics(each, t, target)
+        return terms
 
 
-def by_time(name: str, values: Float[Array, "B"], t: Float[Array, "B"], valid: Bool[Array, "B"]) -> dict[str, LossTerm]:
-    """Sums and counts of the valid rows in each quarter of diffusion time, `name@0.00-0.25` …, none of them trained.
+def statistics(
+    values: Float[Array, "B N"], t: Float[Array, "B N"], target: Bool[Array, "B N"], bins: int = BINS
+) -> LossTerm:
+    """Sums and counts [bins, N] of the targets' losses by time and place, for the state of an adaptive process."""
+    inside = (jnp.minimum((t * bins).astype(jnp.int32), bins - 1)[None] == jnp.arange(bins)[:, None, None]) & target
+    total = jnp.where(inside, jax.lax.stop_gradient(values), 0).sum(axis=1)
+    return LossTerm(total, inside.sum(axis=1, dtype=jnp.float32), trained=False)
+
+
+def by_time(
+    name: str, values: Float[Array, "B N"], t: Float[Array, "B N"], target: Bool[Array, "B N"]
+) -> dict[str, LossTerm]:
+    """Sums and counts of the targets in each quarter of diffusion time, `name@0.00-0.25` …, none of them trained.
 
     A value that is not finite spoils its own quarter alone.
     """
     quarter = jnp.minimum((t * QUARTERS).astype(jnp.int32), QUARTERS - 1)  # t = 1 belongs to the last one
     terms = {}
     for i in range(QUARTERS):
-        inside = valid & (quarter == i)
+        inside = target & (quarter == i)
         total, count = jnp.where(inside, values, 0).sum(), inside.sum(dtype=jnp.float32)
         terms[f"{name}@{i / QUARTERS:.2f}-{(i + 1) / QUARTERS:.2f}"] = LossTerm(total, count, trained=False)
     return terms
+
+
+def _fold(tree: PyTree, outer: int) -> PyTree:
+    """Arrays with one axis in place of their first `outer` ones."""
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[outer:]), tree)

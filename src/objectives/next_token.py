@@ -1,34 +1,44 @@
-"""Next-token cross-entropy."""
+"""Next-token prediction, of whatever the head of a field makes token by token: ids, or vectors."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from src.interfaces import Batch, Hidden, LossTerm, Net, PyTree, View
+from src.common.rng import stream
+from src.interfaces import Field, Hidden, LossTerm, Net, PyTree, View, row_of
 
 
 class NextToken:
-    """-log p(token | everything before it), summed over the tokens that the data mark with `loss`.
+    """-log p(token | everything before it), or what a head has in its place, summed over the targets of `names`.
 
-    A token is predicted from the state just before it in the sequence, which may be the last patch of an image;
-    it is left out when that place is padding. `fields`: the text segments it covers.
+    A token is predicted from the last valid state before it in the sequence, which may be the last patch of an image;
+    one that has nothing before it is left out.
     """
 
-    def __init__(self, fields: tuple[str, ...]):
-        self.fields = tuple(fields)
+    predicts_next = True  # reads the state before each token
 
-    def prepare(self, view: View, batch: Batch, key: Array, train: bool) -> tuple[View, PyTree]:
-        """Text is read as it is."""
-        return view, None
+    def __init__(self, names: Sequence[str] | str):
+        self.names = (names,) if isinstance(names, str) else tuple(names)
 
-    def loss(self, net: Net, hidden: Hidden, batch: Batch, aux: PyTree) -> dict[str, LossTerm]:
-        """`nats`, and the number of tokens predicted."""
+    def draw(self, key: Array, fields: Mapping[str, Field], view: View) -> PyTree:
+        """What the heads' losses draw."""
+        shapes = {name: view.batch.tokens[name].valid.shape for name in self.names}
+        return {name: fields[row_of(name)].noise(stream(key, name), shape) for name, shape in shapes.items()}
+
+    def prepare(self, net: Net, view: View, draws: PyTree) -> tuple[View, PyTree]:
+        """Tokens are read as they are."""
+        return view, draws
+
+    def loss(self, net: Net, hidden: Hidden, aux: PyTree) -> dict[str, LossTerm]:
+        """`nll`, and the number of tokens predicted."""
         total = LossTerm(jnp.zeros(()), jnp.zeros(()))
-        for name in self.fields:
-            field = batch[name]
+        for name in self.names:
+            bound, tokens = net.field(name), hidden.view.batch.tokens[name]
             state, exists = hidden.before(name)
-            nats = net.text_nats(state, field.ids)
-            counted = (field.loss & field.valid & exists).astype(jnp.float32)
-            total = total + LossTerm((nats * counted).sum(), counted.sum())
-        return {"nats": total}
+            nll = bound.nll(state, bound.encode(tokens.value), aux[name])
+            counted = (tokens.target & tokens.valid & exists).astype(jnp.float32)
+            total = total + LossTerm((nll * counted).sum(), counted.sum())
+        return {"nll": total}

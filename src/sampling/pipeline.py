@@ -1,7 +1,8 @@
-"""The trained model as a person meets it: words in, images out; images or words in, text out."""
+"""The trained model as a person meets it: examples without what is to be made go in, what was made comes out."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -10,180 +11,280 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from src.common.lookup import build
 from src.common.mesh.distributed import to_host
+from src.common.mesh.fsdp import Placement
 from src.common.rng import stream
 from src.common.runtime import stopping
-from src.interfaces import ImageField, LabelField, PyTree, Task, TokenField
-from src.sampling.generate import ImageSampler, TextSampler, generate
-from src.sequence.layout import Layout
-from src.sequence.view import clean_view
+from src.interfaces import Batch, Field, Layout, Net, PyTree, Task, Tokens, View, row_of
+from src.sampling.frozen_links import FrozenLinks
+from src.sampling.guidance import Guidance
+from src.sampling.raw_values import decoded
+from src.sampling.rows import abstract, chunk, mesh_of, put, specs_of
+from src.sampling.walk import Decoder, Plan, Walk, fill, plan_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictor:
-    """Everything of a system that sampling needs; `with_params` makes it usable.
+class _Program:
+    """What a compiled call depends on besides arrays.
 
-    bind      parameters -> the network
-    tasks     by name: (data task, its layout in the model, the segment that it generates)
-    encode    pixels or latents `[B, h, w, C]` -> patches, `decode` the inverse
-    shaped    grid (rows, columns) -> what `decode` is for images in such a bucket
-    shape     (h, w, C) of the images that `draw` gives
-    shown     (kind of segment, images as the data deliver them) -> as the network is shown them
-    pictures  what `decode` gives -> pictures, in [-1, 1]
-    rows      rows of one call of the network; more are done in turns, fewer are filled up
-    longest   most tokens of a generated text
+    specs   where the parameters lie, by path; empty: whole on every device
     """
 
-    bind: Callable[[PyTree], Any]
-    tasks: Mapping[str, tuple[Task, Layout, str]]
-    encode: Callable[[Array], Array]
-    decode: Callable[[Array], Array]
-    codec: Any
-    image: ImageSampler | None
-    text: TextSampler | None
-    shape: tuple[int, int, int] | None = None
-    shown: Callable[[str, np.ndarray], np.ndarray] = lambda kind, images: images
-    pictures: Callable[[np.ndarray], np.ndarray] = lambda images: images
-    shaped: Callable[[tuple[int, int]], Callable[[Array], Array]] | None = None
-    rows: int = 128
-    longest: int = 16
-    params: PyTree = None
-
-    def with_params(self, params: PyTree) -> Predictor:
-        """The predictor of these parameters."""
-        return dataclasses.replace(self, params=params)
-
-    def draw(
-        self,
-        task: str,
-        *,
-        words: Sequence[str] | None = None,
-        labels: Sequence[int] | None = None,
-        seed: int = 0,
-        grid: tuple[int, int] | None = None,
-    ) -> np.ndarray:
-        """Images `[n, h, w, C]`, one for each prompt or label, guided as the config says.
-
-        grid    rows and columns of patches, for a model that has learned buckets of aspect ratios
-
-        Raises ValueError for words that the tokenizer does not know or that do not fit, and for a grid that has another
-        number of patches.
-        """
-        data, layout, name = self.task(task, "image")
-        if (labels is None) != (data.classes is None) or (words is None) == (labels is None):
-            raise ValueError(f"task {task} draws from {'a class label' if data.classes else 'words'}; give that alone")
-        strange = [label for label in labels or () if not 0 <= label < data.classes]
-        if strange:
-            raise ValueError(f"task {task} has the classes 0 to {data.classes - 1}; {strange[0]} is none of them")
-        if words is not None:
-            fields = _stack([data.encode_prompt(w) for w in words])
-            empty = _stack([data.encode_prompt("")] * len(words))
-            prompt = layout.named("text")[0]
-            given, null = {prompt: fields}, {prompt: empty}
-        else:
-            given = {"label": LabelField(np.asarray(labels, np.int32))}
-            null = {"label": LabelField(np.full(len(labels), data.classes, np.int32))}
-        decode, more = (self.decode, {}) if grid is None else (self.shaped(grid), {"grid": grid})
-        patches = self._run(layout, name, given, null if self.image.guidance.scale != 1 else None, seed, **more)
-        return np.asarray(self.pictures(np.asarray(decode(jnp.asarray(patches)))))
-
-    def write(
-        self,
-        task: str,
-        *,
-        words: Sequence[str] | None = None,
-        images: np.ndarray | None = None,
-        seed: int = 0,
-    ) -> list[str]:
-        """The text that follows each beginning (`words`), or each image, without the beginning."""
-        data, layout, name = self.task(task, "text")
-        seen = [*layout.named("image"), *layout.named("vision")]
-        if (images is None) == bool(seen):
-            raise ValueError(
-                f"task {task} writes {'about an image; give one' if images is None else 'without an image'}"
-            )
-        count = len(words) if words is not None else len(images)
-        starts = _stack([data.encode_prompt(w) for w in words] if words is not None else [data.encode_prompt()] * count)
-        longest = int(starts.valid.sum(axis=1).max())
-        given: dict[str, Any] = {name: jax.tree.map(lambda a: a[:, :longest], starts)}
-        segment = layout.segment(name)
-        wider = dataclasses.replace(segment, length=longest + self.longest)
-        layout = Layout(tuple(wider if s.name == name else s for s in layout.segments))
-        if images is not None:
-            shown = self.shown(layout.segment(seen[0]).kind, np.asarray(images, np.float32))
-            given[seen[0]] = ImageField(shown)
-            head = data.fixed_texts()
-            given |= {k: jax.tree.map(lambda a: np.repeat(a, count, axis=0), v) for k, v in head.items()}
-        ids = self._run(layout, name, given, None, seed)
-        return [self.codec.decode(_until(row, self.text.stop)) for row in ids.tolist()]
-
-    def task(self, task: str, kind: str | None = None) -> tuple[Any, Layout, str]:
-        """Data task, layout and generated segment. Raises ValueError when there is none, or of another kind."""
-        if task not in self.tasks:
-            raise ValueError(f"there is no task {task!r}; this system has {', '.join(self.tasks)}")
-        data, layout, name = self.tasks[task]
-        if kind is not None and layout.segment(name).kind != kind:
-            raise ValueError(f"task {task} generates {layout.segment(name).kind}, not {kind}")
-        return data, layout, name
-
-    def _run(
-        self,
-        layout: Layout,
-        name: str,
-        given: PyTree,
-        null: PyTree | None,
-        seed: int,
-        grid: tuple[int, int] | None = None,
-    ) -> np.ndarray:
-        """Rows in chunks of one size, so that one compilation serves any number of them."""
-        count = len(jax.tree.leaves(given)[0])
-        out = []
-        for start in range(0, count, self.rows):
-            pick = np.minimum(np.arange(start, start + self.rows), count - 1)
-            chunk = jax.tree.map(lambda a, pick=pick: a[pick], (given, null))
-            stopping.check()
-            key = stream(jax.random.key(seed), name, start)
-            shape = () if grid is None else (np.asarray(grid, np.int32),)
-            out.append(to_host(_generate(self._static(layout, name), self.params, *chunk, key, *shape)))
-        return np.concatenate(out)[:count]
-
-    def _static(self, layout: Layout, name: str) -> _Static:
-        return _Static(self.bind, layout, name, self.encode, self.image, self.text)
+    bind: Callable[[PyTree, Placement | None], Net]
+    dtype: Any
+    layout: Layout
+    plan: Plan
+    decoders: tuple[tuple[str, Decoder], ...]
+    guidance: Guidance
+    specs: tuple[tuple[str, PartitionSpec], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Static:
-    """What a compiled generation depends on besides arrays."""
+class _Job:
+    """Rows to be completed, all of them on the host; `null`: the same without their conditions, None: no guidance."""
 
-    bind: Callable[[PyTree], Any]
-    layout: Layout
-    name: str
-    encode: Callable[[Array], Array]
-    image: ImageSampler | None
-    text: TextSampler | None
+    program: _Program
+    batch: Batch
+    null: Batch | None
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _generate(
-    static: _Static, params: PyTree, given: PyTree, null: PyTree | None, key: Array, grid: Array | None = None
-) -> Array:
-    net = static.bind(params)
-    view = clean_view(static.layout, given, static.encode, generated=(static.name,))
-    free = None if null is None else clean_view(static.layout, null, static.encode, generated=(static.name,))
-    if grid is not None:
-        grids = {static.name: jnp.broadcast_to(grid, (len(jax.tree.leaves(given)[0]), 2))}
-        view, free = (v and v.replace(grids=grids) for v in (view, free))
-    out = generate(
-        net, static.layout, view, key, generated=(static.name,), text=static.text, image=static.image, null=free
-    )
-    return out[static.name]
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pipeline:
+    """Everything of a system that sampling needs; `with_params` makes it usable.
+
+    bind        (parameters, where they lie) -> the network
+    fields      the table
+    tasks       by name
+    leads       by task and name, tokens that the model puts in front of the segment
+    decoders    by field; a segment has that of its first name
+    batch_size  rows of one call; more are made in turns, fewer are filled up, so that all share one program. They are
+                split over the devices that the parameters lie on (mesh axes `data` and `fsdp`), and do not depend on
+                how many these are
+    dtype       of the computation
+    params      parameters, with the states of adaptive processes (`models/model.py`: bind)
+    """
+
+    bind: Callable[[PyTree, Placement | None], Net]
+    fields: Mapping[str, Field]
+    tasks: Mapping[str, Task]
+    leads: Mapping[tuple[str, str], int]
+    decoders: Mapping[str, Decoder]
+    guidance: Guidance
+    batch_size: int
+    dtype: Any
+    frozen: FrozenLinks
+    params: PyTree = None
+
+    def with_params(self, params: PyTree) -> Pipeline:
+        """The pipeline of these parameters."""
+        return dataclasses.replace(self, params=params)
+
+    def __call__(
+        self,
+        task: str,
+        given: Sequence[Mapping[str, Any]],
+        seed: int,
+        scale: float | None = None,
+        decoders: Mapping[str, Decoder] | None = None,
+    ) -> list[dict[str, Any]]:
+        """What is made of each example, by name ("image", "text.caption"): as the source would have it, pixels as uint8
+        [h, w, C], of a text what follows its given beginning.
+
+        given     examples without what is to be made; what they have of it is given (`data/task.py`)
+        scale     of guidance, instead of the config's; 1: none
+        decoders  by field, instead of the config's
+
+        Raises ValueError for examples that do not fit the task, and where nothing is to be made.
+        """
+        made = self.values(task, given, seed, scale, decoders)
+        hosts = {name: self.fields[row_of(name)].codec.host for name in made}
+        made = {name: [_raw(hosts[name], v) for v in values] for name, values in made.items()}
+        return [dict(zip(made, row, strict=True)) for row in zip(*made.values(), strict=True)]
+
+    def values(
+        self,
+        task: str,
+        given: Sequence[Mapping[str, Any]],
+        seed: int,
+        scale: float | None = None,
+        decoders: Mapping[str, Decoder] | None = None,
+    ) -> dict[str, Any]:
+        """The same by name and in front of the first link of each codec: images float32 [n, h, w, C] about in [-1, 1],
+        or a list where they differ in shape; texts as lists of ids."""
+        job, mesh = self._job(task, given, scale, decoders), mesh_of(self.params)
+        name, count, parts = job.program.plan.made[0], len(given), []
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            for start in range(0, count, self.batch_size):
+                stopping.check()
+                rows = put(chunk((job.batch, job.null), start, self.batch_size, mesh), mesh)
+                key = np.uint32(seed), np.int32(start)
+                part = _fill(job.program, name, self.params, *rows, *key)
+                parts.append({n: to_host(v)[: self.batch_size] for n, v in part.items()})
+        tokens = {n: np.concatenate([part[n] for part in parts])[:count] for n in job.program.plan.made}
+        frozen = lambda row, values: self.frozen.decode(row, values, mesh)
+        return {n: decoded(self.fields[row_of(n)], value, job.batch.tokens[n], frozen) for n, value in tokens.items()}
+
+    def lower(
+        self, task: str, given: Sequence[Mapping[str, Any]], scale: float | None = None, guided: bool = False
+    ) -> jax.stages.Lowered:
+        """The program of one full call, traced on shapes alone; parameters may be abstract, with their shardings.
+
+        guided   with guidance also where these examples have nothing to be guided away from
+        """
+        job, mesh = self._job(task, given, scale, None, guided), mesh_of(self.params)
+        rows = abstract(chunk((job.batch, job.null), 0, self.batch_size, mesh), mesh)
+        key = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.int32)
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            return _fill.lower(job.program, job.program.plan.made[0], self.params, *rows, *key)
+
+    # ------------------------------------------------------------------ rows
+
+    def _job(
+        self,
+        task: str,
+        given: Sequence[Mapping[str, Any]],
+        scale: float | None,
+        decoders: Mapping[str, Decoder] | None,
+        guided: bool = False,
+    ) -> _Job:
+        if task not in self.tasks:
+            raise ValueError(f"there is no task {task!r}; this system has {', '.join(self.tasks)}")
+        if not len(given):
+            raise ValueError(f"task {task} got no examples to complete")
+        guidance = self.guidance if scale is None else dataclasses.replace(self.guidance, scale=scale)
+        decoders = dict(self.decoders) | dict(decoders or {})
+        layout, batch = self._prompts(task, given, null=False)
+        plan = plan_of(layout, batch)
+        if not plan.made:
+            raise ValueError(f"task {task} makes {', '.join(self.tasks[task].fill)}, and the examples have all of it")
+        last = max(i for i, s in enumerate(layout.segments) if set(s.names) & set(plan.made))
+        kept = layout.segments[: last + 1]
+        layout = layout.only(lambda segment: segment in kept)
+        layout, batch = self._fitted(layout, batch, plan, decoders)
+        null = None
+        if guidance.scale != 1:
+            wider, null = self._prompts(task, given, null=True)
+            _, null = self._fitted(wider.only(lambda segment: segment in kept), null, plan, decoders)
+        plan = plan_of(layout, batch)
+        layout = layout.with_leads(lambda segment: self.leads.get((task, segment.name), 0))
+        mesh = mesh_of(self.params)
+        batch = self._encoded(batch, plan, mesh)
+        null = None if null is None else self._encoded(null, plan, mesh, batch)
+        if null is not None and not guided and all(map(_same, jax.tree.leaves(batch), jax.tree.leaves(null))):
+            null = None  # there is nothing to be guided away from
+        used = {row_of(segment.name) for segment in layout.segments}
+        chosen = tuple((row, decoder) for row, decoder in sorted(decoders.items()) if row in used)
+        specs = tuple(sorted(specs_of(self.params).items()))
+        return _Job(_Program(self.bind, self.dtype, layout, plan, chosen, guidance, specs), batch, null)
+
+    def _prompts(self, task: str, given: Sequence[Mapping[str, Any]], null: bool) -> tuple[Layout, Batch]:
+        """Rows of the examples as the task makes them, some at a time: images that are to be made are not kept."""
+        parts = []
+        for start in range(0, len(given), self.batch_size):
+            layout, batch = self.tasks[task].prompt(given[start : start + self.batch_size], null)
+            parts.append(jax.tree.map(np.asarray, batch))
+        return layout, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def _fitted(
+        self, layout: Layout, batch: Batch, plan: Plan, decoders: Mapping[str, Decoder]
+    ) -> tuple[Layout, Batch]:
+        """Rows as the decoders walk them, which may want other blocks, or texts of another length."""
+        segments, tokens = [], {name: batch.tokens[name] for s in layout.segments for name in s.names}
+        for segment in layout.segments:
+            made = [name for name in segment.names if name in plan.made]
+            row = row_of(segment.name)
+            if made and row not in decoders:
+                raise ValueError(f"config.decode has no decoder for {row}: add one, left_to_right or blocks")
+            if made:
+                begins = {n: (tokens[n].valid & ~tokens[n].target).sum(axis=1) for n in made}
+                begin = max(int(b.max()) for b in begins.values())
+                fitted = decoders[row].fit(segment, begin, free=not self.fields[row].spec.grid)
+                if fitted.length != segment.length:
+                    new = {n: _resized(tokens[n], fitted.length, fitted.length - begin) for n in segment.names}
+                    tokens |= new
+                segment = fitted
+            segments.append(segment)
+        return type(layout)(tuple(segments)), batch.replace(tokens=tokens)
+
+    def _encoded(self, batch: Batch, plan: Plan, mesh: Any, like: Batch | None = None) -> Batch:
+        """The batch after the frozen links, without the values of what is made as a whole; what `like` was made of
+        equal values is taken from there."""
+        tokens = {}
+        for name, old in batch.tokens.items():
+            if name in plan.made and name not in plan.mixed:
+                tokens[name] = old.replace(value=np.zeros((len(old.valid), 0), np.float32))
+            else:
+                tokens[name] = old.replace(value=self.frozen.encode(row_of(name), old.value, mesh))
+        return batch.replace(tokens=tokens)
 
 
-def _stack(fields: Sequence[TokenField]) -> TokenField:
-    return jax.tree.map(lambda *a: np.concatenate(a), *fields)
+def build_pipeline(config: Any, architecture: Any, plans: Mapping[str, Any], encoders: Any) -> Pipeline:
+    """The pipeline of a config.
+
+    architecture   `models.model.Architecture`
+    plans          by task: the data task and the layout of its training rows, whose leads prompts have, too
+    encoders       `nets`: the frozen links by field
+
+    Raises ValueError, naming `decode.<field>` or `guidance`, for what is unknown or does not fit.
+    """
+    rows = {row: group for row, group in config.decode.items() if row in architecture.table}
+    decoders = {row: build("sampling/decoders", group, where=f"decode.{row}") for row, group in rows.items()}
+    guidance = Guidance(**{**config.guidance, "interval": tuple(config.guidance.interval)})
+    leads = {(task, s.name): s.lead for task, plan in plans.items() for s in plan.layout.segments}
+    tasks = {name: plan.task for name, plan in plans.items()}
+    frozen = FrozenLinks(encoders.nets)
+    size, dtype = config.sample.batch_size, jnp.dtype(config.model.dtype)
+    return Pipeline(architecture.bind, architecture.table, tasks, leads, decoders, guidance, size, dtype, frozen)
 
 
-def _until(row: list[int], stop: int) -> list[int]:
-    return row[: row.index(stop)] if stop in row else row
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fill(
+    program: _Program, name: str, params: PyTree, batch: Batch, null: Batch | None, seed: Array, start: Array
+) -> dict[str, Array]:
+    """The tokens of what is made. The key is that of the seed, the first made name, and the first row of the call."""
+    placement = Placement(dict(program.specs), program.dtype) if program.specs else None
+    net = program.bind(params, placement)
+    view = _view(net, batch, program)
+    free = None if null is None else _view(net, null, program)
+    walk = Walk.begin(net, view, program.plan, free, program.guidance)
+    return fill(walk, stream(jax.random.key(seed), name, start), dict(program.decoders))
+
+
+def _view(net: Net, batch: Batch, program: _Program) -> View:
+    """Rows after the device links of their codecs; what is to be made begins as zeros."""
+    tokens = {}
+    for name, old in batch.tokens.items():
+        field = net.field(name).field
+        value, valid = jnp.asarray(old.value), jnp.asarray(old.valid)
+        if name in program.plan.made and name not in program.plan.mixed:
+            shape = valid.shape if field.spec.features is None else (*valid.shape, field.spec.features)
+            value = jnp.zeros(shape, jnp.float32 if field.spec.vocab is None else jnp.int32)
+        else:
+            value = value if field.codec is None else field.codec.encode(value)
+            if value.ndim > valid.ndim:
+                value = jnp.where(valid.reshape(*valid.shape, *[1] * (value.ndim - valid.ndim)), value, 0)
+        tokens[name] = old.replace(value=value)
+    return View(jax.tree.map(jnp.asarray, batch.replace(tokens=tokens)), program.layout)
+
+
+def _resized(tokens: Tokens, length: int, most: int) -> Tokens:
+    """Texts in a segment of another length, of which each may get `most` tokens behind its given ones."""
+    rows, given = len(tokens.valid), (tokens.valid & ~tokens.target).sum(axis=1)[:, None]
+    number = np.arange(length)
+    value = np.zeros((rows, length, *tokens.value.shape[2:]), tokens.value.dtype)
+    shared = min(length, tokens.valid.shape[1])
+    value[:, :shared] = tokens.value[:, :shared]
+    target = (number >= given) & (number < given + most)
+    return tokens.replace(value=value, valid=number < given + most, target=target)
+
+
+def _raw(host: Any, value: Any) -> Any:
+    return host.decode(value)
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and bool(np.array_equal(a, b))

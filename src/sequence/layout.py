@@ -1,129 +1,195 @@
-"""Layouts: the order of the segments of a row, and the integer arrays that say how their tokens see each other."""
+"""Rows with fixed places: the segments in their order, then the noisy copies of those that have some.
+
+    [lead] tokens · [lead] tokens · … · noisy copy · noisy copy
+
+Padding lies inside a segment, at its end, where `valid` is False.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from src.interfaces import SequenceSpec
+from src.interfaces import Batch, SequenceSpec
+from src.sequence.segment import Segment
 
-KINDS = ("text", "image", "vision", "time")
+Orders = Int[Array | np.ndarray, "*B S"]
+NEVER = 2**30  # write order of a noisy copy: no query reads so far
 
 
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """A span of `length` tokens that holds the field `name`. Its `mode` is MonoFormer's mask-mode argument.
+class Part(NamedTuple):
+    """A stretch of a row: the lead, the clean or the noisy tokens of a segment, from slot `start` on."""
 
-    mode: `causal` (each token sees the past), `bidirectional` (the tokens of the span also see each other),
-    `block:<size>` (blocks of that size, bidirectional inside a block, causal between blocks).
-    """
-
-    name: str
-    kind: str
+    segment: Segment
+    copy: str
+    start: int
     length: int
-    mode: str = "causal"
-
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"segment {self.name!r}: kind {self.kind!r} is unknown; use one of {', '.join(KINDS)}")
-        if self.length < 1:
-            raise ValueError(f"segment {self.name!r}: length {self.length} must be at least 1")
-        self.orders(0, 1)  # refuses an unknown mode
-
-    def orders(self, start: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Order `[n]` and group `[n]` of the span's tokens; `start` is its first slot, `index` > 0 its number."""
-        slots = np.arange(start, start + self.length)
-        if self.mode == "causal":
-            return slots, np.zeros_like(slots)
-        if self.mode == "bidirectional":
-            return slots, np.full_like(slots, index)
-        if self.mode.startswith("block:") and self.mode[6:].isdigit() and int(self.mode[6:]) > 0:
-            size = int(self.mode[6:])
-            last = start + ((slots - start) // size + 1) * size - 1
-            return np.minimum(last, slots[-1]), np.zeros_like(slots)
-        raise ValueError(
-            f"segment {self.name!r}: mask mode {self.mode!r} is unknown; use causal, bidirectional or block:<size>"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """Segments in their order. Every segment has a fixed place; padding lies inside the segments (`valid` False)."""
+class FixedLayout:
+    """Every segment has the same place in all rows. See `interfaces.Layout`.
+
+    Raises ValueError for two segments with one name, and for copies with a lead.
+    """
 
     segments: tuple[Segment, ...]
 
     def __post_init__(self):
-        names = [s.name for s in self.segments]
+        object.__setattr__(self, "segments", tuple(self.segments))
+        names = [name for segment in self.segments for name in segment.names]
         if len(set(names)) != len(names):
             raise ValueError(f"layout has two segments of one name: {names}")
+        if led := [s.name for s in self.segments if s.lead and s.role == "copies"]:
+            raise ValueError(f"segment {led[0]} has noisy copies, which cannot have a time token in front of each")
 
     @property
     def length(self) -> int:
-        return sum(s.length for s in self.segments)
+        """Slots of a row."""
+        return sum(part.length for part in self.parts)
 
-    def slices(self) -> dict[str, slice]:
-        """The place of each segment in the sequence, by name."""
-        ends = np.cumsum([s.length for s in self.segments])
-        return {s.name: slice(int(e) - s.length, int(e)) for s, e in zip(self.segments, ends, strict=True)}
+    @functools.cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """All of a row, from left to right."""
+        parts, slot = [], 0
+
+        def add(segment: Segment, copy: str, length: int) -> None:
+            nonlocal slot
+            if length:
+                parts.append(Part(segment, copy, slot, length))
+                slot += length
+
+        for segment in self.segments:
+            add(segment, "lead", segment.lead)
+            add(segment, "noisy" if segment.role == "noisy" else "clean", segment.length)
+        for segment in self.segments:
+            if segment.role == "copies":
+                add(segment, "noisy", segment.length)
+        return tuple(parts)
 
     def segment(self, name: str) -> Segment:
-        """The segment called `name`."""
-        return next(s for s in self.segments if s.name == name)
+        """The segment that a name lies on."""
+        return next(s for s in self.segments if name in s.names)
 
-    def named(self, kind: str) -> list[str]:
-        """Names of the segments of one kind, in order."""
-        return [s.name for s in self.segments if s.kind == kind]
+    def part(self, name: str, copy: str) -> Part:
+        """Where a copy of a name lies; what has one copy only is both."""
+        found = [p for p in self.parts if name in p.segment.names and (p.copy == "lead") == (copy == "lead")]
+        return next((p for p in found if p.copy == copy), found[0])
 
-    def timed(self) -> Layout:
-        """The layout with one `time` token before each image, also those that are understood."""
-        segments = []
-        for segment in self.segments:
-            if segment.kind in ("image", "vision"):
-                segments.append(Segment(time_name(segment.name), "time", 1))
-            segments.append(segment)
-        return Layout(tuple(segments))
-
-    def copies(self, name: str) -> int:
-        """How many images of a segment a row has room for."""
+    def parts_of(self, name: str) -> int:
+        """One."""
         return 1
 
-    def words(self) -> Layout:
-        """The layout of the text alone, one segment behind the other."""
-        return dataclasses.replace(self, segments=tuple(s for s in self.segments if s.kind == "text"))
+    def with_leads(self, leads: Callable[[Segment], int]) -> FixedLayout:
+        """The layout with so many tokens in front of each segment."""
+        return FixedLayout(tuple(dataclasses.replace(s, lead=leads(s)) for s in self.segments))
+
+    def only(self, keep: Callable[[Segment], bool]) -> FixedLayout:
+        """The layout of some of the segments, one behind the other."""
+        return FixedLayout(tuple(s for s in self.segments if keep(s)))
 
     def static_orders(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`read`, `write`, `group`, numpy `[S]`: known before any data, so that block-sparse kernels can be static."""
-        slices = self.slices()
-        pairs = [s.orders(slices[s.name].start, i + 1) for i, s in enumerate(self.segments)]
-        order = np.concatenate([p[0] for p in pairs]).astype(np.int32)
-        group = np.concatenate([p[1] for p in pairs]).astype(np.int32)
-        return order, order, group
+        """`read`, `write`, `group`, numpy [S], known before any data, so that block-sparse kernels can be static."""
+        read, write = np.arange(self.length), np.arange(self.length)
+        group, groups = np.zeros(self.length, np.int64), 0
+        for segment, copy, start, length in self.parts:
+            if copy == "lead":
+                continue
+            here, first = slice(start, start + length), self.part(segment.name, "clean").start
+            sizes = segment.sizes(noisy=copy == "noisy")
+            begins = np.repeat(np.cumsum((0, *sizes[:-1])), sizes)
+            ends = np.repeat(np.cumsum(sizes) - 1, sizes)
+            blocks = np.repeat(np.arange(len(sizes)), sizes)
+            copied = first != start
+            read[here] = first + begins - 1 if copied else first + ends
+            write[here] = NEVER if copied else first + ends
+            if segment.markov and not copied:
+                read[here] = first - 1
+            if copied or segment.markov:
+                group[here] = groups + 1 + blocks
+                groups += len(sizes)
+        return read.astype(np.int32), write.astype(np.int32), group.astype(np.int32)
 
-    def valid(self, by_segment: dict[str, Array], rows: int) -> Bool[Array, "B S"]:
-        """Joins the `[B, N]` flags of the segments; a segment without flags is all valid."""
-        parts = [by_segment.get(s.name, jnp.ones((rows, s.length), bool)) for s in self.segments]
-        return jnp.concatenate(parts, axis=1)
+    def orders(self, batch: Batch) -> tuple[Orders, Orders, Orders]:
+        """`static_orders`, or [B, S] where rows differ in their blocks (`Tokens.block`)."""
+        orders = self.static_orders()
+        differing = {s.name: batch.tokens[s.name].block for s in self.segments if s.name in batch.tokens}
+        differing = {name: block for name, block in differing.items() if block is not None}
+        if not differing:
+            return orders
+        rows = next(iter(differing.values())).shape[0]
+        read, write, group = (jnp.broadcast_to(a, (rows, self.length)) for a in orders)
+        for number, (name, block) in enumerate(differing.items()):
+            first = self.part(name, "clean").start
+            for part in self.parts:
+                if name not in part.segment.names or part.copy == "lead":
+                    continue
+                here, copied = slice(part.start, part.start + part.length), part.start != first
+                read = read.at[:, here].set(first + block - copied)
+                write = write.at[:, here].set(NEVER if copied else first + block)
+                own = (number + 1) * NEVER // 64 + 1 + block  # numbers that no static group has
+                group = group.at[:, here].set(own if copied else 0)
+        return read, write, group
 
-    def spec(self, valid: Bool[Array, "B S"]) -> SequenceSpec:
-        """SequenceSpec of rows with this layout. Padding is skipped by the rotary position, wherever it lies."""
-        read, write, group = self.static_orders()
-        return SequenceSpec(read, write, group, valid.astype(jnp.int32), positions(valid))
+    def valid(self, batch: Batch) -> Bool[Array, "B S"]:
+        """Which slots are no padding; a lead is there when a token of its segment is."""
+        flags = {}
+        for segment, copy, _, length in self.parts:
+            valid = jnp.asarray(batch.tokens[segment.name].valid)
+            flags[segment.name, copy] = valid[:, :1].repeat(length, axis=1) if copy == "lead" else valid
+        return self.join(batch, flags)
 
+    def spec(self, batch: Batch) -> SequenceSpec:
+        """Padding is skipped by the rotary position, wherever it lies; a noisy token has that of its clean sibling."""
+        valid = self.valid(batch)
+        positions = self._positions(valid)
+        return SequenceSpec(*self.orders(batch), valid.astype(jnp.int32), positions, batch.relation)
 
-def positions(valid: Bool[Array, "B S"]) -> Int[Array, "B S 1"]:
-    """Number of valid tokens before each token: what the position would be if the row had no padding."""
-    return jnp.maximum(jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1, 0)[..., None]
+    def _positions(self, valid: Bool[Array, "B S"]) -> Int[Array, "B S 1"]:
+        """Number of valid tokens before each token: what the position would be if the row had no padding."""
+        copies = [p for p in self.parts if p.segment.role == "copies" and p.copy == "noisy"]
+        inner = self.length - sum(p.length for p in copies)
+        count = jnp.maximum(jnp.cumsum(valid[:, :inner].astype(jnp.int32), axis=1) - 1, 0)
+        siblings = [self.part(p.segment.name, "clean") for p in copies]
+        return jnp.concatenate([count, *(count[:, p.start : p.start + p.length] for p in siblings)], axis=1)[..., None]
 
+    def join(
+        self, batch: Batch, parts: Mapping[tuple[str, str], Array | np.ndarray], fill: int | float = 0
+    ) -> Array | np.ndarray:
+        """[B, S, …] of [B, N, …] by (name, copy), or numpy [S] of numpy [N]; names of one segment add, and what is not
+        given is `fill`."""
+        found = []
+        for segment, copy, _, length in self.parts:
+            given = [parts[name, copy] for name in segment.names if (name, copy) in parts]
+            found.append(sum(given[1:], given[0]) if given else length)
+        like = next(a for a in found if not isinstance(a, int))
+        lead = () if like.ndim == 1 else like.shape[:1]
+        numpy = all(isinstance(a, int | np.ndarray) for a in found)
+        module = np if numpy else jnp
+        full = lambda n: module.full((*lead, n, *like.shape[len(lead) + 1 :]), fill, like.dtype)
+        return module.concatenate([full(a) if isinstance(a, int) else a for a in found], axis=len(lead))
 
-def with_time_tokens(layout: Layout) -> Layout:
-    """The layout with one `time` token before each image, also those that are understood, at time 0 (MonoFormer's
-    `add_before_image_tokens`)."""
-    return layout.timed()
+    def take(self, batch: Batch, sequence: Array, name: str, copy: str = "clean") -> Array:
+        """The tokens of a copy of a name: a slice."""
+        part = self.part(name, copy)
+        return sequence[:, part.start : part.start + part.length]
 
-
-def time_name(image: str) -> str:
-    """Name of the time token's segment that belongs to an image segment."""
-    return f"{image}.time"
+    def before(self, batch: Batch, sequence: Array, name: str) -> tuple[Array, Bool[Array, "B N"]]:
+        """The state in the slot before each token; before the first token, that of the last valid one in the row."""
+        part, valid = self.part(name, "clean"), self.valid(batch)
+        inside = slice(part.start, part.start + part.length - 1)
+        earlier = valid[:, : part.start]
+        if not part.start:
+            first, some = jnp.zeros_like(sequence[:, :1]), jnp.zeros_like(valid[:, :1])
+        else:
+            last = jnp.max(jnp.where(earlier, jnp.arange(part.start), 0), axis=1)
+            first = jnp.take_along_axis(sequence, last.reshape(-1, *[1] * (sequence.ndim - 1)), axis=1)
+            some = earlier.any(axis=1, keepdims=True)
+        states = jnp.concatenate([first, sequence[:, inside]], axis=1)
+        return states, jnp.concatenate([some, valid[:, inside]], axis=1)

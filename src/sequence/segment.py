@@ -14,9 +14,9 @@ Blocks = int | tuple[int, ...]
 class Segment:
     """Some names that lie on the same `length` tokens: their embeddings add, each has its own head, they share `valid`.
 
-    blocks         MonoFormer's mask mode: how the tokens see each other. 1 or "causal": each sees the past; 0 or
-                   "bidirectional": all see all; n or "block:<n>": all of a block of n, and the blocks before; (1, 4, 16):
-                   blocks of these sizes
+    blocks         MonoFormer's mask mode, how the tokens see each other. 1 or "causal": each sees the past; 0 or
+                   "bidirectional": all see all; n or "block:<n>": all of a block of n and the blocks before;
+                   (1, 4, 16): blocks of these sizes
     role           which copies the row holds. clean; noisy (in place, where an objective adds noise); copies: clean in
                    place, and a noisy copy at the row's end, which reads the clean blocks before its own
     noisy_blocks   blocks of the noisy copy, where they differ: next-token prediction beside block diffusion
@@ -26,7 +26,7 @@ class Segment:
     Raises ValueError, with the segment's names, for what is none of these.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] | str  # one name may be given alone
     length: int
     blocks: Any = 1
     role: str = "clean"

@@ -52,7 +52,7 @@ def measure(task: Any, seconds: float, seed: int = 0) -> dict[str, Any]:
     open_seconds         until the first row can be read (files are looked through once, then the index is kept)
     bytes_per_row        of the file's image, on average; 0 where the task has no files
     """
-    from src.data.pipeline.reader import build_rows, read_row
+    from src.data.pipeline.reader import read_batch
 
     began = time.perf_counter()
     rows = task.rows("train")
@@ -60,13 +60,16 @@ def measure(task: Any, seconds: float, seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     order = rng.permutation(rows)
     count = bad = images = tokens = 0
-    _batch(task, order[:BATCH], rng, read_row, build_rows)  # opens what is opened at the first row
+    read = lambda numbers: read_batch(task, "train", numbers, rng.random((len(numbers), task.draws)))
+    read(order[:BATCH])  # opens what is opened at the first row
     began, cpu = time.perf_counter(), time.process_time()
     while count == 0 or time.perf_counter() - began < seconds:
-        fields, sound = _batch(task, order[np.arange(count, count + BATCH) % rows], rng, read_row, build_rows)
-        count, bad = count + BATCH, bad + int((~sound).sum())
-        images += sum(int(f.valid.sum()) for f in fields.values() if hasattr(f, "values"))
-        tokens += sum(int(f.valid.sum()) for f in fields.values() if hasattr(f, "loss"))
+        batch, flaws = read(order[np.arange(count, count + BATCH) % rows])
+        count, bad = count + BATCH, bad + len(flaws)
+        for part in batch.tokens.values():
+            text = np.issubdtype(part.value.dtype, np.integer)
+            tokens += int(part.valid.sum()) if text else 0
+            images += 0 if text else int(part.value.any(axis=(-3, -2, -1)).sum())
     cpu, wall = time.process_time() - cpu, time.perf_counter() - began
     return {
         "rows": rows,
@@ -81,23 +84,17 @@ def measure(task: Any, seconds: float, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _batch(task: Any, index: np.ndarray, rng: np.random.Generator, read_row: Any, build_rows: Any) -> tuple[dict, Any]:
-    reads, flaws = zip(*(read_row(task, "train", int(i)) for i in index), strict=True)
-    extra = {name: np.stack([read[name] for read in reads]) for name in reads[0]}
-    sound = ~np.stack(flaws).any(axis=1)
-    return build_rows(task, "train", index, rng.random((len(index), task.draws)), extra, sound), sound
-
-
 def _bytes(task: Any, index: np.ndarray) -> float:
     """Mean bytes of the image files of some rows."""
-    from src.data.pipeline.bad_rows import BadRow
+    from src.data.example import BadRow
+    from src.data.splits import example_of, numbers_of
 
     sizes = []
-    for row in index if hasattr(task, "example") else ():
+    for number in numbers_of(task.source, "train", index):
         try:
-            image = task.example("train", int(row)).image
+            image = example_of(task.source, int(number)).get("image")
             sizes.append(len(image) if isinstance(image, bytes) else image.stat().length)
-        except (BadRow, OSError, AttributeError):  # no picture
+        except (BadRow, OSError, AttributeError):  # no file
             continue
     return float(np.mean(sizes)) if sizes else 0.0
 

@@ -1,16 +1,15 @@
 """Encodes pictures once: writes the moments of their latents (mean and log-variance, float16) as ArrayRecord shards.
 
-python -m src.tools.latents --source=imagenet:ImageFolders --set=folder=data/train --set=names=data/names.json \\
+python -m src.tools.latents --source=image_folders --set=folder=data/train --set=names=data/names.json \\
     --vae=data/sd-vae --size=256 --out=data/imagenet256
-python -m src.tools.latents --source=files/shards:Shards --set=folder=data/shards --set=kind=classes --vae=… --out=…
+python -m src.tools.latents --source=records --set=folder=data/shards --vae=… --out=…
 
 python -m src.tools.latents --source=… --vae=… --size=256 --buckets=256x256,128x512,512x128 --out=…
 
 The source is named as in `src.tools.prepare`, whose shards are one, too. All devices of this machine encode; the same
-command goes on where it was stopped. A task reads the result with `records="data/imagenet256", size=32, channels=8`, as
-long as `image_codec` is the autoencoder that made it. With buckets of aspect ratios each picture is cut to the nearest
-one and encoded in it; with --config they are those of its task (`data/buckets.py`). Only a task of these buckets reads
-the result.
+command goes on where it was stopped. A task reads the result with the source `records`, its `folder` and moments=True,
+as long as the field's autoencoder is the one that made it. With buckets of aspect ratios each image is cut to the
+nearest one and encoded in it; with --config they are those of its task. Only a task of these buckets reads the result.
 """
 
 from __future__ import annotations
@@ -54,11 +53,13 @@ def main(argv: list[str]) -> int:
 
 
 def task_buckets(values: flags.FlagValues, config: Any) -> Any:
-    """The buckets of the config's task (`codecs.buckets.Buckets`) and the channels that it reads, or None."""
+    """The buckets of the images that the config's task makes (`codecs.buckets.Buckets`) and whether they are of
+    moments, or None."""
     if config is None:
         return None
-    task = sources.task_of(config, values.task)[1]
-    return (task.buckets, task.image_shape[2]) if hasattr(task, "buckets") else None
+    columns = sources.task_of(config, values.task)[1].template.columns
+    made = next((column for column in columns if getattr(column, "buckets", None)), None)
+    return made and (made.buckets, made.holds == "moments")
 
 
 def sides_of(values: flags.FlagValues, factor: int, told: Any) -> Any:
@@ -68,7 +69,6 @@ def sides_of(values: flags.FlagValues, factor: int, told: Any) -> Any:
     whose first ones are not those of --size.
     """
     from src.codecs.buckets import Buckets
-    from src.data.files.latent_shards import PICTURES
 
     if values.buckets:
         pairs = [side.split("x") for side in values.buckets]
@@ -76,7 +76,7 @@ def sides_of(values: flags.FlagValues, factor: int, told: Any) -> Any:
             raise ValueError(f"--buckets={','.join(values.buckets)} is no list of sides: write 256x256,128x512")
         sides = tuple((int(height), int(width)) for height, width in pairs)
     elif told:
-        scale = 1 if told[1] in PICTURES else factor
+        scale = factor if told[1] else 1
         sides = tuple((scale * height, scale * width) for height, width in map(told[0].pixels, told[0].grids))
     else:
         return None
@@ -91,25 +91,26 @@ def sides_of(values: flags.FlagValues, factor: int, told: Any) -> Any:
 
 
 def reader(size: int, buckets: Any) -> Callable[[str, Any], list[Any]]:
-    """How an example's pictures are read: the centre of `size` x `size` pixels, or of the nearest of the buckets; those
-    that a document has to be understood stay files."""
-    from src.data.buckets import crop_to
-    from src.data.files.shards import SEVERAL
-    from src.data.pictures import crop, fitted
-    from src.data.prepare import Plan, file_of
-    from src.data.spans import document
+    """How an example's images are read: the centre of `size` x `size` pixels, or of the nearest of the buckets; those
+    that a document only has read stay files."""
+    from src.codecs.pixels import crop
+    from src.data.files.shards import SEVERAL, images_of
+    from src.data.images import fitted
+    from src.data.record import file_of
+    from src.data.templates._spans import document
 
     def fit(pixels: Any) -> Any:
-        return crop_to(pixels, *buckets.nearest(*pixels.shape[:2])) if buckets else crop(pixels, size)
+        return crop(pixels, *(buckets.nearest(*pixels.shape[:2]) if buckets else (size, size)))
 
     def read(kind: str, example: Any) -> list[Any]:
-        where, images, drawn = example.where, (example.image,), (True,)
+        images = images_of(example, kind) or [None]
+        made = [True] * len(images)
         if kind in SEVERAL:
-            parts = [part for part in document(example.told, where)[0] if part.field != "text"]
-            images, drawn = example.images, [part.field == "image" for part in parts]
+            parts = [part for part in document(example)[0] if part.kind != "text"]
+            images, made = [part.value for part in parts], [part.kind == "image" for part in parts]
         return [
-            fitted(image, where, 3, fit) if encoded else file_of(image, Plan(), False, where)
-            for image, encoded in zip(images, drawn, strict=True)
+            fitted(image, example.where, 3, fit) if encoded else file_of(image, example.where)
+            for image, encoded in zip(images, made, strict=True)
         ]
 
     return read
@@ -124,7 +125,7 @@ def plan(values: flags.FlagValues, told: Any = None) -> Any:
     from src.common.mesh.sharding import batch_sharding, make_mesh, replicated
     from src.common.runtime.compilation_cache import use_program_cache
     from src.data.files.latent_shards import Encoding, Moments
-    from src.data.files.shards import SEVERAL, pack
+    from src.data.files.shards import SEVERAL, pack, values_of
 
     use_program_cache()
     vae, params = read_vae(values.vae, values.dtype)
@@ -148,7 +149,7 @@ def plan(values: flags.FlagValues, told: Any = None) -> Any:
         rows,
         read=reader(size, buckets),
         encode=lambda pixels: encode(params, jax.device_put(pixels, batch_sharding(mesh))),
-        write=lambda kind, told, images: pack(told, *images, sized=kind in SEVERAL),
+        write=lambda kind, example, images: pack(values_of(example, kind), *images, sized=kind in SEVERAL),
         threads=values.threads,
         precision=values.dtype,
     )

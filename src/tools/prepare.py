@@ -1,12 +1,12 @@
 """Turns data in files into ArrayRecord shards with a manifest.
 
 python -m src.tools.prepare --config=configs/mine.py --task=class_prompt_to_image --out=data/imagenet-shards
-python -m src.tools.prepare --source=imagenet:ImageFolders --set=folder=data/train --set=names=data/names.json \\
+python -m src.tools.prepare --source=image_folders --set=folder=data/train --set=names=data/names.json \\
     --size=256 --processes=16 --out=data/imagenet-256
 
-With a config the source is that of the task; `--source` names a class of src/data and `--set` its options. Rows that
-cannot be used are left out and listed in `skipped.jsonl`; too many stop the run. The same command goes on where it was
-stopped. A task reads the shards with `records="data/imagenet-shards"`.
+With a config the source is that of the task; `--source` names one of src/data/sources and `--set` its options. Rows
+that cannot be used are left out and listed in `skipped.jsonl`; too many stop the run. The same command goes on where it
+was stopped. A task reads the shards with the source `records` and its `folder`.
 """
 
 from __future__ import annotations

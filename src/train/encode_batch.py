@@ -1,5 +1,5 @@
-"""Networks that are used and not trained. They turn what the data deliver into what the step gets, in a program of
-their own before it, so that steps, checks and tools see latents and features only."""
+"""Frozen encoders. They turn what the data deliver into what the step gets, in a program of their own before it, so
+that steps, checks and tools see latents and features only."""
 
 from __future__ import annotations
 
@@ -18,119 +18,121 @@ from src.codecs.buckets import Buckets
 from src.common.mesh.sharding import batch_spec
 from src.common.rng import stream
 from src.common.tree import join_rows, split_rows
-from src.interfaces import Batch, BucketField, ImageField, PyTree
-from src.sequence.layout import Layout
+from src.interfaces import Batch, PyTree, Tokens, row_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
-    """The codec of images that are drawn (`codecs/vae_latents.py`) and the encoder of those that are understood
-    (`codecs/vision.py`), by the kind of segment; either may be absent, and then values stay as they are.
+class Encoders:
+    """The frozen links of the fields' codecs, by field (`codecs/vae_latents.py`, `codecs/clip_vision.py`). Values of
+    the other fields stay as they are.
 
-    buckets   those of the tasks that have some, in the units of what the data deliver
+    buckets   of the tasks whose images come in several aspect ratios, in the units of what the data deliver
     """
 
-    image: Any = None
-    vision: Any = None
+    nets: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     buckets: Mapping[str, Buckets] = dataclasses.field(default_factory=dict, hash=False)
-
-    @property
-    def nets(self) -> dict[str, Any]:
-        """Those that there are."""
-        return {kind: net for kind, net in (("image", self.image), ("vision", self.vision)) if net is not None}
 
     def read(self) -> dict[str, PyTree]:
         """Their parameters, of the host. Raises FileNotFoundError or ValueError when files are missing or others."""
-        return {kind: net.params for kind, net in self.nets.items()}
+        return {row: net.params for row, net in self.nets.items()}
 
     def shapes(self) -> dict[str, PyTree]:
         """Their parameters as abstract arrays. Raises as `read`."""
-        return {kind: net.shapes() for kind, net in self.nets.items()}
+        return {row: net.shapes() for row, net in self.nets.items()}
 
-    def needed(
-        self, params: Mapping[str, PyTree], layouts: Mapping[str, Layout], delivered: Mapping[str, Batch]
-    ) -> dict[str, PyTree]:
+    def needed(self, params: Mapping[str, PyTree], raw: Mapping[str, Batch]) -> dict[str, PyTree]:
         """Those of the parameters that `encode` reads for batches like this (arrays or abstract arrays, both)."""
-        seen: dict[str, list[tuple[int, ...]]] = {kind: [] for kind in self.nets}
-        _images(lambda task, name, kind, values: seen[kind].append(values.shape), self.nets, layouts, delivered)
-        return {kind: net.needed(params[kind], seen[kind]) for kind, net in self.nets.items()}
+        seen: dict[str, list[tuple[int, ...]]] = {row: [] for row in self.nets}
+        self._each(lambda task, name, tokens: seen[row_of(name)].append(_shape(tokens)), raw)
+        return {row: net.needed(params[row], seen[row]) for row, net in self.nets.items()}
 
-    def sketch(self) -> tuple[Frozen, tuple[str, ...]]:
+    def sketch(self) -> tuple[Encoders, tuple[str, ...]]:
         """The same networks for shapes alone, and what was assumed of those whose folders are not there."""
-        found = {kind: net.sketch() for kind, net in self.nets.items()}
+        found = {row: net.sketch() for row, net in self.nets.items()}
         assumed = dict.fromkeys(told for _, told in found.values() if told)
-        return dataclasses.replace(self, **{kind: net for kind, (net, _) in found.items()}), tuple(assumed)
+        return dataclasses.replace(self, nets={row: net for row, (net, _) in found.items()}), tuple(assumed)
 
     def fingerprints(self) -> dict[str, str]:
         """What identifies them in a checkpoint."""
-        return {kind: net.fingerprint for kind, net in self.nets.items()}
+        return {row: net.fingerprint for row, net in self.nets.items()}
 
     def check(self, task: str, latents_of: str | None) -> None:
-        """Raises ValueError where a task's data are moments of the latents of a codec, and this is not that codec."""
-        if latents_of is None:
-            return
-        if self.image is None:
-            raise ValueError(f"the data of task {task} are moments of latents: set image_codec to their autoencoder")
-        if latents_of != self.image.fingerprint:
-            raise ValueError(
-                f"the data of task {task} are latents of another autoencoder ({latents_of[:12]}…) than image_codec's"
-                f" ({self.image.fingerprint[:12]}…): give the one that they were made with, or make them anew"
-            )
+        """Raises ValueError where a task's data are moments of latents of another codec than those of the fields.
 
-    def spec(self, layouts: Mapping[str, Layout], delivered: Mapping[str, Batch]) -> dict[str, Batch]:
+        latents_of   the hash of that codec, None for images
+        """
+        if latents_of is None or latents_of in (known := self.fingerprints()).values():
+            return
+        if not known:
+            raise ValueError(
+                f"the data of task {task} are moments of latents: add vae_latents to the codec of their field (fields)"
+            )
+        ours = ", ".join(f"fields.{row}.codec has {print[:12]}…" for row, print in known.items())
+        raise ValueError(
+            f"the data of task {task} are latents of another autoencoder ({latents_of[:12]}…) than the config's"
+            f" ({ours}): give the one that they were made with, or make them anew"
+        )
+
+    def spec(self, raw: Mapping[str, Batch]) -> dict[str, Batch]:
         """Abstract arrays of what `encode` gives for the abstract arrays of a batch; no file is read."""
 
-        def encoded(kind: str, leaf: Any) -> jax.ShapeDtypeStruct:
-            net, lead = self.nets[kind], leaf.shape[:-3]
-            shape = net.shape(leaf.shape[-3:]) if kind == "image" else (net.tokens, net.features)
-            return jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
+        def encoded(task: str, name: str, tokens: Tokens) -> Tokens:
+            lead = tokens.valid.shape[:-1]
+            shape = (*lead, *self.nets[row_of(name)].shape)
+            return tokens.replace(value=jax.ShapeDtypeStruct(shape, jnp.float32))
 
-        return _images(lambda task, name, kind, values: encoded(kind, values), self.nets, layouts, delivered)
+        return self._each(encoded, raw)
 
     def encode(
-        self,
-        params: Mapping[str, PyTree],
-        layouts: Mapping[str, Layout],
-        batch: Mapping[str, Batch],
-        key: Array,
-        ways: int = 1,
+        self, params: Mapping[str, PyTree], batch: Mapping[str, Batch], key: Array, ways: int = 1
     ) -> dict[str, Batch]:
-        """The batch `{task: {field: …}}` with every image encoded; `ways` devices have the rows.
+        """The batch by task with every value of these fields encoded; `ways` devices have the rows.
 
         An image of a bucket is encoded in its own grid, and its latents travel as it did (`codecs/buckets.py`).
         """
 
-        def encoded(task: str, name: str, kind: str, values: Array) -> Array:
-            field, own = batch[task][name], stream(key, f"{task}/{name}/codec")
-            buckets = self.buckets[task] if isinstance(field, BucketField) else None
-            return self._values(kind, params[kind], field, own, ways, buckets)
+        def encoded(task: str, name: str, tokens: Tokens) -> Tokens:
+            own = stream(key, f"{task}/{name}/codec")
+            buckets = self.buckets.get(task) if tokens.place is not None else None
+            return tokens.replace(value=self._values(row_of(name), params[row_of(name)], tokens, own, ways, buckets))
 
-        return _images(encoded, self.nets, layouts, batch)
+        return self._each(encoded, batch)
 
-    def shown(self, kind: str, values: Float[np.ndarray, "B h w C"]) -> Float[np.ndarray, "B ..."]:
-        """Images as the network is shown them when nothing is drawn at random."""
-        if kind not in self.nets:
+    def encode_on_host(self, row: str, values: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, "B ..."]:
+        """Values of a field as the step gets them, when nothing is drawn at random."""
+        if row not in self.nets:
             return values
-        net = self.nets[kind]
-        compute = lambda chunk: net.draw(self._jitted(kind, net.compute)(self._shared(kind), chunk), None)
+        net = self.nets[row]
+        compute = lambda chunk: net.draw(self._jitted(row, net.compute)(self._shared(row), chunk), None)
         return _chunks(compute, values, net.rows)
 
-    def pictures(self, values: Float[np.ndarray, "B h w C"]) -> Float[np.ndarray, "B H W C"]:
-        """What was drawn, as pictures."""
-        if self.image is None:
+    def decode_on_host(self, row: str, values: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, "B ..."]:
+        """What the device links gave back, as the frozen link before them was given it: pixels of latents, say."""
+        if row not in self.nets:
             return values
-        net = self.image
-        decode = lambda chunk: self._jitted("decode", net.decode)(self._shared("image"), chunk)
+        net = self.nets[row]
+        decode = lambda chunk: self._jitted(f"decode {row}", net.decode)(self._shared(row), chunk)
         return _chunks(decode, values, net.rows)
 
+    def _each(self, change: Callable[[str, str, Tokens], Any], batch: Mapping[str, Batch]) -> dict[str, Batch]:
+        """The batch with `change(task, name, tokens)` for the names of these fields."""
+        out = {}
+        for task, rows in batch.items():
+            tokens = dict(rows.tokens)
+            tokens |= {n: change(task, n, old) for n, old in rows.tokens.items() if row_of(n) in self.nets}
+            out[task] = rows.replace(tokens=tokens)
+        return out
+
     def _values(
-        self, kind: str, params: PyTree, field: ImageField, key: Array, ways: int, buckets: Buckets | None
+        self, row: str, params: PyTree, tokens: Tokens, key: Array, ways: int, buckets: Buckets | None
     ) -> Array:
-        net, lead = self.nets[kind], field.values.shape[:-3]
-        values = field.values.reshape(-1, *field.values.shape[-3:])
-        if buckets and net.encodes(values.shape[-1]):
+        net, lead = self.nets[row], tokens.valid.shape[:-1]
+        values = tokens.value.reshape(-1, *_shape(tokens))
+        if buckets and net.encodes(values.shape[1:]):
             # Each device goes through its own rows: a program for all of them could not choose for each alone.
-            found = _by_device(functools.partial(_in_buckets, net, buckets), ways, params, field.replace(values=values))
+            grids = (tokens.place.max(axis=-2) + 1).reshape(-1, 2)
+            rows = (values, grids, tokens.valid[..., 0].reshape(-1))
+            found = _by_device(functools.partial(_in_buckets, net, buckets), ways, params, rows)
         else:
             rows = values.shape[0] // ways
             parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= net.rows)
@@ -158,28 +160,14 @@ class Frozen:
         return self._programs.setdefault(name, jax.jit(function))
 
 
-NOTHING = Frozen()
+def _shape(tokens: Tokens) -> tuple[int, ...]:
+    """Shape of one value, without its rows and parts."""
+    return tokens.value.shape[tokens.valid.ndim - 1 :]
 
 
-def _images(
-    change: Callable[[str, str, str, Any], Any], kinds: Any, layouts: Mapping[str, Layout], batch: Mapping[str, Batch]
-) -> dict[str, Batch]:
-    """The batch with `change(task, field, kind, values)` for the values of images in segments of these kinds."""
-    out = {}
-    for task, fields in batch.items():
-        kind_of = {s.name: s.kind for s in layouts[task].segments}
-        out[task] = {
-            name: field.replace(values=change(task, name, kind_of[name], field.values))
-            if isinstance(field, ImageField) and kind_of[name] in kinds
-            else field
-            for name, field in fields.items()
-        }
-    return out
-
-
-def _in_buckets(net: Any, buckets: Buckets, params: PyTree, field: BucketField) -> Array:
-    valid = None if field.valid is None else field.valid.reshape(-1)
-    return buckets.each(functools.partial(net.compute, params), field.values, field.grid.reshape(-1, 2), valid)
+def _in_buckets(net: Any, buckets: Buckets, params: PyTree, rows: tuple[Array, Array, Array]) -> Array:
+    values, grids, valid = rows
+    return buckets.each(functools.partial(net.compute, params), values, grids, valid)
 
 
 def _by_device(function: Callable[[PyTree, PyTree], Array], ways: int, params: PyTree, rows: PyTree) -> Array:

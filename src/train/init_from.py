@@ -31,7 +31,7 @@ from src.common.files.lazy_arrays import place
 from src.common.files.paths import shown
 from src.common.mesh.distributed import agree, check_same
 from src.models import mixture_of_transformers as mot
-from src.models.pretrained.hf_vision_config import about_vision
+from src.models.pretrained.about import parameters_of, value_of
 from src.models.pretrained.initial_weights import Initial, read_meta
 
 EMA = "ema"
@@ -40,14 +40,12 @@ LARGE, PART = 2**24, 2**22  # elements
 
 @dataclasses.dataclass
 class Start:
-    """`config.init_from`; `model` is `config.model`, against which the weights are held, and `vision`
-    what `about_vision` says of `config.vision`."""
+    """`config.init_from`; `config` has the groups `model` and `fields`, against which the weights are held."""
 
     path: str
     ema: bool = False
     skip: tuple[str, ...] = ()
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    vision: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     _hash: str | None = None
 
     @property
@@ -107,13 +105,10 @@ class Start:
     def _check(self, found: Initial, wanted: Mapping[str, Any], taken: list[str]) -> None:
         wrong, advice = [], []
         for name, value in found.meta["about"].items():
-            part, _, field = name.partition(".")
-            group = self.model.get(part)
-            now = group.get(field, value) if isinstance(group, Mapping) else value
-            now, full = self.vision.get(name, now), name if part == "vision" else f"model.{name}"
-            if any(path.startswith(f"{part}/") for path in taken) and now != value:
-                wrong.append(f"{full} is {value!r} there and {now!r} here")
-                advice.append(f"{full}={value}")
+            now, prefix = value_of(self.config, name, value), parameters_of(name)
+            if any(path.startswith(prefix) for path in taken) and now != value:
+                wrong.append(f"{name} is {value!r} there and {now!r} here")
+                advice.append(f"{name}={value}")
         for path in taken:
             if found.shapes[path].shape != wanted[path].shape:
                 wrong.append(f"{path} is {list(found.shapes[path].shape)} there and {list(wanted[path].shape)} here")
@@ -143,7 +138,8 @@ class Start:
 
 
 def _parts(paths: list[str]) -> list[str]:
-    return sorted({path.split("/")[0] for path in paths})
+    """`trunk`, `fields/<row>`, …"""
+    return sorted({"/".join(path.split("/")[: 2 if path.startswith("fields/") else 1]) for path in paths})
 
 
 def _prints(leaves: Mapping[str, jax.Array], found: Initial) -> dict[str, int]:
@@ -188,5 +184,5 @@ def make_start(config: Any) -> Start | None:
             re.compile(rule)
     except re.error as error:
         raise ValueError(f"init_from.skip has a rule that is no regex ({error}): correct it") from error
-    held = config.model.to_dict(), about_vision(config.vision.to_dict())
-    return Start(settings["path"], settings["ema"], tuple(settings["skip"]), *held)
+    held = {"model": config.model.to_dict(), "fields": config.fields.to_dict()}
+    return Start(settings["path"], settings["ema"], tuple(settings["skip"]), held)

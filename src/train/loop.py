@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from absl import logging
@@ -21,21 +21,21 @@ from src.interfaces import Batch
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.config_changes import FREE, check_config
 from src.train.checkpoints.replicas import check_replicas
-from src.train.metrics import Meter
+from src.train.metrics import Metrics
 from src.train.nonfinite.monitor import BEHIND, Watch
-from src.train.state import TrainState
-from src.train.step import Measured, Step
+from src.train.state import TrainState, with_extras
+from src.train.step import Step, StepMetrics
 from src.train.system import System
 from src.train.trainer import Trainer, open_data
 
 # May change between two runs in one workdir: where and how it is computed, not what.
 ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attention", "model.trunk.remat",
-           "model.text_head.chunk")  # fmt: skip
-
+           "fields.*.head.chunk")  # fmt: skip
 
 PANEL = ("heldout/", "forgetting")
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Looks on while a run trains, and changes nothing (`src/doctor`)."""
 
@@ -46,7 +46,9 @@ class Observer(Protocol):
         """
         ...
 
-    def look(self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: Measured) -> Mapping[str, float]:
+    def look(
+        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
+    ) -> Mapping[str, float]:
         """At every log line, after `step` steps, the last of which saw `batch`: more scalars for that line."""
         ...
 
@@ -66,7 +68,9 @@ class Nobody:
         """The same state."""
         return state
 
-    def look(self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: Measured) -> Mapping[str, float]:
+    def look(
+        self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
+    ) -> Mapping[str, float]:
         """Nothing."""
         return {}
 
@@ -89,8 +93,8 @@ def train(
 
     started   `time.monotonic()` of the start of the program, for `seconds_to_first_step`
     Returns the last state and the facts of the run. Raises FloatingPointError when `guard.patience` steps in a row had
-    to be skipped (`watch.py`), and Stopped when the run was asked to stop, after everything was saved; nothing spoilt
-    is ever saved.
+    to be skipped (`nonfinite/monitor.py`), and Stopped when the run was asked to stop, after everything was saved;
+    nothing spoilt is ever saved.
     """
     config = trainer.system.config
     done = (checkpoints.latest_step() or 0) >= config.steps
@@ -145,11 +149,11 @@ class Run:
     step: int
     update: Step | None = None
     batch: Mapping[str, Batch] | None = None
-    measured: Measured | None = None
+    measured: StepMetrics | None = None
     went_back: bool = False  # in this step, to a checkpoint
 
     def __post_init__(self):
-        self.meter = Meter(self.trainer.system, self.trainer.schedule)
+        self.meter = Metrics(self.trainer.system, self.trainer.schedule)
         self.watch = Watch(self.trainer, self.checkpoints)
 
     def resume(self, position: Any) -> bool:
@@ -237,7 +241,8 @@ def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, in
     def accept(saved: Any) -> None:
         if trainer.system.start:
             trainer.system.start.recall(saved)
-        for field, (old, new) in check_config(saved, trainer.system.identity(), ELASTIC).items():
+        chunks = tuple(f"fields.{row}.head.chunk" for row in trainer.system.fields)
+        for field, (old, new) in check_config(saved, trainer.system.identity(), ELASTIC + chunks).items():
             logging.info("the config changed since the checkpoint: %s %r -> %r", field, old, new)
 
     found = checkpoints.restore(trainer.abstract, accept)
@@ -255,13 +260,13 @@ def evaluate(system: System, state: TrainState, writer: MetricWriter, step: int)
     Raises Stopped when the run is asked to stop.
     """
     params = state.ema if system.config.eval.ema else state.params
-    predict = system.predictor.with_params(params)
+    pipeline = system.pipeline.with_params(with_extras(state, params))
     scalars: dict[str, float] = {}
     for name, evaluator in system.evaluators.items():
         began = time.monotonic()
         stopping.check()
         with watchdog.during(watchdog.EVALUATE):
-            result = evaluator(predict, system.config.seed)
+            result = evaluator(pipeline, system.config.seed)
         logging.info("evaluator %s took %.1f s", name, time.monotonic() - began)
         writer.write_scalars(step, {f"eval/{k}": v for k, v in result.scalars.items()})
         writer.write_images(step, {f"eval/{k}": v for k, v in result.images.items()})

@@ -11,14 +11,15 @@ import jax
 from absl import logging
 
 from src.common.tree import listed
+from src.interfaces import row_of
 from src.train.optim import Schedule
-from src.train.step import Measured
-from src.train.system import System
+from src.train.step import StepMetrics
+from src.train.system import System, TaskPlan
 
 CLOCK = ("tokens_per_second", "images_per_second", "data_wait")  # all else of a line is the same in a resumed run
 
 
-class Meter:
+class Metrics:
     """Measurements since the last log line, kept on the device until they are wanted, and the speed since then.
 
     Sums are added one step after the other in 64 bits, so that a run that is saved and restored between two log lines
@@ -28,11 +29,11 @@ class Meter:
     def __init__(self, system: System, schedule: Schedule):
         plans = system.tasks.values()
         self.tokens = sum(p.rows * p.layout.length for p in plans)
-        self.images = sum(p.rows * p.layout.copies(name) for p in plans for name in p.layout.named("image"))
+        self.images = sum(p.rows * noised_parts(system, p) for p in plans)
         self.schedule, self.pending = schedule, []
         self._clear()
 
-    def add(self, measured: Measured) -> None:
+    def add(self, measured: StepMetrics) -> None:
         """Remembers one step."""
         self.pending.append((measured.terms, measured.guard))
 
@@ -98,6 +99,12 @@ class Meter:
                 " finite; what was saved before is sound: lower optim.lr, and run again"
             )
         return means
+
+
+def noised_parts(system: System, plan: TaskPlan) -> int:
+    """Parts of a row whose fields have a process: images, mostly."""
+    segments = [s for s in plan.layout.segments if system.fields[row_of(s.name)].process is not None]
+    return sum(plan.layout.parts_of(s.name) for s in segments)
 
 
 def _public(term: str) -> str:

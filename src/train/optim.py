@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from src.common import lookup, tree
 
@@ -44,9 +45,9 @@ class OptimConfig:
     steps          the end of the schedule (not of the run); cosine and linear need it
     weight_decay   a number for every parameter, or rules (regex, number); the first match wins
     decays         rules that go before `weight_decay`
-    multipliers    rules (regex, number) on the learning rate; 0 freezes: no update, no moments, no part in the norm
+    lr_multipliers rules (regex, number) on the learning rate; 0 freezes: no update, no moments, no part in the norm
     moments        full | bfloat16 | factored: what is kept of the gradients of the past (see above)
-    max_norm       gradients are scaled down to this global norm; None leaves them alone
+    grad_clip       gradients are scaled down to this global norm; None leaves them alone
     """
 
     lr: float = 1e-4
@@ -59,8 +60,8 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float | Rules = 0.0
     decays: Rules = ()
-    multipliers: Rules = ((".*", 1.0),)
-    max_norm: float | None = None
+    lr_multipliers: Rules = ((".*", 1.0),)
+    grad_clip: float | None = None
     moments: str = "full"
 
 
@@ -107,7 +108,7 @@ def build_schedule(config: OptimConfig) -> Schedule:
 
 
 def build_optimizer(
-    config: Mapping[str, Any] | OptimConfig, shapes: Any
+    config: Mapping[str, Any] | ConfigDict | OptimConfig, shapes: Any
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer of a tree of parameters (only its paths are read) and the schedule, for logging.
 
@@ -118,18 +119,18 @@ def build_optimizer(
     config = _parse(config)
     paths = list(tree.flatten(shapes))
     decays = _decays(paths, config)
-    multipliers = tree.match_rules(paths, config.multipliers, "optim.multipliers' rules")
-    for name, values in (("weight_decay", decays), ("multipliers", multipliers)):
+    multipliers = tree.match_rules(paths, config.lr_multipliers, "optim.lr_multipliers' rules")
+    for name, values in (("weight_decay", decays), ("lr_multipliers", multipliers)):
         if min(values.values(), default=0.0) < 0:
             raise ValueError(f"optim.{name} has a negative value; values are 0 or more")
     if paths and not any(multipliers.values()):
-        raise ValueError("optim.multipliers freezes every parameter: leave at least one with a value above 0")
+        raise ValueError("optim.lr_multipliers freezes every parameter: leave at least one with a value above 0")
     if config.moments not in MOMENTS:
         raise ValueError(f"optim.moments {config.moments!r} is unknown; there are: {', '.join(MOMENTS)}")
     schedule = build_schedule(config)
     steps = [_by_path(lambda update, _, __: update.astype(jnp.float32), dict.fromkeys(paths))]
-    if config.max_norm is not None:
-        steps.append(optax.clip_by_global_norm(config.max_norm))
+    if config.grad_clip is not None:
+        steps.append(optax.clip_by_global_norm(config.grad_clip))
     steps.append(MOMENTS[config.moments](config))
     if any(decays.values()):
         steps.append(_by_path(lambda u, w, rate: u + rate * w.astype(jnp.float32) if rate else u, decays))
@@ -169,7 +170,7 @@ def ema_update(ema: Any, params: Any, decay: float, step: Int[Array, ""] | int, 
     return jax.tree.map(lambda e, p: (e + weight * (p.astype(e.dtype) - e)).astype(e.dtype), ema, params)
 
 
-def _parse(config: Mapping[str, Any] | OptimConfig) -> OptimConfig:
+def _parse(config: Mapping[str, Any] | ConfigDict | OptimConfig) -> OptimConfig:
     if isinstance(config, OptimConfig):
         return config
     values = {key: config[key] for key in config}

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, UInt32
 
 from src.common.rng import stream
 from src.interfaces import PyTree
-from src.models.model import TEACHER
+from src.models.model import STATES, TEACHER
 from src.train import skip_nonfinite
 
 
@@ -22,8 +22,8 @@ class TrainState:
     """Everything that a checkpoint holds of the network.
 
     `extra` has the `seed` of the run, an input of the compiled step, so that another seed needs no other program, the
-    `guard`'s memory, and of a run that distils its `teacher` (`train/teacher.py`); it is room for adaptive schedules
-    and the like.
+    `guard`'s memory, of a run that distils its `teacher` (`train/teacher.py`), and the `states` of adaptive processes
+    by field.
     """
 
     step: Int[Array, ""]
@@ -37,13 +37,17 @@ Keep = Callable[[PyTree], PyTree]  # parameters -> those that the teacher needs,
 
 
 def init_state(
-    init: Any, optimizer: optax.GradientTransformation, seed: int | UInt32[Array, ""], keep: Keep | None = None
+    init: Any,
+    optimizer: optax.GradientTransformation,
+    seed: int | UInt32[Array, ""],
+    keep: Keep | None = None,
+    states: PyTree = None,
 ) -> TrainState:
     """A fresh state; run it under `jax.jit` with output shardings so that nothing is ever whole on one device.
 
     `seed` is below 2^32 and may be traced.
     """
-    return first_state(init_params(init, seed), optimizer, seed, keep)
+    return first_state(init_params(init, seed), optimizer, seed, keep, states)
 
 
 def init_params(init: Any, seed: int | UInt32[Array, ""]) -> PyTree:
@@ -52,10 +56,18 @@ def init_params(init: Any, seed: int | UInt32[Array, ""]) -> PyTree:
 
 
 def first_state(
-    params: PyTree, optimizer: optax.GradientTransformation, seed: int | UInt32[Array, ""], keep: Keep | None = None
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    seed: int | UInt32[Array, ""],
+    keep: Keep | None = None,
+    states: PyTree = None,
 ) -> TrainState:
-    """The state of these parameters before the first step; what `keep` makes of them stays as the teacher."""
+    """The state of these parameters before the first step; what `keep` makes of them stays as the teacher.
+
+    states   of adaptive processes, by field
+    """
     extra = {"seed": jnp.asarray(seed, jnp.uint32), "guard": skip_nonfinite.fresh()}
+    extra |= {STATES: states} if states else {}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -65,7 +77,8 @@ def first_state(
     )
 
 
-def shown(state: TrainState, params: PyTree | None = None) -> PyTree:
-    """The parameters of a state (or others instead), and its teacher, if there is one: what `bind` takes."""
+def with_extras(state: TrainState, params: PyTree | None = None) -> PyTree:
+    """The parameters of a state (or others instead), its teacher and the states of its processes, where there are some:
+    what `bind` takes."""
     params = state.params if params is None else params
-    return params | {TEACHER: state.extra[TEACHER]} if TEACHER in state.extra else params
+    return params | {name: state.extra[name] for name in (TEACHER, STATES) if name in state.extra}

@@ -15,18 +15,19 @@ from src.common import tree
 from src.common.mesh.fsdp import Placement
 from src.common.rng import step_key
 from src.interfaces import Batch, LossTerm, PyTree
-from src.models.model import STACKED
+from src.models.model import STACKED, STATES
+from src.objectives.diffusion import STATISTICS
 from src.train import trainable
 from src.train.optim import ema_update
 from src.train.skip_nonfinite import COUNTS, choose, judge
-from src.train.state import TrainState, shown
-from src.train.system import System, losses, prepare, weighted_sum
+from src.train.state import TrainState, with_extras
+from src.train.system import Drawn, System, draw, losses, weighted_sum
 
 Add = Callable[[PyTree], PyTree]
 
 
 @struct.dataclass
-class Measured:
+class StepMetrics:
     """What one step measured.
 
     terms    sums and counts by name: every loss term, the weighted `total`, and the norms of gradient and update
@@ -41,26 +42,26 @@ class Measured:
     guard: dict[str, Array]
 
 
-Step = Callable[[TrainState, Mapping[str, Batch]], tuple[TrainState, Measured]]
+Step = Callable[[TrainState, Mapping[str, Batch]], tuple[TrainState, StepMetrics]]
 
 
 def make_train_step(system: System, optimizer: optax.GradientTransformation, config: Any, placement: Placement) -> Step:
     """The function (state, batch) -> (state, measurements); jit it with the state donated.
 
-    Corruption is drawn for the whole batch before it is split, and counts are summed before dividing, so
+    What is random is drawn for the whole batch before it is split, and counts are summed before dividing, so
     `accumulate` changes memory, not the result.
     """
     accumulate, ema = config.accumulate, config.ema
 
-    def step(state: TrainState, batch: Mapping[str, Batch]) -> tuple[TrainState, Measured]:
-        prepared = prepare(system, batch, step_key(state.extra["seed"], state.step), True)
+    def step(state: TrainState, batch: Mapping[str, Batch]) -> tuple[TrainState, StepMetrics]:
+        drawn = draw(system, batch, step_key(state.extra["seed"], state.step))
         trained, frozen = trainable.split(state.params, config)
 
-        def local(trained: PyTree, rows: PyTree, add: Add, fixed: PyTree) -> tuple[PyTree, PyTree]:
-            grads, terms, total = gradients(system, trained, *rows, accumulate, placement, add, fixed)
+        def local(trained: PyTree, rows: Drawn, add: Add, fixed: PyTree) -> tuple[PyTree, PyTree]:
+            grads, terms, total = gradients(system, trained, rows, accumulate, placement, add, fixed)
             return grads, add((terms, total))
 
-        grads, (terms, total) = placement.local(local, trained, (batch, prepared), shown(state, frozen))
+        grads, (terms, total) = placement.local(local, trained, drawn, with_extras(state, frozen))
         seen = squared(grads)
         square = sum(values.sum() for values in seen.values())
         good, guard = judge(state.extra["guard"], state.step, total, square, config.guard.spike)
@@ -68,20 +69,34 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
         updates, opt_state = optimizer.update(tree.joined(grads, still), state.opt_state, state.params)
         params = choose(good, optax.apply_updates(state.params, updates), state.params)
         averaged = ema_update(state.ema, params, ema.decay, state.step, warmup=ema.warmup)
+        terms, states = adapt(system, terms, state)
         new = state.replace(
             step=state.step + 1,
             params=params,
             ema=choose(good, averaged, state.ema),
             opt_state=choose(good, opt_state, state.opt_state),
-            extra=state.extra | {"guard": guard},
+            extra=state.extra | {"guard": guard} | choose(good, states, {k: state.extra[k] for k in states}),
         )
         moved = {path: jnp.where(good, square, 0) for path, square in squared(updates).items()}
         squares = {"grad": seen, "update": moved, "param": squared(params)}
         norms = {f"{k}_norm": jnp.sqrt(sum(a.sum() for a in squares[k].values())) for k in ("grad", "update")}
         terms = terms | {name: LossTerm(value, jnp.ones(())) for name, value in (norms | {"total": total}).items()}
-        return new, Measured(terms, squares, {name: guard[name] for name in COUNTS})
+        return new, StepMetrics(terms, squares, {name: guard[name] for name in COUNTS})
 
     return step
+
+
+def adapt(system: System, terms: dict[str, LossTerm], state: TrainState) -> tuple[dict[str, LossTerm], PyTree]:
+    """The terms without those that adaptive processes learn from, and `{"states": …}` after them, or {}."""
+    kept = {name: term for name, term in terms.items() if not name.endswith(STATISTICS)}
+    if STATES not in state.extra:
+        return kept, {}
+    states = dict(state.extra[STATES])
+    for row, old in states.items():
+        own = [term for name, term in terms.items() if name.endswith(f"/{row}{STATISTICS}")]
+        process = system.fields[row].process.bind(old)
+        states[row] = process.update(old, sum(own[1:], own[0]), state.step) if own else old
+    return kept, {STATES: states}
 
 
 def squared(params: PyTree) -> dict[str, Array]:
@@ -97,8 +112,7 @@ def squared(params: PyTree) -> dict[str, Array]:
 def gradients(
     system: System,
     params: PyTree,
-    batch: Mapping[str, Batch],
-    prepared: PyTree,
+    drawn: Drawn,
     accumulate: int = 1,
     placement: Placement | None = None,
     add: Add = lambda x: x,
@@ -112,7 +126,7 @@ def gradients(
     """
 
     def forward(params, rows):
-        return losses(system, tree.joined(params, fixed) if fixed else params, *rows, placement)
+        return losses(system, tree.joined(params, fixed) if fixed else params, rows, placement)
 
     def part(params, counts, micro):
         terms = forward(params, micro)
@@ -124,11 +138,11 @@ def gradients(
         return grads, terms, total
 
     if accumulate == 1:
-        return one(None, (batch, prepared))
+        return one(None, drawn)
 
     # Counts do not depend on the network: the compiler drops everything else of this forward pass.
-    counts = {k: add(v.count) for k, v in forward(params, (batch, prepared)).items()}
-    micros = tree.split_rows((batch, prepared), accumulate)
+    counts = {k: add(v.count) for k, v in forward(params, drawn).items()}
+    micros = tree.split_rows(drawn, accumulate)
     shapes = jax.eval_shape(one, counts, jax.tree.map(lambda a: a[0], micros))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     sums, _ = jax.lax.scan(lambda carry, micro: (jax.tree.map(jnp.add, carry, one(counts, micro)), None), zeros, micros)

@@ -1,4 +1,4 @@
-"""A system: the model's graph, the tasks with their weighted objectives, and the forward pass they share."""
+"""A system: the architecture, the tasks with their weighted objectives, and the forward pass they share."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from flax import nnx
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from src.common.mesh.fsdp import Placement
 from src.common.rng import stream
-from src.interfaces import Batch, LossTerm, Objective, PyTree, Task, View
-from src.models.model import bind
-from src.models.transformer import Tap
-from src.sequence.layout import Layout
-from src.sequence.view import clean_view
-from src.train.encode_batch import NOTHING, Frozen
+from src.interfaces import Batch, Field, Hidden, Layout, LossTerm, Net, Objective, PyTree, Task, Tokens, View, row_of
+from src.models.model import Architecture, bind
+from src.train.encode_batch import Encoders
 from src.train.init_from import Start
 
 
@@ -35,46 +32,44 @@ class TaskPlan:
 class System:
     """All of it, built from one config (`src/build.py`).
 
-    graph       the model without its parameters
-    init        key -> parameters, a nested dict of arrays
-    encode      device codec of the images: `[B, h, w, C]` -> patches `[B, N, P]`
-    evaluators  by name, called as `evaluator(predictor, seed)`; see `src/evals/result.py`
-    predictor   samples from the system, once it is given parameters
-    codec       the text codec, or None
-    frozen      networks that are used and not trained
-    start       where the first parameters come from, or None
+    fields        the table
+    architecture  the model without its parameters
+    init          key -> parameters, a nested dict of arrays
+    pipeline      samples from the system, once it is given parameters
+    evaluators    by name, called as `evaluator(pipeline, seed)`; see `src/evals/result.py`
+    encoders      networks that are used and not trained
+    start         where the first parameters come from, or None
     """
 
     config: Any
-    graph: nnx.GraphDef
+    fields: Mapping[str, Field]
+    architecture: Architecture
     init: Callable[[Array], PyTree]
     tasks: Mapping[str, TaskPlan]
-    encode: Callable[[Array], Array]
+    pipeline: Any = None
     evaluators: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    predictor: Any = None
-    codec: Any = None
-    frozen: Frozen = NOTHING
+    encoders: Encoders = dataclasses.field(default_factory=Encoders)
     start: Start | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint remembers of the system: the config, which tokenizer and frozen networks gave ids and
-        latents their meaning, and the hash of the weights that it began from."""
-        tokenizer = self.codec.fingerprint() if self.codec else None
-        known = {"tokenizer": tokenizer, "frozen": self.frozen.fingerprints()}
-        return self.config.to_dict() | known | {"weights": self.start.hash() if self.start else None}
+        """What a checkpoint remembers of the system: the config, the fingerprints of what gave tokens their meaning,
+        and the hash of the weights that it began from."""
+        codecs = {name: field.codec.fingerprint for name, field in self.fields.items()}
+        codecs = {name: prints for name, prints in codecs.items() if prints}
+        return self.config.to_dict() | {"codecs": codecs, "weights": self.start.hash() if self.start else None}
 
-    def spec(self) -> dict[str, dict[str, Any]]:
+    def spec(self) -> dict[str, Batch]:
         """Abstract arrays of one global batch, as the step gets it."""
-        return self.frozen.spec(self.layouts, self.delivered())
+        return self.encoders.spec(self.raw_spec())
 
-    def delivered(self) -> dict[str, dict[str, Any]]:
+    def raw_spec(self) -> dict[str, Batch]:
         """Abstract arrays of one global batch, as the data deliver it."""
         return {name: plan.task.element_spec(plan.rows) for name, plan in self.tasks.items()}
 
-    def frozen_bytes(self) -> int:
-        """Bytes of the frozen networks on every device; without their folders they are taken to be as published."""
-        frozen, _ = self.frozen.sketch()
-        needed = frozen.needed(frozen.shapes(), self.layouts, self.delivered())
+    def encoder_bytes(self) -> int:
+        """Bytes of the frozen encoders on every device; without their folders they are taken to be as published."""
+        encoders, _ = self.encoders.sketch()
+        needed = encoders.needed(encoders.shapes(), self.raw_spec())
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(needed))
 
     @property
@@ -88,46 +83,81 @@ class System:
         return {f"{t}/{o}": w for t, plan in self.tasks.items() for o, (_, w) in plan.objectives.items()}
 
 
-Prepared = tuple[dict[str, View], dict[str, dict[str, PyTree]]]
+Drawn = tuple[dict[str, View], dict[str, dict[str, PyTree]]]  # clean views and draws, by task
 
 
-def prepare(system: System, batch: Mapping[str, Batch], key: Array, train: bool) -> Prepared:
-    """Every objective of every task corrupts its fields: views of what the network sees, and what losses need later."""
-    views, aux = {}, {}
+def draw(system: System, batch: Mapping[str, Batch], key: Array) -> Drawn:
+    """Clean views of the whole batch, and all that its objectives draw; no parameters are needed."""
+    views = {name: clean_view(system.fields, plan.layout, batch[name]) for name, plan in system.tasks.items()}
+    draws = {
+        name: {
+            label: objective.draw(stream(key, f"{name}/{label}"), system.fields, views[name])
+            for label, (objective, _) in plan.objectives.items()
+        }
+        for name, plan in system.tasks.items()
+    }
+    return views, draws
+
+
+def clean_view(fields: Mapping[str, Field], layout: Layout, batch: Batch) -> View:
+    """The rows of a task after the device links of their codecs; vectors that are padding are zeros.
+
+    Raises KeyError when the batch lacks a name of the layout.
+    """
+    missing = [name for segment in layout.segments for name in segment.names if name not in batch.tokens]
+    if missing:
+        raise KeyError(f"the batch has {sorted(batch.tokens)}, the layout also needs {missing}")
+    tokens = {name: _encoded(fields[row_of(name)], value) for name, value in batch.tokens.items()}
+    return View(batch.replace(tokens=tokens), layout)
+
+
+def _encoded(field: Field, tokens: Tokens) -> Tokens:
+    valid, value = jnp.asarray(tokens.valid), jnp.asarray(tokens.value)
+    outer = valid.ndim - 1
+    if field.codec.device:
+        encoded = field.codec.encode(value.reshape(-1, *value.shape[outer:]))
+        value = encoded.reshape(*value.shape[:outer], *encoded.shape[1:])
+    if value.ndim > valid.ndim:
+        value = jnp.where(valid.reshape(*valid.shape, *[1] * (value.ndim - valid.ndim)), value, 0)
+    return tokens.replace(value=value)
+
+
+def prepare(system: System, net: Net, drawn: Drawn) -> Drawn:
+    """What every objective of every task makes of its rows, and what the losses need later."""
+    views, draws = drawn
+    prepared, aux = {}, {}
     for name, plan in system.tasks.items():
-        view, aux[name] = clean_view(plan.layout, batch[name], system.encode), {}
-        for term, (objective, _) in plan.objectives.items():
-            view, aux[name][term] = objective.prepare(view, batch[name], stream(key, f"{name}/{term}"), train)
-        views[name] = view
-    return views, aux
+        view, aux[name] = views[name], {}
+        for label, (objective, _) in plan.objectives.items():
+            view, aux[name][label] = objective.prepare(net, view, draws[name][label])
+        prepared[name] = view
+    return prepared, aux
 
 
-def losses(
-    system: System,
-    params: PyTree,
-    batch: Mapping[str, Batch],
-    prepared: Prepared,
-    placement: Placement | None = None,
-    tap: Tap | None = None,
-) -> dict[str, LossTerm]:
+def losses(system: System, params: PyTree, drawn: Drawn, placement: Placement | None = None) -> dict[str, LossTerm]:
     """One shared forward pass, then the terms of every objective, by "task/objective/term"."""
-    views, aux = prepared
-    net = bind(system.graph, params, placement, tap)
-    hidden = net.hidden({name: (system.tasks[name].layout, view) for name, view in views.items()})
+    net = bind(system.architecture, params, placement)
+    views, aux = prepare(system, net, drawn)
+    return terms_of(system, net, net.hidden(views), aux)
+
+
+def terms_of(
+    system: System, net: Net, hidden: Mapping[str, Hidden], aux: Mapping[str, Mapping[str, PyTree]]
+) -> dict[str, LossTerm]:
+    """The terms of every objective of these hidden states."""
     terms = {}
     for name, plan in system.tasks.items():
         for label, (objective, _) in plan.objectives.items():
-            for term, value in objective.loss(net, hidden[name], batch[name], aux[name][label]).items():
+            for term, value in objective.loss(net, hidden[name], aux[name][label]).items():
                 terms[f"{name}/{label}/{term}"] = value
     return terms
 
 
 def weighted_sum(system: System, terms: Mapping[str, LossTerm], counts: Mapping[str, Array]) -> Array:
     """total = Σ weight · (sum of the term / its count); a term that counts nothing adds nothing."""
-    weights = system.weights
-    return sum(
-        weights[name.rsplit("/", 1)[0]]
-        * jax.numpy.where(counts[name] > 0, term.total / jax.numpy.maximum(counts[name], 1), 0)
-        for name, term in terms.items()
-        if term.trained
-    )
+    weights, total = system.weights, 0
+    for name, term in terms.items():
+        if term.trained:
+            mean = jnp.where(counts[name] > 0, term.total / jnp.maximum(counts[name], 1), 0)
+            total = total + weights["/".join(name.split("/")[:2])] * mean
+    return total

@@ -1,8 +1,8 @@
 """The parameters that a run began with, kept where an objective holds the network to them (`objectives/distill.py`).
 
 They lie in `state.extra["teacher"]`, placed like the parameters and saved with every checkpoint, so that a resumed run
-needs no other file. Only what text alone passes through is kept, and of that only what is trained: what is frozen is
-the student's. With adapters on the trunk the teacher costs next to nothing.
+needs no other file. Only what the taught fields' tokens pass through is kept, and of that only what is trained: what
+is frozen is the student's. With adapters on the trunk the teacher costs next to nothing.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from src.common import tree
-from src.interfaces import PyTree
+from src.interfaces import PyTree, row_of
 from src.models import mixture_of_transformers as mot
 from src.train.state import Keep
 from src.train.system import System
 from src.train.trainable import rates
 
-PARTS = ("trunk/", "text/", "text_head/")
-IMAGES = (mot.PREFIX, "trunk/layers/modulation/")  # of the trunk, what no text token passes through
+OTHERS = (mot.PREFIX, "trunk/layers/modulation/")  # of the trunk, what only tokens with a time pass through
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -30,17 +29,19 @@ def keeper(system: System) -> Keep | None:
     if name not in DTYPES:
         raise ValueError(f"teacher.dtype={name!r} is unknown; use one of {', '.join(DTYPES)}")
     objectives = [objective for plan in system.tasks.values() for objective, _ in plan.objectives.values()]
-    if not any(getattr(objective, "taught", False) for objective in objectives):
+    taught = {row_of(n) for o in objectives if getattr(o, "taught", False) for n in o.names}
+    if not taught:
         return None
+    parts = ("trunk/", *(f"fields/{row}/" for row in sorted(taught)))
 
     def keep(params: PyTree) -> PyTree:
         flat = tree.flatten(params)
         shares = rates(system.config, flat)
-        kept = [p for p in flat if p.startswith(PARTS) and not p.startswith(IMAGES) and shares[p]]
+        kept = [p for p in flat if p.startswith(parts) and not p.startswith(OTHERS) and shares[p]]
         if not kept:
             raise ValueError(
-                "an objective distils, but all that text passes through is frozen and cannot leave its beginning: take"
-                " the objective out, or see optim.multipliers"
+                "distillation has no trainable parameters: all that its fields pass through is frozen; take the"
+                " objective distill out, or see optim.lr_multipliers"
             )
         return tree.unflatten({path: jnp.array(flat[path], DTYPES[name]) for path in kept})
 

@@ -9,12 +9,12 @@ from src.common import tree
 from src.interfaces import PyTree
 from src.models import lora
 
-WHAT = "optim.multipliers' rules"
+WHAT = "optim.lr_multipliers' rules"
 
 
 def multipliers(config: Any) -> tuple[tuple[str, float], ...]:
-    """`optim.multipliers`, after the rule by which adapters (`model.lora`) freeze what they stand in for."""
-    return (*lora.frozen(config.get("model", {}).get("lora", {}).get("rank", 0)), *config.optim.multipliers)
+    """`optim.lr_multipliers`, after the rule by which adapters (`model.lora`) freeze what they stand in for."""
+    return (*lora.frozen(config.get("model", {}).get("lora", {}).get("rank", 0)), *config.optim.lr_multipliers)
 
 
 def rates(config: Any, paths: Iterable[str]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from src.data.pipeline.bad_rows import Ledger
 from src.data.pipeline.stream import Mixture
 from src.interfaces import Batch, PyTree
 from src.train.optim import Schedule, build_optimizer
-from src.train.state import TrainState, first_state, init_params, init_state, shown
+from src.train.state import TrainState, first_state, init_params, init_state, with_extras
 from src.train.step import make_train_step
 from src.train.system import System
 from src.train.teacher import keeper
@@ -54,23 +54,23 @@ class Trainer:
     def place(self, rows: Mapping[str, Batch], step: int) -> dict[str, Batch]:
         """A host batch (this process's rows) on the devices, as the train step gets it before it is step `step` + 1.
 
-        What frozen networks draw at random depends on the run's seed and `step` alone.
+        What frozen encoders draw at random depends on the run's seed and `step` alone.
         """
         batch = put_batch(rows, self.mesh)
-        if not self.system.frozen.nets:
+        if not self.system.encoders.nets:
             return batch
         with jax.set_mesh(self.mesh):
-            return self._encode(self._frozen, batch, self._seed, np.int32(step))
+            return self._encode(self._encoder_params, batch, self._seed, np.int32(step))
 
-    def frozen_shapes(self) -> dict[str, PyTree]:
-        """What every device holds of the frozen networks, abstract."""
-        frozen, system, whole = self.system.frozen, self.system, replicated(self.mesh)
-        needed = frozen.needed(frozen.shapes(), system.layouts, system.delivered())
+    def encoder_shapes(self) -> dict[str, PyTree]:
+        """What every device holds of the frozen encoders, abstract."""
+        encoders, whole = self.system.encoders, replicated(self.mesh)
+        needed = encoders.needed(encoders.shapes(), self.system.raw_spec())
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), needed)
 
-    def delivered(self) -> dict[str, Batch]:
+    def raw_batch(self) -> dict[str, Batch]:
         """A batch on the devices as the data deliver it, abstract."""
-        return self._rows(self.system.delivered())
+        return self._rows(self.system.raw_spec())
 
     def batch(self) -> dict[str, Batch]:
         """A batch on the devices as the step gets it, abstract."""
@@ -81,24 +81,24 @@ class Trainer:
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), batch)
 
     def lower_encode(self) -> jax.stages.Lowered | None:
-        """The program of the frozen networks that `place` runs, traced on shapes alone; None where there are none."""
-        if not self.system.frozen.nets:
+        """The program of the frozen encoders that `place` runs, traced on shapes alone; None where there are none."""
+        if not self.system.encoders.nets:
             return None
         numbers = (jax.ShapeDtypeStruct((), kind) for kind in (np.uint32, np.int32))
         with jax.set_mesh(self.mesh):
-            return self._encode.lower(self.frozen_shapes(), self.delivered(), *numbers)
+            return self._encode.lower(self.encoder_shapes(), self.raw_batch(), *numbers)
 
     @functools.cached_property
-    def _frozen(self) -> dict[str, PyTree]:
-        frozen, system = self.system.frozen, self.system
-        needed = frozen.needed(frozen.read(), system.layouts, system.delivered())
+    def _encoder_params(self) -> dict[str, PyTree]:
+        encoders = self.system.encoders
+        needed = encoders.needed(encoders.read(), self.system.raw_spec())
         return jax.device_put(needed, replicated(self.mesh))
 
     @functools.cached_property
     def _encode(self) -> Callable[..., dict[str, Batch]]:
         def encode(params: PyTree, batch: Mapping[str, Batch], seed: Any, step: Any) -> dict[str, Batch]:
             ways = math.prod(self.mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
-            return self.system.frozen.encode(params, self.system.layouts, batch, step_key(seed, step), ways)
+            return self.system.encoders.encode(params, batch, step_key(seed, step), ways)
 
         return jax.jit(encode, out_shardings=batch_sharding(self.mesh))
 
@@ -128,7 +128,9 @@ class Trainer:
     @functools.cached_property
     def _first_state(self) -> Callable[[PyTree, np.uint32], TrainState]:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        make = lambda params, seed: first_state(params, self.optimizer, seed, keeper(self.system))
+        make = lambda params, seed: first_state(
+            params, self.optimizer, seed, keeper(self.system), process_states(self.system)
+        )
         return jax.jit(make, donate_argnums=0, out_shardings=shardings)
 
     def lower(self) -> jax.stages.Lowered:
@@ -160,9 +162,11 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
     shapes = jax.eval_shape(system.init, jax.random.key(0))
     settings = config.optim.to_dict()
     settings["steps"] = settings["steps"] or config.steps
-    settings["multipliers"] = multipliers(config)
+    settings["lr_multipliers"] = multipliers(config)
     optimizer, schedule = build_optimizer(settings, shapes)
-    state = jax.eval_shape(lambda: init_state(system.init, optimizer, config.seed, keeper(system)))
+    state = jax.eval_shape(
+        lambda: init_state(system.init, optimizer, config.seed, keeper(system), process_states(system))
+    )
     rules = ShardingRules(**config.sharding)
     rules.check(shapes, mesh)
     trunk, tensor = config.model.trunk, mesh.shape.get("tensor", 1)
@@ -173,8 +177,14 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
         )  # fmt: skip
     shardings = rules.shardings(state, mesh)
     abstract = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), state, shardings)
-    specs = {path: leaf.sharding.spec for path, leaf in flatten(shown(abstract)).items()}
+    specs = {path: leaf.sharding.spec for path, leaf in flatten(with_extras(abstract)).items()}
     return Trainer(system, mesh, optimizer, schedule, abstract, Placement(specs, jnp.dtype(config.model.dtype)))
+
+
+def process_states(system: System) -> PyTree:
+    """The states of adaptive processes before the first step, by field."""
+    states = {name: field.process.state() for name, field in system.fields.items() if field.process is not None}
+    return {name: state for name, state in states.items() if state is not None}
 
 
 def check_data(system: System) -> None:
@@ -185,7 +195,7 @@ def check_data(system: System) -> None:
     tasks = {name: plan.task for name, plan in system.tasks.items()}
     rows = {f"the number of rows of {name}": task.rows("train") for name, task in tasks.items()}
     for name, task in tasks.items():
-        system.frozen.check(name, getattr(task, "latents_of", None))
+        system.encoders.check(name, getattr(task, "latents_of", None))
     check_same(rows)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from src.common.mesh import distributed, sharding
 from src.data.pipeline.stream import Stream
-from src.interfaces import LabelField
+from src.interfaces import Batch
 
 ADDRESS, COUNT, INDEX = distributed.NAMES
 
@@ -92,7 +92,7 @@ def test_rows_of_scattered_blocks_are_those_of_the_whole_batch():
 
 
 class Numbers:
-    """A source whose rows are their numbers."""
+    """A task whose rows are their numbers."""
 
     draws = 0
 
@@ -100,13 +100,17 @@ class Numbers:
         """Of any split."""
         return 50
 
-    def read(self, split, index):
-        """Nothing."""
-        return {}
+    def read(self, split, index, uniforms):
+        """The number."""
+        return {"row": np.int64(index)}
 
-    def build(self, split, index, uniforms, extra):
+    def blank(self):
+        """No row is bad."""
+        raise AssertionError
+
+    def build(self, rows):
         """The numbers."""
-        return {"row": index}
+        return rows
 
 
 def test_processes_that_differ_are_told(monkeypatch):
@@ -124,14 +128,16 @@ def test_processes_that_differ_are_told(monkeypatch):
 
 def test_batch_is_split_over_all_devices():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
-    batch = {"label": LabelField(np.arange(16)), "image": np.arange(48.0, dtype=np.float32).reshape(16, 3)}
+    batch = {"task": Batch({}, {"label": np.arange(16)}), "image": np.arange(48.0, dtype=np.float32).reshape(16, 3)}
     placed = distributed.put_batch(batch, mesh)
-    assert np.array_equal(placed["label"].ids, np.arange(16)) and np.array_equal(placed["image"], batch["image"])
+    assert np.array_equal(placed["task"].cond["label"], np.arange(16)) and np.array_equal(
+        placed["image"], batch["image"]
+    )
     shards = placed["image"].addressable_shards
     assert len({s.device for s in shards}) == 8 and all(s.data.shape == (2, 3) for s in shards)
 
 
 def test_batch_that_does_not_divide_is_refused():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
-    with pytest.raises(ValueError, match=r"'label/ids' of shape \(12,\) has 12 rows .* 8 devices .* multiple of 8"):
-        distributed.put_batch({"label": LabelField(np.arange(12))}, mesh)
+    with pytest.raises(ValueError, match=r"'task/cond/label' of shape \(12,\) has 12 rows .* multiple of 8"):
+        distributed.put_batch({"task": Batch({}, {"label": np.arange(12)})}, mesh)

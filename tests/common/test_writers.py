@@ -1,25 +1,13 @@
 """What is written can be read back, a broken disk is one warning, and only process 0 writes."""
 
 import json
-import struct
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from src.common.runtime.writers import JsonLines, Many, TensorBoard
-
-
-def events_of(path):
-    from tensorboardX.proto.event_pb2 import Event
-
-    data = path.read_bytes()
-    while len(data) > 16:
-        (size,) = struct.unpack("<Q", data[:8])
-        if len(data) < 16 + size:  # a killed process left half of an event
-            return
-        yield Event.FromString(data[12 : 12 + size])
-        data = data[16 + size :]
+from tests.helpers.events import events_of
 
 
 def read_events(folder):

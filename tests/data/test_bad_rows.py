@@ -8,21 +8,43 @@ import jax
 import numpy as np
 import pytest
 
-from src.codecs.text import Bytes
-from src.data import flaws
-from src.data.digits import CaptionToImage, ImageToCaption, NumberSentences
+from src.data.example import FLAW_BYTES, BadRow
 from src.data.pipeline import bad_rows as ledgers
-from src.data.pipeline.bad_rows import FLAW_BYTES, BadRow, Ledger, TooManyBadRowsError
+from src.data.pipeline.bad_rows import Ledger, TooManyBadRowsError, grouped, parted, summary
 from src.data.pipeline.stream import Mixture, Stream, ordered
-from src.interfaces import ImageField, LabelField, TokenField
+from src.data.sources.digits import Digits
+from src.data.sources.numbers import RELATIONS, Numbers
+from src.data.task import Task
+from src.data.templates.caption_to_image import CaptionToImage
+from src.data.templates.class_label import ClassLabel
+from src.data.templates.image_to_caption import ImageToCaption
+from src.data.templates.text import Text
+from tests.helpers.fields import table
+from tests.helpers.rows import told
 
-BAD = {3, 11, 12, 200, 201, 202, 203}
+FIELDS = table()
+
+
+def draw():
+    return Task("draw", Digits(), CaptionToImage(), FIELDS)
+
+
+def say():
+    return Task("say", Digits(), ImageToCaption(), FIELDS)
+
+
+def count(relations=tuple(RELATIONS)):
+    return Task("count", Numbers(relations=relations), Text(), FIELDS)
+
+
+def label():
+    return Task("label", Digits(), ClassLabel(), FIELDS)
 
 
 class Flawed:
     """A task some of whose rows are bad."""
 
-    def __init__(self, task, bad=frozenset(BAD)):
+    def __init__(self, task, bad):
         self._task, self._bad = task, bad
 
     def __getattr__(self, name):
@@ -30,51 +52,48 @@ class Flawed:
             raise AttributeError(name)
         return getattr(self._task, name)
 
-    def read(self, split, index):
+    def read(self, split, index, uniforms=None):
         if index in self._bad:
             raise BadRow("broken", f"row {index}", "as planned")
-        return self._task.read(split, index)
+        return self._task.read(split, index, uniforms)
 
 
-def leaves(fields):
-    return {(n, k): np.asarray(v) for n, f in fields.items() for k, v in vars(f).items() if v is not None}
-
-
-@pytest.mark.parametrize("make", [CaptionToImage, ImageToCaption, NumberSentences])
-def test_other_rows_are_what_they_would_be_and_the_bad_ones_are_zeros(make):
-    task = make(Bytes())
+@pytest.mark.parametrize("make", [draw, say, count, label])
+def test_other_rows_are_what_they_would_be_and_the_bad_ones_are_nothing(make):
+    task = make()
     rows = task.rows("train")
     bad = set(range(0, rows, 7))
     whole, flawed = Stream(task, 24, seed=1), Stream(Flawed(task, bad), 24, seed=1, ledger=Ledger(share=1))
     parts = [Stream(Flawed(task, bad), 24, seed=1, shard=(i, 2), ledger=Ledger(share=1)) for i in range(2)]
     met = 0
     for _ in range(3):
-        clean, found = leaves(next(whole)), leaves(next(flawed))
-        halves = [leaves(next(part)) for part in parts]
-        valid = next(v for (_, k), v in found.items() if k == "valid" and v.ndim == 2).any(1)
-        met += (~valid).sum()
-        for key, leaf in found.items():
-            np.testing.assert_array_equal(leaf[valid], clean[key][valid], err_msg=str(key))
-            assert not leaf[~valid].any() and leaf.dtype == clean[key].dtype, key
-            np.testing.assert_array_equal(leaf, np.concatenate([half[key] for half in halves]))
+        clean, found, halves = next(whole), next(flawed), [next(part) for part in parts]
+        jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(lambda *a: np.concatenate(a), *halves))
+        assert told(clean) == told(found)
+        name = task.fill[0]
+        sound = found.tokens[name].target.any(axis=1)
+        met += (~sound).sum()
+        jax.tree.map(lambda a, b, ok=sound: np.testing.assert_array_equal(a[ok], b[ok]), found, clean)
+        for path, tokens in found.tokens.items():
+            assert not tokens.value[~sound].any() and not tokens.target[~sound].any()
+            assert (tokens.valid[~sound] == (path == "image")).all()  # images keep their places: masks stay static
     assert met == flawed._ledger.skipped["data"] == sum(part._ledger.skipped["data"] for part in parts) > 0
     for stream in (whole, flawed, *parts):
         stream.close()
 
 
 def test_a_batch_of_bad_rows_only_has_the_shape_of_any_other():
-    for make in (CaptionToImage, ImageToCaption, NumberSentences):
-        task = make(Bytes())
+    for make in (draw, say, count, label):
+        task = make()
         stream = Stream(Flawed(task, range(10**6)), 4, seed=0, ledger=Ledger(share=1))
-        fields = next(stream)
+        batch = next(stream)
         stream.close()
-        spec = task.element_spec(4)
-        same = jax.tree.map(lambda leaf, want: (leaf.shape, leaf.dtype) == (want.shape, want.dtype), fields, spec)
-        assert jax.tree.all(same) and not any(leaf.any() for leaf in jax.tree.leaves(fields))
+        assert told(batch) == told(task.element_spec(4))
+        assert not any(tokens.target.any() or tokens.value.any() for tokens in batch.tokens.values())
 
 
 def test_each_bad_row_is_written_down_once_whatever_the_epochs_and_restarts(tmp_path):
-    task = Flawed(NumberSentences(Bytes(), relations=("successor",)), {1, 4})
+    task = Flawed(count(relations=("successor",)), {1, 4})
     rows = task.rows("train")
     scalars = []
     for start in (0, 5 * rows):
@@ -103,7 +122,7 @@ def test_a_report_names_each_file_once(tmp_path):
            ("a.jsonl line 7", "missing", "p.png"), ("a.jsonl line 9 turns 1 to 2", "missing", "q.png"),
            ("00001.arrayrecord record 2", "damaged", ""), ("n1/e f.JPEG", "broken", "x"), ("n1/g.JPEG", "broken", "x"),
            ("t.tar s/7.jpg", "broken", "y")]  # fmt: skip
-    assert flaws.grouped(bad) == (
+    assert grouped(bad) == (
         "a.jsonl: broken (x): line 3, line 4; missing: line 7 (p.png), line 9 turns 1 to 2 (q.png); "
         "b.jsonl: broken (x): line 1; 00001.arrayrecord: damaged: record 2; broken (x): n1/e f.JPEG, n1/g.JPEG; "
         "t.tar: broken (y): s/7.jpg"
@@ -114,13 +133,13 @@ def test_a_report_names_each_file_once(tmp_path):
     assert ledger.summary() == [*rows, "t.tar: 1 (broken 1)", "2 files: broken"]
     with pytest.raises(TooManyBadRowsError, match="9 of the 12 rows") as error:
         ledger.check()
-    assert flaws.grouped(bad) in str(error.value)
-    many = flaws.summary({"where": f"{i}.jsonl line {j}", "reason": "broken"} for i in range(12) for j in range(i + 1))
+    assert grouped(bad) in str(error.value)
+    many = summary({"where": f"{i}.jsonl line {j}", "reason": "broken"} for i in range(12) for j in range(i + 1))
     assert len(many) == 11 and many[0] == "11.jsonl: 12 (broken 12)" and many[-1] == "and 3 of 2 more files"
 
 
 def test_too_many_bad_rows_stop_the_run_with_the_list(tmp_path):
-    task = NumberSentences(Bytes())
+    task = count()
     bad = {int(i) for i in np.arange(0, task.rows("train"), 10)}
     mixture = Mixture({"n": Flawed(task, bad)}, {"n": 20}, 0, ledger=Ledger(tmp_path, share=0.05, least=6))
     with pytest.raises(TooManyBadRowsError) as error:
@@ -162,11 +181,11 @@ def test_processes_stop_together_and_count_rows_that_two_of_them_read_once(monke
 
 
 def test_the_ordered_pass_skips_bad_rows_and_fillings():
-    task = ImageToCaption(Bytes())
-    batches = list(ordered(Flawed(task, {2}), "test", 7 * 16))
-    image = np.concatenate([b["image"].valid for b in batches])
-    assert (np.flatnonzero(~image[:360]) == 2).all() and image[:360].sum() == 359 and not image[360:].any()
-    assert not batches[0]["caption"].loss[2].any() and not batches[0]["head"].valid[2].any()
+    task = say()
+    batches = [batch.tokens for batch in ordered(Flawed(task, {2}), "test", 7 * 16)]
+    learned = np.concatenate([b["text.caption"].target.any(axis=1) for b in batches])
+    assert (np.flatnonzero(~learned[:360]) == 2).all() and learned[:360].sum() == 359 and not learned[360:].any()
+    assert not batches[0]["text.head"].valid[2].any() and batches[0]["image"].valid.all()
 
 
 def test_a_flaw_travels_whole_or_cut():
@@ -181,52 +200,25 @@ def test_a_row_that_takes_long_is_named(caplog):
     """The stalled loader (25) and the slow one (26)."""
 
     class Slow(Flawed):
-        def read(self, split, index):
+        def read(self, split, index, uniforms=None):
             time.sleep(0.5 * (index == 17))
-            return {}
+            return super().read(split, index, uniforms)
 
     caplog.set_level(logging.WARNING)
-    task = NumberSentences(Bytes())
-    mixture = Mixture({"n": Slow(task)}, {"n": 8}, 0, prefetch=1)
+    task = count()
+    mixture = Mixture({"n": Slow(task, ())}, {"n": 8}, 0, prefetch=1)
     mixture.waits.patience = 0.1
     for _ in range(-(-task.rows("train") // 8)):
         next(mixture)
     assert mixture.waits.told() == "" and mixture.waits.seconds["n"] > 0.3
     mixture.close()
-    told = [r.getMessage() for r in caplog.records if "(row 17 of the source is being read)" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if "(row 17 of its data is being read)" in r.getMessage()]
     assert all("task n waits for rows" in t for t in told)
     assert 1 <= len(told) <= 6  # after 0.1 s, 0.2 s, 0.4 s, and not each of the 20 times that it looked
 
 
-def test_kinds_of_fields():
-    """A source of every kind of field: what is not valid is zero in each."""
-
-    class All:
-        draws = 0
-
-        def rows(self, split):
-            return 8
-
-        def read(self, split, index):
-            if index % 2:
-                raise BadRow("odd")
-            return {"x": np.full((2, 2, 1), index + 1.0)}
-
-        def blank(self):
-            return {"x": np.full((2, 2, 1), np.nan)}
-
-        def build(self, split, index, uniforms, extra):
-            ids = np.repeat(index[:, None] + 1, 3, 1).astype(np.int32)
-            text = TokenField(ids, ids > 0, ids > 0)
-            return {"t": text, "i": ImageField(extra["x"]), "l": LabelField(index.astype(np.int32) + 1)}
-
-    batch = next(ordered(All(), "test", 8))
-    for leaf in jax.tree.leaves(batch):
-        assert not leaf[1::2].any() and leaf[::2].all()
-
-
 def test_a_path_that_looks_like_a_place_is_a_path():
-    assert flaws.parted("my set line 2/train.jsonl line 5") == ("my set line 2/train.jsonl", "line 5")
-    assert flaws.parted("a line 3 b/c.JPEG") == ("", "a line 3 b/c.JPEG")
-    assert flaws.parted("n01/x line 3.JPEG") == ("", "n01/x line 3.JPEG")
-    assert flaws.parted("train.jsonl line 3 turns 1 to 2") == ("train.jsonl", "line 3 turns 1 to 2")
+    assert parted("my set line 2/train.jsonl line 5") == ("my set line 2/train.jsonl", "line 5")
+    assert parted("a line 3 b/c.JPEG") == ("", "a line 3 b/c.JPEG")
+    assert parted("n01/x line 3.JPEG") == ("", "n01/x line 3.JPEG")
+    assert parted("train.jsonl line 3 turns 1 to 2") == ("train.jsonl", "line 3 turns 1 to 2")

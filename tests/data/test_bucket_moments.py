@@ -7,20 +7,34 @@ import pytest
 from PIL import Image
 
 from src.codecs.buckets import Buckets
-from src.codecs.text import Bytes
-from src.codecs.vision import Pixels
-from src.data import buckets, pictures
-from src.data.example import Example
+from src.codecs.pixels import Pixels
+from src.data.example import BadRow, Example
 from src.data.files.latent_shards import HELD, Encoding, Moments, moments_in_bucket
-from src.data.files.shards import SEVERAL, pack
-from src.data.pipeline.bad_rows import BadRow, Ledger
+from src.data.files.shards import SEVERAL, pack, values_of
+from src.data.pipeline.bad_rows import Ledger
 from src.data.prepare import Plan, prepare
+from src.data.sources.captions import Captions
+from src.data.sources.documents import Documents
+from src.data.sources.records import Records
+from src.data.task import Task
+from src.data.templates.caption_to_image import CaptionToImage
+from src.data.templates.packed import Packed
 from src.tools.latents import reader
+from tests.helpers.fields import field, patches, table
 
 GRIDS = ((4, 4), (2, 8), (8, 2))
 PIXELS, LATENTS = Buckets(GRIDS, 4), Buckets(GRIDS, 2)
 SIDES = [(20, 18), (9, 35), (40, 9), (17, 16), (8, 40), (33, 8), (16, 16), (12, 40), (4, 80)]
-VISION = Pixels(8, 4)
+VISION = field("vision", Pixels(8, 8, fit="letterbox"), patches(4))
+
+
+class Autoencoder:
+    """A frozen network that makes latents [8, 8, 4] of images of 16 x 16."""
+
+    where, spec, shape = "frozen", None, (8, 8, 4)
+
+
+LATENT = field("image", Pixels(16, 16), Autoencoder(), patches(2))
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +61,23 @@ def encode(pixels):
     return values.astype(np.float16)
 
 
-def captions(records="", moments=True, **options):
-    shape = {"size": 8, "channels": 8, "patch": 2} if moments else {"size": 16, "patch": 4}
-    return buckets.CaptionToImage(Bytes(), length=16, records=records, **{"buckets": GRIDS} | shape | options)
+def task(source, template):
+    return Task("t", source, template, table(vision=VISION, image=LATENT))
 
 
-def documents(records="", moments=True, **options):
-    shape = {"size": 8, "channels": 8, "patch": 2} if moments else {"size": 16, "patch": 4}
-    more = {"images": 4, "pictures": 2, "vision": VISION, "buckets": GRIDS}
-    return buckets.Documents(Bytes(), 160, records=records, **more | shape | options)
+def captions(source, buckets=GRIDS):
+    return task(source, CaptionToImage(16, buckets=buckets))
 
 
-def write(task, out, batch):
+def documents(source, buckets=GRIDS):
+    return task(source, Packed(160, images=4, visions=2, buckets=buckets))
+
+
+def records(folder):
+    return Records(folder, moments=True)
+
+
+def write(source, out, batch):
     """As `tools.latents` does."""
     sizes, shapes = Buckets(tuple(map(PIXELS.pixels, GRIDS)), 1), []
 
@@ -67,9 +86,9 @@ def write(task, out, batch):
         return encode(pixels)
 
     moments = Moments(16, (8, 8, 8), "codec", tuple(map(LATENTS.pixels, GRIDS)))
-    record = lambda kind, told, images: pack(told, *images, sized=kind in SEVERAL)
+    record = lambda kind, example, images: pack(values_of(example, kind), *images, sized=kind in SEVERAL)
     plan = Encoding(moments, 100, batch, reader(16, sizes), counted, record)
-    return prepare(task.open, out, plan), shapes
+    return prepare(source, out, plan), shapes
 
 
 def rows_of(task):
@@ -93,24 +112,24 @@ def of_documents(rows, change):
     out = {}
     for row in rows:
         for number in range(1, row["segment"].max() + 1):
-            own = [i for i, begin in enumerate(row["image_begins"]) if begin >= 0 and row["segment"][begin] == number]
-            images = [change(row["image"][i], row["image_grid"][i]) for i in own]
-            out[row["ids"][row["segment"] == number].tobytes()] = images
+            own = [i for i, begin in enumerate(row["image/begins"]) if begin >= 0 and row["segment"][begin] == number]
+            images = [change(row["image"][i], row["image/grid"][i]) for i in own]
+            out[row["text/ids"][row["segment"] == number].tobytes()] = images
     return out
 
 
 @pytest.mark.parametrize("make", [captions, documents])
 @pytest.mark.parametrize("batch", [2, 3])
 def test_moments_are_those_of_each_picture_in_its_bucket(folder, tmp_path, make, batch):
-    files = make(moments=False, folder=folder)
-    manifest, shapes = write(files, tmp_path / "out", batch)
+    source = (Captions if make is captions else Documents)(folder)
+    manifest, shapes = write(source, tmp_path / "out", batch)
     assert set(shapes) == {(batch, *PIXELS.pixels(grid), 3) for grid in GRIDS}
     drawn = 7 if make is captions else 10
     assert manifest["bad_rows"] == (2 if make is captions else 4) and len(shapes) <= drawn // batch + len(GRIDS)
     told = manifest["schema"]["image"]
     assert told["buckets"] == [[8, 8], [4, 16], [16, 4]] and told["shape"] == [8, 8, 8]
-    found, wanted = rows_of(make(tmp_path / "out")), rows_of(files)
-    assert {tuple(g) for row in found for g in row["image_grid"].reshape(-1, 2).tolist()} == set(GRIDS)
+    found, wanted = rows_of(make(records(tmp_path / "out"))), rows_of(make(source))
+    assert {tuple(g) for row in found for g in row["image/grid"].reshape(-1, 2).tolist()} == set(GRIDS)
     if make is documents:  # without the bad ones they are packed anew
         have = of_documents(found, lambda image, grid: image)
         want = of_documents(wanted, folded)
@@ -119,30 +138,38 @@ def test_moments_are_those_of_each_picture_in_its_bucket(folder, tmp_path, make,
         return
     assert len(found) == len(wanted) == 7
     for have, want in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(have["image"], folded(want["image"], want["image_grid"]))
-        np.testing.assert_array_equal(have["image_grid"], want["image_grid"])
-        np.testing.assert_array_equal(have["ids"], want["ids"])
+        np.testing.assert_array_equal(have["image"], folded(want["image"], want["image/grid"]))
+        np.testing.assert_array_equal(have["image/grid"], want["image/grid"])
+        np.testing.assert_array_equal(have["text.prompt/ids"], want["text.prompt/ids"])
 
 
 def test_other_buckets_and_damaged_sides_are_refused(folder, tmp_path):
-    write(captions(moments=False, folder=folder), tmp_path / "out", 4)
-    asked = r"holds moments of the buckets 8 x 8, 4 x 16, 16 x 4, and the task reads "
-    assert captions(tmp_path / "out", buckets=((4, 4), (8, 2), (2, 8))).rows("train") == 7
-    with pytest.raises(ValueError, match=asked + "the buckets 8 x 8, 4 x 16: write moments"):
-        captions(tmp_path / "out", buckets=GRIDS[:2]).rows("train")
+    write(Captions(folder), tmp_path / "out", 4)
+    asked = r"hold moments of the buckets 8 x 8, 4 x 16, 16 x 4, and the task reads "
+    assert captions(records(tmp_path / "out"), ((4, 4), (8, 2), (2, 8))).rows("train") == 7
+    assert captions(records(tmp_path / "out")).latents_of == "codec" and captions(Captions(folder)).latents_of is None
+    with pytest.raises(ValueError, match=asked + "the buckets 8 x 8, 4 x 16: give"):
+        captions(records(tmp_path / "out"), GRIDS[:2]).rows("train")
     with pytest.raises(ValueError, match=asked + "no buckets"):
-        pictures.CaptionToImage(Bytes(), 8, 16, channels=8, records=tmp_path / "out").rows("train")
+        captions(records(tmp_path / "out"), ()).rows("train")
+    with pytest.raises(ValueError, match=r"moments of latents 8 x 8 x 8: set source\.moments=True"):
+        captions(Records(tmp_path / "out")).rows("train")
+    other = field("image", Pixels(16, 16), type("Other", (Autoencoder,), {"shape": (4, 4, 4)})(), patches(1))
+    with pytest.raises(ValueError, match="moments of latents 8 x 8 x 8, and the field's codec makes 4 x 4 x 8"):
+        Task("t", records(tmp_path / "out"), CaptionToImage(16), table(image=other)).rows("train")
+    with pytest.raises(ValueError, match="which are shards already"):
+        prepare(records(tmp_path / "out"), tmp_path / "again", Plan())
     path = tmp_path / "out" / "manifest.json"
     told = json.loads(path.read_text())
     for wrong in ([[8, 8], [4, 8]], [[8, 8], [64, "1"]], [[4, 16], [8, 8]], 3, [[8, 8], [0, 64]]):
         told["schema"]["image"]["buckets"] = wrong
         path.write_text(json.dumps(told))
         with pytest.raises(ValueError, match=r"no manifest of shards \(it"):
-            captions(tmp_path / "out").rows("train")
+            captions(records(tmp_path / "out")).rows("train")
     del told["schema"]["image"]["buckets"]
     path.write_text(json.dumps(told))
-    with pytest.raises(ValueError, match="holds moments of no buckets"):
-        captions(tmp_path / "out").rows("train")
+    with pytest.raises(ValueError, match="hold moments of no buckets"):
+        captions(records(tmp_path / "out")).rows("train")
     for data in (None, b"\x08\0", b"\x08\0\x10\0" + bytes(1024)):
         with pytest.raises(BadRow, match="the moments are of no bucket"):
             moments_in_bucket(data, [(8, 8)], 8, "here")
@@ -155,26 +182,24 @@ def test_a_rare_size_does_not_hold_back_all_others():
     asked = []
 
     class Source:
-        kind = "captions"
-
         def __getitem__(self, row):
             asked.append(row)
-            return Example("", {"row": row})
+            return Example({"row": row})
 
     shape = lambda row: PIXELS.pixels(GRIDS[row == 0])
-    read = lambda kind, example: [np.full((*shape(example.told["row"]), 3), example.told["row"], np.uint8)]
+    read = lambda kind, example: [np.full((*shape(example["row"]), 3), example["row"], np.uint8)]
     moments = Moments(16, (8, 8, 8), "codec", tuple(map(LATENTS.pixels, GRIDS)))
-    write = lambda kind, told, images: bytes([told["row"]])
+    write = lambda kind, example, images: bytes([example["row"]])
     plan = Encoding(moments, 100, 2, read, encode, write, threads=1)
-    found = plan.records(Source(), range(100))
+    found = plan.records(Source(), "captions", range(100))
     assert next(found) == (0, b"\0") and len(asked) < 2 * HELD + 9
     assert list(found) == [(row, bytes([row])) for row in range(1, 100)]
 
 
-def test_pictures_that_were_cut_to_squares_are_refused(folder, tmp_path):
-    source = captions(moments=False, folder=folder)
-    ledger = Ledger(tmp_path / "cut", share=1)
-    prepare(source.open, tmp_path / "cut", Plan(rows=4, size=16), ledger=ledger)
+def test_images_that_were_cut_to_squares_are_refused(folder, tmp_path):
+    prepare(Captions(folder), tmp_path / "cut", Plan(rows=4, size=16), ledger=Ledger(tmp_path / "cut", share=1))
     with pytest.raises(ValueError, match="were cut to squares of 16 pixels: prepare them anew without --size"):
-        captions(tmp_path / "cut", moments=False).rows("train")
-    assert pictures.CaptionToImage(Bytes(), 16, 16, records=tmp_path / "cut").rows("train") == 7
+        captions(Records(tmp_path / "cut")).rows("train")
+    assert captions(Records(tmp_path / "cut"), ()).rows("train") == 7
+    with pytest.raises(ValueError, match=r"source\.moments is True and the shards hold images"):
+        captions(records(tmp_path / "cut"), ()).rows("train")

@@ -1,22 +1,25 @@
-"""Buckets of aspect ratios: exact there and back, cut like the square ones, and told to the model by their grids."""
+"""Buckets of aspect ratios: exact there and back, cut like the square ones, and told to the model by places."""
 
 import io
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 from src.codecs.buckets import Buckets, as_grids
 from src.codecs.patch import Patch
-from src.codecs.text import Bytes
-from src.data.buckets import CaptionToImage, Documents, crop_to
-from src.data.pictures import crop
-from src.models.embedders import PatchEmbedder
+from src.codecs.pixels import Pixels, crop
+from src.data.pipeline.stream import Stream
+from src.data.sources.captions import Captions
+from src.data.sources.documents import Documents
+from src.data.task import Task
+from src.data.templates.caption_to_image import CaptionToImage
+from src.data.templates.packed import Packed
 from tests.data.test_documents import corpus
+from tests.helpers.fields import table
+from tests.helpers.rows import told
 
 GRIDS = ((4, 4), (2, 8), (8, 2))
 BUCKETS = Buckets(GRIDS, 2)
@@ -33,7 +36,7 @@ def test_an_image_of_a_bucket_goes_there_and_back_patch_by_patch(grid):
     assert folded.shape == (8, 8, 3)
     np.testing.assert_array_equal(BUCKETS.unfold(folded, grid), image)
     np.testing.assert_array_equal(BUCKETS.unfold(jnp.asarray(folded), grid), image)
-    square, own = Patch(2, 3, 8, 8), Patch(2, 3, 8, 8).shaped(grid)
+    square, own = Patch(2, Pixels(8, 8)), Patch(2, Pixels(8, 8)).shaped(grid)
     patches = square.encode(jnp.asarray(folded[None], jnp.float32))
     np.testing.assert_array_equal(patches, own.encode(jnp.asarray(image[None], jnp.float32)))
     np.testing.assert_array_equal(own.decode(patches)[0], image)
@@ -44,26 +47,31 @@ def test_the_nearest_bucket_is_cut_out_of_the_middle():
     sizes = {(10, 10): (4, 4), (10, 39): (2, 8), (90, 25): (8, 2), (10, 19): (4, 4), (10, 21): (2, 8)}
     assert {size: BUCKETS.nearest(*size) for size in sizes} == sizes
     image = pixels(4, 20)
-    np.testing.assert_array_equal(crop_to(image, 4, 16), image[:, 2:18])
-    for height, width in ((8, 8), (9, 30), (40, 21), (100, 64)):  # where the target is square: the published crop
-        image = pixels(height, width)
-        np.testing.assert_array_equal(crop_to(image, 8, 8), crop(image, 8))
+    np.testing.assert_array_equal(crop(image, 4, 16), image[:, 2:18])
     with pytest.raises(ValueError, match="too long for their width"):
-        crop_to(pixels(2, 40), 4, 16)
+        crop(pixels(2, 40), 4, 16)
 
 
-def test_positions_are_those_of_each_images_own_grid():
-    make = lambda grid: PatchEmbedder(12, grid, 16, rngs=nnx.Rngs(0))
-    patches = jax.random.normal(jax.random.key(0), (3, 16, 12))
-    together = make((4, 4))(patches, jnp.asarray(GRIDS, jnp.int32))
-    for i, grid in enumerate(GRIDS):
-        np.testing.assert_allclose(together[i], make(grid)(patches)[i], atol=1e-6)
-    np.testing.assert_array_equal(make((4, 4))(patches)[0], together[0])
-    assert np.abs(together[1] - make((4, 4))(patches)[1]).max() > 0.1
-    assert np.isfinite(make((4, 4))(patches, jnp.zeros((3, 2), jnp.int32))).all()
+def captions(source, buckets=GRIDS):
+    return Task("t", source, CaptionToImage(16, buckets=buckets), table(size=(8, 8, 3)))
 
 
-def test_a_folder_of_pictures_comes_in_buckets(tmp_path):
+def first(data, rows):
+    stream = Stream(data, rows, 0)
+    batch = next(stream)
+    stream.close()
+    assert told(batch) == told(data.element_spec(rows)) == told(data.fake(rows, 0))
+    return batch
+
+
+def grid_of(place):
+    """Rows and columns of the places [N, 2] of an image's tokens, which lie row by row."""
+    rows, columns = place[-1] + 1
+    np.testing.assert_array_equal(place, np.stack(np.divmod(np.arange(rows * columns), columns), axis=-1))
+    return int(rows), int(columns)
+
+
+def test_a_folder_of_images_comes_in_buckets(tmp_path):
     shapes, lines = [(8, 8), (4, 16), (16, 4)], []
     for i, shape in enumerate(shapes):
         file = io.BytesIO()
@@ -71,28 +79,29 @@ def test_a_folder_of_pictures_comes_in_buckets(tmp_path):
         (tmp_path / f"{i}.png").write_bytes(file.getvalue())
         lines.append(json.dumps({"image": f"{i}.png", "caption": "red"}))
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
-    data = CaptionToImage(Bytes(), 8, 16, folder=tmp_path, buckets=GRIDS, patch=2)
-    batch = next(data.iterator("train", 3, 0))
-    found = {
-        tuple(grid): values for grid, values in zip(batch["image"].grid.tolist(), batch["image"].values, strict=True)
-    }
+    data = captions(Captions(tmp_path))
+    image = first(data, 3).tokens["image"]
+    found = {grid_of(place): value for place, value in zip(image.place, image.value, strict=True)}
     for i, grid in enumerate(GRIDS):
         np.testing.assert_allclose(BUCKETS.unfold(found[grid], grid), pixels(*shapes[i], seed=i) / 127.5 - 1, atol=1e-6)
-    shape = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
-    assert shape(batch) == shape(data.element_spec(3)) == shape(data.fake(3, 0))
+    assert {grid_of(place) for place in data.fake(3, 0).tokens["image"].place} == set(GRIDS)
+    asked = data.prompt([{"caption": "a"}, {"caption": "a", "grid": (1, 16)}])[1].tokens["image"]
+    assert [grid_of(place) for place in asked.place] == [(4, 4), (1, 16)]
+    for refused, buckets in (((4, 5), GRIDS), ((2, 8), ())):
+        with pytest.raises(ValueError, match=rf"grid={refused}".replace("(", r"\(").replace(")", r"\)")):
+            captions(Captions(tmp_path), buckets).prompt([{"grid": refused}])
 
 
 def test_documents_come_in_buckets(tmp_path):
     folder = corpus(tmp_path / "d", 3)
     Image.fromarray(pixels(4, 16, seed=7)).save(folder / "a/0y.png")
-    data = Documents(Bytes(), 128, folder=folder, buckets=GRIDS, patch=2, size=8, images=3, pictures=0)
+    data = Task("t", Documents(folder), Packed(128, images=3, buckets=GRIDS), table(size=(8, 8, 3)))
     (folder / "documents.jsonl").write_text((folder / "documents.jsonl").read_text().split("\n")[0])
-    batch = next(data.iterator("train", 1, 0))
-    image, places = batch["image"], batch["places"].begins["image"][0]
-    assert image.grid[0, :2].tolist() == [[4, 4], [2, 8]] and (places[:2] >= 0).all() and places[2] == -1
-    np.testing.assert_allclose(BUCKETS.unfold(image.values[0, 1], (2, 8)), pixels(4, 16, seed=7) / 127.5 - 1, atol=1e-6)
-    shape = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
-    assert shape(batch) == shape(data.element_spec(1)) == shape(data.fake(1, 0))
+    batch = first(data, 1)
+    image, begins = batch.tokens["image"], batch.packing.begins["image"][0]
+    assert [grid_of(place) for place in image.place[0, :2]] == [(4, 4), (2, 8)]
+    assert (begins[:2] >= 0).all() and begins[2] == -1
+    np.testing.assert_allclose(BUCKETS.unfold(image.value[0, 1], (2, 8)), pixels(4, 16, seed=7) / 127.5 - 1, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +112,8 @@ def test_documents_come_in_buckets(tmp_path):
         (lambda: Buckets(((4, 4), (4, 4)), 2), "a grid twice"),
         (lambda: as_grids([[4, "4"]]), "pairs of whole numbers"),
         (lambda: as_grids(4), "list of pairs"),
-        (lambda: CaptionToImage(Bytes(), 8, 16, buckets=((2, 8),), patch=2), r"of 8 x 8: give a first bucket \(4, 4\)"),
-        (lambda: Patch(2, 3, 8, 8).shaped((4, 5)), "has not 16 patches"),
+        (lambda: captions(Captions(""), ((2, 8),)), r"first of the buckets is \(2, 8\), .* grid of \(4, 4\)"),
+        (lambda: Patch(2, Pixels(8, 8)).shaped((4, 5)), "has not 16 patches"),
         (lambda: BUCKETS.fold(pixels(8, 8), (2, 8)), "has no 2 x 8 patches"),
     ],
 )

@@ -4,13 +4,23 @@ import numpy as np
 import pytest
 
 from src.codecs.text import Bytes
-from src.data import canvas, digits
+from src.data.pipeline.stream import ordered
+from src.data.sources import canvas, digits
+from src.data.sources.canvas import Canvas
+from src.data.task import Task
+from src.data.templates.caption_to_image import CaptionToImage
+from src.data.templates.image_to_caption import ImageToCaption
+from tests.helpers.fields import table
+from tests.helpers.rows import build, rows_of, words
+
+CODEC = Bytes()
 
 
-@pytest.fixture(scope="module")
-def tasks():
-    """Two digits at most, so that the tables are small."""
-    return [task(Bytes(), most=2, shift=0) for task in (canvas.CanvasCaptionToImage, canvas.CanvasImageToCaption)]
+def tasks(size=16, **options):
+    """Two digits at most, so that there are few captions."""
+    fields, options = table(CODEC, (size, size, 1), 4), {"size": size, "most": 2, "shift": 0} | options
+    draw = Task("draw", Canvas(**options), CaptionToImage(), fields)
+    return draw, Task("say", Canvas(**options), ImageToCaption(), fields)
 
 
 def test_every_canvas_has_its_own_caption_and_parsing_inverts_it():
@@ -43,57 +53,55 @@ def test_what_is_no_caption_is_none(text):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_picture_shows_digits_of_the_split_where_the_caption_says(tasks, split):
+def test_the_picture_shows_digits_of_the_split_where_the_caption_says(split):
     """Every cell is either background or an image of the split with the label's digit; found by exact search."""
-    draw, say = tasks
+    draw, say = tasks()
     index = np.arange(60)
     uniforms = np.random.default_rng(0).random((60, draw.draws)) if split == "train" else None
-    values, numbers = draw.canvases(split, index, uniforms)
+    drawn = None if uniforms is None else uniforms[:, 2:]  # the first two are the template's
+    values, labels = draw.source.canvases(split, index, drawn)
     images = digits.load(split)
     known = {(image.tobytes(), int(n)) for image, n in zip(images.values, images.labels, strict=True)}
-    fields = draw.build(split, index, uniforms, {})
-    spoken = say.build(split, index, uniforms, {})
+    batch, spoken = build(draw, split, index, uniforms).tokens, build(say, split, index, drawn).tokens
     used = np.zeros(4, int)
-    for row, number in enumerate(numbers):
-        label = draw.labels[number]
+    for row, label in enumerate(labels):
         for cell, digit in enumerate(label):
             top, left = 8 * (cell // 2), 8 * (cell % 2)
             part = np.ascontiguousarray(values[row, top : top + 8, left : left + 8])
             assert (part == -1).all() if digit == canvas.EMPTY else (part.tobytes(), int(digit)) in known
         used += label != canvas.EMPTY
-        caption = Bytes().decode(spoken["caption"].ids[row])
-        assert canvas.parse_caption(caption) == canvas.cells(label)
-        prompt = Bytes().decode(fields["prompt"].ids[row])
-        dropped = uniforms is not None and uniforms[row, 17] < draw.drop
-        assert prompt == ("" if dropped else caption)
+        text = canvas.caption(label)
+        assert words(CODEC, spoken["text.caption"], row) == f"</i>[{text}</s>]"
+        dropped = uniforms is not None and uniforms[row, 1] < 0.1
+        assert words(CODEC, batch["text.prompt"], row) == ("<s><i>" if dropped else f"<s>{text}<i>")
     assert (used > 5).all()  # all four cells
-    np.testing.assert_array_equal(fields["image"].values, spoken["image"].values)
-    assert set((draw.labels[numbers] != canvas.EMPTY).sum(1)) == {1, 2}
+    np.testing.assert_array_equal(batch["image"].value, values)
+    np.testing.assert_array_equal(spoken["image"].value, values)
+    assert set((labels != canvas.EMPTY).sum(1)) == {1, 2}
 
 
-def test_test_canvases_are_fixed_and_shared_by_both_tasks(tasks):
-    draw, say = tasks
-    spoken, drawn = say.prompts("test"), draw.prompts("test")
-    assert len(spoken) == len(drawn) == 360
-    for (image, label), (caption, other) in list(zip(spoken, drawn, strict=True))[::40]:
-        assert label.tolist() == other.tolist() and canvas.parse_caption(caption) == canvas.cells(label)
-        assert image.shape == (16, 16, 1)
-    shaky = canvas.CanvasImageToCaption(Bytes(), most=2, shift=1)  # shifts are for training only
-    batch = next(shaky.iterator("test", 8, seed=0))
-    np.testing.assert_array_equal(batch["image"].values, np.stack([image for image, _ in spoken[:8]]))
+def test_test_canvases_are_fixed_and_shared_by_both_tasks():
+    draw, say = tasks()
+    drawn, spoken = rows_of(draw, "test").tokens, rows_of(say, "test").tokens
+    assert len(drawn["image"].value) == 360
+    np.testing.assert_array_equal(drawn["image"].value, spoken["image"].value)
+    shaky = tasks(shift=1)[1]  # shifts are for training only
+    batch = next(ordered(shaky, "test", 8))
+    np.testing.assert_array_equal(batch.tokens["image"].value, spoken["image"].value[:8])
 
 
 def test_larger_canvases_and_shifts_stay_inside_their_cells():
-    task = canvas.CanvasImageToCaption(Bytes(), size=24, most=1, shift=1)
-    assert task.segments[1].length == 36
+    task = tasks(size=24, most=1, shift=1)[1]
+    assert task.layout.segment("image").length == 36
     uniforms = np.random.default_rng(1).random((200, task.draws))
-    values, numbers = task.canvases("train", np.arange(200), uniforms)
+    values, labels = task.source.canvases("train", np.arange(200), uniforms)
     inked = (values[..., 0].reshape(200, 2, 12, 2, 12) > -1).any((2, 4)).reshape(200, 4)
-    np.testing.assert_array_equal(inked, task.labels[numbers] != canvas.EMPTY)
+    np.testing.assert_array_equal(inked, labels != canvas.EMPTY)
+    np.testing.assert_array_equal(build(task, "train", [7], uniforms[7:8]).tokens["image"].value, values[7:8])
     with pytest.raises(ValueError, match="size 12"):
-        canvas.CanvasImageToCaption(Bytes(), size=12)
+        Canvas(size=12)
 
 
 def test_tokenizer_text_covers_every_word_of_the_grammar():
-    words = {w for label in canvas.labels(3)[::7] for w in canvas.caption(label).split()}
-    assert words <= {w for text in canvas.texts() for w in text.split()}
+    found = {w for label in canvas.labels(3)[::7] for w in canvas.caption(label).split()}
+    assert found <= {w for text in canvas.texts() for w in text.split()}

@@ -1,16 +1,22 @@
 """Batches are functions of (seed, number): of no process count, prefetch, restart or other task."""
 
+import jax
 import numpy as np
 import pytest
 
-from src.codecs.text import Bytes
-from src.data.digits import CaptionToImage, ImageToCaption, NumberSentences
 from src.data.pipeline.stream import Mixture, Stream, ordered, split_batch
-from src.interfaces import ImageField
+from src.data.sources.digits import Digits
+from src.data.sources.numbers import Numbers
+from src.data.task import Task
+from src.data.templates.caption_to_image import CaptionToImage
+from src.data.templates.image_to_caption import ImageToCaption
+from src.data.templates.text import Text
+from src.interfaces import Batch, Tokens
+from tests.helpers.fields import table
 
 
 class Counting:
-    """A source whose fields are its row's index and uniform numbers."""
+    """A task whose rows are their index and their uniform numbers."""
 
     draws = 2
 
@@ -20,16 +26,16 @@ class Counting:
     def rows(self, split):
         return self._rows[split]
 
-    def read(self, split, index):
-        return {"square": np.array([index**2])}
+    def read(self, split, index, uniforms):
+        return {"row": np.array([index, *([] if uniforms is None else uniforms)])}
 
-    def build(self, split, index, uniforms, extra):
-        assert (extra["square"][:, 0] == index**2).all()
-        return {"row": ImageField(index if uniforms is None else np.concatenate([index[:, None], uniforms], 1))}
+    def build(self, rows):
+        there = np.ones((len(rows["row"]), 1), bool)
+        return Batch({"row": Tokens(rows["row"], there, there)})
 
 
 def take(stream, count):
-    rows = [next(stream)["row"].values for _ in range(count)]
+    rows = [next(stream).tokens["row"].value for _ in range(count)]
     stream.close()
     return rows
 
@@ -54,7 +60,7 @@ def test_processes_joined_in_order_give_the_batch_of_one(shards):
 
 def test_state_counts_consumed_rows_and_moves_between_batch_sizes_and_processes():
     stream = Stream(Counting(10), 4, seed=0, prefetch=2)
-    rows = np.concatenate([next(stream)["row"].values for _ in range(9)])
+    rows = np.concatenate([next(stream).tokens["row"].value for _ in range(9)])
     stream.set_state(12)  # back in time, with batches prefetched
     assert stream.get_state() == 12
     np.testing.assert_array_equal(np.concatenate(take(stream, 3)), rows[12:24])
@@ -69,31 +75,23 @@ def test_state_counts_consumed_rows_and_moves_between_batch_sizes_and_processes(
     np.testing.assert_array_equal(joined, rows[4:16])
 
 
-def flat(batch):
-    return {
-        (task, segment, name): np.asarray(leaf)
-        for task, fields in batch.items()
-        for segment, field in fields.items()
-        for name, leaf in vars(field).items()
-    }
-
-
 def assert_equal(one, two):
-    one, two = flat(one), flat(two)
-    assert one.keys() == two.keys()
-    for key in one:
-        np.testing.assert_array_equal(one[key], two[key], err_msg=str(key))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def test_mixture_resumes_exactly_and_tasks_do_not_disturb_each_other():
-    codec = Bytes()
-    tasks = {"draw": CaptionToImage(codec), "say": ImageToCaption(codec), "count": NumberSentences(codec)}
+    fields = table()
+    tasks = {
+        "draw": Task("draw", Digits(), CaptionToImage(), fields),
+        "say": Task("say", Digits(), ImageToCaption(), fields),
+        "count": Task("count", Numbers(), Text(), fields),
+    }
     rows = {"draw": 6, "say": 4, "count": 2}
     mixture = Mixture(tasks, rows, seed=0)
     assert mixture.get_state() == {"draw": 0, "say": 0, "count": 0}
     for _ in range(3):
         batch = next(mixture)
-    assert {name: len(next(iter(fields.values())).ids) for name, fields in batch.items()} == rows
+    assert {name: len(jax.tree.leaves(part)[0]) for name, part in batch.items()} == rows
     state = mixture.get_state()
     assert state == {"draw": 18, "say": 12, "count": 6}
     expected = [next(mixture) for _ in range(2)]
@@ -108,10 +106,10 @@ def test_mixture_resumes_exactly_and_tasks_do_not_disturb_each_other():
     assert_equal(next(alone), {"say": expected[0]["say"]})
     twins = Mixture({"say": tasks["say"], "too": tasks["say"]}, {"say": 4, "too": 4}, seed=0)
     twin = next(twins)
-    assert (twin["say"]["image"].values != twin["too"]["image"].values).any()
+    assert (twin["say"].tokens["image"].value != twin["too"].tokens["image"].value).any()
     other = Mixture(tasks, rows, seed=1)
     other.set_state(state)
-    assert (next(other)["say"]["image"].values != expected[0]["say"]["image"].values).any()
+    assert (next(other)["say"].tokens["image"].value != expected[0]["say"].tokens["image"].value).any()
     for stream in (resumed, alone, twins, other):
         stream.close()
     with pytest.raises(ValueError, match="resume with the same tasks"):
@@ -121,16 +119,16 @@ def test_mixture_resumes_exactly_and_tasks_do_not_disturb_each_other():
 @pytest.mark.parametrize("shards", [1, 2])
 def test_ordered_pass_sees_each_row_once_and_pads_with_the_last(shards):
     parts = [list(ordered(Counting(test=7), "test", 4, (i, shards))) for i in range(shards)]
-    batches = [np.concatenate([b["row"].values for b in shares]) for shares in zip(*parts, strict=True)]
+    batches = [np.concatenate([b.tokens["row"].value[:, 0] for b in shares]) for shares in zip(*parts, strict=True)]
     assert [b.tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 6]]
 
 
-def test_padding_rows_of_the_ordered_pass_have_no_loss():
-    task = NumberSentences(Bytes(), relations=("successor",))
-    batches = list(task.iterator("test", 4, seed=0))
+def test_padding_rows_of_the_ordered_pass_have_no_target():
+    task = Task("count", Numbers(relations=("successor",)), Text(), table())
+    batches = [batch.tokens["text.sentence"] for batch in ordered(task, "test", 4)]
     assert task.rows("test") == 7 and len(batches) == 2
-    assert [b["sentence"].loss.any(1).tolist() for b in batches] == [[True] * 4, [True, True, True, False]]
-    assert batches[1]["sentence"].valid.any(1).all()  # no empty row reaches the model
+    assert [b.target.any(1).tolist() for b in batches] == [[True] * 4, [True, True, True, False]]
+    assert batches[1].valid.any(1).all()  # no empty row reaches the model
 
 
 @pytest.mark.parametrize(
@@ -156,7 +154,7 @@ def test_split_batch(batch, weights, multiple, rows):
         (lambda: split_batch(8, {"a": 1, "b": 0}), "must all be positive"),
         (lambda: Stream(Counting(), 6, 0, (0, 4)), "6 rows cannot be shared by process 0 of 4"),
         (lambda: Mixture({"a": Counting()}, {"b": 2}, 0), r"\['a'\].*\['b'\]"),
-        (lambda: NumberSentences(Bytes()).iterator("val", 2, 0), "no split 'val'"),
+        (lambda: ordered(Task("count", Numbers(), Text(), table()), "val", 2), r"tasks\.count.*no split 'val'"),
     ],
 )
 def test_what_cannot_work_is_refused(refused, words):

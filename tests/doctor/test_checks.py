@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits, sit_digits
+from configs import sit_digits
 from src.build import build_system
 from src.common.mesh.distributed import put_batch
 from src.common.tree import flatten, unflatten
@@ -17,17 +17,9 @@ from src.doctor import dry_run, run_checks
 from src.doctor.callback import Doctor
 from src.doctor.context import Case, open_case
 from src.doctor.report import consult
-from src.sequence.layout import Layout
+from src.sequence.layout import FixedLayout
 from src.train.trainer import make_trainer, open_data
-
-
-def config_of(module=digits, variant="debug", **changes):
-    config = module.get_config(variant)
-    with config.unlocked():
-        config.eval.evaluators = {}
-        config.mesh.data = 1
-        config.update_from_flattened_dict(changes)
-    return config
+from tests.helpers.runs import config_of
 
 
 def trainer_of(config, devices=1):
@@ -52,12 +44,15 @@ def told(found, *severities):
     return [str(f) for f in found if f.severity in (severities or ("error", "warning"))]
 
 
-def planted(case, task, field, **changes):
-    """The case with other arrays in a field: a function of the old array each."""
-    batch = {t: dict(fields) for t, fields in case.batch.items()}
-    old = batch[task][field]
-    batch[task][field] = old.replace(**{k: f(getattr(old, k).copy()) for k, f in changes.items()})
-    return open_case(case.trainer, batch)
+def planted(case, task, name, **changes):
+    """The case with other arrays in the tokens of a name: a function of the old array each."""
+    return open_case(case.trainer, with_tokens(case.batch, task, name, **changes))
+
+
+def with_tokens(batch, task, name, **changes):
+    old = batch[task].tokens[name]
+    new = old.replace(**{k: f(np.array(getattr(old, k))) for k, f in changes.items()})
+    return {**batch, task: batch[task].replace(tokens=batch[task].tokens | {name: new})}
 
 
 def with_plan(case, task, **changes):
@@ -74,7 +69,9 @@ def put(array, where, value):
 def test_what_is_healthy_is_left_alone(case):
     for check in (run_checks.frozen, run_checks.unsplit, run_checks.starved, checks.spec, *run_checks.SCREENS):
         assert told(check(case)) == [], check.__name__
-    assert told(checks.given(case), "note")[0] == ("note: task caption_to_image reads prompt, tail and predicts image")
+    assert told(checks.given(case), "note")[0] == (
+        "note: task caption_to_image reads text.prompt, text.tail and predicts image"
+    )
     assert checks.padding(case) == []
 
 
@@ -84,26 +81,30 @@ def late(marked):
 
 
 FIRST, HOLE = np.s_[0, 1], np.s_[:4, 2]
-SAID, DRAWN = ("number_sentences", "sentence"), ("caption_to_image", "image")
+SAID, DRAWN = ("number_sentences", "text.sentence"), ("caption_to_image", "image")
 FAULTS = {
-    "ids above the vocabulary": (checks.values, SAID, {"ids": lambda a: put(a, FIRST, 999)}, "ids .* 999, but the"),
-    "ids below it": (checks.values, SAID, {"ids": lambda a: put(a, FIRST, -1)}, "run from -1 to"),
-    "NaN in an image": (checks.values, DRAWN, {"values": lambda a: put(a, (3, 0), np.nan)}, r"1 of 32 rows \(3\)"),
-    "bytes": (checks.values, DRAWN, {"values": lambda a: (a + 1) * 127.5}, "^warning: .* from 0 to 255"),
-    "halves": (checks.values, DRAWN, {"values": lambda a: (a + 1) / 2}, "^warning: .* none below 0"),
-    "blank images": (checks.values, DRAWN, {"values": np.zeros_like}, "^warning: .* deviation 0, and the noise"),
-    "loss on padding": (checks.flags, SAID, {"loss": late}, "^warning: .* are marked for loss, but are padding"),
-    "no objective": (checks.flags, ("image_to_caption", "head"), {"loss": np.ones_like}, "48 tokens in head .* 'head'"),
-    "nothing marked": (checks.flags, SAID, {"loss": np.zeros_like}, "objective text has the field sentence"),
-    "the first token": (checks.flags, SAID, {"loss": lambda a: put(a, np.s_[:, 0], True)}, "^warning: 32 .* first"),
+    "ids above the vocabulary": (checks.values, SAID, {"value": lambda a: put(a, FIRST, 999)}, "ids .* 999, but the"),
+    "ids below it": (checks.values, SAID, {"value": lambda a: put(a, FIRST, -1)}, "run from -1 to"),
+    "NaN in an image": (checks.values, DRAWN, {"value": lambda a: put(a, (3, 0), np.nan)}, r"1 of 32 rows \(3\)"),
+    "bytes": (checks.values, DRAWN, {"value": lambda a: (a + 1) * 127.5}, "^warning: .* from 0 to 255.*fields.image"),
+    "halves": (checks.values, DRAWN, {"value": lambda a: (a + 1) / 2}, "^warning: .* none below 0.*fields.image.codec"),
+    "blank images": (checks.values, DRAWN, {"value": np.zeros_like}, "^warning: .* deviation 0, and the noise"),
+    "padding as target": (checks.targets, SAID, {"target": late}, "^warning: .* are targets, but are padding"),
+    "no objective": (
+        checks.targets, ("image_to_caption", "text.head"), {"target": np.ones_like},
+        "48 tokens in text.head .* 'text.head' .*tasks.image_to_caption.objectives",
+    ),
+    "no target": (checks.targets, SAID, {"target": np.zeros_like}, "objective text has the name text.sentence"),
+    "no image as target": (checks.targets, DRAWN, {"target": np.zeros_like}, "objective diffusion has the name image"),
+    "the first token": (checks.targets, SAID, {"target": lambda a: put(a, np.s_[:, 0], True)}, "^warning: 32 .* first"),
     "after padding": (
-        checks.flags, SAID,
-        {"valid": lambda a: put(a, HOLE, False), "loss": lambda a: put(a, HOLE, False)}, "^warning: 4 .* padding",
+        checks.targets, SAID,
+        {"valid": lambda a: put(a, HOLE, False), "target": lambda a: put(a, HOLE, False)}, "^warning: 4 .* padding",
     ),
     "an empty row": (checks.blind, SAID, {"valid": lambda a: put(a, 5, False)}, "1 of 32 rows .* have no token"),
     "much padding": (checks.padding, SAID, {"valid": lambda a: put(a, np.s_[:, 2:], False)}, "^note: 80% of task"),
-    "a dtype": (checks.spec, SAID, {"loss": lambda a: a.astype(np.float32)}, "^error: .* float32 .* declares bool"),
-    "a shape": (checks.spec, DRAWN, {"values": lambda a: a[:, :4]}, r"^error: .*\(32, 4, 8, 1\) as image/values"),
+    "a dtype": (checks.spec, SAID, {"target": lambda a: a.astype(np.float32)}, "^error: .* float32 .* declares bool"),
+    "a shape": (checks.spec, DRAWN, {"value": lambda a: a[:, :4]}, r"^error: .*\(32, 4, 8, 1\) as image/value "),
 }  # fmt: skip
 
 
@@ -114,27 +115,27 @@ def test_a_fault_of_the_data_is_found(case, fault):
     assert len(found) == 1 and task in found[0] and re.search(match, found[0]), found
 
 
-def test_a_row_that_counts_nothing_may_hold_anything(case):
-    spoilt = {"values": lambda a: put(a, 3, np.nan), "valid": lambda a: put(a, 3, False)}
+def test_an_image_that_is_not_there_may_hold_anything(case):
+    spoilt = {"value": lambda a: put(a, 3, np.nan)} | dict.fromkeys(("valid", "target"), lambda a: put(a, 3, False))
     assert [f for check in run_checks.SCREENS for f in told(check(planted(case, *DRAWN, **spoilt)))] == []
 
 
 def test_a_missing_field_and_a_wrong_label(case):
-    batch = {t: dict(fields) for t, fields in case.batch.items()}
-    batch["image_to_caption"].pop("head")
-    found = told(checks.spec(open_case(case.trainer, batch)), "error")
-    assert len(found) == 3 and "delivers nothing as head/ids" in found[0]
+    task = case.batch["image_to_caption"]
+    tokens = {name: each for name, each in task.tokens.items() if name != "text.head"}
+    found = told(checks.spec(open_case(case.trainer, {**case.batch, "image_to_caption": task.replace(tokens=tokens)})))
+    assert len(found) == 3 and "error: task image_to_caption delivers nothing as text.head/" in found[0]
     trainer = trainer_of(config_of(sit_digits))
     batch = first_batch(trainer)
     assert checks.values(open_case(trainer, batch)) == []
-    batch["label_to_image"]["label"].ids[2] = 11
-    assert re.search(
-        r"labels .* to 11, .* 0 to 10 \(rows 2 ", told(checks.values(open_case(trainer, batch)), "error")[0]
-    )
+    labels = {"label": put(np.array(batch["label_to_image"].cond["label"]), 2, 11)}
+    batch = {"label_to_image": batch["label_to_image"].replace(cond=labels)}
+    (found,) = told(checks.values(open_case(trainer, batch)), "error")
+    assert re.search(r"labels in label of task label_to_image .* to 11, .* 0 to 10 \(rows 2 ", found)
 
 
 def test_a_mask_with_an_empty_row_is_found(case):
-    class Late(Layout):
+    class Late(FixedLayout):
         """A token becomes readable one place too late, so that the first one sees nothing."""
 
         def static_orders(self):
@@ -143,7 +144,7 @@ def test_a_mask_with_an_empty_row_is_found(case):
 
     layout = Late(case.system.tasks["number_sentences"].layout.segments)
     (found,) = told(checks.blind(with_plan(case, "number_sentences", layout=layout)))
-    assert re.search("^error: 1 tokens of a row of task number_sentences .in sentence. may see no token", found)
+    assert re.search("^error: 1 tokens of a row of task number_sentences .in text.sentence. may see no token", found)
 
 
 def test_a_starved_task_a_frozen_parameter_and_a_whole_one_are_found(case):
@@ -151,9 +152,9 @@ def test_a_starved_task_a_frozen_parameter_and_a_whole_one_are_found(case):
     heavy = {label: (objective, 40.0) for label, (objective, _) in plan.objectives.items()}
     (found,) = told(run_checks.starved(with_plan(case, "image_to_caption", objectives=heavy, rows=6)))
     assert re.search(r"^warning: the batch starves task image_to_caption: 6 row\(s\), 8.6% .* 95%", found)
-    trainer = trainer_of(config_of(**{"optim.multipliers": (("^text_head/", 0.0), (".*", 1.0))}))
+    trainer = trainer_of(config_of(**{"optim.lr_multipliers": (("^fields/text/head/", 0.0), (".*", 1.0))}))
     (found,) = told(run_checks.frozen(dataclasses.replace(case, trainer=trainer)), "note")
-    assert "freezes 1 tensors: text_head/linear/kernel" in found
+    assert "freezes 1 tensors: fields/text/head/linear/kernel" in found
     split = {"mesh.fsdp": 8, "sharding.min_size": 64}
     trainer = trainer_of(config_of(**split), 8)
     assert run_checks.unsplit(dataclasses.replace(case, trainer=trainer)) == []
@@ -197,13 +198,11 @@ def test_a_dead_layer_and_an_idle_objective_are_found(official):
     params = flatten(state.params)
     dead = [path for path in params if path.startswith("trunk/layers/mlp/")]
     params |= {path: params[path].at[1].set(0) for path in dead}
-    caption = batch["image_to_caption"]["caption"]
-    nothing = {"caption": caption.replace(loss=jax.numpy.zeros_like(caption.loss))}
-    batch = batch | {"image_to_caption": batch["image_to_caption"] | nothing}
+    batch = with_tokens(batch, "image_to_caption", "text.caption", target=np.zeros_like)
     _, found = examine(trainer, update, batch, state.replace(params=unflatten(params)))
     assert told(found, "error") == [
-        "error: objective image_to_caption/text counts nothing in the first batch (38 rows): mark tokens for loss in"
-        " the fields that it reads, or leave it out"
+        "error: objective image_to_caption/text counts nothing in the first batch (38 rows): mark targets in"
+        " the names that it has, or leave it out"
     ]
     assert all(f"{path} (layers 1)" in told(found)[-1] for path in dead), told(found)
 
@@ -212,7 +211,7 @@ def test_what_is_not_finite_at_the_first_step_is_an_error(official):
     trainer, update, batch = official
     state = trainer.init()
     params = flatten(state.params)
-    params["image_head/linear/kernel"] = params["image_head/linear/kernel"].at[0, 0].set(np.inf)
+    params["fields/image/head/linear/kernel"] = params["fields/image/head/linear/kernel"].at[0, 0].set(np.inf)
     _, found = examine(trainer, update, batch, state.replace(params=unflatten(params)))
     (wrong,) = told(found)
     assert wrong.startswith("error: NaN or infinite at the first step: caption_to_image/diffusion/mse")
@@ -229,9 +228,7 @@ def test_a_gradient_that_explodes_later_is_no_sign_of_life(official):
 
 def test_the_observer_stops_a_run_with_the_whole_list(official):
     trainer, update, batch = official
-    image = batch["caption_to_image"]["image"]
-    spoilt = {"image": image.replace(values=image.values * np.nan)}
-    bad = batch | {"caption_to_image": batch["caption_to_image"] | spoilt}
+    bad = with_tokens(batch, "caption_to_image", "image", value=lambda a: a * np.nan)
     state = trainer.init()
     with pytest.raises(
         ValueError, match=r"doctor.checks=False.*\n  error: image of .* NaN .*\n  note: task caption_to"

@@ -16,19 +16,23 @@ from configs import common
 from src.build import build_system
 from src.common.mesh.distributed import put_batch
 from src.common.runtime import stopping
-from src.data import digits
-from src.data.pictures import ImageToCaption
-from src.data.pipeline.bad_rows import BadRow, Ledger, TooManyBadRowsError
+from src.data.example import BadRow
+from src.data.pipeline.bad_rows import Ledger, TooManyBadRowsError
 from src.data.pipeline.stream import DEATHS, Mixture, Stream
+from src.data.sources import digits
+from src.data.sources.captions import Captions
+from src.data.task import Task
+from src.data.templates.image_to_caption import ImageToCaption
 from src.doctor.callback import make_doctor
-from src.interfaces import ImageField, SequenceSpec
+from src.interfaces import SequenceSpec
 from src.models.attention import Sizes, find_backend
 from src.train import loop
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.step import gradients
-from src.train.system import prepare
+from src.train.system import draw
 from src.train.trainer import make_trainer
-from tests.train.test_step import close, config_of
+from tests.helpers.fields import table
+from tests.helpers.runs import close, config_of
 
 pytestmark = pytest.mark.faults
 ROWS = 1500
@@ -61,15 +65,20 @@ def folder(tmp_path_factory):
 
 
 def config(folder, **changes):
-    """Both picture tasks on the folder, tiny."""
-    config = common.debug(common.base())
-    data = {"folder": str(folder), "size": 8, "channels": 1, "length": 30}
-    draw, say = common.diffusion(), common.next_token("caption")
+    """Both tasks of images with captions on the folder, tiny."""
+    config = config_of()
+    source, draw, say = (
+        {"name": "captions", "folder": str(folder)},
+        common.diffusion(),
+        common.next_token("text.caption"),
+    )
+    template = lambda name: {"name": name, "length": 30}
+    config.unlock()
     config.tasks = {
-        "draw": {"data": {"name": "pictures:CaptionToImage", **data}, "share": 1, "objectives": {"d": draw}},
-        "say": {"data": {"name": "pictures:ImageToCaption", **data}, "share": 1, "objectives": {"t": say}},
+        "draw": {"source": source, "template": template("caption_to_image"), "weight": 1, "objectives": {"d": draw}},
+        "say": {"source": source, "template": template("image_to_caption"), "weight": 1, "objectives": {"t": say}},
     }
-    config.text_codec = {"name": "text:Bytes"}
+    config.fields.text.codec = ({"name": "text:Bytes"},)
     config.steps, config.batch, config.log.every, config.checkpoint.every = 15, 200, 5, 10
     config.mesh.data = 1
     with config.unlocked():
@@ -136,15 +145,13 @@ def test_a_training_with_too_many_broken_rows_stops_with_the_list(folder, tmp_pa
 
 
 def marked(batch, bad):
-    """The batch with its rows `bad` as skipped rows; whatever their images hold must not matter."""
-
-    def one(field):
-        if isinstance(field, ImageField):
-            return field.replace(valid=np.where(bad, False, field.valid),
-                                 values=np.where(bad[:, None, None, None], np.nan, field.values))  # fmt: skip
-        return field.replace(**{k: np.where(bad[:, None], 0, v).astype(v.dtype) for k, v in vars(field).items()})
-
-    return {name: one(field) for name, field in batch.items()}
+    """The batch with its rows `bad` as skipped rows: text is not there, images keep their places."""
+    nothing = lambda leaf: np.where(bad.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf).astype(leaf.dtype)
+    tokens = {name: jax.tree.map(nothing, part) for name, part in batch.tokens.items()}
+    for name, part in batch.tokens.items():
+        if not jnp.issubdtype(part.value.dtype, jnp.integer):
+            tokens[name] = tokens[name].replace(valid=part.valid)
+    return batch.replace(tokens=tokens)
 
 
 @pytest.mark.parametrize("variant", ["debug", "official,debug"])
@@ -156,13 +163,13 @@ def test_losses_and_gradients_are_those_of_the_batch_without_the_skipped_rows(va
     whole = jax.tree.map(jnp.asarray, {name: marked(fields, bad) for name, fields in batch.items()})
     params, key = system.init(jax.random.key(0)), jax.random.key(1)
     params = jax.tree.map(lambda p: p + 0.02 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
-    prepared = prepare(system, whole, jax.random.clone(key), True)
-    without = jax.tree.map(lambda leaf: leaf[~bad], (batch, prepare(system, batch, key, True)))
-    run = jax.jit(lambda rows, parts: gradients(system, params, *rows, parts), static_argnums=1)
+    drawn = draw(system, whole, jax.random.clone(key))
+    without = jax.tree.map(lambda leaf: leaf[~bad], draw(system, batch, key))
+    run = jax.jit(lambda rows, parts: gradients(system, params, rows, parts), static_argnums=1)
     expected = run(without, 1)
     assert all(term.count > 0 for term in expected[1].values() if term.trained)
     for parts in (1, 2, 8):  # of 8 some microbatches have skipped rows only
-        close(run((whole, prepared), parts), expected, rtol=1e-4, atol=1e-5)
+        close(run(drawn, parts), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_skipped_rows_on_a_mesh():
@@ -209,9 +216,7 @@ def test_attention_of_a_row_without_any_token_is_finite_and_gives_no_gradient(ba
 
 
 def stream(folder, workers):
-    from src.codecs.text import Bytes
-
-    task = ImageToCaption(Bytes(), 8, 30, folder=folder, channels=1)
+    task = Task("say", Captions(folder), ImageToCaption(30), table(size=(8, 8, 1)))
     return Stream(task, 8, 0, workers=workers, name="say", ledger=Ledger())
 
 
@@ -260,7 +265,7 @@ def test_workers_that_die_again_and_again_end_the_run(folder):
 def test_an_error_of_a_source_is_no_death(folder):
     """Only `BadRow` skips a row: a mistake in the program must not hide among broken files."""
     broken = stream(folder[0], 0)
-    broken._source.read = lambda split, index: 1 / 0
+    broken._task.read = lambda split, index, uniforms: 1 / 0
     with pytest.raises(ZeroDivisionError):
         next(broken)
     broken.close()

@@ -17,9 +17,9 @@ from src.train import loop
 from src.train import trainer as trainer_module
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.trainer import make_trainer, open_data
-from tests.test_processes import TORUS, folder, logged, said, start, system  # noqa: F401 - fixtures
-from tests.train.test_step import close, config_of
-from tests.train.test_step import logged as lines
+from tests.helpers.processes import TORUS, folder, logged, said, start, system  # noqa: F401 - fixtures
+from tests.helpers.runs import close, config_of
+from tests.helpers.runs import logged as lines
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 STEPS = 10

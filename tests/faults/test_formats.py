@@ -96,7 +96,7 @@ def test_a_run_of_format_1_goes_on(tmp_path):
 def identity(**changes):
     config = digits.get_config("debug").unlock()
     config.update_from_flattened_dict(changes)
-    return plain(config) | {"tokenizer": "abcd"}
+    return plain(config) | {"codecs": {"text": {"SentencePiece": "abcd"}}}
 
 
 def without(config, *names):
@@ -112,10 +112,10 @@ def without(config, *names):
 
 def test_a_run_of_yesterday_goes_on(monkeypatch):
     """Fault 32: sections that were added since, whose default is what was done before, do not stop it."""
-    old = without(identity(), "checkpoint.best", "checkpoint.keep_every", "optim.moments", "model.text_head.chunk")
+    old = without(identity(), "checkpoint.best", "checkpoint.keep_every", "optim.moments", "fields.text.head.chunk")
     new = identity() | {"guard": {"skip": 3}, "doctor": {"every": 100}}
     changed = check_config(old, new, ELASTIC)
-    assert {"guard.skip", "doctor.every", "optim.moments", "model.text_head.chunk", "checkpoint.keep_every"} <= set(
+    assert {"guard.skip", "doctor.every", "optim.moments", "fields.text.head.chunk", "checkpoint.keep_every"} <= set(
         changed
     )
     assert check_config(new, old, ELASTIC).keys() == changed.keys(), "and back again"
@@ -123,10 +123,10 @@ def test_a_run_of_yesterday_goes_on(monkeypatch):
         ValueError, match=r"\(optim\.moments: 'absent' -> 'factored'\): .* --config.optim.moments=full;"
     ):
         check_config(old, identity(**{"optim.moments": "factored"}), ELASTIC)
-    for was, now, said in (("a", "b", "give the image_codec that it began with"), (None, "b", "take out image_codec")):
+    for was, said in (({"VaeLatents": "a"}, r"bring back the files of fields\.image\.codec"), ({}, "began without")):
         with pytest.raises(ValueError, match=said) as error:
-            check_config({"frozen": {"image": was} if was else {}}, {"frozen": {"image": now}})
-        assert "--config.frozen" not in str(error.value) and "config file" not in str(error.value)
+            check_config({"codecs": {"image": was} if was else {}}, {"codecs": {"image": {"VaeLatents": "b"}}})
+        assert "--config.codecs" not in str(error.value) and "config file" not in str(error.value)
     moved = identity()
     moved["training"] = {"lr": moved["optim"].pop("lr")}
     with pytest.raises(ValueError, match=r"optim\.lr: 'absent' -> .*; training\.lr: .* -> 'absent'\)"):
@@ -143,8 +143,8 @@ def test_a_run_of_yesterday_goes_on(monkeypatch):
             r"\(optim\.lr: 0\.004 -> 0\.5\): to go on with it, add --config\.optim\.lr=0\.004; or ",
         ),
         (
-            {"optim.multipliers": ((".*", 0.5),)},
-            r"set optim\.multipliers back to \[\['\.\*', 1\.0\]\] in the ",
+            {"optim.lr_multipliers": ((".*", 0.5),)},
+            r"set optim\.lr_multipliers back to \[\['\.\*', 1\.0\]\] in the ",
         ),
         ({"model.trunk.width": 64}, r"width: 32 -> 64\): to go on with it, add --config\.model\.trunk\.width=32"),
         ({"seed": 1, "batch": 8}, r"batch: 88 -> 8; seed: 0 -> 1\): .*--config\.batch=88, add --config\.seed=0;"),
@@ -163,11 +163,30 @@ def test_another_tokenizer_is_named_with_its_file(tmp_path):
     for name, text in (("a", words), ("moved/a", words), ("b", words[::-1] * 2)):
         train_sentencepiece([text], 40, tmp_path / f"{name}.model")
         prints[name] = SentencePiece(tmp_path / f"{name}.model").fingerprint()
-    at = {name: {"text_codec": {"path": f"{tmp_path}/{name}.model"}, "tokenizer": prints[name]} for name in prints}
-    assert list(check_config(at["a"], at["moved/a"])) == ["text_codec.path"]
-    with pytest.raises(ValueError, match="tokenizer: ") as caught:
-        check_config(at["a"], at["b"])
-    wanted = (
-        f"bring back the tokenizer with the fingerprint {prints['a']} (the one at {tmp_path}/b.model has {prints['b']})"
-    )
-    assert wanted in str(caught.value)
+    codec = lambda name: {"name": "text:SentencePiece", "path": f"{tmp_path}/{name}.model"}
+    for where, inner in (("", codec), (".host", lambda name: {"host": codec(name)})):
+        at = {
+            name: {"fields": {"text": {"codec": inner(name)}}, "codecs": {"text": {"SentencePiece": prints[name]}}}
+            for name in prints
+        }
+        assert list(check_config(at["a"], at["moved/a"])) == [f"fields.text.codec{where}.path"]
+        with pytest.raises(ValueError, match=r"codecs\.text\.SentencePiece: ") as caught:
+            check_config(at["a"], at["b"])
+        places = f"fields.text.codec{where}.path={tmp_path}/b.model have {prints['b']}"
+        assert f"the fingerprint {prints['a']} (those at {places})" in str(caught.value)
+
+
+def test_an_option_that_a_config_lacks_is_what_its_part_takes():
+    """Another value, a part's own name and an option that the part does not have are no such thing."""
+    scale, name = "fields.image.codec.device.scale", "fields.image.head.name"
+    assert list(check_config(without(identity(), scale), identity())) == [scale]
+    assert list(check_config(identity(), without(identity(), scale))) == [scale]
+    unheard = identity()
+    unheard["fields"]["image"]["codec"]["device"]["unheard"] = 1.0
+    for old, new, field in (
+        (without(identity(), scale), identity(**{scale: 2.0}), scale),
+        (without(identity(), name), identity(), name),
+        (identity(), unheard, "fields.image.codec.device.unheard"),
+    ):
+        with pytest.raises(ValueError, match=rf"\({re.escape(field)}: 'absent' -> "):
+            check_config(old, new)

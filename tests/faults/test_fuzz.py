@@ -120,7 +120,7 @@ def seeds_of_sentencepiece(folder):
 
 
 def seeds_of_meta():
-    meta = {"format": 1, "step": 7, "config": {"optim": {"max_norm": float("inf")}}, "data": 5}
+    meta = {"format": 1, "step": 7, "config": {"optim": {"grad_clip": float("inf")}}, "data": 5}
     meta |= {"leaves": {"params/a": {"print": [1, 2], "dtype": "float32", "shape": [2]}}}
     metas = [meta, meta | {"format": metadata.FORMAT}]
     return [json.dumps(each | {"seal": metadata.checksum(each)}).encode() for each in metas]
@@ -194,7 +194,7 @@ def read_initial(path):
         found.check({name: Running().add(np.stack(list(found.blocks(name)))).value()})
     with contextlib.suppress(ValueError):  # of another model
         convert._config(convert._initial_jobs(path.parent, path.parent / "out", convert.Options())[0][0],
-                        convert.Source(path.parent, "initial"), convert.Options())  # fmt: skip
+                        convert.Weights(path.parent, "initial"), convert.Options())  # fmt: skip
 
 
 def mend_initial(data):

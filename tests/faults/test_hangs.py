@@ -7,10 +7,10 @@ import threading
 import time
 
 import pytest
-from one_run import Endless, Lines, Process, small_loop
 from test_processes import folder, logged, said, start  # noqa: F401 - fixtures
 
 from src.common.runtime import watchdog
+from tests.helpers.one_run import Endless, Lines, Process, small_loop
 
 
 class Ended(Exception):
@@ -56,7 +56,7 @@ def stalled_compiler(monkeypatch, ended):
 
 
 def stalled_save(monkeypatch, ended):
-    from one_run import Checkpoints
+    from tests.helpers.one_run import Checkpoints
 
     monkeypatch.setattr(Checkpoints, "save", lambda *_: hang(ended))
     small_loop(monkeypatch, Lines())

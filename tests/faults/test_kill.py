@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from src.train.metrics import CLOCK
-from tests.common.test_writers import events_of
+from tests.helpers.events import events_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 FLAGS = ("--config=configs/digits.py:debug", "--config.eval.every=3", "--config.checkpoint.every=3")

@@ -9,9 +9,9 @@ import time
 
 import pytest
 from etils import epath
-from one_run import Process
 
 from src.train.checkpoints import lock
+from tests.helpers.one_run import Process
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import types
 
 import jax
 import pytest
-from one_run import Lines, Process, losses, small_loop
 
 from src import main
 from src.common.runtime import errors, writers
 from src.common.runtime.writers import JsonLines, Many, TensorBoard
+from tests.helpers.one_run import Lines, Process, losses, small_loop
 
 
 def steps(path):

@@ -4,16 +4,25 @@ import json
 import random
 
 import pytest
-from etils import epath
 
-from src.codecs.text import Bytes
-from src.codecs.vision import Pixels
-from src.data import chats, journeydb, llava, tars, tfds
-from src.data.pipeline.bad_rows import BadRow
-from tests import formats
+from src.codecs.pixels import Pixels
+from src.data.example import BadRow
+from src.data.sources import tfds
+from src.data.sources.journeydb import JourneyDB
+from src.data.sources.llava import Llava
+from src.data.sources.tfds import Tfds
+from src.data.sources.ultrachat import UltraChat
+from src.data.sources.webdataset import WebDataset
+from src.data.task import Task
+from src.data.templates.caption_to_image import CaptionToImage
+from src.data.templates.chat import Chat
+from src.data.templates.class_label import ClassLabel
+from src.data.templates.picture_chat import PictureChat
+from tests.helpers import formats
+from tests.helpers.fields import field, patches, table
 
 pytestmark = pytest.mark.faults
-CODEC = Bytes()
+FIELDS = table(size=(8, 8, 3), classes=5, vision=field("vision", Pixels(8, 8, fit="letterbox"), patches(4)))
 
 
 def made(folder):
@@ -22,15 +31,16 @@ def made(folder):
     archives, split, talks = (formats.make_tars(folder / "t"), formats.make_tfds(folder / "f"),
                               formats.make_ultrachat(folder / "u"))  # fmt: skip
     shards = sorted(split.glob("mini-*"))
-    labelled = lambda: tfds.ClassToImage(size=8, classes=5, folder=split)
-    shown = lambda: llava.PictureChatToText(CODEC, Pixels(8, 4), 24, 96, annotations=talk, images=seen)
-    journey = lambda: journeydb.CaptionToImage(CODEC, 8, 64, annotations=anno, images=images)
+    task = lambda source, template: Task("t", source, template, FIELDS)
+    labelled = lambda: task(Tfds(split, label="label"), ClassLabel())
+    shown = lambda: task(Llava(talk, seen), PictureChat(24, 96))
+    journey = lambda: task(JourneyDB(anno, images), CaptionToImage(64, caption="prompt"))
     return {
         "journey": ([anno, *sorted(images.rglob("*.jpg"))], journey, 2),
         "llava": ([talk, *sorted(seen.rglob("*.jpg"))], shown, 8),
-        "chats": (sorted(talks.iterdir()), lambda: chats.ChatToText(CODEC, 64, folder=talks), 2),
-        "split": (sorted(talks.iterdir()), lambda: chats.ChatToText(CODEC, 40, folder=talks, too_long="split"), 8),
-        "tars": (sorted(archives.iterdir()), lambda: tars.CaptionToImage(CODEC, 8, 32, folder=archives), 4),
+        "chats": (sorted(talks.iterdir()), lambda: task(UltraChat(talks), Chat(64)), 2),
+        "split": (sorted(talks.iterdir()), lambda: task(UltraChat(talks, split=120), Chat(40)), 8),
+        "tars": (sorted(archives.iterdir()), lambda: task(WebDataset(archives), CaptionToImage(32)), 4),
         "tfds": (shards, labelled, 1),
         "tfds description": ([split / "dataset_info.json", split / "features.json"], labelled, 7),
     }
@@ -89,4 +99,4 @@ def test_records_of_strangers_are_bad_rows(tmp_path):
             continue
     with pytest.raises((ValueError, OSError)):
         (tmp_path / "dataset_info.json").write_text(json.dumps({"fileFormat": "array_record", "splits": 7}))
-        tfds.Tfds(epath.Path(tmp_path))
+        len(Tfds(tmp_path, label="label"))

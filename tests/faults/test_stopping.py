@@ -7,10 +7,10 @@ import signal
 import time
 
 import pytest
-from one_run import Lines, Process, losses, small_loop
 from test_processes import folder, logged, said, start  # noqa: F401 - fixtures
 
 from src.common.runtime import stopping
+from tests.helpers.one_run import Lines, Process, losses, small_loop
 
 
 @pytest.fixture

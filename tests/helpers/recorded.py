@@ -1,6 +1,7 @@
-"""What was recorded before the contracts changed: losses, rows and parameter trees that must stay as they are.
+"""What was recorded, and must stay as it is. Rows, parameter trees, and the checkpoints of format 2 with the losses that
+followed them, are from before fields were rows of a table (parameters.json has the paths of then).
 
-`python -m tests.helpers.recorded` writes tests/golden/recorded anew, for a change that is meant.
+`python -m tests.helpers.recorded` writes losses.json anew, for a change that is meant.
 """
 
 import importlib
@@ -41,7 +42,7 @@ def losses(name, steps=4):
     """Scalars by step of the first steps of a debug run: losses, norms, and the checksum of each array of a batch."""
     from src.build import build_system
     from src.common.tree import flatten
-    from src.train.metrics import Meter as Metrics
+    from src.train.metrics import Metrics
     from src.train.trainer import make_trainer, open_data
 
     trainer = make_trainer(build_system(config_of(name)), jax.devices()[:1])
@@ -76,12 +77,9 @@ def read(name):
 
 
 def main():
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    runs = {name: losses(name) for name in RUNS}
-    trees = {f"{name}:{variant}": shapes(name, variant) for name, variant in FORMS}
-    for name, value in (("losses", runs), ("parameters", trees)):
-        lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
-        (FOLDER / f"{name}.json").write_text("{\n" + lines + "\n}\n")
+    runs = {name: losses(name)["losses"] for name in RUNS}
+    lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in runs.items())
+    (FOLDER / "losses.json").write_text("{\n" + lines + "\n}\n")
 
 
 if __name__ == "__main__":

@@ -11,21 +11,31 @@ from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from src.common.mesh.constraints import platform
+from src.interfaces import Batch, Tokens
 from src.models.attention import Sizes, prepare_attention
 from src.models.backends import splash
 from src.models.conditioning import Condition
 from src.models.transformer import Transformer
-from src.sequence.layout import Layout, Segment
+from src.sequence.layout import FixedLayout
+from src.sequence.segment import Segment
 
-MIXED = Layout(
+MIXED = FixedLayout(
     (
-        Segment("prompt", "text", 40),
-        Segment("image.time", "time", 1),
-        Segment("image", "image", 69, "bidirectional"),
-        Segment("caption", "text", 50),
-        Segment("blocks", "image", 31, "block:8"),
+        Segment("prompt", 40),
+        Segment("image", 69, "bidirectional", lead=1),
+        Segment("caption", 50),
+        Segment("blocks", 9, "block:4"),
+        Segment("scales", 8, (1, 3, 4), markov=True),
+        Segment("copied", 7, "block:3", role="copies"),  # and its noisy copy at the row's end
     )
 )
+
+
+def spec_of(layout, rows):
+    """The spec of rows without padding."""
+    full = lambda length: jnp.ones((rows, length), bool)
+    tokens = {s.name: Tokens(full(s.length), full(s.length), full(s.length)) for s in layout.segments}
+    return layout.spec(Batch(tokens))
 
 
 def rows_of_all_kinds(by_row):
@@ -34,7 +44,7 @@ def rows_of_all_kinds(by_row):
     segment[0, 20:40], segment[0, 150:160] = 0, 0
     segment[1, 75:150], segment[1, 150:] = 2, 3
     segment[2, -45:] = 0
-    spec = MIXED.spec(jnp.ones(segment.shape, bool)).replace(segment=jnp.asarray(segment))
+    spec = spec_of(MIXED, 4).replace(segment=jnp.asarray(segment))
     if by_row:
         relation = jax.random.bernoulli(jax.random.key(3), 0.8, (4, 191, 191)) | np.eye(191, dtype=bool)
         orders = {k: jnp.broadcast_to(getattr(spec, k), segment.shape) for k in ("read", "write", "group")}
@@ -106,7 +116,7 @@ def test_dense_equals_the_library():
 
 def test_trunk_with_splash():
     """In the scan over layers, recomputed, orders as arrays: hidden states and all gradients are those of dense."""
-    layout = Layout((Segment("prompt", "text", 60), Segment("image", "image", 68, "bidirectional")))
+    layout = FixedLayout((Segment("prompt", 60), Segment("image", 68, "bidirectional")))
     valid = np.ones((2, 128), bool)
     valid[0, 50:60] = False
     x = jax.random.normal(jax.random.key(1), (2, 128, 32))
@@ -117,9 +127,9 @@ def test_trunk_with_splash():
 
         def loss(params):
             none = Condition(jnp.zeros((2, 1, 32)), np.full(128, -1, np.int32))
-            spec = layout.spec(jnp.asarray(valid))
+            spec = spec_of(layout, 2).replace(segment=jnp.asarray(valid, jnp.int32))
             spec = spec.replace(read=jnp.asarray(spec.read))  # no longer static, as when tasks share a pass
-            hidden, _ = nnx.merge(graph, params)(x, spec, none)
+            hidden, _, _ = nnx.merge(graph, params)(x, spec, none)
             return (jnp.where(valid[..., None], hidden, 0) * x).sum()
 
         return jax.value_and_grad(loss)(params)
@@ -145,7 +155,7 @@ def test_trunk_with_splash():
 )
 def test_choice(name, changes, cached, chosen):
     sizes = Sizes(2, 130, 130, 2, 1, 64, jnp.bfloat16, "cpu")._replace(**changes)
-    spec = Layout((Segment("a", "text", sizes.keys),)).spec(jnp.ones((2, sizes.keys), bool))
+    spec = spec_of(FixedLayout((Segment("a", sizes.keys),)), 2)
     attend = prepare_attention(name, spec, spec, sizes, cached)
     assert type(attend).__name__ == chosen
     if chosen == "Splash":
@@ -161,7 +171,7 @@ def test_choice(name, changes, cached, chosen):
     ],
 )
 def test_refusals(name, platform, message):
-    spec = MIXED.spec(jnp.ones((1, MIXED.length), bool))
+    spec = spec_of(MIXED, 1)
     with pytest.raises(ValueError, match=message):
         prepare_attention(name, spec, spec, Sizes(1, 191, 191, 2, 2, 64, jnp.bfloat16, platform))
     if name == "flash":

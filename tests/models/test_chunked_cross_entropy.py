@@ -14,9 +14,10 @@ from jax.sharding import PartitionSpec as P
 
 from src.common.mesh.fsdp import Placement
 from src.common.mesh.sharding import make_mesh
-from src.models.embedders import look_up
-from src.models.heads.chunked_cross_entropy import cut_vocabulary, nats_in_pieces, nats_of_logits
-from src.models.heads.linear import TextHead
+from src.interfaces import FieldSpec
+from src.models.embedders.tokens import look_up
+from src.models.heads.categorical import Categorical
+from src.models.heads.chunked_cross_entropy import cut_vocabulary, nll_in_pieces, nll_of_logits
 
 ROWS, LENGTH, WIDTH = 8, 6, 16
 
@@ -35,7 +36,7 @@ def direct(hidden, kernel, ids):
 
 
 def pieces(hidden, kernel, ids, chunk=64, dtype=jnp.float32):
-    return nats_in_pieces(hidden, kernel, ids, chunk=chunk, dtype=dtype)
+    return nll_in_pieces(hidden, kernel, ids, chunk=chunk, dtype=dtype)
 
 
 def with_gradients(function):
@@ -59,7 +60,7 @@ def test_equal_to_the_direct_loss(vocab, chunk):
     assert cut_vocabulary(vocab, chunk).count > 1
     expected = with_gradients(direct)(*inputs)
     close(with_gradients(lambda *a: pieces(*a, chunk=chunk))(*inputs), expected, 1e-5)
-    close(with_gradients(lambda h, w, i: nats_of_logits(h @ w, i))(*inputs), expected, 1e-5)
+    close(with_gradients(lambda h, w, i: nll_of_logits(h @ w, i))(*inputs), expected, 1e-5)
 
 
 @pytest.mark.parametrize("axes", [{"data": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
@@ -140,12 +141,12 @@ def test_the_head_cuts_large_vocabularies_only():
     hidden, kernel, ids = map(jnp.asarray, case(203)[:3])
 
     def loss(chunk):
-        head = TextHead(WIDTH, 203, chunk=chunk, rngs=nnx.Rngs(0))
+        head = Categorical(width=WIDTH, spec=FieldSpec((), 203), outputs=203, chunk=chunk, rngs=nnx.Rngs(0))
         head.linear.kernel[...] = kernel
-        return jax.make_jaxpr(head.nats)(hidden, ids), head.nats(hidden, ids)
+        return jax.make_jaxpr(head.nll)(hidden, ids), head.nll(hidden, ids)
 
     (cut, small), (uncut, large) = loss(202), loss(203)
     assert "scan" in str(cut) and "scan" not in str(uncut)
     close([small, large], [direct(hidden, kernel, ids)] * 2, 1e-5)
-    with pytest.raises(ValueError, match=r"text_head\.chunk=0 must be at least 1"):
+    with pytest.raises(ValueError, match=r"head\.chunk=0"):
         loss(0)

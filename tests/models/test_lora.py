@@ -3,34 +3,16 @@
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from src.common.tree import flatten, joined
 from src.models import lora
-from src.models.build import Fields, build_model
 from src.models.model import STACKED, bind
-from tests.models.test_model import VOCAB, row
+from tests.helpers.models import make, row
 
 SETTINGS = {"rank": 3, "alpha": 12.0, "targets": "attention/(q|v|out)|.*mlp/.*|modulation/.*"}
 ADAPTED = [f"attention/{n}" for n in ("out", "q", "v")] + [f"mlp/{n}" for n in ("down", "gate", "up")]
-
-
-def make(conditioning="TimeToken", lora=None, **trunk):
-    """(graph, params) of a small model; every tensor is random, B and copies too, and nothing is compiled."""
-    config = {
-        "dtype": "float32",
-        "trunk": {"width": 16, "depth": 2, "heads": 4, "kv_heads": 2, "mlp_width": 24, "qk_norm": True} | trunk,
-        "conditioning": {"name": f"conditioning:{conditioning}"},
-        "lora": lora or {},
-    }
-    config |= {group: {} for group in ("time", "text", "text_head", "image", "image_head")}
-    build = lambda key: nnx.split(build_model(config, Fields(VOCAB, 4, 1, (2, 2)), nnx.Rngs(key)))
-    graph, state = nnx.eval_shape(build, jax.random.key(0))
-    rng = np.random.default_rng(0)
-    return graph, jax.tree.map(lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), s.dtype), nnx.to_pure_dict(state))
 
 
 class Leaves:
@@ -43,15 +25,14 @@ class Leaves:
         return iter(self.leaves[path] if path.startswith(STACKED) else [self.leaves[path]])
 
 
-def states(graph, params):
-    layout, view = row("bidirectional", "AdaLNPerLayer")
-    return bind(graph, params).hidden({"t": (layout, view)})["t"].sequence
+def states(architecture, params):
+    return bind(architecture, params).hidden({"t": row("bidirectional", "AdaLNPerLayer")})["t"].sequence
 
 
 def test_merged_kernels_give_what_adapters_give_and_zeros_give_the_plain_model():
     """The plain tree is that of a model without adapters, path by path."""
-    plain_graph, plain = make("AdaLNPerLayer", copies=("mlp",))
-    graph, params = make("AdaLNPerLayer", copies=("mlp",), lora=SETTINGS)  # all tensors random, B too
+    plain_architecture, plain = make("AdaLNPerLayer", mot=("mlp",))
+    architecture, params = make("AdaLNPerLayer", mot=("mlp",), lora=SETTINGS)  # all tensors random, B too
     merged = lora.merge(params, SETTINGS["alpha"])
     assert flatten(merged).keys() == flatten(plain).keys()
     streamed = lora.Merged(Leaves(flatten(params)), SETTINGS["alpha"])
@@ -60,25 +41,26 @@ def test_merged_kernels_give_what_adapters_give_and_zeros_give_the_plain_model()
         found = np.stack(list(streamed.blocks(path)))
         np.testing.assert_allclose(found if path.startswith(STACKED) else found[0], leaf, atol=1e-6)
     stems = {p.removeprefix("trunk/layers/").rpartition("/")[0] for p in flatten(params) if lora.is_adapter(p)}
-    assert sorted(stems) == ADAPTED, "no adapters on copies or on what conditions a block"
+    assert sorted(stems) == ADAPTED, "no adapters on parts of their own or on what conditions a block"
     kernels = {p: leaf for p, leaf in flatten(params).items() if not lora.is_adapter(p)}
     zeros = {p: np.zeros_like(leaf) for p, leaf in flatten(params).items() if p.endswith(lora.B)}
-    run = jax.jit(lambda p, q, zero: (states(plain_graph, p), states(graph, q), states(graph, zero)))
+    run = jax.jit(lambda p, *ours: (states(plain_architecture, p), *(states(architecture, each) for each in ours)))
     one, adapted, zero = map(np.asarray, run(merged, params, joined(params, zeros)))
     base = np.asarray(run(joined(kernels), params, params)[0])
     np.testing.assert_allclose(one, adapted, atol=2e-5)
     np.testing.assert_array_equal(zero, base)
     assert np.abs(base - adapted).max() > 0.1, "the adapters do nothing"
-    np.testing.assert_array_equal(merged["text"]["table"]["embedding"], params["text"]["table"]["embedding"])
+    table = lambda params: params["fields"]["text"]["embed"]["table"]["embedding"]
+    np.testing.assert_array_equal(table(merged), table(params))
 
 
 def test_the_rule_freezes_the_trunk_but_what_no_language_model_has():
-    _, params = make("AdaLNPerLayer", copies=("mlp", "mlp_norm"), lora=SETTINGS)
+    _, params = make("AdaLNPerLayer", mot=("mlp", "mlp_norm"), lora=SETTINGS)
     ((rule, value),) = lora.frozen(3)
     assert value == 0 and lora.frozen(0) == ()
     trained = {p for p in flatten(params) if p.startswith("trunk/") and not re.search(rule, p)}
     ours = {p for p in trained if not lora.is_adapter(p)}
-    assert {p.split("/")[2] for p in ours} == {"image", "modulation"} and len(trained - ours) == 2 * len(ADAPTED)
+    assert {p.split("/")[2] for p in ours} == {"mot", "modulation"} and len(trained - ours) == 2 * len(ADAPTED)
     assert not [p for p in flatten(params) if re.search(rule, p) and not p.startswith("trunk/")]
 
 

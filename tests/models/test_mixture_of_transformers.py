@@ -1,4 +1,4 @@
-"""Parts of a block that image tokens have for themselves, against the same parts token by token."""
+"""Parts of a block that the tokens of some fields have for themselves, against the same parts token by token."""
 
 import jax
 import jax.numpy as jnp
@@ -7,22 +7,21 @@ import pytest
 from flax import nnx
 
 from src.common.tree import flatten, joined
-from src.interfaces import View
+from src.interfaces import Batch, View
 from src.models import mixture_of_transformers as mot
 from src.models.model import bind
 from src.models.transformer import Transformer
-from src.sequence.layout import Layout, Segment
-from tests.models.test_lora import make
-from tests.models.test_model import ROWS, row
+from src.sequence.layout import FixedLayout
+from src.sequence.segment import Segment
+from tests.helpers.models import ROWS, make, row, tokens
 
-LAYOUT, VIEW = row("bidirectional", "TimeToken")
+VIEW = row("bidirectional", "TimeToken")
 IMAGE = np.array([False] * 3 + [True] * 5 + [False] * 3)
 SOME = ("mlp_norm", "mlp")
-OTHER = Layout((Segment("s", "text", LAYOUT.length),))
 
 
-def hidden(graph, params, **views):
-    return {name: h.sequence for name, h in bind(graph, params).hidden(views or {"t": (LAYOUT, VIEW)}).items()}
+def hidden(architecture, params, **views):
+    return {name: h.sequence for name, h in bind(architecture, params).hidden(views or {"t": VIEW}).items()}
 
 
 @pytest.mark.parametrize(
@@ -59,15 +58,16 @@ def test_every_token_gets_its_own_part_once(kinds):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_copies_start_as_what_they_are_copies_of_and_text_alone_never_meets_them():
-    """Of all parts; filled copies give the plain model, others change images and what follows them. Images alone get
-    what the plain model gives whose parameters are the copies."""
+def test_own_parts_start_as_the_shared_ones_and_text_alone_never_meets_them():
+    """Of all parts; filled ones give the plain model, others change images and what follows them. Images alone get
+    what the plain model gives whose parameters are the own ones."""
     plain, _ = make()
-    graph, params = make(copies=mot.PARTS)
+    architecture, params = make(mot=mot.PARTS)
     base = joined({p: leaf for p, leaf in flatten(params).items() if not mot.is_copy(p)})
-    text = View({"s": jnp.ones((3, LAYOUT.length), jnp.int32)}, {}, {})
-    views = {"t": (LAYOUT, VIEW), "s": (OTHER, text)}  # one pass: rows of two layouts
-    alone = {"i": (Layout(LAYOUT.segments[1:3]), VIEW)}
+    length = VIEW.layout.length
+    text = View(Batch({"text.s": tokens(jnp.ones((3, length), jnp.int32))}), FixedLayout((Segment("text.s", length),)))
+    views = {"t": VIEW, "s": text}  # one pass: rows of two layouts
+    alone = {"i": VIEW.replace(layout=VIEW.layout.only(lambda s: s.name == "image"))}
     turned = joined(
         base,
         {mot.original(p): leaf for p, leaf in flatten(params).items() if mot.is_copy(p)},
@@ -75,8 +75,8 @@ def test_copies_start_as_what_they_are_copies_of_and_text_alone_never_meets_them
 
     @jax.jit
     def run(base, turned, filled, params):
-        found = [hidden(g, p, **views) for g, p in ((plain, base), (graph, filled), (graph, params))]
-        return *found, hidden(plain, turned, **alone)["i"], hidden(graph, params, **alone)["i"]
+        found = [hidden(g, p, **views) for g, p in ((plain, base), (architecture, filled), (architecture, params))]
+        return *found, hidden(plain, turned, **alone)["i"], hidden(architecture, params, **alone)["i"]
 
     expected, filled, moved, apart, same = jax.device_get(run(base, turned, mot.filled(params), params))
     np.testing.assert_allclose(same, apart, atol=2e-5)
@@ -93,22 +93,22 @@ def test_copies_start_as_what_they_are_copies_of_and_text_alone_never_meets_them
 @pytest.mark.faults
 def test_a_fresh_trunk_starts_as_the_plain_one():
     def fresh(names):
-        trunk = Transformer(8, 1, 2, mlp_width=8, qk_norm=True, copies=names, rngs=nnx.Rngs(5))
+        trunk = Transformer(8, 1, 2, mlp_width=8, qk_norm=True, mot=names, rngs=nnx.Rngs(5))
         return {"trunk": nnx.to_pure_dict(nnx.split(trunk)[1])}
 
     plain, params = jax.device_get(jax.jit(lambda: (fresh(()), fresh(mot.PARTS)))())
     jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(mot.filled(joined(params, plain))))
-    assert np.std(params["trunk"]["layers"]["image"]["mlp"]["up"]["kernel"]) > 0
+    assert np.std(params["trunk"]["layers"]["mot"]["mlp"]["up"]["kernel"]) > 0
 
 
 @pytest.mark.faults
 def test_no_gradient_crosses_to_the_other_kind():
     """In the last block, whose feed-forward network nothing reads but the tokens that it acts on."""
-    graph, params = make(copies=SOME, depth=1)
+    architecture, params = make(mot=SOME, depth=1)
 
     @jax.jit
     def grads_of(params):
-        _, pull = jax.vjp(lambda p: hidden(graph, p)["t"], params)
+        _, pull = jax.vjp(lambda p: hidden(architecture, p)["t"], params)
         return [pull(jnp.broadcast_to((kind == IMAGE)[:, None], (ROWS, 11, 16)) * 1.0)[0] for kind in (False, True)]
 
     for kind, grads in zip((False, True), map(flatten, jax.device_get(grads_of(params))), strict=True):
@@ -120,23 +120,24 @@ def test_no_gradient_crosses_to_the_other_kind():
 
 @pytest.mark.faults  # the plain model's is in test_model.py
 def test_prefill_and_decode_equal_the_full_forward():
-    graph, params = make(copies=mot.PARTS)
+    architecture, params = make(mot=mot.PARTS)
 
     def cached(params):
-        net, slot, parts = bind(graph, params), 0, []
-        cache = net.start_cache(LAYOUT, ROWS)
-        for segments in (LAYOUT.segments[:1], LAYOUT.segments[1:3], LAYOUT.segments[3:]):
-            found, cache = net.extend(LAYOUT, Layout(segments), slot, VIEW, cache)
-            slot += Layout(segments).length
+        net, parts = bind(architecture, params), []
+        full, cache, spec = net.hidden({"t": VIEW})["t"], net.start_cache(VIEW), VIEW.layout.spec(VIEW.batch)
+        for segment in VIEW.layout.segments:
+            copy = "noisy" if segment.role == "noisy" else "clean"
+            found, cache = net.extend(VIEW, segment, copy, 0, segment.length, spec, cache)
             parts.append(found)
-        valid = jnp.concatenate([p.valid for p in parts], 1)
-        return jnp.concatenate([p.sequence for p in parts], 1), hidden(graph, params)["t"], valid
+        expected = [full.of(segment.name) for segment in VIEW.layout.segments]
+        return jnp.concatenate(parts, 1), jnp.concatenate(expected, 1)
 
-    found, full, valid = map(np.asarray, jax.jit(cached)(params))
+    found, full = map(np.asarray, jax.jit(cached)(params))
+    valid = np.concatenate([VIEW.batch.tokens[s.name].valid for s in VIEW.layout.segments], axis=1)
     np.testing.assert_allclose(found[valid], full[valid], atol=2e-5)
 
 
 @pytest.mark.parametrize("names", [("mpl",), ("mlp", "mlp")])
 def test_refusals(names):
     with pytest.raises(ValueError, match=r"must be some of attention_norm, attention, mlp_norm, mlp, each at most"):
-        make(copies=names)
+        make(mot=names)

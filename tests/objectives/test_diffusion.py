@@ -1,4 +1,4 @@
-"""What the diffusion objective shows the network: the noised field and the time it was noised for."""
+"""What the diffusion objective shows the network: the noised tokens and the time they were noised for."""
 
 from unittest.mock import create_autospec
 
@@ -9,13 +9,48 @@ import pytest
 
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import Linear, LinearBetas
-from src.interfaces import Hidden, ImageField, Net, Prediction, View
-from src.objectives.diffusion import Diffusion
-from src.sequence.layout import Layout, Segment
+from src.interfaces import Batch, Field, FieldSpec, Hidden, Net, View
+from src.objectives.diffusion import BINS, Diffusion, statistics
+from src.objectives.losses.squared_error import SquaredError
+from src.sequence.layout import FixedLayout
+from src.sequence.segment import Segment
+from tests.helpers.models import tokens
 
 TIMES = jnp.asarray([[0.001], [0.1], [0.3], [1.0]])
 KEPT = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[[0, 99, 299, 999], None, None]  # Ho et al. 2020
 T = np.asarray(TIMES)[..., None]
+LAYOUT = FixedLayout((Segment("prompt", 2), Segment("image", 3, 0, role="noisy")))
+
+
+class Row:
+    """A bound row whose head gives what it is made with."""
+
+    def __init__(self, process, output=None):
+        self.process, self.output = process, output
+
+    def encode(self, value):
+        return value
+
+    def __call__(self, hidden, cond):
+        assert hidden.shape[:2] == self.output.shape[:2] and cond.shape == (len(hidden), 1, 1)
+        return self.output
+
+
+def net_of(process, output=None):
+    net = create_autospec(Net, instance=True)
+    net.field.return_value = Row(process, output)
+    return net
+
+
+def clean_view(x0, valid=None, target=None):
+    """Rows of a prompt and an image."""
+    ids = tokens(jnp.ones((len(x0), 2), jnp.int32))
+    return View(Batch({"prompt": ids, "image": tokens(x0, valid, target)}), LAYOUT)
+
+
+def draw_and_prepare(objective, process, view, seed=0):
+    table = {"image": Field("image", process.field, None, process)}
+    return objective.prepare(net_of(process), view, objective.draw(jax.random.key(seed), table, view))
 
 
 @pytest.mark.parametrize(
@@ -33,41 +68,69 @@ def test_the_network_is_told_the_time_of_its_noise(schedule, parameterization, t
         asked.append(shape)
         return TIMES
 
-    objective = Diffusion("image", process=Gaussian(schedule, parameterization), times=law, weight=lambda *a: 1.0)
+    process = Gaussian(field=FieldSpec((3,), features=2), schedule=schedule, parameterization=parameterization)
+    objective = Diffusion("image", SquaredError(), law)
     x0 = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
-    clean = View({"prompt": jnp.ones((4, 2), jnp.int32), "image": jnp.asarray(x0)}, {}, {})
-    view, (kept, noised, t) = objective.prepare(clean, {}, jax.random.key(0), True)
-    assert asked == [(4, 1)] and view.inputs["prompt"] is clean.inputs["prompt"]
+    clean = clean_view(x0)
+    view, aux = draw_and_prepare(objective, process, clean)
+    c = aux["image"]
+    assert asked == [(4, 1)] and view.batch is clean.batch, "noise stands beside the data"
     np.testing.assert_allclose(view.times["image"], told, atol=1e-3)
-    np.testing.assert_allclose(view.inputs["image"], signal * x0 + noise * noised.targets["eps"], atol=1e-4)
-    np.testing.assert_array_equal(noised.xt, view.inputs["image"])
-    np.testing.assert_array_equal(kept, x0)
-    np.testing.assert_array_equal(t, TIMES)
-    again = objective.prepare(clean, {}, jax.random.key(1), True)[0]
-    assert (np.abs(again.inputs["image"] - view.inputs["image"])[1:].max(axis=(1, 2)) > 1e-3).all()
+    np.testing.assert_allclose(view.noisy["image"], signal * x0 + noise * c.noise, atol=1e-4)
+    np.testing.assert_array_equal(c.xt, view.noisy["image"])
+    np.testing.assert_array_equal(c.x0, x0)
+    np.testing.assert_array_equal(c.t, TIMES)
+    again = draw_and_prepare(objective, process, clean, 1)[0]
+    assert (np.abs(again.noisy["image"] - view.noisy["image"])[1:].max(axis=(1, 2)) > 1e-3).all()
 
 
-def test_rows_that_are_not_valid_are_in_no_sum_whatever_they_hold():
+def test_given_tokens_keep_their_values_and_the_time_0():
+    process = Gaussian(field=FieldSpec((3,), features=2), schedule=Linear(), parameterization="velocity")
+    objective = Diffusion("image", SquaredError(), lambda key, shape: TIMES, given=True)
+    x0 = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
+    target = np.array([[True, False, True]] * 4)
+    view, aux = draw_and_prepare(objective, process, clean_view(x0, target=target))
+    np.testing.assert_array_equal(aux["image"].t, np.where(target, TIMES, 0))
+    np.testing.assert_array_equal(view.noisy["image"][:, 1], x0[:, 1])
+    assert (view.noisy["image"] != x0)[:, [0, 2]].all()
+
+
+@pytest.mark.parametrize("flag", ["valid", "target"])
+def test_tokens_that_are_no_targets_are_in_no_sum_whatever_they_hold(flag):
     """The terms are those of the other rows, also where the network says NaN."""
-    process = Gaussian(LinearBetas(), "eps", variance="learned_range")
-    objective = Diffusion("image", process=process, times=lambda *a: TIMES, weight=lambda *a: jnp.ones(()))
+    process = Gaussian(
+        field=FieldSpec((3,), features=2), schedule=LinearBetas(), parameterization="eps", variance="learned_range"
+    )
+    objective = Diffusion("image", SquaredError(), lambda *a: TIMES)
     x0, said, logits = np.random.default_rng(0).normal(size=(3, 4, 3, 2)).astype(np.float32)
-    _, aux = objective.prepare(View({"image": jnp.asarray(x0)}, {}, {}), {}, jax.random.key(0), True)
-    net = create_autospec(Net, instance=True)
+    output = np.concatenate([said, logits], axis=-1)
+    _, aux = draw_and_prepare(objective, process, clean_view(x0))
 
     @jax.jit
-    def terms(said, logits, flags, aux):
-        net.image_prediction.return_value = Prediction(said, logits)
-        states = jnp.zeros((len(said), 3, 1))
-        hidden = Hidden(states, states[..., 0] == 0, {"image": states[:, :1]}, Layout((Segment("image", "image", 3),)))
-        return objective.loss(net, hidden, {"image": ImageField(states[:, None], flags)}, aux)
+    def terms(output, x0, flags, aux):
+        view = clean_view(x0, **{flag: jnp.repeat(flags[:, None], 3, axis=1)})
+        hidden = Hidden(view, jnp.zeros((len(output), 5, 1)), {"image": jnp.zeros((len(output), 1, 1))})
+        return objective.loss(net_of(process, output), hidden, aux)
 
-    valid = np.array([True, False, True, False])
-    picked = jax.tree.map(lambda a: a[valid], (said, logits, None, aux))
-    spoilt = [np.where(valid[:, None, None], a, np.nan) for a in (said, logits)]
-    found, expected = terms(*spoilt, valid, aux), terms(*picked)
+    used = np.array([True, False, True, False])
+    picked = jax.tree.map(lambda a: a[used], (output, x0, used, aux))
+    found, expected = terms(np.where(used[:, None, None], output, np.nan), x0, used, aux), terms(*picked)
     assert found.keys() == expected.keys() > {"mse", "vlb"}
     for name, term in found.items():  # those by time, too
         np.testing.assert_allclose(term.total, expected[name].total, rtol=1e-5)
         assert term.count == expected[name].count
-    assert found["mse"].count == found["vlb"].count == 2
+    assert found["mse"].count == found["vlb"].count == 2 * 3, "one a token"
+
+
+def test_statistics_by_time_and_place_add_up_to_the_loss_of_the_targets():
+    rng = np.random.default_rng(0)
+    values, t, target = rng.random((50, 3)), np.sort(rng.random((50, 3)), axis=0), rng.random((50, 3)) < 0.7
+    t[-1], values[~target] = 1.0, np.nan
+    term = statistics(*map(jnp.asarray, (values, t, target)))
+    assert term.total.shape == term.count.shape == (BINS, 3) and not term.trained
+    for index in (0, 7, BINS - 1):
+        last = index == BINS - 1
+        inside = target & (t >= index / BINS) & ((t < (index + 1) / BINS) | last)
+        np.testing.assert_allclose(term.total[index], np.where(inside, values, 0).sum(axis=0), rtol=1e-5)
+        np.testing.assert_array_equal(term.count[index], inside.sum(axis=0))
+    np.testing.assert_allclose(term.total.sum(), values[target].sum(), rtol=1e-5)

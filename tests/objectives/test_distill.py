@@ -5,68 +5,75 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.interfaces import Hidden, TokenField
+from src.interfaces import Hidden
 from src.models.model import TEACHER, bind
 from src.objectives.distill import Distill
-from src.sequence.layout import Layout, Segment
-from tests.models.test_lora import make
-from tests.models.test_model import row
+from src.sequence.layout import FixedLayout
+from src.sequence.segment import Segment
+from tests.helpers.models import make, row
 
-TAU = 2.0
+TAU, NAMES = 2.0, ("text.p", "text.c")
+
+
+def targets(view, **flags):
+    """The view with the targets of some texts."""
+    tokens = dict(view.batch.tokens)
+    for name, target in flags.items():
+        tokens[f"text.{name}"] = tokens[f"text.{name}"].replace(target=jnp.asarray(target, bool))
+    return view.replace(batch=view.batch.replace(tokens=tokens))
 
 
 @pytest.mark.faults
-def test_the_teacher_reads_the_text_alone_and_tokens_with_a_loss_are_compared():
+def test_the_teacher_reads_the_text_alone_and_targets_are_compared():
     """[p: 3 tokens] [time, image] [c: 3 tokens], one row with padding; against the dense formula over full passes."""
-    layout, view = row("bidirectional", "TimeToken")
-    graph, params = make()
-    theirs = jax.tree.map(lambda a: a * 0.9, {name: params[name] for name in ("trunk", "text", "text_head")})
-    loss = jnp.asarray([[0, 1, 1], [1, 1, 1]], bool)
-    batch = {n: TokenField(view.inputs[n], view.valid[n], loss) for n in ("p", "c")}
-    objective = Distill(("p", "c"), temperature=TAU)
-    seen, aux = objective.prepare(view, batch, jax.random.key(0), True)
-    assert seen is view and aux.inputs.keys() == {"p", "c"}
-    words = Layout((Segment("p", "text", 3), Segment("c", "text", 3)))
+    loss = [[0, 1, 1], [1, 1, 1]]
+    view = targets(row("bidirectional", "TimeToken"), p=loss, c=loss)
+    architecture, params = make()
+    text = params["fields"]["text"]
+    theirs = jax.tree.map(lambda a: a * 0.9, {"trunk": params["trunk"], "fields": {"text": text}})
+    objective = Distill(NAMES, temperature=TAU)
+    seen, aux = objective.prepare(bind(architecture, params), view, ())
+    assert seen is view and aux.batch.tokens.keys() == set(NAMES)
+    assert aux.layout == FixedLayout((Segment("text.p", 3), Segment("text.c", 3)))
 
     @jax.jit
     def both(params, theirs):
-        net = bind(graph, params | {TEACHER: theirs})
-        hidden = net.hidden({"t": (layout, view)})["t"]
-        (kl,) = objective.loss(net, hidden, batch, aux).values()
-        teacher = bind(graph, params | theirs)
-        taught = teacher.hidden({"t": (words, aux)})["t"]
+        net = bind(architecture, params | {TEACHER: theirs})
+        hidden = net.hidden({"t": view})["t"]
+        (kl,) = objective.loss(net, hidden, aux).values()
+        teacher = bind(architecture, params | {"trunk": theirs["trunk"], "fields": params["fields"] | theirs["fields"]})
+        taught = teacher.hidden({"t": aux})["t"]
         laws = [
-            {n: jax.nn.log_softmax(model.text_logits(h.before(n)[0]) / TAU) for n in ("p", "c")}
+            {n: jax.nn.log_softmax(model.field(n)(h.before(n)[0]) / TAU) for n in NAMES}
             for model, h in ((net, hidden), (teacher, taught))
         ]
         return kl, laws
 
     kl, (ours, said) = both(params, theirs)
-    counted = {"p": np.array([[0, 1, 1], [0, 1, 0]]), "c": np.array([[0, 1, 0], [0, 1, 1]])}
-    # Not the first token of a row, nor padding (the last of c in row 0, of p in row 1), nor what follows padding in the
-    # teacher's row (the first of c in row 1, whose state before is padding there).
+    counted = {"text.p": np.array([[0, 1, 1], [0, 1, 0]]), "text.c": np.array([[0, 1, 0], [1, 1, 1]])}
+    # Not the first token of a row, nor padding (the last of c in row 0, of p in row 1).
     expected = sum(TAU**2 * (np.exp(said[n]) * (said[n] - ours[n])).sum(-1)[counted[n] > 0].sum() for n in counted)
     np.testing.assert_allclose(kl.total, expected, rtol=1e-4)
-    assert kl.count == 6 and expected > 0.01
+    assert kl.count == 7 and expected > 0.01
 
 
 @pytest.mark.faults
 def test_no_gradient_reaches_the_teacher_and_without_one_it_is_said():
-    layout, view = row("bidirectional", "TimeToken")
-    graph, params = make()
-    batch = {"c": TokenField(view.inputs["c"], view.valid["c"], jnp.ones((2, 3), bool))}
-    objective = Distill(("c",))
-    _, aux = objective.prepare(view, batch, jax.random.key(0), True)
+    view = row("bidirectional", "TimeToken")
+    architecture, params = make()
+    objective = Distill(("text.c",))
+    _, aux = objective.prepare(bind(architecture, params), view, ())
 
     def loss(params):
-        net = bind(graph, params)
-        return objective.loss(net, net.hidden({"t": (layout, view)})["t"], batch, aux)["kl"].total
+        net = bind(architecture, params)
+        return objective.loss(net, net.hidden({"t": view})["t"], aux)["kl"].total
 
-    grads = jax.jit(jax.grad(loss))(params | {TEACHER: {"text_head": params["text_head"]}})
-    assert not np.any(grads[TEACHER]["text_head"]["linear"]["kernel"])
-    assert np.any(grads["text_head"]["linear"]["kernel"])
-    empty = Hidden(jnp.zeros((2, 11, 16)), jnp.ones((2, 11), bool), {}, layout)
-    with pytest.raises(ValueError, match="these parameters bring no teacher"):
-        objective.loss(bind(graph, params), empty, batch, aux)
-    with pytest.raises(ValueError, match=r"distill has temperature=0.0; it must be above 0"):
-        Distill(("c",), temperature=0.0)
+    head = {"fields": {"text": {"head": params["fields"]["text"]["head"]}}}
+    grads = jax.jit(jax.grad(loss))(params | {TEACHER: head})
+    kernel = lambda tree: tree["fields"]["text"]["head"]["linear"]["kernel"]
+    assert not np.any(kernel(grads[TEACHER])) and np.any(kernel(grads))
+    empty = Hidden(view, jnp.zeros((2, 11, 16)), {})
+    with pytest.raises(ValueError, match="no teacher parameters were kept"):
+        objective.loss(bind(architecture, params), empty, aux)
+    with pytest.raises(ValueError, match=r"temperature=0.0; it must be above 0"):
+        Distill(("text.c",), temperature=0.0)

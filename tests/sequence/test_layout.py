@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.interfaces import SequenceSpec
-from src.sequence.layout import Layout, Segment, with_time_tokens
+from src.interfaces import Batch, SequenceSpec, Tokens
+from src.sequence.layout import FixedLayout
 from src.sequence.mask import visible
+from src.sequence.segment import Segment
 
 
 def draw(mask):
@@ -14,17 +15,33 @@ def draw(mask):
     return ["".join("#" if v else "." for v in row) for row in np.asarray(mask)]
 
 
-def mask_of(layout, valid=None):
-    spec = layout.spec(jnp.ones((1, layout.length), bool) if valid is None else jnp.asarray([valid], bool))
-    return visible(spec, spec)[0]
+def batch_of(layout, valid=None, **blocks):
+    """One row; `valid` by name, as 0 and 1, and `blocks` by name."""
+    tokens = {}
+    for segment in layout.segments:
+        flags = jnp.asarray([(valid or {}).get(segment.name, [1] * segment.length)], bool)
+        block = blocks.get(segment.name)
+        for name in segment.names:
+            tokens[name] = Tokens(
+                jnp.zeros(flags.shape), flags, flags, block=None if block is None else jnp.asarray([block])
+            )
+    return Batch(tokens)
+
+
+def mask_of(layout, valid=None, **blocks):
+    spec = layout.spec(batch_of(layout, valid, **blocks))
+    found = visible(spec, spec)
+    return found[0] if found.ndim == 3 else found
 
 
 def test_monoformer_row():
     """[bos a b im_start] t [2x2 image] [im_end x PAD]: only the image's own tokens see each other both ways."""
-    segments = (Segment("p", "text", 4), Segment("i", "image", 4, "bidirectional"), Segment("c", "text", 3))
-    layout = with_time_tokens(Layout(segments))
-    assert [s.name for s in layout.segments] == ["p", "i.time", "i", "c"]
-    assert draw(mask_of(layout, [1] * 11 + [0])) == [
+    segments = (Segment("p", 4), Segment("i", 4, "bidirectional", lead=1), Segment("c", 3))
+    layout = FixedLayout(segments)
+    assert [(p.segment.name, p.copy, p.start) for p in layout.parts] == [
+        ("p", "clean", 0), ("i", "lead", 4), ("i", "clean", 5), ("c", "clean", 9),
+    ]  # fmt: skip
+    assert draw(mask_of(layout, {"c": [1, 1, 0]})) == [
         "#...........",
         "##..........",
         "###.........",
@@ -41,16 +58,43 @@ def test_monoformer_row():
 
 
 def test_causal_is_a_mode_of_the_image():
-    segments = (Segment("p", "text", 2), Segment("i", "image", 3, "causal"))
-    np.testing.assert_array_equal(mask_of(Layout(segments)), np.tri(5, dtype=bool))
+    layout = FixedLayout((Segment("p", 2), Segment("i", 3, "causal")))
+    np.testing.assert_array_equal(mask_of(layout), np.tri(5, dtype=bool))
 
 
 def test_blocks_and_two_images():
     """Blocks see their own and earlier blocks; two bidirectional images do not see each other's future."""
-    layout = Layout((Segment("i", "image", 5, "block:2"), Segment("t", "text", 1)))
+    layout = FixedLayout((Segment("i", 5, "block:2"), Segment("t", 1)))
     assert draw(mask_of(layout)) == ["##....", "##....", "####..", "####..", "#####.", "######"]
-    layout = Layout((Segment("a", "image", 2, "bidirectional"), Segment("b", "image", 2, "bidirectional")))
+    layout = FixedLayout((Segment("a", 2, 0), Segment("b", 2, 0)))
     assert draw(mask_of(layout)) == ["##..", "##..", "####", "####"]
+
+
+def test_scales_and_what_is_markov():
+    """Scales of 1 and 3 tokens: Markov scales see what lies before the segment and themselves; later text sees all."""
+    scales = Segment("i", 4, (1, 3))
+    assert draw(mask_of(FixedLayout((Segment("p", 1), scales)))) == ["#....", "##...", "#####", "#####", "#####"]
+    markov = FixedLayout((Segment("p", 1), Segment("i", 4, (1, 3), markov=True), Segment("t", 1)))
+    assert draw(mask_of(markov)) == ["#.....", "##....", "#.###.", "#.###.", "#.###.", "######"]
+
+
+def test_a_noisy_copy_reads_the_clean_blocks_before_its_own_and_nobody_reads_it():
+    """p · clean blocks a a b b · t · noisy A A B B."""
+    layout = FixedLayout((Segment("p", 1), Segment("i", 4, 2, role="copies"), Segment("t", 1)))
+    clean = ["#.........", "###.......", "###.......", "#####.....", "#####.....", "######...."]
+    assert draw(mask_of(layout)) == [*clean, "#.....##..", "#.....##..", "###.....##", "###.....##"]
+    causal = FixedLayout((Segment("i", 4, 1, role="copies", noisy_blocks=2),))
+    assert draw(mask_of(causal)) == [
+        "#.......", "##......", "###.....", "####....", "....##..", "....##..", "##....##", "##....##",
+    ]  # fmt: skip
+    position = layout.spec(batch_of(layout)).position[0, :, 0]
+    assert position.tolist() == [0, 1, 2, 3, 4, 5, 1, 2, 3, 4]
+
+
+def test_blocks_that_differ_by_row_are_those_of_equal_static_ones():
+    static = FixedLayout((Segment("p", 2), Segment("i", 4, 2, role="copies"), Segment("t", 1)))
+    drawn = FixedLayout((Segment("p", 2), Segment("i", 4, 1, role="copies"), Segment("t", 1)))
+    assert draw(mask_of(drawn, i=[0, 0, 1, 1])) == draw(mask_of(static))
 
 
 def test_packed_examples_do_not_meet():
@@ -63,20 +107,47 @@ def test_packed_examples_do_not_meet():
 
 
 def test_positions_skip_padding_wherever_it_lies():
-    layout = Layout((Segment("p", "text", 3), Segment("i", "image", 2, "bidirectional")))
-    spec = layout.spec(jnp.asarray([[1, 1, 0, 1, 1]], bool))
-    assert spec.position[0, :, 0].tolist() == [0, 1, 1, 2, 3]
-    assert layout.slices() == {"p": slice(0, 3), "i": slice(3, 5)} and layout.length == 5
+    layout = FixedLayout((Segment("p", 3), Segment("i", 2, 0)))
+    spec = layout.spec(batch_of(layout, {"p": [1, 1, 0]}))
+    assert spec.position[0, :, 0].tolist() == [0, 1, 1, 2, 3] and layout.length == 5
+
+
+def test_the_first_token_is_predicted_from_the_last_valid_one_before_it():
+    """Behind a padded prompt, and behind an image with its lead; nothing predicts the first token of a row."""
+    layout = FixedLayout((Segment("p", 3), Segment("c", 2), Segment("i", 2, 0, lead=1), Segment("t", 1)))
+    batch = batch_of(layout, {"p": [1, 0, 0], "c": [1, 0]})
+    sequence = jnp.arange(layout.length, dtype=jnp.float32)[None, :, None]
+
+    def before(name):
+        states, exists = layout.before(batch, sequence, name)
+        return [int(s) if e else None for s, e in zip(states[0, :, 0], exists[0], strict=True)]
+
+    assert (before("p"), before("c"), before("i"), before("t")) == ([None, 0, None], [0, 3], [5, 6], [7])
+    assert layout.take(batch, sequence, "i")[0, :, 0].tolist() == [6, 7]
+
+
+def test_join_is_the_inverse_of_take_and_adds_the_names_of_a_segment():
+    layout = FixedLayout((Segment("p", 2), Segment(("a", "b"), 3, 0, role="copies")))
+    batch, rng = batch_of(layout), np.random.default_rng(0)
+    sizes = {("p", "clean"): 2, ("a", "clean"): 3, ("b", "clean"): 3, ("a", "noisy"): 3}
+    parts = {key: jnp.asarray(rng.normal(size=(1, n, 4))) for key, n in sizes.items()}
+    joined = layout.join(batch, parts)
+    np.testing.assert_array_equal(layout.take(batch, joined, "b"), parts["a", "clean"] + parts["b", "clean"])
+    np.testing.assert_array_equal(layout.take(batch, joined, "b", "noisy"), parts["a", "noisy"])
+    static = layout.join(batch, {("a", "noisy"): np.arange(3)}, fill=-1)
+    assert isinstance(static, np.ndarray) and static.tolist() == [-1, -1, -1, -1, -1, 0, 1, 2]
 
 
 @pytest.mark.parametrize(
     "build, match",
     [
-        (lambda: Segment("i", "image", 4, "diagonal"), "mask mode 'diagonal' is unknown"),
-        (lambda: Segment("i", "image", 4, "block:0"), "mask mode 'block:0' is unknown"),
-        (lambda: Segment("i", "sound", 4), "kind 'sound' is unknown"),
-        (lambda: Segment("i", "text", 0), "length 0"),
-        (lambda: Layout((Segment("i", "text", 1), Segment("i", "text", 1))), "two segments of one name"),
+        (lambda: Segment("i", 4, "diagonal"), "'diagonal'"),
+        (lambda: Segment("i", 4, "block:0"), "'block:0'"),
+        (lambda: Segment("i", 4, (1, 2)), r"\(1, 2\).* 4"),
+        (lambda: Segment("i", 4, role="sound"), "'sound'"),
+        (lambda: Segment("i", 0), "length 0"),
+        (lambda: FixedLayout((Segment("i", 1), Segment("i", 1))), "two segments of one name"),
+        (lambda: FixedLayout((Segment("i", 1, lead=1, role="copies"),)), "segment i has noisy copies"),
     ],
 )
 def test_refusals(build, match):

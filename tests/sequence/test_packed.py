@@ -4,40 +4,40 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.interfaces import ImageField, PlaceField, TokenField
-from src.sequence.layout import Segment
+from src.interfaces import Batch, Packing, Tokens
 from src.sequence.mask import visible
-from src.sequence.packed import Document
-from src.sequence.view import clean_view
+from src.sequence.packed import PackedLayout
+from src.sequence.segment import Segment
 from tests.sequence.test_layout import draw
 
-IMAGE, PICTURE = Segment("image", "image", 2, "bidirectional"), Segment("picture", "vision", 2)
-LAYOUT = Document((Segment("text", "text", 16), IMAGE, PICTURE), slots=16)
+IMAGE, VISION = Segment("image", 2, "bidirectional"), Segment("vision", 2)
+LAYOUT = PackedLayout((Segment("text", 16), IMAGE, VISION), slots=16, most=(("image", 3), ("vision", 2)))
 # Two images of one example that touch, one that is understood, a word that was dropped, another example, padding.
 #           0123456789abcdef
 ROW = "tTIITIItTppt" + "-tt."
-SEGMENT = [1] * 12 + [2] * 3 + [0]
+EXAMPLE = [1] * 12 + [2] * 3 + [0]
 
 
 def row():
-    flags = np.asarray([[c == "t" for c in ROW]])
-    places = PlaceField(np.asarray([SEGMENT]), {"image": np.asarray([[2, 5, -1]]), "picture": np.asarray([[9, 13]])})
-    return {
-        "text": TokenField(np.zeros((1, 16), np.int32), flags, flags),
-        "image": ImageField(np.ones((1, 3, 2, 1, 1), np.float32), np.asarray([[True, True, False]])),
-        "picture": ImageField(np.ones((1, 2, 2, 7), np.float32), np.asarray([[True, False]])),
-        "places": places,
-    }
+    flags = jnp.asarray([[c == "t" for c in ROW]])
+
+    def parts(there):
+        valid = jnp.asarray([there])[..., None].repeat(2, axis=2)
+        return Tokens(jnp.ones((*valid.shape, 1)), valid, valid)
+
+    tokens = {"text": Tokens(jnp.zeros((1, 16), jnp.int32), flags, flags)}
+    tokens |= {"image": parts([True, True, False]), "vision": parts([True, False])}
+    begins = {"image": jnp.asarray([[2, 5, -1]]), "vision": jnp.asarray([[9, 13]])}
+    return Batch(tokens, packing=Packing(jnp.asarray([EXAMPLE]), begins))
 
 
-def view_of(layout, batch):
-    view = clean_view(layout, batch, lambda values: values.reshape(-1, 2, 1))
-    return view, layout.spec_of(view.valid["text"], view.places)
+def led(layout):
+    return layout.with_leads(lambda segment: 1)
 
 
 @pytest.mark.parametrize("timed", [True, False])
 def test_the_mask_of_a_row(timed):
-    view, spec = view_of(LAYOUT.timed() if timed else LAYOUT, row())
+    spec = (led(LAYOUT) if timed else LAYOUT).spec(row())
     found = draw(visible(spec, spec)[0])
     t = "#" if timed else "."
     assert found == [
@@ -62,33 +62,44 @@ def test_the_mask_of_a_row(timed):
     for begin in (2, 5):
         dense[begin : begin + 2, begin : begin + 2] = True
     there = np.asarray([c in ("tIpT" if timed else "tIp") for c in ROW])
-    dense &= there & there[:, None] & np.equal.outer(SEGMENT, SEGMENT)
+    dense &= there & there[:, None] & np.equal.outer(EXAMPLE, EXAMPLE)
     assert found == draw(dense)
     place = spec.position[0, :, 0][there]
     assert place.tolist() == [*range(there[:12].sum()), 0, 1]
-    assert view.inputs["image"][0, :2].all() and not view.inputs["image"][0, 2].any()
-    assert not view.inputs["picture"][0, 1].any()
 
 
 def test_a_token_is_predicted_from_its_own_example():
-    view, spec = view_of(LAYOUT.timed(), row())
-    state, exists = LAYOUT.before(jnp.arange(16.0)[None, :, None], spec.segment > 0, view.places)
+    layout = led(LAYOUT)
+    sequence = jnp.arange(16.0)[None, :, None]
+    state, exists = layout.before(row(), sequence, "text")
     assert state[0, 1:, 0].tolist() == list(range(15))
     assert [i for i in range(16) if exists[0, i]] == [*range(1, 12), 14]
-    states = LAYOUT.states(jnp.arange(16.0)[None, :, None], view.places, "image")
+    states = layout.take(row(), sequence, "image")
     assert states[0, :2, :, 0].tolist() == [[2, 3], [5, 6]]
+
+
+def test_parts_are_joined_into_their_slots():
+    batch, layout = row(), led(LAYOUT)
+    text = 100 + jnp.arange(16)[None, :, None]
+    image = jnp.arange(6).reshape(1, 3, 2, 1)
+    lead = 50 + jnp.arange(3).reshape(1, 3, 1, 1)
+    vision = 70 + jnp.arange(4).reshape(1, 2, 2, 1)
+    parts = {("text", "clean"): text, ("image", "clean"): image, ("image", "lead"): lead, ("vision", "clean"): vision}
+    joined = layout.join(batch, parts)[0, :, 0].tolist()
+    assert joined[:12] == [100, 50, 0, 1, 51, 2, 3, 107, 108, 70, 71, 111]
+    owner = layout.join(batch, {("image", "clean"): np.arange(3)[:, None].repeat(2, axis=1)}, fill=-1)
+    assert owner[0].tolist() == [-1, -1, 0, 0, -1, 1, 1, *[-1] * 9]
 
 
 @pytest.mark.parametrize(
     "segments, match",
     [
-        ((Segment("text", "text", 8), IMAGE), "need one text segment of that length"),
-        ((IMAGE,), "need one text segment"),
-        ((Segment("text", "text", 16), Segment("i", "image", 4, "block:2")), "another mode than causal and bidirect"),
+        ((Segment("text", 8), IMAGE), "16 slots need a causal first segment"),
+        ((IMAGE,), "16 slots need a causal first segment"),
+        ((Segment("text", 16), Segment("i", 4, "block:2")), r"segments \['i'\]"),
+        ((Segment("text", 16), Segment("i", 4, role="copies")), r"segments \['i'\]"),
     ],
 )
 def test_refusals(segments, match):
     with pytest.raises(ValueError, match=match):
-        Document(segments, slots=16)
-    with pytest.raises(KeyError, match="packed rows also need their places"):
-        view_of(LAYOUT, {k: v for k, v in row().items() if k != "places"})
+        PackedLayout(segments, slots=16)

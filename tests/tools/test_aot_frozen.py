@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from src.codecs.vision import Clip, Pixels
 
 from configs import common, imagenet256
 from src.build import build_system
 from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import write_vae
 from src.codecs.vae_latents import Latents
-from src.codecs.vision import Clip, Pixels
 from src.common.tree import count_parameters
 from src.doctor import memory
 from src.tools import aot

@@ -4,20 +4,25 @@ import pytest
 
 from configs import common
 from src.tools import bench_data
-from tests import formats
+from tests.helpers import formats
 
 
 def config_of(tmp_path):
     folder, names = formats.make_imagenet(tmp_path)
     (folder / "n01440764" / "n01440764_0.JPEG").write_bytes(b"broken")
     config = common.base()
-    config.text_codec.update({"name": "text:Bytes"})
-    data = {"name": "imagenet:ClassPromptToImage", "folder": str(folder), "names": str(names), "size": 8, "drop": 0.0}
-    chats = {"name": "chats:ChatToText", "folder": str(formats.make_ultrachat(tmp_path / "u", turns=1)), "length": 64}
-    config.tasks = {
-        "images": {"share": 1.0, "data": data | {"prompt_length": 64}, "objectives": {"o": common.diffusion()}},
-        "chats": {"share": 1.0, "data": chats, "objectives": {"o": common.next_token("text")}},
+    config.fields = {"text": common.text(name="text:Bytes"), "image": common.image(8, 8, 3)}
+    images = {
+        "source": {"name": "image_folders", "folder": str(folder), "names": str(names)},
+        "template": {"name": "class_prompt", "length": 64, "drop": 0.0},
+        "objectives": {"o": common.diffusion("image")},
     }
+    chats = {
+        "source": {"name": "ultrachat", "folder": str(formats.make_ultrachat(tmp_path / "u", turns=1))},
+        "template": {"name": "chat", "length": 64},
+        "objectives": {"o": common.next_token("text")},
+    }
+    config.tasks = {"images": images | {"weight": 1.0}, "chats": chats | {"weight": 1.0}}
     return common.debug(config)
 
 

@@ -17,10 +17,11 @@ from src.common.files.lazy_arrays import Arrays
 from src.common.files.safetensors import SafeTensors
 from src.common.lookup import lookup
 from src.common.tree import flatten, unflatten
-from src.models.pretrained import hf_vision_config
-from src.models.pretrained.hf_vision_config import about_vision
+from src.models.pretrained import hf_vision_config, initial_weights
+from src.models.pretrained.about import renamed, value_of
 from src.models.pretrained.initial_weights import Initial, write_initial
-from src.models.pretrained.llama_weights import names_of, place_of, read_checkpoint
+from src.models.pretrained.llama_weights import HEAD, TABLE, names_of, place_of, read_checkpoint
+from src.models.pretrained.old_paths import MOVED
 from src.tools import convert
 from src.tools.conversion import convert as conversion
 from src.tools.conversion import tokenizer, vision_tower
@@ -111,8 +112,8 @@ def test_new_words_may_begin_as_the_mean(tmp_path, capsys):
     tensors = copied("llama", tmp_path / "there")
     assert run(capsys, source=tmp_path / "there", out=tmp_path / "init", new_rows="mean", new_words=2)[0] == 0
     leaves = Initial(tmp_path / "init").tensors
-    for name, there in (("model.embed_tokens.weight", leaves["text/table/embedding"]),
-                        ("lm_head.weight", leaves["text_head/linear/kernel"].T)):  # fmt: skip
+    for name, there in (("model.embed_tokens.weight", leaves[TABLE]),
+                        ("lm_head.weight", leaves[HEAD].T)):  # fmt: skip
         np.testing.assert_array_equal(there[:97], tensors[name])
         np.testing.assert_allclose(there[97:], np.tile(tensors[name].mean(0), (2, 1)), rtol=1e-5, atol=1e-8)
 
@@ -157,7 +158,8 @@ def test_monoformer_and_its_average_go_in_and_out_bit_by_bit(change, tmp_path, c
     golden = read_checkpoint(tmp_path / "there", unflatten(first.shapes))  # whose numbers tests/test_golden.py holds
     same({path: np.asarray(leaf) for path, leaf in flatten(golden).items()}, dict(first.tensors))
     made_for = first.meta["about"]
-    assert (made_for["image_head.order"], made_for["image_head.variance"]) == ("rsc", "learned")
+    told = [made_for[f"fields.image.{name}"] for name in ("head.order", "head.channels", "process.variance")]
+    assert told == ["rsc", 4, "learned_range"]
     assert run(capsys, source=tmp_path / "init", out=tmp_path / "back")[0] == 0
     for tensors, folder in zip(want, (tmp_path / "back", tmp_path / "back" / "ema"), strict=True):
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("vision_encoder.")}
@@ -173,17 +175,24 @@ def test_monoformer_and_its_average_go_in_and_out_bit_by_bit(change, tmp_path, c
     assert "beside it: ema/" in out and "NOT SOUND" not in out
 
 
+SQUARE = {"name": "pixels", "height": 64, "width": 64, "fit": "letterbox"}
+VAE = {"name": "vae_latents", "path": str(GOLDEN / "autoencoder_kl")}
+
+
 @pytest.mark.parametrize(
-    "vision, fields",
+    "codec, fields",
     [
-        ({"name": "vision:Clip", "path": "some/clip"}, ("clip", "some/clip", {})),
-        ({"name": "vision:Latents", "path": str(GOLDEN / "autoencoder_kl"), "size": 64},
-         ("vae", str(GOLDEN / "autoencoder_kl"), {"patch_size": 2, "resolution": 64})),
-        ({"name": "vision:Latents", "path": "gone"}, ("vae", "gone", {"patch_size": 2, "resolution": 256})),
-        ({"name": "vision:Pixels", "size": 8, "patch": 4}, None),
+        ({"name": "clip_vision", "path": "some/clip"}, ("clip", "some/clip", {})),
+        ({"frozen": {"name": "clip_vision:ClipVision", "path": "some/clip"}}, ("clip", "some/clip", {})),
+        ({"host": SQUARE, "frozen": VAE, "device": {"name": "patch", "size": 2}},
+         ("vae", VAE["path"], {"patch_size": 2, "resolution": 64})),
+        ({"host": SQUARE, "frozen": VAE | {"path": "gone"}, "device": {"name": "patch", "size": 4}},
+         ("vae", "gone", {"patch_size": 4, "resolution": 64})),
+        ({"host": SQUARE, "device": {"name": "patch", "size": 4}}, None),
+        ({"host": SQUARE | {"width": 32}, "frozen": VAE, "device": {"name": "patch", "size": 2}}, None),
     ],
 )  # fmt: skip
-def test_an_understanding_run_says_which_encoder_it_was_trained_with(vision, fields, tmp_path, capsys, monkeypatch):
+def test_an_understanding_run_says_which_encoder_it_was_trained_with(codec, fields, tmp_path, capsys, monkeypatch):
     """Whatever encoder the weights that it began from had; what came in goes out again."""
     copied("monoformer", tmp_path / "there", understanding_clip)
     assert run(capsys, source=tmp_path / "there", out=tmp_path / "init")[0] == 0
@@ -191,26 +200,32 @@ def test_an_understanding_run_says_which_encoder_it_was_trained_with(vision, fie
 
     def trained(source, options):
         found = Arrays(dict(started.tensors))
-        model = {"vision": {"init": "zeros"}}
+        config = {"fields": {"text": {"codec": {"name": "text:Bytes"}}, "vision": {"embed": {"init": "zeros"}}},
+                  "init_from": {"path": str(tmp_path / "init")}}  # fmt: skip
         for name, value in started.meta["about"].items():
-            part, _, field = name.partition(".")
-            model.setdefault(part, {})[field] = value
-        found.config = {"model": model, "vision": vision, "patch": {"size": 2}, "text_codec": {},
-                        "init_from": {"path": str(tmp_path / "init")}}  # fmt: skip
+            *groups, last = name.split(".")
+            node = config
+            for group in groups:
+                node = node.setdefault(group, {})
+            node[last] = value
+        config["fields"]["image"]["codec"] = {"host": {"name": "pixels", "height": 8, "width": 8, "channels": 4},
+                                              "device": {"name": "patch", "size": 2}}  # fmt: skip
+        config["fields"]["vision"]["codec"] = codec
+        found.config = config
         return found
 
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     monkeypatch.setattr(conversion, "find_trained", trained)
-    code, said, error = run(capsys, source=tmp_path / "run", out=tmp_path / "out", image_size=64)
+    code, said, error = run(capsys, source=tmp_path / "run", out=tmp_path / "out")
     assert code == 0, error
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     told = tuple(config.get(name) for name in ("vision_encoder", "vision_encoder_path", "vision_encoder_args"))
-    assert told == (fields or (None, None, None))
+    assert told == (fields or (None, None, None)) and (config["image_size"], config["patch_size"]) == (64, 2)
     assert ("names no vision_encoder (clip or vae): the official class leaves im_embedder out" in said) == (not fields)
     assert ("'gone' is no folder here, so the encoder is not in the checkpoint" in said) == ("gone" in told)
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     frozen = {n.removeprefix(vision_tower.PREFIX): t for n, t in tensors.items() if n.startswith(vision_tower.PREFIX)}
-    if vision["path" if "path" in vision else "name"] == str(GOLDEN / "autoencoder_kl"):
+    if VAE["path"] in told:
         same(frozen, load_file(GOLDEN / "autoencoder_kl" / "diffusion_pytorch_model.safetensors"))
     else:
         assert not frozen
@@ -219,8 +234,9 @@ def test_an_understanding_run_says_which_encoder_it_was_trained_with(vision, fie
         assert run(capsys, source=tmp_path / source, out=tmp_path / out)[0] == 0
     same(load_file(tmp_path / "back" / "model.safetensors"), tensors)
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
-    about = {n: v for n, v in Initial(tmp_path / "again").meta["about"].items() if n.startswith("vision.")}
-    assert about == (about_vision(vision) if fields else {})
+    about = {n: v for n, v in Initial(tmp_path / "again").meta["about"].items() if n.startswith("fields.vision.")}
+    assert bool(about) == bool(fields)
+    assert about == {name: value_of({"fields": {"vision": {"codec": codec}}}, name) for name in about}
 
 
 def test_without_a_projector_no_encoder_is_named(tmp_path, capsys):
@@ -228,25 +244,26 @@ def test_without_a_projector_no_encoder_is_named(tmp_path, capsys):
     copied("monoformer", tmp_path / "there", understanding_clip)
     assert run(capsys, source=tmp_path / "there", out=tmp_path / "init")[0] == 0
     whole = Initial(tmp_path / "init")
-    plain = {path: leaf for path, leaf in dict(whole.tensors).items() if not path.startswith("vision/")}
+    plain = {path: leaf for path, leaf in dict(whole.tensors).items() if not path.startswith("fields/vision/")}
     write_initial(tmp_path / "plain", Arrays(plain), whole.meta["about"], whole.meta["published"])
     assert run(capsys, source=tmp_path / "plain", out=tmp_path / "back")[0] == 0
     assert not [name for name in json.loads((tmp_path / "back" / "config.json").read_text()) if "vision" in name]
 
 
 def test_the_encoders_options_are_those_of_their_classes():
-    for published, name in hf_vision_config.NAMES.items():
-        known = inspect.signature(lookup("codecs", name)).parameters
-        for ours, usual, *_ in hf_vision_config.ARGS[published].values():
-            assert known[ours].default == usual
+    for published, links in hf_vision_config.LINKS.items():
+        files = {option.partition(".")[0]: file for option, file in links.items() if option.endswith(".name")}
+        options = [*links, *(option for ours, *_ in hf_vision_config.ARGS[published].values() for option in ours)]
+        for stage, option in (option.split(".") for option in options if not option.endswith(".name")):
+            assert option in inspect.signature(lookup("codecs", files[stage])).parameters
 
 
 def test_names_are_inverse():
     for name in load_file(GOLDEN / "monoformer" / "model.safetensors"):
         path, block = place_of(name)
         assert names_of(path, 3)[block or 0] == name
-    assert names_of("vision/second/bias", 1) == ("im_embedder.2.bias",)
-    assert names_of("labels/table/embedding", 1) is None and names_of("trunk/layers/new/kernel", 2) is None
+    assert names_of("fields/vision/embed/second/bias", 1) == ("im_embedder.2.bias",)
+    assert names_of("fields/label/embed/table/embedding", 1) is None and names_of("trunk/layers/new/kernel", 2) is None
 
 
 def spoilt(tensors, config):
@@ -283,11 +300,11 @@ def test_weights_that_are_no_whole_model_are_not_exported(tmp_path, capsys):
     bias = leaves | {"trunk/layers/mlp/up/bias": np.zeros((3, 80), np.float32)}
     wide = leaves | {"trunk/final_norm/scale": np.zeros(47, np.float32)}
     for number, (changed, about, words) in enumerate((
-        (bias, made_for | {"trunk.bias": True}, "model.trunk.bias=True, there False only, the parameter 'trunk/"),
+        (bias, made_for | {"model.trunk.bias": True}, "model.trunk.bias=True, there False only, the parameter 'trunk/"),
         ({}, {}, "model.trunk.width is not known"),
         ({p: x for p, x in wide.items() if p != "trunk/layers/mlp/up/kernel"}, made_for,
          "no whole Llama or MonoFormer: trunk/final_norm/scale, trunk/layers/mlp/up/kernel are missing or of other"),
-        (leaves, made_for | {"trunk.heads": 7}, "hidden_size=48 is no even multiple of num_attention_heads=7"),
+        (leaves, made_for | {"model.trunk.heads": 7}, "hidden_size=48 is no even multiple of num_attention_heads=7"),
     )):  # fmt: skip
         write_initial(tmp_path / str(number), Arrays(changed), about)
         code, _, error = run(capsys, source=tmp_path / str(number), out=tmp_path / "out")
@@ -354,7 +371,7 @@ def test_a_name_of_the_hub_is_fetched_where_its_client_is(tmp_path, capsys, monk
     ((name, options),) = asked
     assert (name, options["revision"]) == ("some.one/Llama", "abc")
     assert not [pattern for pattern in options["allow_patterns"] if "bin" in pattern]
-    assert Initial(tmp_path / "init").shapes["text/table/embedding"].shape == (101, 48)
+    assert Initial(tmp_path / "init").shapes[TABLE].shape == (101, 48)
     code, _, error = run(capsys, source="gone/away", info=True)
     assert code == 1 and "no route to host" in error and "where there is no network" in error
 
@@ -363,7 +380,7 @@ def test_info_tells_of_every_kind(tmp_path, capsys):
     run(capsys, source=GOLDEN / "llama", out=tmp_path / "init")
     for source, words in (
         (GOLDEN / "llama", ("LlamaForCausalLM", "hidden_size=48", "62,640 parameters, 250,560 bytes")),
-        (tmp_path / "init", ("initial weights, hash", "trunk.heads=6", "63,024 parameters")),
+        (tmp_path / "init", ("initial weights, hash", "model.trunk.heads=6", "63,024 parameters")),
         (GOLDEN / "autoencoder_kl", ("AutoencoderKL", "latent_channels=4", "167,959 parameters")),
         (GOLDEN / "clip_vision", ("CLIP", "patch_size=7", "vision_model.encoder.layers.*.mlp.fc1.weight")),
         (GOLDEN / "llama" / "model.safetensors", ("tensors without a config.json", "lm_head.weight")),
@@ -378,18 +395,18 @@ def test_initial_weights_are_known_by_their_hash_and_damage_is_found(tmp_path):
     rng = np.random.default_rng(0)
     leaves = {"trunk/layers/a/kernel": rng.normal(size=(2, 3, 5)).astype(np.float32),
               "b": rng.normal(size=7).astype(ml_dtypes.bfloat16)}  # fmt: skip
-    names = [write_initial(tmp_path / str(i), Arrays(leaves), {"trunk.depth": 2}, shard_bytes=size)
+    names = [write_initial(tmp_path / str(i), Arrays(leaves), {"model.trunk.depth": 2}, shard_bytes=size)
              for i, size in enumerate((10**9, 16))]  # fmt: skip
     assert names[0] == names[1] and (tmp_path / "1" / "model-00002-of-00002.safetensors").exists()
     same(dict(SafeTensors(tmp_path / "1")), leaves)
-    assert write_initial(tmp_path / "2", Arrays(leaves | {"b": leaves["b"] * 2}), {"trunk.depth": 2}) != names[0]
-    assert write_initial(tmp_path / "3", Arrays(leaves), {"trunk.depth": 3}) != names[0]
+    assert write_initial(tmp_path / "2", Arrays(leaves | {"b": leaves["b"] * 2}), {"model.trunk.depth": 2}) != names[0]
+    assert write_initial(tmp_path / "3", Arrays(leaves), {"model.trunk.depth": 3}) != names[0]
 
     meta = json.loads((tmp_path / "0" / "weights.json").read_text())
     for change, words in (
-        ({"format": 2}, "have format 2, read are formats up to 1"),
+        ({"format": 3}, "have format 3, read are formats up to 2"),
         ({"hash": "0" * 32}, "whose hash is not that of its content"),
-        ({"about": {"trunk.depth": 3}}, "whose hash is not that of its content"),
+        ({"about": {"model.trunk.depth": 3}}, "whose hash is not that of its content"),
         ({"leaves": 3}, "not what was written"),
     ):
         (tmp_path / "0" / "weights.json").write_text(json.dumps(meta | change))
@@ -401,6 +418,47 @@ def test_initial_weights_are_known_by_their_hash_and_damage_is_found(tmp_path):
         Initial(tmp_path / "0")
     with pytest.raises(FileNotFoundError, match=r"have no weights\.json: give a folder that"):
         Initial(tmp_path)
+
+
+def test_weights_of_format_1_are_read_as_if_they_were_written_today(tmp_path, capsys):
+    """Their parameters had other paths, and their `about` other names; the hash is that of their file."""
+    copied("monoformer", tmp_path / "there", understanding_clip)
+    assert run(capsys, source=tmp_path / "there", out=tmp_path / "now")[0] == 0
+    now = Initial(tmp_path / "now")
+    then = {path: path_then(path) for path in now.shapes}
+    assert then[TABLE] == "text/table/embedding" and sum(path != old for path, old in then.items()) == 12
+    told = {name.removeprefix("model."): value for name, value in now.meta["about"].items() if "fields" not in name}
+    told |= {"image_head.order": "rsc", "image_head.variance": "learned", "vision.name": "vision:Clip"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initial_weights, "FORMAT", 1)
+        write_initial(tmp_path / "old", Arrays({old: now.tensors[new] for new, old in then.items()}), told,
+                      now.meta["published"])  # fmt: skip
+    old = Initial(tmp_path / "old")
+    assert json.loads((tmp_path / "old" / "weights.json").read_text())["hash"] == old.hash != now.hash
+    assert old.meta["about"] == now.meta["about"] and old.shapes == now.shapes
+    for path in now.shapes:
+        for a, b in zip(old.blocks(path), now.blocks(path), strict=True):
+            np.testing.assert_array_equal(a, b)
+    old.check({path: leaf["print"] for path, leaf in now.meta["leaves"].items()})
+    assert run(capsys, source=tmp_path / "old", out=tmp_path / "back")[0] == 0
+    kept = {n: t for n, t in load_file(tmp_path / "there" / "model.safetensors").items() if "vision_tower" not in n}
+    same(load_file(tmp_path / "back" / "model.safetensors"), kept)
+
+
+def path_then(path):
+    """The path that a parameter had."""
+    for then, now in MOVED:
+        if path.startswith(now):
+            return then + path.removeprefix(now)
+    return path
+
+
+def test_an_encoder_of_format_1_has_the_names_of_its_links():
+    told = {"vision.name": "vision:Latents", "vision.size": 64, "vision.patch": 4, "trunk.depth": 2}
+    codec = {"host": SQUARE, "frozen": VAE, "device": {"name": "patch", "size": 4}}
+    found = renamed(told, {})
+    assert found.pop("model.trunk.depth") == 2 and len(found) == 7
+    assert found == {name: value_of({"fields": {"vision": {"codec": codec}}}, name) for name in found}
 
 
 def test_the_tokenizers_files_learn_the_new_words(tmp_path):

@@ -17,7 +17,7 @@ from src.data.pipeline.bad_rows import BadRow
 from src.tools import latents
 from src.tools import prepare as prepare_tool
 from src.train.trainer import make_trainer, open_data
-from tests import formats
+from tests.helpers import formats
 
 TINY = VaeConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)  # one latent for 2 x 2 pixels
 SIZE = 8

@@ -11,7 +11,7 @@ from src.codecs.text import Bytes
 from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import write_vae
 from src.tools import show_batch
-from tests import formats
+from tests.helpers import formats
 
 TINY = VaeConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)  # one latent for 2 x 2 pixels
 CONFIG = """

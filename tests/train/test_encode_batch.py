@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from src.codecs.vision import Clip, Pixels, letterbox
 
 from configs import common
 from src import run
@@ -18,7 +19,6 @@ from src.codecs.clip_files import write_clip
 from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import read_vae, write_vae
 from src.codecs.vae_latents import Latents
-from src.codecs.vision import Clip, Pixels, letterbox
 from src.train.checkpoints.config_changes import check_config
 from src.train.encode_batch import Frozen
 from src.train.trainer import make_trainer, open_data

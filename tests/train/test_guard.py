@@ -11,49 +11,29 @@ from ml_collections import ConfigDict
 from configs import digits
 from src.build import build_system
 from src.common.mesh.fsdp import Placement
-from src.interfaces import ImageField, LossTerm
-from src.models.heads.linear import TextHead
+from src.interfaces import Batch
+from src.models.heads.categorical import Categorical
 from src.models.layers import SwiGLU
-from src.sequence.layout import Layout
 from src.train import skip_nonfinite
 from src.train import step as steps
-from src.train import system as systems
 from src.train.nonfinite.locate import Finder, first_bad_gradient
 from src.train.optim import build_optimizer
 from src.train.state import TrainState
-from src.train.system import System, TaskPlan
 from src.train.trainer import make_trainer
+from tests.helpers.numbers import system_of
 
 
-class Pull:
+def product(params, view, noise):
     """(noise · w) times the data; `still` has an infinite gradient and is frozen."""
-
-    fields = ()
-
-    def prepare(self, view, batch, key, train):
-        return view, jax.random.normal(key, (128, 128))
-
-    def loss(self, net, hidden, batch, aux):
-        total = (net.params["w"] * aux).sum() * batch["x"].values.sum() + jnp.sqrt(net.params["still"])
-        return {"product": LossTerm(total, jnp.ones(()))}
-
-
-class Net:
-    def __init__(self, params):
-        self.params = params
-
-    def hidden(self, views):
-        return dict.fromkeys(views)
+    return (params["w"] * noise).sum() * view.batch.cond["x"].sum() + jnp.sqrt(params["still"])
 
 
 @pytest.mark.parametrize("moments", ["bfloat16", pytest.param("factored", marks=pytest.mark.faults)])
 def test_a_run_with_bad_steps_is_bit_for_bit_the_run_without_them(monkeypatch, moments):
-    monkeypatch.setattr(systems, "bind", lambda graph, params, placement, tap: Net(params))
-    optim = {"lr": 0.1, "warmup": 4, "moments": moments, "multipliers": (("still", 0.0), (".*", 1.0))}
+    optim = {"lr": 0.1, "warmup": 4, "moments": moments, "lr_multipliers": (("still", 0.0), (".*", 1.0))}
     config = ConfigDict({"seed": 0, "accumulate": 1, "optim": optim, "guard": {"spike": 6.0}})
     config.ema = {"decay": 0.75, "warmup": False}
-    tasks = {"t": TaskPlan(None, Layout(()), 1, {"o": (Pull(), 1.0)})}
-    system = System(config, None, None, tasks, encode=lambda values: values)
+    system = system_of(monkeypatch, config, product, lambda key: jax.random.normal(key, (1, 128, 128)))
     params = {"w": jnp.full((128, 128), 0.5), "still": jnp.zeros(())}
     optimizer, _ = build_optimizer(config.optim, params)
     extra = {"seed": jnp.uint32(0), "guard": skip_nonfinite.fresh()}
@@ -64,7 +44,7 @@ def test_a_run_with_bad_steps_is_bit_for_bit_the_run_without_them(monkeypatch, m
         state = start
         for number in numbers:
             data = {1: np.nan, 3: np.inf, 4: 1e30}.get(number, 1.0)  # the last one's norm overflows
-            batch = {"t": {"x": ImageField(np.full((1, 1, 1, 1), data, np.float32))}}
+            batch = {"t": Batch({}, {"x": np.full((1, 1), data, np.float32)})}
             state, _ = step(state.replace(step=jnp.int32(number)), batch)
         return state
 
@@ -93,7 +73,8 @@ def test_a_spike_is_told_from_a_change():
     norms[699] = np.nan  # must not enter the window, where it would hide the spike after it
 
     def step(memory, number):
-        good, memory = skip_nonfinite.judge(memory, number, 0.0, jnp.asarray(norms, jnp.float32)[number] ** 2, 6.0)
+        square = jnp.asarray(norms, jnp.float32)[number] ** 2
+        good, memory = skip_nonfinite.judge(memory, number, jnp.zeros(()), square, 6.0)
         return memory, good
 
     _, good = jax.jit(lambda: jax.lax.scan(step, skip_nonfinite.fresh(), jnp.arange(1500)))()
@@ -113,14 +94,14 @@ def small():
     with config.unlocked():
         config.eval.evaluators, config.mesh.data = {}, 1
         del config.tasks["number_sentences"]
-        config.tasks.caption_to_image.share = config.tasks[TEXTS].share = 1
+        config.tasks.caption_to_image.weight = config.tasks[TEXTS].weight = 1
         config.batch, config.accumulate = 8, 2
         config.model.trunk.update({"depth": 4, "width": 16, "mlp_width": 32})
-    mlp, nats = SwiGLU.__call__, TextHead.nats
+    mlp, nll = SwiGLU.__call__, Categorical.nll
     fail = lambda y, mark: jnp.where(mark == BAD, jnp.nan, y)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SwiGLU, "__call__", lambda self, x: fail(mlp(self, x), self.up.kernel[...][0, 0]))
-        patch.setattr(TextHead, "nats", lambda self, h, ids: fail(nats(self, h, ids), self.linear.kernel[...][0, 0]))
+        patch.setattr(Categorical, "nll", lambda self, *args: fail(nll(self, *args), self.linear.kernel[...][0, 0]))
         system, rng = build_system(config), np.random.default_rng(0)
         shapes = jax.eval_shape(system.init, jax.random.key(0))
         params = jax.tree.map(lambda s: 0.1 * rng.standard_normal(s.shape, np.float32), shapes)
@@ -130,27 +111,29 @@ def small():
 
 def test_the_first_place_of_the_forward_pass_is_found(small):
     finder, params, batch = small
-    grads = {UP: np.full(4, np.nan), "text_head/linear/kernel": np.ones(())}
+    grads = {UP: np.full(4, np.nan), "fields/text/head/linear/kernel": np.ones(())}
     find = lambda: finder.find(params, batch, 3, grads)
     assert find() == f"gradient of {UP}, layer 4 of 4", "without a place in the forward pass, it is the gradient's"
     grads = {}
     assert find() == "", "a healthy step has no such place"
-    params["text_head"]["linear"]["kernel"][0, 0] = BAD
-    assert find() == f"head: task {TEXTS}, text, text nats, row 0, 1, 2 and 1 more"
+    params["fields"]["text"]["head"]["linear"]["kernel"][0, 0] = BAD
+    assert find() == f"head: task {TEXTS}, text, text.caption, row 0, 1, 2 and 1 more"
     up = params["trunk"]["layers"]["mlp"]["up"]["kernel"]
     up[1, 0, 0] = up[2, 0, 0] = BAD
     assert find() == "block 2 of 4 of the trunk, in task caption_to_image, row 0, 1, 2 and 1 more"
     up[3, 5, 5] = np.inf
     assert find() == f"parameter: {UP}, layer 4 of 4"
-    batch[TEXTS]["image"].values[3, 2, 2, 0] = -np.inf
-    assert find() == f"data: task {TEXTS}, field image, row 3"
+    batch[TEXTS].tokens["image"].value[3, 2, 2, 0] = -np.inf
+    assert find() == f"data: task {TEXTS}, image, row 3"
 
 
 def test_gradients_are_searched_from_the_heads_back():
     layers = {name: np.asarray([np.nan, np.inf, 1.0]) for name in ("mlp/down/kernel", "mlp_norm/scale")}
-    squares = {f"trunk/layers/{name}": x for name, x in layers.items()} | {"text/table/embedding": np.nan}
-    squares |= {"trunk/layers/attention/q/kernel": np.asarray([np.nan, 1.0, 1.0]), "image_head/linear/bias": 1.0}
+    squares = {f"trunk/layers/{name}": x for name, x in layers.items()} | {"fields/text/embed/table/embedding": np.nan}
+    squares |= {"trunk/layers/attention/q/kernel": np.asarray([np.nan, 1.0, 1.0]), "fields/image/head/linear/bias": 1.0}
     names = "trunk/layers/mlp/down/kernel, layer 2 of 3, trunk/layers/mlp_norm/scale, layer 2 of 3"
     assert first_bad_gradient(squares) == f"gradient of {names}"
     assert first_bad_gradient(squares | {"trunk/final_norm/scale": np.inf}) == "gradient of trunk/final_norm/scale"
-    assert first_bad_gradient({"image_head/linear/bias": 1.0}) == ""
+    head = "fields/image/head/linear/bias"
+    assert first_bad_gradient(squares | {head: np.inf}) == f"gradient of {head}"
+    assert first_bad_gradient({head: 1.0}) == ""

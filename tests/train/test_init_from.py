@@ -12,16 +12,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from configs import imagenet256
 from src.build import build_system
 from src.common.files.lazy_arrays import Arrays
 from src.common.tree import flatten, rebuild
 from src.doctor.held_out import Panels
-from src.models.heads.linear import ImageHead
-from src.models.pretrained.hf_vision_config import PublishedVision, about_vision
+from src.interfaces import FieldSpec
+from src.models.heads.adaln import AdaLN
+from src.models.pretrained.hf_vision_config import PublishedVision
 from src.models.pretrained.initial_weights import Initial, write_initial
+from src.models.pretrained.llama_weights import HEAD, TABLE
 from src.tools import convert
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.config_changes import check_config
@@ -30,12 +31,10 @@ from src.train.init_from import Start, make_start
 from src.train.loop import ELASTIC, restore
 from src.train.state import init_params
 from src.train.trainer import make_trainer
+from tests.helpers.weights import config_from, published, with_checkpoint
 
 # Orbax's readers drop their futures when one of them finds damage.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-FIELDS = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 64,
-          "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 258,
-          "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -43,35 +42,6 @@ def tidy():
     """Has Python report what Orbax's readers dropped here, where it is ignored."""
     yield
     gc.collect()
-
-
-def published(folder, seed=0, **fields):
-    """A tiny Llama as TinyLlama is published, in bfloat16."""
-    fields, rng = FIELDS | fields, np.random.default_rng(seed)
-    table = (fields["vocab_size"], 32)
-    shapes = {"model.embed_tokens.weight": table, "lm_head.weight": table, "model.norm.weight": (32,)}
-    block = {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32),
-             "self_attn.o_proj": (32, 32), "mlp.gate_proj": (64, 32), "mlp.up_proj": (64, 32),
-             "mlp.down_proj": (32, 64), "input_layernorm": (32,), "post_attention_layernorm": (32,)}  # fmt: skip
-    shapes |= {f"model.layers.{i}.{name}.weight": shape for i in range(2) for name, shape in block.items()}
-    tensors = {name: rng.normal(size=shape).astype(ml_dtypes.bfloat16) for name, shape in shapes.items()}
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(fields))
-    (folder / "tokenizer.json").write_text("{}")
-    return tensors
-
-
-def config_from(path, **init_from):
-    """ImageNet's recipe, tiny, on a mesh that splits even small parameters."""
-    config = imagenet256.get_config("debug").unlock()
-    config.text_codec.update({"name": "text:Bytes", "path": ""})
-    config.mesh.update({"data": 2, "fsdp": 4})
-    config.sharding.min_size, config.batch = 64, 8
-    config.image_codec.name = ""  # latents, without their codec
-    config.tasks.class_prompt_to_image.data.update({"size": 32, "channels": 4})
-    config.init_from.update({"path": str(path)} | init_from)
-    return config.lock()
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +57,8 @@ def world(tmp_path_factory):
 def test_what_the_folder_has_is_taken_and_the_rest_is_initialised_as_always(world, caplog):
     tensors, folder, trainer, state = world
     got = flatten(state.params)
-    new = [path for path in got if path.split("/")[0] not in ("trunk", "text", "text_head")]
-    drawn = ("image/linear/kernel", "time/first/kernel")
+    new = [path for path in got if not path.startswith(("trunk/", "fields/text/"))]
+    drawn = ("fields/image/embed/linear/kernel", "time/first/kernel")
     assert len(new) == 14 and set(drawn) < set(new)
 
     def plain():
@@ -101,8 +71,8 @@ def test_what_the_folder_has_is_taken_and_the_rest_is_initialised_as_always(worl
     for name, tensor in tensors.items():
         if name.startswith("model.layers.1.mlp.down"):
             np.testing.assert_array_equal(got["trunk/layers/mlp/down/kernel"][1], tensor.T.astype(np.float32))
-    np.testing.assert_array_equal(got["text/table/embedding"][:258], tensors["model.embed_tokens.weight"])
-    np.testing.assert_array_equal(got["text_head/linear/kernel"].T[:258], tensors["lm_head.weight"])
+    np.testing.assert_array_equal(got[TABLE][:258], tensors["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(got[HEAD].T[:258], tensors["lm_head.weight"])
     wanted = flatten(trainer.abstract.params)
     split = 0
     for path, leaf in got.items():
@@ -113,8 +83,8 @@ def test_what_the_folder_has_is_taken_and_the_rest_is_initialised_as_always(worl
     assert trainer.system.identity()["weights"] == Initial(folder / "init").hash
     with caplog.at_level(logging.INFO):
         trainer.system.start.read(trainer.abstract.params, zeros)
-    assert "from" in caplog.text and "parameters of 12 leaves (text, text_head, trunk)" in caplog.text
-    assert "initialised as the config says" in caplog.text and "image_head/linear/kernel" in caplog.text
+    assert "from" in caplog.text and "parameters of 12 leaves (fields/text, trunk)" in caplog.text
+    assert "initialised as the config says" in caplog.text and "fields/image/head/linear/kernel" in caplog.text
 
 
 def begun(trainer, path, **init_from):
@@ -155,14 +125,6 @@ def test_the_run_goes_on_without_the_folder_and_notices_another(world, tmp_path,
     assert Panels(begun(trainer, tmp_path / "nowhere"))._at_the_start(state) == {}
 
 
-def with_checkpoint(workdir, trainer, state):
-    checkpoints = Checkpointer(workdir)
-    position = {"rows": {}, "counts": {}, "meter": {}}
-    state = jax.device_put(state, jax.devices()[0])  # which Orbax writes sooner than pieces of all devices
-    assert checkpoints.save(int(state.step), state, position, trainer.system.identity())
-    checkpoints.close()
-
-
 def test_a_trained_run_is_published_and_read_back(world, tmp_path, capsys):
     """With our order of the head's outputs, which is turned around on the way; the average, in bfloat16, too."""
     _, _, trainer, state = world
@@ -181,16 +143,16 @@ def test_a_trained_run_is_published_and_read_back(world, tmp_path, capsys):
     back, want = Initial(tmp_path / "back").tensors, flatten(params)
     assert set(back) == set(want)
     for path, leaf in want.items():
-        if not path.startswith("image_head/linear"):
+        if not path.startswith("fields/image/head/linear"):
             np.testing.assert_array_equal(back[path], leaf, err_msg=path)
     rng = np.random.default_rng(0)
     hidden, vector = jnp.asarray(rng.normal(size=(2, 4, 32)), "float32"), jnp.ones((2, 1, 32))
     heads = []
     for order, leaves in (("crs", want), ("rsc", back)):
-        options = {"variance": "learned", "order": order, "rngs": nnx.Rngs(0)}
-        graph, like = nnx.split(ImageHead(32, 16, 4, **options))
+        options = {"outputs": 32, "order": order, "channels": 4, "rngs": nnx.Rngs(0)}
+        graph, like = nnx.split(AdaLN(width=32, spec=FieldSpec((16, 16), features=16), **options))
         like = nnx.to_pure_dict(like)
-        own = {path: jnp.asarray(leaves[f"image_head/{path}"]) for path in flatten(like)}
+        own = {path: jnp.asarray(leaves[f"fields/image/head/{path}"]) for path in flatten(like)}
         heads.append(nnx.merge(graph, nnx.State(rebuild(own, like)))(hidden, vector))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *heads)
 
@@ -229,14 +191,14 @@ def test_what_does_not_fit_is_told_before_anything_is_read(world):
     model["trunk"] |= {"heads": 4, "rope_theta": 5e5}
     like = flatten(trainer.abstract.params)
     like["trunk/layers/mlp/down/kernel"] = jax.ShapeDtypeStruct((2, 96, 32), "float32")
-    start = Start(str(folder / "init"), model=model)
+    start = Start(str(folder / "init"), config={"model": model})
     with pytest.raises(ValueError, match=r"for another model \(.*\): set .*model\.trunk\.heads=2") as error:
         start.read(like, None)
     for words in ("model.trunk.heads is 2 there and 4 here", "model.trunk.rope_theta is 10000.0 there and 500000.0",
                   "trunk/layers/mlp/down/kernel is [2, 64, 32] there and [2, 96, 32] here"):  # fmt: skip
         assert words in str(error.value)
     with pytest.raises(ValueError, match=r"skip has rules that find nothing in .*: vision"):
-        begun(trainer, folder / "init", skip=("text_head", "vision")).init_params()
+        begun(trainer, folder / "init", skip=("text/head", "vision")).init_params()
     with pytest.raises(ValueError, match=r"skip has a rule that is no regex"):
         make_start(config_from(folder / "init", skip=("(",)))
 
@@ -244,30 +206,48 @@ def test_what_does_not_fit_is_told_before_anything_is_read(world):
 def test_the_average_and_parts_of_a_folder_and_damage(world, tmp_path):
     _, folder, trainer, state = world
     leaves = {path: np.asarray(leaf) for path, leaf in flatten(state.params).items()}
-    write_initial(tmp_path / "init", Arrays(leaves | {"labels/table/embedding": np.zeros((3, 4), np.float32)}), {})
+    write_initial(
+        tmp_path / "init", Arrays(leaves | {"fields/label/embed/table/embedding": np.zeros((3, 4), np.float32)}), {}
+    )
     shutil.copytree(tmp_path / "init", tmp_path / "whole" / "ema")
     shutil.copytree(folder / "init", tmp_path / "whole", dirs_exist_ok=True)
     ema = begun(trainer, tmp_path / "whole", ema=True).init_params()
     jax.tree.map(np.testing.assert_array_equal, ema, state.params)
-    start = Start(str(tmp_path / "whole"), skip=("^text_head/",))
+    start = Start(str(tmp_path / "whole"), skip=("^fields/text/head/",))
     part = flatten(start.read(trainer.abstract.params, zeros))
-    assert part["text_head/linear/kernel"].shape == part["image/linear/bias"].shape == ()
+    assert part[HEAD].shape == part["fields/image/embed/linear/bias"].shape == ()
     np.testing.assert_array_equal(part["trunk/final_norm/scale"], leaves["trunk/final_norm/scale"])
     damage(tmp_path / "whole" / "ema")
     with pytest.raises(ValueError, match=r"are damaged: .* came otherwise than they were written"):
         Start(str(tmp_path / "whole"), ema=True).read(trainer.abstract.params, zeros)
 
 
-@pytest.mark.parametrize("vision", [{"name": "vision:Pixels", "size": 8}, {"name": "vision:Latents", "size": 64}, {}])
-def test_a_projector_for_another_encoder_is_refused(vision, tmp_path):
-    leaves = Arrays({"vision/first/kernel": np.zeros((16, 4), np.float32)})
+def square(size, **frozen):
+    """A codec of images in a square, of their latents or their pixels."""
+    host = {"name": "pixels", "height": size, "width": size, "fit": "letterbox"}
+    links = {"host": host, "device": {"name": "patch", "size": 2}}
+    return links | ({"frozen": {"name": "vae_latents"} | frozen} if frozen else {})
+
+
+@pytest.mark.parametrize(
+    "codec, field",
+    [
+        (square(32), "frozen.name is 'vae_latents' there and None here"),
+        (square(64, path="here"), "host.height is 32 there and 64 here"),
+        ({"name": "clip_vision"}, "frozen.name is 'vae_latents' there and 'clip_vision' here"),
+        ({}, "device.size is 2 there and None here"),
+    ],
+)
+def test_a_projector_for_another_encoder_is_refused(codec, field, tmp_path):
+    leaves = Arrays({"fields/vision/embed/first/kernel": np.zeros((16, 4), np.float32)})
     made = PublishedVision("vae", "hub/name", {"resolution": 32}).about()
-    write_initial(tmp_path, leaves, made)
+    write_initial(tmp_path, leaves, made | {"fields.image.head.order": "rsc", "model.trunk.depth": 2})
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = {"vision": {"first": {"kernel": jax.ShapeDtypeStruct((16, 4), np.float32, sharding=place)}}}
-    model = {"vision": {"init": "zeros"}}
-    fits = {"name": "vision:Latents", "path": "here", "size": 32}
-    assert Start(str(tmp_path), model=model, vision=about_vision(fits)).read(like, zeros)
-    with pytest.raises(ValueError, match=r"vision\.(name|size) is .* there and .* here.*: set vision\.") as error:
-        Start(str(tmp_path), model=model, vision=about_vision(vision)).read(like, zeros)
-    assert ("vision.size is 32 there and 64 here" in str(error.value)) == (vision.get("size") == 64)
+    like = {"fields": {"vision": {"embed": {"first": {"kernel": jax.ShapeDtypeStruct((16, 4), np.float32)}}}}}
+    like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), like)
+    config = lambda codec: {"fields": {"vision": {"codec": codec}, "image": {}}, "model": {"trunk": {"depth": 3}}}
+    assert Start(str(tmp_path), config=config(square(32, path="here"))).read(like, zeros)
+    with pytest.raises(ValueError, match=r": set fields\.vision\.codec\.") as error:
+        Start(str(tmp_path), config=config(codec)).read(like, zeros)
+    assert f"fields.vision.codec.{field}" in str(error.value)
+    assert "trunk" not in str(error.value) and "image" not in str(error.value), "of parameters that are not taken"

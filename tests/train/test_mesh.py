@@ -9,7 +9,7 @@ import pytest
 from src.build import build_system
 from src.common.mesh.distributed import put_batch
 from src.train.trainer import make_trainer, open_data
-from tests.train.test_step import close, config_of
+from tests.helpers.runs import close, config_of
 
 EVERY = [m for m in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(m) == 8]
 # With the microbatches below, every axis with each other one but data with context; the rest is
@@ -21,7 +21,7 @@ STEPS = 3
 def train(mesh, **changes):
     """Losses and gradient norm of each step, then parameters and their average, on a mesh of that shape."""
     sizes = dict(zip(("data", "fsdp", "tensor", "context"), mesh, strict=True))
-    changes = {"sharding.min_size": 1, "model.trunk.kv_heads": 2, "text_codec.vocab_size": 200} | changes
+    changes = {"sharding.min_size": 1, "model.trunk.kv_heads": 2, "fields.text.codec.vocab_size": 200} | changes
     config = config_of(**{f"mesh.{axis}": size for axis, size in sizes.items()} | changes)
     with config.unlocked():
         config.batch = 112

@@ -14,6 +14,7 @@ from src.common.mesh.sharding import ShardingRules, make_mesh
 from src.train.checkpoints.config_changes import check_config
 from src.train.loop import ELASTIC
 from src.train.optim import MOMENTS, OptimConfig, build_optimizer, build_schedule, ema_update
+from tests.helpers.runs import config_of
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -23,7 +24,7 @@ PARAMS = {
 GRADS = [jax.tree.map(lambda x: RNG.normal(size=x.shape).astype(np.float32), PARAMS) for _ in range(2)]
 RULES = ConfigDict(
     {"lr": 0.1, "schedule": "linear", "warmup": 2, "steps": 4, "b1": 0.8, "b2": 0.9, "eps": 1e-3,
-     "weight_decay": (("bias", 0.0), (".*", 0.3)), "multipliers": (("vision", 0.5), (".*", 1.0)), "max_norm": 1.5}
+     "weight_decay": (("bias", 0.0), (".*", 0.3)), "lr_multipliers": (("vision", 0.5), (".*", 1.0)), "grad_clip": 1.5}
 )  # fmt: skip
 
 
@@ -73,20 +74,20 @@ def test_rules_of_decay_go_before_the_decay_of_the_rest():
 
 
 def test_frozen_parameters_have_no_state_and_no_part_in_the_norm():
-    frozen = ConfigDict({**RULES, "multipliers": (("vision", 0.0), (".*", 1.0))})
+    frozen = ConfigDict({**RULES, "lr_multipliers": (("vision", 0.0), (".*", 1.0))})
     loud = [{**g, "vision": {"kernel": 1e6 * g["vision"]["kernel"]}} for g in GRADS]
     (_, (params, state, _)) = run(build_optimizer(frozen, PARAMS)[0], grads=loud)
     assert np.array_equal(params["vision"]["kernel"], PARAMS["vision"]["kernel"])
     assert not [path for path in tree.flatten(state) if "vision" in path]
     assert [path for path in tree.flatten(state) if "mu/layers/kernel" in path]
-    alone = ConfigDict({**RULES, "multipliers": ((".*", 1.0),)})
+    alone = ConfigDict({**RULES, "lr_multipliers": ((".*", 1.0),)})
     only = lambda t: {"layers": t["layers"]}
     (_, (expected, _, _)) = run(build_optimizer(alone, only(PARAMS))[0], only(PARAMS), [only(g) for g in GRADS])
     jax.tree.map(np.testing.assert_array_equal, only(params), expected)
 
 
 def test_updates_and_moments_are_f32_for_half_gradients():
-    optimizer, _ = build_optimizer({"max_norm": 1.0, "weight_decay": 0.1}, PARAMS)
+    optimizer, _ = build_optimizer({"grad_clip": 1.0, "weight_decay": 0.1}, PARAMS)
     half = [jax.tree.map(lambda g: jnp.asarray(g, jnp.bfloat16), GRADS[0])]
     ((_, state, updates),) = run(optimizer, grads=half)
     moments = [x for path, x in tree.flatten(state).items() if "mu" in path or "nu" in path]
@@ -107,9 +108,12 @@ def test_schedules():
     ("config", "words"),
     [
         ({"weight_decay": (("bias", 0.1),)}, r"weight_decay's rules do not cover layers/kernel, vision/kernel"),
-        ({"multipliers": (("text", 0.1), (".*", 1.0))}, r"multipliers' rules contain rules that decide nothing: text"),
-        ({"multipliers": ((".*", 0.0),)}, "freezes every parameter"),
-        ({"multipliers": ((".*", -1.0),)}, "negative"),
+        (
+            {"lr_multipliers": (("text", 0.1), (".*", 1.0))},
+            r"multipliers' rules contain rules that decide nothing: text",
+        ),
+        ({"lr_multipliers": ((".*", 0.0),)}, "freezes every parameter"),
+        ({"lr_multipliers": ((".*", -1.0),)}, "negative"),
         ({"schedule": "cosine", "warmup": 10, "steps": 10}, "set optim.steps"),
         ({"schedule": "cosin"}, "'cosin' is unknown; there are: constant, cosine, linear"),
         ({"decays": (("(", 0.0),)}, "decays has a rule that is no regular expression"),
@@ -138,7 +142,7 @@ def state_bytes(shapes, **changes):
 def test_bytes_of_state_and_where_they_lie():
     """Of the digits' model (no axis of 128: only m shrinks, v stays whole) and of the published size."""
     small, large = (
-        jax.eval_shape(build_system(c).init, jax.random.key(0)) for c in (digits.get_config(), imagenet256.get_config())
+        jax.eval_shape(build_system(config_of(module, "")).init, jax.random.key(0)) for module in (digits, imagenet256)
     )
     for shapes, most in ((small, 6.001), (large, 2.01)):
         count = tree.count_parameters(shapes)
@@ -160,7 +164,7 @@ def test_every_kind_of_moments_learns_clips_and_freezes(kind, dtypes):
     rng = np.random.default_rng(0)
     x, target = rng.normal(size=(64, 128)), rng.normal(size=(64, 130))
     params = {"w": jnp.zeros((128, 130)), "b": jnp.zeros(130), "still": jnp.ones((128, 130))}
-    config = {"lr": 3e-3, "moments": kind, "max_norm": 1.0, "multipliers": (("still", 0.0), (".*", 1.0))}
+    config = {"lr": 3e-3, "moments": kind, "grad_clip": 1.0, "lr_multipliers": (("still", 0.0), (".*", 1.0))}
     optimizer, _ = build_optimizer(config, params)
 
     def loss(p):

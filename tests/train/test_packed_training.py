@@ -24,7 +24,7 @@ from src.train.metrics import Meter
 from src.train.nonfinite.locate import Finder
 from src.train.trainer import make_trainer, open_data
 from tests.data.test_documents import corpus
-from tests.train.test_step import close, logged
+from tests.helpers.runs import close, logged
 
 
 @pytest.fixture(scope="module")

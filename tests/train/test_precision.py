@@ -46,7 +46,7 @@ def test_states_norms_softmax_and_losses_stay_f32():
     # Logits of attention, of the vocabulary and the prediction of patches come out of their products in f32.
     wide = [e.outvars[0].aval.shape for e in narrow if e.outvars[0].aval.dtype == jnp.float32]
     system = trainer.system
-    row, vocab, patch = 26, system.codec.vocab_size, system.predictor.image.features
+    row, vocab, patch = 26, system.fields["text"].spec.vocab, system.fields["image"].spec.features
     assert {vocab, patch} <= {shape[-1] for shape in wide}
     assert any(shape.count(row) == 2 for shape in wide), "scores of attention, whatever the order of their axes"
     # The cast weights of a layer are not kept until its backward pass.

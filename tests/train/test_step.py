@@ -2,14 +2,12 @@
 
 import contextlib
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
 from src.build import build_system
 from src.common.mesh.sharding import batch_sharding
 from src.common.runtime.writers import JsonLines, Many
@@ -17,32 +15,12 @@ from src.common.tree import flatten
 from src.interfaces import LossTerm
 from src.train import loop, skip_nonfinite
 from src.train.checkpoints.checkpointer import Checkpointer
-from src.train.metrics import CLOCK, Meter
+from src.train.metrics import CLOCK, Metrics
 from src.train.nonfinite.locate import Finder
-from src.train.step import Measured
+from src.train.step import StepMetrics
 from src.train.trainer import make_trainer
-
-
-def config_of(module=digits, variant="debug", **changes):
-    config = module.get_config(variant)
-    with config.unlocked():
-        config.eval.evaluators = {}
-        config.log.every = 1
-        config.mesh.data = 1
-        config.update_from_flattened_dict(changes)
-    return config
-
-
-class Recorder:
-    """A writer that keeps the losses, and stops a run where it is told step `last`."""
-
-    def __init__(self, last=None):
-        self.losses, self.last = {}, last
-
-    def write_scalars(self, step, scalars):
-        self.losses[step] = {k: v for k, v in scalars.items() if k.startswith("loss") or k == "grad_norm"}
-        if step == self.last:
-            raise KeyboardInterrupt
+from tests.helpers.numbers import bare
+from tests.helpers.runs import Recorder, close, config_of, logged
 
 
 def run(folder, devices=1, last=None, **kwargs):
@@ -56,21 +34,10 @@ def run(folder, devices=1, last=None, **kwargs):
     return jax.device_get(state), recorder.losses
 
 
-def logged(folder):
-    """The lines of a run without what the clock says."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", *CLOCK)} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
     return *run(folder, steps=4), logged(folder)
-
-
-def close(a, b, **tolerance):
-    for (path, x), y in zip(flatten(a).items(), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, err_msg=path, **tolerance)
 
 
 def test_a_run_cut_off_after_a_save_ends_as_one_that_was_not_bit_for_bit(straight, tmp_path):
@@ -86,24 +53,24 @@ def test_a_run_cut_off_after_a_save_ends_as_one_that_was_not_bit_for_bit(straigh
 
 
 def test_means_of_a_log_line_do_not_feel_a_save_between_two_lines():
-    system = SimpleNamespace(tasks={})
+    system = bare()
     rows = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32) * 1e3
 
     def told(cuts):
-        meter = Meter(system, lambda step: 0.0)
+        meter = Metrics(system, lambda step: 0.0)
         for at, row in enumerate(rows):
             if at in cuts:
                 state = json.loads(json.dumps(meter.get_state(at)))
-                meter = Meter(system, lambda step: 0.0)
+                meter = Metrics(system, lambda step: 0.0)
                 meter.set_state(state)
             terms = {"total": LossTerm(row[0], np.float32(1)), "a": LossTerm(row[1], np.abs(row[0]))}
-            meter.add(Measured(terms, {}, skip_nonfinite.fresh()))
+            meter.add(StepMetrics(terms, {}, skip_nonfinite.fresh()))
         return {k: v for k, v in meter.flush(7).items() if k not in CLOCK}
 
     assert told(()) == told((3,)) == told((1, 2, 6))
     assert told(())["loss"] == pytest.approx(rows[:, 0].astype(np.float64).mean())
-    spoilt = Meter(system, lambda step: 0.0)
-    spoilt.add(Measured({"update_norm": LossTerm(np.float32("nan"), np.float32(1))}, {}, skip_nonfinite.fresh()))
+    spoilt = Metrics(system, lambda step: 0.0)
+    spoilt.add(StepMetrics({"update_norm": LossTerm(np.float32("nan"), np.float32(1))}, {}, skip_nonfinite.fresh()))
     with pytest.raises(FloatingPointError, match="an update became infinite between steps 4 and 5"):
         spoilt.get_state(5)
 

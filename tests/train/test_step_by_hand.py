@@ -8,50 +8,32 @@ import pytest
 from ml_collections import ConfigDict
 
 from src.common.mesh.fsdp import Placement
-from src.interfaces import LossTerm
-from src.sequence.layout import Layout
+from src.interfaces import Batch
 from src.train import skip_nonfinite
-from src.train import system as systems
 from src.train.state import TrainState, first_state
 from src.train.step import make_train_step
-from src.train.system import System, TaskPlan
+from tests.helpers.numbers import system_of
 
 DECAY, LR = 0.75, 0.5
+BATCH = {"t": Batch({})}
 
 
-class Pull:
-    """Loss w · noise, with the noise that `prepare` drew."""
-
-    fields = ()
-
-    def prepare(self, view, batch, key, train):
-        return view, 2 + jax.random.normal(key, ())
-
-    def loss(self, net, hidden, batch, aux):
-        return {"product": LossTerm(net.params["w"] * aux, jnp.ones(()))}
+def config_of(*rules):
+    config = {"accumulate": 1, "ema": {"decay": DECAY, "warmup": False}, "guard": {"spike": 0.0}}
+    return ConfigDict(config | {"optim": {"lr_multipliers": (*rules, (".*", 1.0))}})
 
 
-class Net:
-    """Nothing but its parameters."""
-
-    def __init__(self, params):
-        self.params = params
-
-    def hidden(self, views):
-        return dict.fromkeys(views)
+def noise(key):
+    return 2 + jax.random.normal(key, ())
 
 
 @pytest.fixture
 def step(monkeypatch):
-    """lr -> the jitted step of that system."""
-    monkeypatch.setattr(systems, "bind", lambda graph, params, placement, tap: Net(params))
-    tasks = {"t": TaskPlan(None, Layout(()), 1, {"o": (Pull(), 1.0)})}
+    """lr -> the jitted step of the loss w · noise."""
 
     def make(lr):
-        config = {"accumulate": 1, "ema": {"decay": DECAY, "warmup": False}, "guard": {"spike": 0.0}}
-        config = ConfigDict(config | {"optim": {"multipliers": ((".*", 1.0),)}})
-        system = System(config, None, None, tasks, encode=lambda values: values)
-        return jax.jit(make_train_step(system, optax.sgd(lr), config, Placement({}, jnp.float32)))
+        system = system_of(monkeypatch, config_of(), lambda params, view, noise: params["w"] * noise, noise)
+        return jax.jit(make_train_step(system, optax.sgd(lr), system.config, Placement({}, jnp.float32)))
 
     return make
 
@@ -64,7 +46,7 @@ def state_at(number, lr, seed=0):
 
 def test_one_step_by_hand(step):
     """ema' = d · ema + (1 - d) · w', of the parameters after the update."""
-    new, measured = step(LR)(state_at(4, LR), {"t": {}})
+    new, measured = step(LR)(state_at(4, LR), BATCH)
     noise = float(measured.terms["t/o/product"].total) / 3.0  # which is the gradient, too
     updated = 3.0 - LR * noise
     assert abs(noise) > 0.1
@@ -76,23 +58,17 @@ def test_one_step_by_hand(step):
 def test_what_is_frozen_has_no_gradient_and_what_the_run_began_with_is_shown(monkeypatch):
     """w' = w - lr · still · teacher, with three parameters of which one is trained."""
 
-    class Product(Pull):
-        def loss(self, net, hidden, batch, aux):
-            p = net.params
-            return {"product": LossTerm(p["trunk"]["w"] * p["trunk"]["still"] * p["teacher"]["w"], jnp.ones(()))}
+    def product(params, view, noise):
+        return params["trunk"]["w"] * params["trunk"]["still"] * params["teacher"]["w"]
 
-    monkeypatch.setattr(systems, "bind", lambda graph, params, placement, tap: Net(params))
-    config = {"accumulate": 1, "ema": {"decay": DECAY, "warmup": False}, "guard": {"spike": 0.0}}
-    config = ConfigDict(config | {"optim": {"multipliers": (("still", 0.0), (".*", 1.0))}})
-    system = System(
-        config, None, None, {"t": TaskPlan(None, Layout(()), 1, {"o": (Product(), 1.0)})}, lambda values: values
-    )
+    system = system_of(monkeypatch, config_of(("still", 0.0)), product, noise)
     params = {"trunk": {"w": jnp.asarray(3.0), "still": jnp.asarray(-2.0)}}
     optimizer = optax.partition(
         {"train": optax.sgd(LR), "frozen": optax.set_to_zero()}, {"trunk": {"w": "train", "still": "frozen"}}
     )
     state = first_state(params, optimizer, 0, lambda p: {"w": 2 * p["trunk"]["w"]})
-    new, measured = jax.jit(make_train_step(system, optimizer, config, Placement({}, jnp.float32)))(state, {"t": {}})
+    step = jax.jit(make_train_step(system, optimizer, system.config, Placement({}, jnp.float32)))
+    new, measured = step(state, BATCH)
     np.testing.assert_allclose(new.params["trunk"]["w"], 3.0 - LR * -2.0 * 6.0, rtol=1e-6)
     assert (new.params["trunk"]["still"], new.ema["trunk"]["still"], new.extra["teacher"]["w"]) == (-2, -2, 6)
     np.testing.assert_allclose(measured.squares["grad"]["trunk/w"], 144)
@@ -102,8 +78,8 @@ def test_what_is_frozen_has_no_gradient_and_what_the_run_began_with_is_shown(mon
 def test_noise_is_a_function_of_the_seed_and_the_step(step):
     """New noise in every step, which a resumed run draws again: with lr 0, the loss tells the noise apart."""
     still = step(0.0)
-    loss = lambda number, seed=0: float(still(state_at(number, 0.0, seed), {"t": {}})[1].terms["total"].total)
+    loss = lambda number, seed=0: float(still(state_at(number, 0.0, seed), BATCH)[1].terms["total"].total)
     losses = [loss(0), loss(1), loss(2), loss(0, seed=1)]
     assert len(set(losses)) == 4
-    after, _ = still(state_at(0, 0.0), {"t": {}})
-    assert [float(still(after, {"t": {}})[1].terms["total"].total), loss(2)] == losses[1:3]
+    after, _ = still(state_at(0, 0.0), BATCH)
+    assert [float(still(after, BATCH)[1].terms["total"].total), loss(2)] == losses[1:3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
+
+CONFIGS = os.path.join(os.path.abspath(__file__ + "/../../../.."), "configs")
 
 
 def parse(values: flags.FlagValues, argv: Sequence[str]) -> Any:
@@ -22,7 +25,9 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> Any:
         flag, equals, value = word.lstrip("-").partition("=")
         path = (value if equals else following).partition(":")[0]
         if word.startswith("-") and flag == "config" and not os.path.isfile(path):
-            raise ValueError(f"there is no config file {path!r}; give one such as --config=configs/digits.py")
+            example = os.path.relpath(os.path.join(CONFIGS, "digits.py"))
+            raise ValueError(f"there is no config file {path!r}; give one such as --config={example}")
+    find_configs()
     try:
         words = values(list(argv))
         config = values["config"].value
@@ -35,6 +40,14 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> Any:
     if words[1:]:
         raise ValueError(f"what is {words[1]!r}? flags begin with --, as in --config=…")
     return config
+
+
+def find_configs() -> None:
+    """Lets config files of any folder import `configs.common`, also where the working folder has its own `configs`."""
+    package = importlib.import_module("configs")
+    path = list(getattr(package, "__path__", ()))
+    if CONFIGS not in path:
+        package.__path__ = [*path, CONFIGS]  # what the working folder has comes first
 
 
 def answer_help(values: flags.FlagValues, argv: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ class Stopped(Exception):
     """The run left because it was asked to; everything is saved."""
 
 
-class Watch:
+class Signals:
     """The signals of this process, from `start` to `close`; one at a time, in the main thread.
 
     `graceful` is whether a request lets the work finish its step. `shared` is whether other processes take part, in
@@ -95,14 +95,14 @@ class Watch:
             os.kill(os.getpid(), signal.SIGTERM)  # to JAX's service, which tells the others
 
 
-_watch: Watch | None = None
+_watch: Signals | None = None
 
 
 def start(graceful: bool, shared: bool) -> None:
-    """Watches the signals of this process (see `Watch`); after `distributed.start`, in the main thread."""
+    """Watches the signals of this process (see `Signals`); after `distributed.start`, in the main thread."""
     global _watch
     close()
-    _watch = Watch(graceful, shared)
+    _watch = Signals(graceful, shared)
 
 
 def close() -> None:

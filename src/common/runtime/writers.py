@@ -25,6 +25,7 @@ from src.common.files.store import SEND_SHARE, Mirror, identity, is_remote, writ
 SLOW = 1.0  # seconds of a failed attempt after which the next one waits
 
 
+@runtime_checkable
 class MetricWriter(Protocol):
     """Every method takes the step and values by name; `images` are `[H, W, C]` or `[B, H, W, C]`, uint8 or in 0 … 1."""
 

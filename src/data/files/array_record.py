@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from src.common.files.store import is_remote, local_copy
-from src.data.pipeline.bad_rows import BadRow
+from src.data.example import BadRow
 
 OPEN = 256  # shards at a time
 OPTIONS = "group_size:1"  # a record has its own checksum: damage spoils no other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import os
 from typing import Any
@@ -11,8 +12,8 @@ from etils import epath
 
 from src.common.files.store import local_copy
 from src.common.files.strict_json import parse_json
+from src.data.example import BadRow
 from src.data.files.index_cache import cached_table, stamp
-from src.data.pipeline.bad_rows import BadRow
 
 LINE_BYTES = 4 << 20  # longer lines are not read
 OPEN = 64  # files at a time
@@ -85,7 +86,8 @@ def read_object(file: int, start: int, end: int, where: str) -> dict[str, Any]:
 
 
 def parse_example(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object of a line or record. Raises BadRow."""
+    """The JSON object of a line or record; a byte order mark is left out. Raises BadRow."""
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
         data.decode()
     except UnicodeDecodeError as error:

@@ -1,9 +1,9 @@
-"""Shards that hold moments of latents instead of pictures: mean and log-variance of an autoencoder's posterior.
+"""Shards that hold moments of latents instead of images: mean and log-variance of an autoencoder's posterior.
 
-A record's picture is then float16 `[h, w, 2L]` in C order, and the manifest says in `schema.image` of which size the
-pictures were, which shape the moments have, and the hash of the codec that made them.
+A record's image is then float16 `[h, w, 2L]` in C order, and the manifest says in `schema.image` of which size the
+images were, which shape the moments have, and the hash of the codec that made them.
 
-Of pictures in buckets (`codecs/buckets.py`) the manifest lists `buckets`, height and width of the moments of each; the
+Of images in buckets (`codecs/buckets.py`) the manifest lists `buckets`, height and width of the moments of each; the
 moments of all are as many numbers, and height and width stand before them, two whole numbers of 16 bits.
 """
 
@@ -21,20 +21,20 @@ from jaxtyping import Float16
 
 from src.codecs.buckets import Buckets
 from src.common.files.paths import shown
-from src.data.pipeline.bad_rows import BadRow
+from src.data.example import BadRow, Example
+from src.data.splits import example_of
 
 FORMAT = "moments"
 DTYPE = np.dtype("<f2")
-PICTURES = (1, 3)  # channels of pictures
 MOST = 2**26  # numbers in one row
 SIDE = np.dtype("<u2")
-HELD = 8  # batches of rows that wait until there are enough pictures of one size
+HELD = 8  # batches of rows that wait until there are enough images of one size
 Sides = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """What a manifest says: pictures of `size` pixels a side, `shape` (h, w, 2L) of a row, and the codec's hash.
+    """What a manifest says: images of `size` pixels a side, `shape` (h, w, 2L) of a row, and the codec's hash.
 
     buckets   height and width of the moments in each bucket, the first those of `shape`; empty: there is one size
     """
@@ -52,7 +52,7 @@ class Moments:
 
 
 def moments_of_manifest(image: Any) -> Moments | None:
-    """What `schema.image` of a manifest says, None for pictures. Raises ValueError where it cannot be."""
+    """What `schema.image` of a manifest says, None for images. Raises ValueError where it cannot be."""
     if not isinstance(image, dict) or image.get("format") != FORMAT:
         return None
     size, shape, codec = image.get("size"), image.get("shape"), image.get("codec")
@@ -72,34 +72,29 @@ def _buckets(told: Any, shape: tuple[int, int, int]) -> tuple[Sides, ...]:
     return found
 
 
-def check_moments(
-    moments: Moments | None,
-    shape: tuple[int, int, int] | None,
-    task: str,
-    folder: str,
-    buckets: Buckets | None = None,
-) -> None:
-    """Raises ValueError where a task wants moments and the shards hold pictures, the reverse, others, or those of
-    other buckets."""
-    wanted = shape if shape and shape[2] not in PICTURES else None
-    if moments and wanted != moments.shape:
-        height, width, channels = moments.shape
-        size = f"size={height}" if height == width else f"height={height}, width={width}"
+def check_moments(moments: Moments | None, shape: tuple[int, int, int] | None, buckets: Buckets | None) -> None:
+    """Raises ValueError where a task reads moments of `shape` and the shards hold images, the reverse (`shape` is
+    None), others, or those of other buckets."""
+    if moments is None:
+        if shape:
+            raise ValueError(
+                "source.moments is True and the shards hold images: set it to False, or make moments of them"
+                " (python -m src.tools.latents --help)"
+            )
+        return
+    sides = " x ".join(map(str, moments.shape))
+    if shape is None:
+        raise ValueError(f"the shards hold moments of latents {sides}: set source.moments=True")
+    if shape != moments.shape:
         raise ValueError(
-            f"task {task}: {folder!r} holds moments of latents {height} x {width} x {channels}, and the task reads"
-            f" {' x '.join(map(str, shape or ())) or 'no images'}: set {size}, channels={channels} in tasks.<name>.data"
+            f"the shards hold moments of latents {sides}, and the field's codec makes {' x '.join(map(str, shape))}:"
+            " set its sizes to theirs, or make them anew (python -m src.tools.latents --help)"
         )
-    if wanted and not moments:
+    want = tuple(map(buckets.pixels, buckets.grids)) if buckets else ()
+    if set(moments.buckets) != set(want):
         raise ValueError(
-            f"task {task} wants {wanted[2]} channels, and {folder!r} holds pictures: set size to pixels and channels=3,"
-            " or make latents of them (python -m src.tools.latents --help)"
-        )
-    have = moments.buckets if moments else ()
-    want = tuple(map(buckets.pixels, buckets.grids)) if moments and buckets else ()
-    if set(have) != set(want):
-        raise ValueError(
-            f"task {task}: {folder!r} holds moments of {_said(have)}, and the task reads {_said(want)}: write moments"
-            " for this task (python -m src.tools.latents --help), or give it those buckets (data/buckets.py)"
+            f"the shards hold moments of {_said(moments.buckets)}, and the task reads {_said(want)}: give the template"
+            " those buckets, or make moments for these (python -m src.tools.latents --help)"
         )
 
 
@@ -131,16 +126,16 @@ def moments_in_bucket(
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """A plan (`prepare.Plan`) that writes the moments of pictures.
+    """A plan (`prepare.Plan`) that writes the moments of images.
 
     moments   what the manifest will say
     rows      rows of the source for each shard
-    batch     pictures that `encode` takes at a time
-    read      (kind, example) -> of each picture its pixels uint8 `[height, width, 3]`, or the file of one that stays
+    batch     images that `encode` takes at a time
+    read      (kind, example) -> of each image its pixels uint8 `[height, width, 3]`, or the file of one that stays
               as it is; or raises BadRow
     encode    pixels `[batch, height, width, 3]` uint8 -> moments `[batch, h, w, 2L]`
-    write     (kind, what is told, bytes of the pictures) -> a record
-    threads   that read pictures, while others are encoded
+    write     (kind, example, bytes of the images) -> a record
+    threads   that read images, while others are encoded
     precision of the computation, which the moments show in their last digits
     """
 
@@ -149,7 +144,7 @@ class Encoding:
     batch: int
     read: Callable[[str, Any], list[np.ndarray | bytes]]
     encode: Callable[[np.ndarray], Any]
-    write: Callable[[str, dict[str, Any], list[bytes]], bytes]
+    write: Callable[[str, Example, list[bytes]], bytes]
     threads: int = 4
     precision: str = "float32"
 
@@ -158,18 +153,18 @@ class Encoding:
         return {"rows": self.rows, "precision": self.precision} | self.moments.told()
 
     def image(self) -> dict[str, Any]:
-        """What the manifest says of the pictures."""
+        """What the manifest says of the images."""
         return self.moments.told()
 
-    def records(self, source: Any, rows: Sequence[int]) -> Iterator[tuple[int, bytes | BadRow]]:
-        """The records of some rows, in their order; the next pictures are read while some are encoded.
+    def records(self, source: Any, kind: str, rows: Sequence[int]) -> Iterator[tuple[int, bytes | BadRow]]:
+        """The records of some rows, in their order; the next images are read while some are encoded.
 
-        Pictures of one size are encoded together, as soon as there are enough of them.
+        Images of one size are encoded together, as soon as there are enough of them.
         """
         line: deque[_Row] = deque()  # what is not given away yet
         groups: dict[tuple[int, ...], list[tuple[_Row, int]]] = {}
         with ThreadPoolExecutor(self.threads) as pool:
-            for row in self._read_ahead(pool, source, rows):
+            for row in self._read_ahead(pool, source, kind, rows):
                 line.append(row)
                 for place, pixels in row.waiting():
                     group = groups.setdefault(pixels.shape, [])
@@ -180,60 +175,59 @@ class Encoding:
                     for shape in {pixels.shape for _, pixels in line[0].waiting()} & groups.keys():
                         self._encode(groups.pop(shape))
                 while line and line[0].done:
-                    yield line[0].number, self._record(source.kind, line.popleft())
+                    yield line[0].number, self._record(kind, line.popleft())
             for group in groups.values():
                 self._encode(group)
-            yield from ((row.number, self._record(source.kind, row)) for row in line)
+            yield from ((row.number, self._record(kind, row)) for row in line)
 
-    def _read_ahead(self, pool: ThreadPoolExecutor, source: Any, rows: Sequence[int]) -> Iterator[_Row]:
-        """The rows with their pictures, in order; those of two batches are read ahead."""
+    def _read_ahead(self, pool: ThreadPoolExecutor, source: Any, kind: str, rows: Sequence[int]) -> Iterator[_Row]:
+        """The rows with their images, in order; those of two batches are read ahead."""
         waiting: deque[Future[_Row]] = deque()
         for number in rows:
-            waiting.append(pool.submit(self._read, source, number))
+            waiting.append(pool.submit(self._read, source, kind, number))
             if len(waiting) > 2 * self.batch:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _read(self, source: Any, number: int) -> _Row:
+    def _read(self, source: Any, kind: str, number: int) -> _Row:
         try:
-            example = source[number]
-            return _Row(number, example.told, example.where, self.read(source.kind, example))
+            example = example_of(source, number)
+            return _Row(number, example, self.read(kind, example))
         except BadRow as flaw:
             return _Row(number, flaw=flaw)
 
     def _encode(self, group: list[tuple[_Row, int]]) -> None:
-        """Encodes pictures of one size; they are filled up with the last one, so that all batches of a size have one
+        """Encodes images of one size; they are filled up with the last one, so that all batches of a size have one
         shape."""
-        pixels = [row.pictures[place] for row, place in group]
+        pixels = [row.images[place] for row, place in group]
         with np.errstate(over="ignore"):  # what is too large for float16 is told below
             values = np.asarray(self.encode(np.stack(pixels + pixels[-1:] * (self.batch - len(group))))).astype(DTYPE)
         sizes = self.moments.buckets or (self.moments.shape[:2],)
         if values.shape[1:3] not in sizes or values.shape[3:] != self.moments.shape[2:]:
-            raise ValueError(f"the codec gives {values.shape[1:]} for a picture, expected {self.moments.shape}")
+            raise ValueError(f"the codec gives {values.shape[1:]} for an image, expected {self.moments.shape}")
         head = np.asarray(values.shape[1:3], SIDE).tobytes() if self.moments.buckets else b""
         for (row, place), value in zip(group, values, strict=False):
-            row.pictures[place] = head + value.tobytes()
+            row.images[place] = head + value.tobytes()
             if not np.isfinite(value).all():
-                row.flaw = row.flaw or BadRow("the moments are not finite", row.where)
+                row.flaw = row.flaw or BadRow("the moments are not finite", row.example.where)
 
     def _record(self, kind: str, row: _Row) -> bytes | BadRow:
-        return row.flaw or self.write(kind, row.told, row.pictures)
+        return row.flaw or self.write(kind, row.example, row.images)
 
 
 @dataclasses.dataclass
 class _Row:
-    """A row on its way: its pictures as pixels, then as bytes."""
+    """A row on its way: its images as pixels, then as bytes."""
 
     number: int
-    told: dict[str, Any] = dataclasses.field(default_factory=dict)
-    where: str = ""
-    pictures: list[np.ndarray | bytes] = dataclasses.field(default_factory=list)
+    example: Example = dataclasses.field(default_factory=lambda: Example({}))
+    images: list[np.ndarray | bytes] = dataclasses.field(default_factory=list)
     flaw: BadRow | None = None
 
     def waiting(self) -> list[tuple[int, np.ndarray]]:
-        """The pictures that are to be encoded, with their places."""
-        return [(place, p) for place, p in enumerate(self.pictures) if not isinstance(p, bytes)]
+        """The images that are to be encoded, with their places."""
+        return [(place, p) for place, p in enumerate(self.images) if not isinstance(p, bytes)]
 
     @property
     def done(self) -> bool:

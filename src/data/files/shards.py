@@ -1,10 +1,13 @@
 """Examples in ArrayRecord shards: few large files with a checksum for each row.
 
-A record is the length of its header (4 bytes, little endian), the header, a JSON object of what is told of the picture
-({"caption": "two red pears"}, or as `examples` says for the other kinds), and the bytes of the picture's file (PNG,
-JPEG), if there is one; of several pictures the header tells the "bytes". `manifest.json` lists the shards with their
-rows, bytes and SHA-256, so that a shard that is missing, empty, truncated or damaged where it is indexed is refused by
-name before the first step, and says in `schema` what kind of examples they are. A damaged record is a bad row.
+A record is the length of its header (4 bytes, little endian), the header, a JSON object of the example's values
+({"caption": "two red pears"}) without its image, and the bytes of the image's file (PNG, JPEG), if there is one; of
+several images the header tells the "bytes". `manifest.json` lists the shards with their rows, bytes and SHA-256, so
+that a shard that is missing, empty, truncated or damaged where it is indexed is refused by name before the first step,
+and says in `schema` what kind of examples they are. A damaged record is a bad row.
+
+    captions   an image and texts            chats       turns, and perhaps an image
+    classes    an image and a label          documents   parts, of which any number are images
 """
 
 from __future__ import annotations
@@ -12,44 +15,43 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from src.common.files.paths import inside, shown
 from src.common.files.store import write_whole
 from src.common.files.strict_json import read_json
 from src.common.tree import listed
-from src.data.example import Example
-from src.data.files.array_record import ShardFiles, write_shard
+from src.data.example import BadRow, Example
+from src.data.files.array_record import ShardFiles
 from src.data.files.json_lines import LINE_BYTES, parse_example
 from src.data.files.latent_shards import Moments, moments_of_manifest
-from src.data.pipeline.bad_rows import BadRow
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-SEVERAL = ("documents",)  # kinds with any number of pictures
+KINDS = ("captions", "classes", "chats", "documents")
+SEVERAL = ("documents",)  # kinds with any number of images
 SIZES = "bytes"
 HEADER_BYTES = 4 * LINE_BYTES  # a line of a source is longer here, where its letters are written as \u00e9
 
 
 class Shards:
-    """The rows of a folder of shards by number; `classes` are those of the manifest, if any, and `moments` what it says
-    of them, where the shards hold those of latents instead of pictures (`tools.latents`). `cut`: the pictures are
-    squares of so many pixels.
+    """The rows of a folder of shards by number.
 
-    Raises FileNotFoundError without a manifest, ValueError for another kind of examples, or naming every shard that is
-    missing or damaged.
+    kind      what the examples are
+    classes   id and name of each, of shards of classes
+    moments   what the manifest says of moments of latents, where the shards hold these instead of images
+    cut       the images are squares of so many pixels
+
+    Raises FileNotFoundError without a manifest, ValueError naming every shard that is missing or damaged.
     """
 
-    def __init__(self, folder: epath.Path, kind: str = "captions"):
-        self.folder, self.kind = folder, kind
+    def __init__(self, folder: epath.Path):
+        self.folder = folder
         shards, schema = _manifest(folder)
-        if schema["kind"] != kind:
-            raise ValueError(
-                f"{os.fspath(folder)!r} holds {shown(schema['kind'])}, this task reads {kind}: give shards of {kind}"
-            )
+        self.kind: str = schema["kind"]
         self.classes: list[dict[str, str]] = schema["classes"]
         self.moments: Moments | None = schema["moments"]
         self.cut: int | None = schema["cut"]
@@ -67,15 +69,18 @@ class Shards:
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> Example:
-        data, where = self._files[index]
+    def __getitem__(self, number: int) -> Example:
+        data, where = self._files[number]
         end = 4 + int.from_bytes(data[:4], "little")
         if end > min(len(data), HEADER_BYTES):
             raise BadRow("the record is cut off", where, f"{len(data)} of {end} bytes")
-        told = parse_example(data[4:end], where)
+        values, rest = parse_example(data[4:end], where), data[end:]
         if self.kind in SEVERAL:
-            return Example(where, told, _parted(data[end:], told.pop(SIZES, None), told.get("parts"), where))
-        return Example(where, told, (data[end:],) if data[end:] or self.kind != "chats" else ())
+            return Example(_with_images(values, rest, where), where)
+        values.pop("image", None)  # a path, from whoever wrote the shard, would be opened
+        if rest or self.kind != "chats":
+            values["image"] = rest
+        return Example(values, where)
 
     def identity(self) -> list[str]:
         """What changes when the rows do."""
@@ -115,26 +120,47 @@ def _manifest(folder: epath.Path) -> tuple[list[dict[str, Any]], dict[str, Any]]
         image = schema.get("image")
         moments = moments_of_manifest(image)
         cut = image.get("size") if isinstance(image, dict) and not moments else None
-        return shards, {"kind": schema.get("kind", "captions"), "classes": classes, "moments": moments, "cut": cut}
+        kind = schema.get("kind", "captions")
+        if kind not in KINDS:
+            raise ValueError(f"it holds {shown(kind)}")
+        return shards, {"kind": kind, "classes": classes, "moments": moments, "cut": cut}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{os.fspath(path)!r} is no manifest of shards ({error}): write the shards anew") from error
 
 
-def _parted(data: bytes, sizes: Any, parts: Any, where: str) -> tuple[bytes, ...]:
-    """The pictures of a record that has several, one for each of its parts that is an image. Raises BadRow."""
+def _with_images(values: dict[str, Any], data: bytes, where: str) -> dict[str, Any]:
+    """The values of a document with its images, one for each of its parts that is an image. Raises BadRow."""
+    sizes, parts = values.pop(SIZES, None), values.get("parts")
     sound = isinstance(sizes, list) and all(type(size) is int and size >= 0 for size in sizes)
     if not sound or sum(sizes) != len(data):
-        raise BadRow("the pictures are not as long as the record says", where, f"{len(data)} bytes")
-    named = sum(isinstance(part, dict) and "image" in part for part in parts) if isinstance(parts, list) else 0
-    if named != len(sizes):
-        raise BadRow("the record has not the pictures of its parts", where, f"{len(sizes)} of {named}")
-    ends = list(itertools.accumulate(sizes))
-    return tuple(data[end - size : end] for size, end in zip(sizes, ends, strict=True))
+        raise BadRow("the images are not as long as the record says", where, f"{len(data)} bytes")
+    named = [part for part in parts if isinstance(part, dict) and "image" in part] if isinstance(parts, list) else []
+    if len(named) != len(sizes):
+        raise BadRow("the record has not the images of its parts", where, f"{len(sizes)} of {len(named)}")
+    for part, size, end in zip(named, sizes, itertools.accumulate(sizes), strict=True):
+        part["image"] = data[end - size : end]
+    return values
 
 
-def pack(told: dict[str, Any], *images: bytes, sized: bool = False) -> bytes:
+def images_of(example: Example, kind: str) -> list[Any]:
+    """The images of an example, in order."""
+    if kind in SEVERAL:
+        return [part["image"] for part in example["parts"] if isinstance(part, dict) and "image" in part]
+    return [example["image"]] if example.get("image") is not None else []
+
+
+def values_of(example: Example, kind: str) -> dict[str, Any]:
+    """The values of an example for JSON, without its images."""
+    values = {name: value for name, value in example.items() if name != "image"}
+    if kind in SEVERAL and isinstance(values.get("parts"), list):
+        marked = lambda part: part | {"image": True} if isinstance(part, dict) and "image" in part else part
+        values["parts"] = [marked(part) for part in values["parts"]]
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+
+
+def pack(values: dict[str, Any], *images: bytes, sized: bool = False) -> bytes:
     """A record; that of one of the kinds `SEVERAL` is `sized`."""
-    header = json.dumps(told | ({SIZES: [len(image) for image in images]} if sized else {})).encode()
+    header = json.dumps(values | ({SIZES: [len(image) for image in images]} if sized else {})).encode()
     return len(header).to_bytes(4, "little") + header + b"".join(images)
 
 
@@ -143,24 +169,3 @@ def write_manifest(folder: epath.Path, shards: list[dict[str, Any]], **more: Any
     manifest = {"format": FORMAT, "rows": sum(shard["rows"] for shard in shards)} | more | {"shards": shards}
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     return manifest
-
-
-def write_shards(
-    folder: str | os.PathLike[str], examples: Iterable[tuple[str, bytes]], rows: int = 1000
-) -> dict[str, Any]:
-    """Writes (caption, bytes of an image file) examples into shards of `rows` rows, and returns the manifest.
-
-    Raises FileExistsError where there is one already.
-    """
-    target = epath.Path(folder)
-    if (target / MANIFEST).exists():
-        raise FileExistsError(f"{os.fspath(target)!r} has shards already: give another folder")
-    target.mkdir(parents=True, exist_ok=True)
-    shards, stream = [], iter(examples)
-    for number in itertools.count():
-        part = [pack({"caption": caption}, image) for caption, image in itertools.islice(stream, rows)]
-        if not part:
-            break
-        name = f"{number:05d}.arrayrecord"
-        shards.append({"name": name} | write_shard(target / name, part))
-    return write_manifest(target, shards, schema={"kind": "captions"})

@@ -1,6 +1,6 @@
 """Rows that cannot be used: what is wrong with each, how many there were, and when there are too many.
 
-A row that a source refuses (`BadRow`) keeps its place in the batch and counts nothing there. This is the report about
+A row that cannot be used (`BadRow`) keeps its place in the batch and counts nothing there. This is the report about
 it; nothing of it enters the state of a run. `<workdir>/skipped.jsonl` gets one line for each bad row that was met (not
 one for each epoch), from the first process; process i > 0 writes `skipped-i.jsonl`.
 """
@@ -9,59 +9,25 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 
 from src.common.files.store import is_remote, write_whole
 from src.common.mesh.distributed import gather_texts
-from src.data import flaws
+from src.common.tree import listed
+from src.data.example import BadRow
 
-FLAW_BYTES = 384  # of what a worker may tell about a row
 SHOWN = 10  # rows that a message lists
 MOST = 100_000  # rows in the file; the others are only counted
-
-
-class BadRow(Exception):
-    """Raised by `Source.read` for a row that cannot be used.
-
-    reason    a few words, the same for all rows that fail alike: they are counted by it
-    where     the file and the line or record
-    detail    what exactly was found there
-    rest      the arrays of what can be used of the row all the same (some examples of a packed row); None: nothing
-    """
-
-    def __init__(
-        self, reason: str, where: object = "", detail: object = "", rest: Mapping[str, np.ndarray] | None = None
-    ):
-        self.reason, self.where, self.detail = (" ".join(str(part).split()) for part in (reason, where, detail))
-        told = f"{self.where}: {self.reason}" if self.where else self.reason
-        super().__init__(f"{told} ({self.detail})" if self.detail else told)
-        self.rest = rest
-
-    def pack(self) -> np.ndarray:
-        """As uint8 `[FLAW_BYTES]`, which travels with the batch; what is too long is cut."""
-        text = f"{self.reason[:80]}\n{self.where[-100:]}\n{self.detail}"
-        data = text.encode(errors="replace")[: FLAW_BYTES - 1].ljust(FLAW_BYTES - 1, b"\0")
-        return np.frombuffer(data + (b"\0" if self.rest is None else PARTLY), np.uint8)
-
-    @classmethod
-    def unpack(cls, data: np.ndarray) -> BadRow:
-        """What `pack` gave."""
-        return cls(*data[:-1].tobytes().rstrip(b"\0").decode(errors="ignore").split("\n", 2))
-
-
-SOUND = np.zeros(FLAW_BYTES, np.uint8)  # instead of a packed flaw
-PARTLY = b"\1"  # ends a packed flaw of a row whose rest is used
-
-
-def usable(flaws: np.ndarray) -> np.ndarray:
-    """Which rows `[B]` can be used, at least in part; `flaws` is `[B, FLAW_BYTES]`."""
-    return ~flaws.any(axis=1) | (flaws[:, -1] == PARTLY[0])
+FILES = 10  # files that a summary names
+# "train.jsonl line 3 turns 1 to 2", "00001.arrayrecord record 7", "a.tar fox.jpg"; else the place is a file itself
+PLACE = re.compile(r"(.+) ((?:line|element|record) \d+(?: [^/]*)?)|(.+?\.tar) (.+)")
+Told = tuple[str, str, str]  # where, reason and detail of a `BadRow`
 
 
 class TooManyBadRowsError(ValueError):
@@ -157,7 +123,7 @@ class Ledger:
 
     def summary(self) -> list[str]:
         """Lines about the rows in the file: how many are bad in each of the source's files."""
-        return flaws.summary(map(json.loads, self._load().values())) if self.path else []
+        return summary(map(json.loads, self._load().values())) if self.path else []
 
     def save(self) -> None:
         """Writes what was noted; a failure is a warning, and the next call tries again."""
@@ -206,4 +172,51 @@ class Ledger:
 def _told(first: Mapping[str, Any], shown: int = SHOWN) -> str:
     """The first of some flaws, as `Ledger` keeps them, and how many of these are left out."""
     more = f" and {len(first) - shown} more" if len(first) > shown else ""
-    return flaws.grouped(tuple(json.loads(flaw)) for flaw in [*first][:shown]) + more
+    return grouped(tuple(json.loads(flaw)) for flaw in [*first][:shown]) + more
+
+
+def parted(where: str) -> tuple[str, str]:
+    """The file of a place and what it is in it; ("", where) for a place that is a file itself."""
+    found = PLACE.fullmatch(where)
+    return ("", where) if found is None else (found[1] or found[3], found[2] or found[4])
+
+
+def grouped(flaws: Iterable[Told]) -> str:
+    """The flaws as a list: of each file what is wrong, and of this the places; equal details are told once."""
+    files: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    for where, reason, detail in flaws:
+        file, place = parted(where)
+        files.setdefault(file, {}).setdefault(reason, []).append((place, detail))
+    return "; ".join(
+        f"{file}: {kinds}" if file else kinds
+        for file, reasons in files.items()
+        for kinds in ["; ".join(_places(reason, found) for reason, found in reasons.items())]
+    )
+
+
+def summary(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each file with bad rows, those with most first: how many they are, and how many of each reason.
+
+    lines   those of `skipped.jsonl`, read; places that are files themselves are one line for each reason
+    """
+    counts: dict[str, collections.Counter[str]] = {}
+    for line in lines:
+        file, _ = parted(str(line.get("where")))
+        counts.setdefault(file, collections.Counter())[str(line.get("reason"))] += 1
+    single = counts.pop("", collections.Counter())
+    rows = sorted(counts.items(), key=lambda item: -item[1].total())
+    told = [
+        f"{file}: {reasons.total():,} ({', '.join(f'{reason} {n:,}' for reason, n in reasons.most_common())})"
+        for file, reasons in rows[:FILES]
+    ]
+    told += [f"and {sum(r.total() for _, r in rows[FILES:]):,} of {len(rows) - FILES:,} more files"] * (
+        len(rows) > FILES
+    )
+    return told + [f"{count:,} {'file' if count == 1 else 'files'}: {reason}" for reason, count in single.most_common()]
+
+
+def _places(reason: str, found: list[tuple[str, str]]) -> str:
+    details = {detail for _, detail in found}
+    if len(details) == 1 and (detail := details.pop()):
+        return f"{reason} ({detail}): {listed([place for place, _ in found], len(found))}"
+    return f"{reason}: {listed([f'{place} ({detail})' if detail else place for place, detail in found], len(found))}"

@@ -1,4 +1,4 @@
-"""What a task must offer to be read, and how one row is read, so that a bad one spoils nothing."""
+"""What a task must offer to be read, and how rows are read, so that a bad one spoils no other."""
 
 from __future__ import annotations
 
@@ -6,39 +6,38 @@ import functools
 import multiprocessing
 import os
 import threading
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 
-from src.data.pipeline.bad_rows import SOUND, BadRow
-from src.interfaces import Field, ImageField
+from src.data.example import SOUND, BadRow
+from src.interfaces import Batch
+
+Row = dict[str, np.ndarray]
 
 
 @runtime_checkable
-class Source(Protocol):
-    """What a task must offer to be read: pure functions of the row index and uniform numbers in [0, 1).
+class Rows(Protocol):
+    """What a task must offer to be read: pure functions of a row's index and uniform numbers in [0, 1).
 
     draws     number of uniform numbers of one row
     rows      number of rows of a split
-    read      arrays of one row that are slow to fetch (files), by name; {} when all is in memory; raises BadRow, whose
-              `rest` is used in place of the row
-    blank     what `read` gives, of the same shapes, for a row that it refused
-    build     fields of the rows `index` [B], with `uniforms` [B, draws] in training and None in the ordered pass; gets
-              sound rows only, perhaps none (B = 0)
+    read      arrays of one row; `uniforms` [draws] in training, None in the ordered pass. Raises BadRow, whose `rest`
+              is used in place of the row
+    blank     what `read` gives, of the same shapes, for a row that it refused: nothing in it is a target
+    build     the batch of such arrays, stacked; what is done here is not done by workers
     """
 
     draws: int
 
     def rows(self, split: str) -> int: ...
 
-    def read(self, split: str, index: int) -> dict[str, np.ndarray]: ...
+    def read(self, split: str, index: int, uniforms: np.ndarray | None) -> Row: ...
 
-    def blank(self) -> dict[str, np.ndarray]: ...
+    def blank(self) -> Row: ...
 
-    def build(
-        self, split: str, index: np.ndarray, uniforms: np.ndarray | None, extra: dict[str, np.ndarray]
-    ) -> dict[str, Field]: ...
+    def build(self, rows: Mapping[str, np.ndarray]) -> Batch: ...
 
 
 @functools.cache
@@ -56,32 +55,30 @@ def die_with_parent() -> None:
 
 
 class Reader:
-    """Row transform: {row: [index, uniforms...]}, whatever the source reads, and what is wrong with it.
+    """Row transform for Grain: index -> the arrays of the row, its index, and what is wrong with it.
 
-    float64 holds an index exactly.
+    The uniform numbers come from Grain's generator of the row, which (seed, row) decide.
     """
 
-    def __init__(self, source: Source):
-        self._source = source
+    def __init__(self, task: Rows):
+        self._task = task
         self.reading: dict[int, None] = {}  # in this process
 
-    def __call__(self, index: int | np.integer, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, index: int | np.integer, rng: np.random.Generator) -> dict[str, Any]:
         die_with_parent()
-        row = np.empty(1 + self._source.draws)
-        row[0] = index
-        rng.random(out=row[1:])
+        uniforms = rng.random(self._task.draws)
         self.reading[int(index)] = None
-        extra, flaw = read_row(self._source, "train", int(index))
+        row, flaw = read_row(self._task, "train", int(index), uniforms)
         self.reading.pop(int(index), None)
-        return {"row": row, "flaw": flaw, **extra}
+        return {"index": np.asarray(index, np.int64), "flaw": flaw, "row": row}
 
 
-def read_row(source: Source, split: str, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def read_row(task: Rows, split: str, index: int, uniforms: np.ndarray | None = None) -> tuple[Row, np.ndarray]:
     """Arrays of a row, and its flaw as `BadRow.pack` has it, zeros for a sound row."""
     try:
-        return source.read(split, index), SOUND
+        return task.read(split, index, uniforms), SOUND
     except BadRow as flaw:
-        return source.blank() if flaw.rest is None else dict(flaw.rest), flaw.pack()
+        return task.blank() if flaw.rest is None else dict(flaw.rest), flaw.pack()
 
 
 def refused(index: np.ndarray, flaws: np.ndarray) -> list[tuple[int, BadRow]]:
@@ -89,26 +86,15 @@ def refused(index: np.ndarray, flaws: np.ndarray) -> list[tuple[int, BadRow]]:
     return [(int(index[i]), BadRow.unpack(flaws[i])) for i in np.flatnonzero(flaws.any(axis=1))]
 
 
-def build_rows(
-    source: Source,
-    split: str,
-    index: np.ndarray,
-    uniforms: np.ndarray | None,
-    extra: dict[str, np.ndarray],
-    sound: np.ndarray,
-) -> dict[str, Field]:
-    """Fields of the rows; those that are not `sound` [B] are zeros, so that nothing of them is valid or has loss."""
+def read_batch(
+    task: Rows, split: str, index: Sequence[int], uniforms: np.ndarray | None = None
+) -> tuple[Batch, list[tuple[int, BadRow]]]:
+    """The batch of some rows, and the bad ones among them; `uniforms` [B, draws], None: without random changes."""
+    draws = [None] * len(index) if uniforms is None else uniforms
+    rows, flaws = zip(*(read_row(task, split, int(i), u) for i, u in zip(index, draws, strict=True)), strict=True)
+    return task.build(stack(rows)), refused(np.asarray(index), np.stack(flaws))
 
-    def spread(leaf: np.ndarray) -> np.ndarray:
-        out = np.zeros((len(sound), *leaf.shape[1:]), leaf.dtype)
-        out[sound] = leaf
-        return out
 
-    if sound.all():
-        fields = source.build(split, index, uniforms, extra)
-    else:
-        extra = {name: leaf[sound] for name, leaf in extra.items()}
-        uniforms = None if uniforms is None else uniforms[sound]
-        fields = jax.tree.map(spread, source.build(split, index[sound], uniforms, extra))
-    whole = lambda field: isinstance(field, ImageField) and field.valid is None
-    return {n: f.replace(valid=sound) if whole(f) else f for n, f in fields.items()}
+def stack(rows: Sequence[Row]) -> Row:
+    """The arrays of several rows as one array each."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,16 +1,16 @@
 """Grain pipelines: rows that depend on (seed, row number) alone, batches that depend on (seed, batch number) alone.
 
-A source (`data/pipeline/reader.py`) turns a row index and a few uniform numbers into fields. Training rows come from
+A task (`data/pipeline/reader.py`) turns a row index and a few uniform numbers into arrays. Training rows come from
 
-    MapDataset.source(indices).seed(seed).shuffle().repeat().random_map(uniforms) -> ElasticIterator
+    MapDataset.source(indices).seed(seed).shuffle().repeat().random_map(read) -> ElasticIterator -> build
 
 which holds one integer, the number of rows consumed. Row r is the same for any number of processes, and process s of n
 gets rows s·B/n .. (s+1)·B/n - 1 of each global batch of B: joining the processes in their order gives the very
 batch that one process would get, so that the train step sees the same rows in the same places.
 (ElasticIterator alone deals rows out like cards, process s gets rows s, s+n, ...; `_Contiguous` undoes this.)
 
-A row that the source refuses (`BadRow`) stays in its place: zeros, with every `valid` and `loss` False. So no other row
-moves, and no loss counts it. A worker process that dies is replaced, and the stream goes on where it was.
+A row that cannot be used (`BadRow`) stays in its place, as zeros without a target. So no other row moves, and no loss
+counts it. A worker process that dies is replaced, and the stream goes on where it was.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from src.data.pipeline.bad_rows import Ledger, usable
-from src.data.pipeline.reader import Reader, Source, build_rows, read_row, refused
+from src.data.pipeline.bad_rows import Ledger
+from src.data.pipeline.reader import Reader, Rows, read_batch, refused
 from src.data.pipeline.stalls import Waits
-from src.interfaces import Field, ImageField, TokenField
+from src.interfaces import Batch
 
 PREFETCH = 2  # batches
 DIED = "terminated unexpectedly"  # in Grain's words
@@ -35,7 +35,7 @@ DEATHS, DEATH_SECONDS = 3, 600.0  # a stream outlives so many deaths of workers 
 
 
 class Stream:
-    """Endless shuffled batches of one source's training split; its state is the number of rows consumed.
+    """Endless shuffled batches of one task's training split; its state is the number of rows consumed.
 
     `batch` counts the rows of all processes, `shard` is (this process, number of processes). `order` cuts a batch into
     equal blocks and lists them as the shards own them, those of shard 0 first; by default a shard's rows are
@@ -48,7 +48,7 @@ class Stream:
 
     def __init__(
         self,
-        source: Source,
+        task: Rows,
         batch: int,
         seed: int,
         shard: tuple[int, int] = (0, 1),
@@ -63,32 +63,30 @@ class Stream:
         _check_shard(batch, shard)
         if batch % len(order):
             raise ValueError(f"a batch of {batch} rows cannot be cut into {len(order)} blocks: use a multiple of that")
-        source.rows("train")  # missing data is refused here, not at the first batch
-        self._source, self._batch, self._seed, self._shard = source, batch, seed, shard
+        task.rows("train")  # missing data are refused here, not at the first batch
+        self._task, self._batch, self._seed, self._shard = task, batch, seed, shard
         self._order, self._workers, self._prefetch = tuple(order), workers, prefetch
         self._name, self._ledger, self._waits = name, ledger or Ledger(), waits or Waits()
         self._consumed = 0
         self._iterator: Any = None
-        self._reader = Reader(source)
+        self._reader = Reader(task)
         self._deaths: list[float] = []
 
     def __iter__(self) -> Stream:
         return self
 
-    def __next__(self) -> dict[str, Field]:
+    def __next__(self) -> Batch:
         self._waits.begin(self._name, self._awaited)
         try:
             element = self._fetch()
         finally:
             self._waits.end()
         self._consumed += self._batch
-        row, flaws = element.pop("row"), element.pop("flaw")
-        index = row[:, 0].astype(np.int64)
-        self._ledger.add(self._name, len(index), refused(index, flaws))
+        self._ledger.add(self._name, self._batch // self._shard[1], refused(element["index"], element["flaw"]))
         self._ledger.check()
-        return build_rows(self._source, "train", index, row[:, 1:], element, usable(flaws))
+        return self._task.build(element["row"])
 
-    def _fetch(self) -> dict[str, np.ndarray]:
+    def _fetch(self) -> dict[str, Any]:
         while True:
             if self._iterator is None:
                 self._iterator = self._open()
@@ -113,7 +111,7 @@ class Stream:
     def _awaited(self) -> str:
         rows = f"rows {self._consumed} to {self._consumed + self._batch - 1} of the run"
         reading = [*self._reader.reading]
-        return f"{rows} (row {reading[0]} of the source is being read)" if reading else rows
+        return f"{rows} (row {reading[0]} of its data is being read)" if reading else rows
 
     def get_state(self) -> int:
         """Rows consumed so far, counted over all processes."""
@@ -134,7 +132,7 @@ class Stream:
     def _open(self) -> Any:
         import grain
 
-        rows = self._source.rows("train")
+        rows = self._task.rows("train")
         dataset = grain.MapDataset.source(np.arange(rows)).seed(self._seed).shuffle().repeat()
         dataset = dataset.random_map(self._reader)
         if self._shard[1] > 1:
@@ -159,7 +157,7 @@ class Stream:
 
 
 class Mixture:
-    """Batches of several tasks at once: yields {task: {segment: field}}, with a fixed number of rows per task.
+    """Batches of several tasks at once: yields {task: Batch}, with a fixed number of rows per task.
 
     `rows` counts the rows of all processes; `shard` and `order` are those of `Stream`. Every task is shuffled on its
     own, by `seed` and its name, so adding a task changes no other. `workers` processes are started per task when it is
@@ -170,7 +168,7 @@ class Mixture:
 
     def __init__(
         self,
-        tasks: Mapping[str, Source],
+        tasks: Mapping[str, Rows],
         rows: Mapping[str, int],
         seed: int,
         shard: tuple[int, int] = (0, 1),
@@ -192,7 +190,7 @@ class Mixture:
     def __iter__(self) -> Mixture:
         return self
 
-    def __next__(self) -> dict[str, dict[str, Field]]:
+    def __next__(self) -> dict[str, Batch]:
         return {name: next(stream) for name, stream in self._streams.items()}
 
     def get_state(self) -> dict[str, int]:
@@ -231,46 +229,37 @@ class Mixture:
             stream.close()
 
 
-def iterate(
-    source: Source, split: str, batch: int, seed: int, shard: tuple[int, int] = (0, 1)
-) -> Iterator[dict[str, Field]]:
-    """`Stream` for the split "train", `ordered` for any other."""
-    return Stream(source, batch, seed, shard) if split == "train" else ordered(source, split, batch, shard)
-
-
-def ordered(source: Source, split: str, batch: int, shard: tuple[int, int] = (0, 1)) -> Iterator[dict[str, Field]]:
+def ordered(task: Rows, split: str, batch: int, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
     """One pass over a split in order, without augmentation; also for "train".
 
-    All batches have one shape: the last one is filled with copies of the last row whose `loss` (of images: `valid`) is
-    False everywhere. Keep the first `source.rows(split)` outputs of the joined batches to leave the copies out of other
-    measures.
+    All batches have one shape: the last one is filled with copies of the last row without a target. Keep the first
+    `task.rows(split)` outputs of the joined batches to leave the copies out of other measures.
 
     Raises ValueError if the processes cannot share the batch evenly, TooManyBadRowsError on the way.
     """
     _check_shard(batch, shard)
-    return _pass(source, split, batch, shard, source.rows(split))
+    return _pass(task, split, batch, shard, task.rows(split))
 
 
-def _pass(source: Source, split: str, batch: int, shard: tuple[int, int], rows: int) -> Iterator[dict[str, Field]]:
+def _pass(task: Rows, split: str, batch: int, shard: tuple[int, int], rows: int) -> Iterator[Batch]:
     share, ledger = batch // shard[1], Ledger()
     for start in range(shard[0] * share, -(-rows // batch) * batch, batch):
         places = np.arange(start, start + share)
-        index, real = np.minimum(places, rows - 1), places < rows
-        reads, flaws = zip(*(read_row(source, split, int(i)) for i in index), strict=True)
-        extra = {name: np.stack([r[name] for r in reads]) for name in reads[0]}
-        bad = refused(index, np.stack(flaws))
+        found, bad = read_batch(task, split, np.minimum(places, rows - 1))
         for _, flaw in bad:
             logging.warning("split %s: %s", split, flaw)
-        ledger.add(split, len(index), bad)
+        ledger.add(split, len(places), bad)
         ledger.check()
-        fields = build_rows(source, split, index, None, extra, usable(np.stack(flaws)))
-        yield {name: _masked(field, real) for name, field in fields.items()}
+        yield without_targets(found, places >= rows)
 
 
-def _masked(field: Field, real: np.ndarray) -> Field:
-    if isinstance(field, TokenField):
-        return field.replace(loss=field.loss & real[:, None])
-    return field.replace(valid=np.logical_and(field.valid.T, real).T) if isinstance(field, ImageField) else field
+def without_targets(batch: Batch, rows: np.ndarray) -> Batch:
+    """The batch in which nothing of the rows where `rows` [B] is True is a target."""
+    tokens = {}
+    for name, part in batch.tokens.items():
+        left = rows.reshape(-1, *[1] * (part.target.ndim - 1))
+        tokens[name] = part.replace(target=part.target & ~left)
+    return batch.replace(tokens=tokens)
 
 
 def split_batch(batch: int, weights: Mapping[str, int | float], multiple: int = 1) -> dict[str, int]:

@@ -44,13 +44,13 @@ def cut_vocabulary(vocab: int, chunk: int, tensor: int = 1, dtype: Any = jnp.flo
     return Cut(tensor, own, math.ceil(own / size), size, jnp.dtype(dtype))
 
 
-def nats_of_logits(logits: Float[Array, "B N V"], ids: Int[Array, "B N"]) -> Float[Array, "B N"]:
+def nll_of_logits(logits: Float[Array, "B N V"], ids: Int[Array, "B N"]) -> Float[Array, "B N"]:
     """-log softmax(logits)[ids]; compares instead of looking up, so that logits split along V stay where they are."""
     hit = jnp.arange(logits.shape[-1]) == ids[..., None]
     return jax.nn.logsumexp(logits, axis=-1) - jnp.where(hit, logits, 0).sum(-1)
 
 
-def nats_in_pieces(
+def nll_in_pieces(
     hidden: Float[Array, "B N D"], kernel: Float[Array, "D V"], ids: Int[Array, "B N"], *, chunk: int, dtype
 ) -> Float[Array, "B N"]:
     """-log softmax(hidden · kernel)[ids] in f32, at most `chunk` columns of the kernel at a time on a device.

@@ -7,10 +7,10 @@ With logits z of the student and y of the teacher, temperature τ, a = y / τ, b
 and the loss is τ² KL, so that its gradient has the scale of the cross-entropy's at any τ (Hinton et al. 2015, arXiv
 1503.02531, section 2): ∂/∂z = τ (q - p). The teacher has no gradient.
 
-As in `vocabulary.py` no f32 array of tokens x vocabulary is made: the forward pass keeps, over the pieces, the maxima
-of a and b, Σ exp a, Σ exp b and Σ exp(a) (a - b), each relative to its maximum; the backward pass computes the logits
-of both again. Where student and teacher are equal, value and gradient are exactly 0: all that is subtracted is equal
-bit by bit.
+As in `chunked_cross_entropy.py` no f32 array of tokens x vocabulary is made: the forward pass keeps, over the pieces,
+the maxima of a and b, Σ exp a, Σ exp b and Σ exp(a) (a - b), each relative to its maximum; the backward pass computes
+the logits of both again. Where student and teacher are equal, value and gradient are exactly 0: all that is subtracted
+is equal bit by bit.
 """
 
 from __future__ import annotations

@@ -19,47 +19,14 @@ from src.common.files.paths import shown
 from src.common.files.safetensors_writer import SHARD_BYTES, Tensor, write_tensors
 from src.common.files.store import write_whole
 from src.common.tree import listed
-from src.models.pretrained.hf_config import ARCHITECTURES, FIXED, PublishedConfig
+from src.models.pretrained.about import ONLY, TRUNK
+from src.models.pretrained.hf_config import ARCHITECTURES, FIXED
 from src.models.pretrained.hf_vision_config import FIELDS as VISION
-from src.models.pretrained.llama_weights import TABLE, names_of
+from src.models.pretrained.llama_weights import HEAD, IMAGE, PROJECTOR, TABLE, names_of
 
 LLAMA, MONOFORMER = ARCHITECTURES
-# Fields of `config.model` that no published checkpoint has otherwise.
-ONLY: dict[str, Any] = {
-    "trunk.norm": "rms",
-    "trunk.mlp": "swiglu",
-    "trunk.bias": False,
-    "trunk.qk_norm": False,
-    "trunk.rope": True,
-    "trunk.final_norm": True,
-}
-TRUNK = {
-    "trunk.width": "hidden_size",
-    "trunk.depth": "num_hidden_layers",
-    "trunk.heads": "num_attention_heads",
-    "trunk.kv_heads": "num_key_value_heads",
-    "trunk.mlp_width": "intermediate_size",
-    "trunk.norm_epsilon": "rms_norm_eps",
-    "trunk.rope_theta": "rope_theta",
-}
-ORDER, VARIANCE = "image_head.order", "image_head.variance"
-PROJECTOR = "vision/first/kernel"
 PIXELS = 8  # a side of a latent's element, in pixels of the image
-
-
-def about(config: PublishedConfig) -> dict[str, Any]:
-    """The fields of `config.model`, by dotted name, that weights with this config.json are made for; `vision.…` are
-    fields of `config.vision`."""
-    fields = ONLY | {ours: getattr(config, theirs) for ours, theirs in TRUNK.items()}
-    if config.image is not None:
-        fields |= {ORDER: "rsc", VARIANCE: "learned" if config.image.learn_sigma else "none"}
-    return fields | (config.vision.about() if config.vision else {})
-
-
-def about_model(model: Mapping[str, Any], images: bool) -> dict[str, Any]:
-    """The same, of a run with these settings (`config.model`)."""
-    names = (*ONLY, *TRUNK, *((ORDER, VARIANCE) if images else ()))
-    return {name: model[name.split(".")[0]][name.split(".")[1]] for name in names}
+LINEAR = f"{IMAGE}/head/linear"
 
 
 def published_config(
@@ -70,7 +37,7 @@ def published_config(
     side: int,
     dtype: str | None = None,
 ) -> dict[str, Any]:
-    """The fields of config.json for leaves that were `made_for` such a model (`about`).
+    """The fields of config.json for leaves that were `made_for` such a model (`about.py`).
 
     base   fields that it came with, of which those that do not follow from the leaves are kept
     patch  side of a patch; side: of the latents; only read where there are images
@@ -92,9 +59,10 @@ def published_config(
     fields["torch_dtype"] = dtype or np.dtype(shapes[TABLE].dtype).name
     if PROJECTOR not in shapes:  # the official class would look for an encoder
         fields = {name: value for name, value in fields.items() if name not in VISION}
-    if "image/linear/kernel" not in shapes:
+    if f"{IMAGE}/embed/linear/kernel" not in shapes:
         return fields
-    features = shapes["image/linear/kernel"].shape[0]
+    features = shapes[f"{IMAGE}/embed/linear/kernel"].shape[0]
+    outputs = getattr(shapes.get(f"{LINEAR}/kernel"), "shape", (features,))[-1]
     token = "conditioning/first/kernel" in shapes
     pad = fields["vocab_size"] - 4
     new = {
@@ -112,7 +80,7 @@ def published_config(
         "patch_size": patch,
         "in_channels": features // patch**2,
         "image_size": side * PIXELS,
-        "learn_sigma": made_for[VARIANCE] != "none",
+        "learn_sigma": outputs != features,
         "use_pos_embed": True,
         "use_adaln_final_layer": True,
         "decoder_t_embed": "add_before_image_tokens" if token else "adaln_before_decoder",
@@ -121,14 +89,14 @@ def published_config(
 
 def check_exportable(leaves: Leaves, made_for: Mapping[str, Any]) -> None:
     """Raises ValueError, in one sentence that lists everything that no published checkpoint has."""
-    wrong = [f"model.{name} is not known" for name in (*ONLY, *TRUNK) if name not in made_for]
-    wrong += [f"model.{name}={made_for[name]!r}, there {value!r} only" for name, value in ONLY.items()
+    wrong = [f"{name} is not known" for name in (*ONLY, *TRUNK) if name not in made_for]
+    wrong += [f"{name}={made_for[name]!r}, there {value!r} only" for name, value in ONLY.items()
               if made_for.get(name, value) != value]  # fmt: skip
     for path, leaf in leaves.shapes.items():
         axes = 2 + is_stacked(path) if path.endswith(("kernel", "embedding")) else 1 + is_stacked(path)
         if len(leaf.shape) != axes or names_of(path, leaf.shape[0] if is_stacked(path) else 1) is None:
             wrong.append(f"the parameter {shown(path)}")
-    wrong += [f"no parameter {path}" for path in (TABLE, "text_head/linear/kernel") if path not in leaves.shapes]
+    wrong += [f"no parameter {path}" for path in (TABLE, HEAD) if path not in leaves.shapes]
     if wrong:
         raise ValueError(f"this model cannot be published as Llama or MonoFormer, which lack: {listed(wrong, 100)}")
 
@@ -149,7 +117,7 @@ def write_published(
 ) -> list[str]:
     """Writes the tensors of `check_exportable` leaves into a folder, a block at a time; returns the names of the files.
 
-    order   of the image head's outputs, `crs` or `rsc` (see `ImageHead`); published is `rsc`
+    order   of the image head's outputs, `crs` or `rsc` (see `models/heads/adaln.py`); published is `rsc`
     patch   side of a patch
     dtype   of all tensors; None keeps that of each leaf
     more    tensors that are written, too, as they are
@@ -192,7 +160,7 @@ class _Blocks:
 
 
 def _turned(path: str, order: str) -> bool:
-    return order == "crs" and path.startswith("image_head/linear/")
+    return order == "crs" and path.startswith(f"{LINEAR}/")
 
 
 def _rsc(values: np.ndarray, patch: int) -> np.ndarray:

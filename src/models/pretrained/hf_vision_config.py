@@ -1,4 +1,4 @@
-"""The frozen vision encoder as a published `config.json` says it <-> `config.vision`.
+"""The frozen vision encoder as a published `config.json` says it <-> the links of `config.fields.vision.codec`.
 
 The official class builds its encoder of three fields: `vision_encoder` (clip | vae), `vision_encoder_path`, a folder or
 a name of the hub, from which the encoder's own weights come, and `vision_encoder_args`, of a vae `patch_size` and
@@ -14,11 +14,24 @@ from typing import Any
 from src.common.files.paths import shown
 
 FIELDS = ("vision_encoder", "vision_encoder_path", "vision_encoder_args")
-NAMES = {"clip": "vision:Clip", "vae": "vision:Latents"}
-# Of each encoder's args: our option, the value where neither says one, and the lowest and highest.
-ARGS: dict[str, dict[str, tuple[str, int, int, int]]] = {
+CODEC = "fields.vision.codec"
+# Of each encoder the links, by stage and option: those that are always so.
+LINKS: dict[str, dict[str, str]] = {
+    "clip": {"frozen.name": "clip_vision"},
+    "vae": {
+        "host.name": "pixels",
+        "host.fit": "letterbox",
+        "frozen.name": "vae_latents",
+        "device.name": "patch",
+    },
+}
+# Of each encoder's args: our options, the value where neither says one, and the lowest and highest.
+ARGS: dict[str, dict[str, tuple[tuple[str, ...], int, int, int]]] = {
     "clip": {},
-    "vae": {"patch_size": ("patch", 2, 1, 2**8), "resolution": ("size", 256, 1, 2**14)},
+    "vae": {
+        "patch_size": (("device.size",), 2, 1, 2**8),
+        "resolution": (("host.height", "host.width"), 256, 1, 2**14),
+    },
 }
 
 
@@ -31,10 +44,11 @@ class PublishedVision:
     vision_encoder_args: Mapping[str, int]
 
     def about(self) -> dict[str, Any]:
-        """The fields of `config.vision` that say the same, by dotted name; not the path, which may differ."""
-        args = {ours: self.vision_encoder_args.get(theirs, usual)
-                for theirs, (ours, usual, *_) in ARGS[self.vision_encoder].items()}  # fmt: skip
-        return {f"vision.{name}": value for name, value in ({"name": NAMES[self.vision_encoder]} | args).items()}
+        """The fields of a config that say the same, by dotted name; not the path, which may differ."""
+        options: dict[str, Any] = dict(LINKS[self.vision_encoder])
+        for name, (ours, usual, *_) in ARGS[self.vision_encoder].items():
+            options |= dict.fromkeys(ours, self.vision_encoder_args.get(name, usual))
+        return {f"{CODEC}.{option}": value for option, value in options.items()}
 
 
 def parse_vision(fields: Mapping[str, Any]) -> PublishedVision | list[str] | None:
@@ -42,8 +56,8 @@ def parse_vision(fields: Mapping[str, Any]) -> PublishedVision | list[str] | Non
     encoder, path, args = (fields.get(name) for name in FIELDS)
     if not encoder:
         return None
-    if not isinstance(encoder, str) or encoder not in NAMES:
-        return [f"vision_encoder={shown(encoder)} is none of {', '.join(NAMES)}"]
+    if not isinstance(encoder, str) or encoder not in LINKS:
+        return [f"vision_encoder={shown(encoder)} is none of {', '.join(LINKS)}"]
     args = {} if args is None else args
     wrong = [] if isinstance(path, str) and path else [f"vision_encoder_path={shown(path)} is no path"]
     if not isinstance(args, dict):
@@ -55,21 +69,14 @@ def parse_vision(fields: Mapping[str, Any]) -> PublishedVision | list[str] | Non
     return wrong or PublishedVision(encoder, path, args)
 
 
-def about_vision(vision: Mapping[str, Any]) -> dict[str, Any]:
-    """Of `config.vision`, the fields that `PublishedVision.about` may name."""
-    encoder = _encoder(vision)
-    options = {ours: vision.get(ours, usual) for ours, usual, *_ in (ARGS[encoder].values() if encoder else ())}
-    return {f"vision.{name}": value for name, value in ({"name": vision.get("name", "")} | options).items()}
-
-
-def vision_fields(vision: Mapping[str, Any]) -> dict[str, Any]:
-    """The three fields of config.json for `config.vision`; none for an encoder that is not published."""
-    encoder = _encoder(vision)
-    if encoder is None:
-        return {}
-    args = {theirs: vision.get(ours, usual) for theirs, (ours, usual, *_) in ARGS[encoder].items()}
-    return dict(zip(FIELDS, (encoder, str(vision["path"]), args), strict=True))
-
-
-def _encoder(vision: Mapping[str, Any]) -> str | None:
-    return {ours: theirs for theirs, ours in NAMES.items()}.get(vision.get("name", ""))
+def vision_fields(links: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The three fields of config.json for the links of a codec by stage; none for an encoder that is not published."""
+    stages = {f"{stage}.{key}": value for stage, link in links.items() for key, value in link.items()}
+    stages |= {key: value.partition(":")[0] for key, value in stages.items() if key.endswith(".name")}
+    for encoder, wanted in LINKS.items():
+        sizes = {name: [stages.get(option) for option in ours] for name, (ours, *_) in ARGS[encoder].items()}
+        square = all(len(set(values)) == 1 for values in sizes.values())
+        if square and all(stages.get(option) == value for option, value in wanted.items()):
+            args = {name: value for name, (value, *_) in sizes.items()}
+            return dict(zip(FIELDS, (encoder, str(stages["frozen.path"]), args), strict=True))
+    return {}

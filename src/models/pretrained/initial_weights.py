@@ -1,7 +1,7 @@
 """The folder that a run starts from (`config.init_from`): our leaves as safetensors, and `weights.json` about them.
 
-`weights.json` has `format`, `hash`, `about` (the fields of `config.model` that the weights were made for, by dotted
-name), `published` (the config.json that they came with) and, of each leaf by path, dtype, shape and `print`, the
+`weights.json` has `format`, `hash`, `about` (the fields of a config that the weights were made for, by dotted name, see
+`about.py`), `published` (the config.json that they came with) and, of each leaf by path, dtype, shape and `print`, the
 checksum of `common/files/checksums.py`. The hash is that of all of this and so of the weights: it does not
 depend on how many files they are in. It finds damage and other weights; it is no signature.
 """
@@ -27,9 +27,11 @@ from src.common.files.safetensors_writer import SHARD_BYTES, Tensor, write_tenso
 from src.common.files.store import write_whole
 from src.common.files.strict_json import read_json
 from src.common.tree import listed
+from src.models.pretrained.about import renamed
+from src.models.pretrained.old_paths import path_now
 
 FILE = "weights.json"
-FORMAT = 1
+FORMAT = 2  # 1: before fields were rows of a table
 HEAD = {"format": int, "hash": str, "about": dict, "published": dict, "leaves": dict}
 
 
@@ -82,6 +84,8 @@ def is_initial(folder: str | os.PathLike[str]) -> bool:
 def read_meta(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """`weights.json` of a folder, checked against its own hash; reads nothing else.
 
+    Of format 1 it is as if format 2 had been written; `moved` has the path then of each leaf by its path now.
+
     Raises FileNotFoundError, OSError, and ValueError, in one sentence, when it is damaged or of a newer format.
     """
     path = epath.Path(folder) / FILE
@@ -98,7 +102,15 @@ def read_meta(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{where} have a {FILE} that is not what was written: convert them anew")
     if meta["format"] < 1 or seal(meta) != meta["hash"]:
         raise ValueError(f"{where} have a {FILE} whose hash is not that of its content: convert them anew")
-    return meta
+    return meta | {"moved": {}} if meta["format"] == FORMAT else _from_1(meta)
+
+
+def _from_1(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """`weights.json` of format 1 in format 2; the hash stays that of the file."""
+    moved = {path_now(path): path for path in meta["leaves"]}
+    leaves = {now: meta["leaves"][then] for now, then in moved.items()}
+    told = renamed(meta["about"], meta["published"])
+    return dict(meta) | {"format": FORMAT, "about": told, "leaves": leaves, "moved": moved}
 
 
 class Initial:
@@ -110,8 +122,10 @@ class Initial:
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder, self.meta = epath.Path(folder), read_meta(folder)
         self.tensors = SafeTensors(folder)
-        table = self.meta["leaves"]
-        have = {p: {"dtype": e.dtype.name, "shape": list(e.shape)} for p, e in self.tensors.entries.items()}
+        table, self._moved = self.meta["leaves"], self.meta["moved"]
+        now = {then: path for path, then in self._moved.items()}
+        entries = {now.get(name, name): entry for name, entry in self.tensors.entries.items()}
+        have = {p: {"dtype": e.dtype.name, "shape": list(e.shape)} for p, e in entries.items()}
         told = {p: leaf for p, leaf in table.items() if isinstance(leaf, dict)}
         wrong = sorted(
             path
@@ -123,7 +137,7 @@ class Initial:
                 f"the initial weights {shown(folder)} do not have the tensors of their {FILE}, which differs in "
                 f"{listed(list(map(shown, wrong)), 100)}: convert them anew"
             )
-        self.shapes = {p: jax.ShapeDtypeStruct(e.shape, e.dtype) for p, e in self.tensors.entries.items()}
+        self.shapes = {p: jax.ShapeDtypeStruct(e.shape, e.dtype) for p, e in entries.items()}
 
     @property
     def hash(self) -> str:
@@ -132,9 +146,10 @@ class Initial:
 
     def blocks(self, path: str) -> Iterator[np.ndarray]:
         """See `Leaves`."""
-        for block in self.tensors[path] if is_stacked(path) else [self.tensors[path]]:
+        name = self._moved.get(path, path)
+        for block in self.tensors[name] if is_stacked(path) else [self.tensors[name]]:
             yield block
-            self.tensors.release(path)
+            self.tensors.release(name)
 
     def check(self, prints: Mapping[str, int]) -> None:
         """Raises ValueError unless these are the checksums of the leaves as they were written."""

@@ -1,5 +1,6 @@
 """Published Llama and MonoFormer checkpoints (safetensors) <-> our leaves by path, without torch or transformers.
 
+Their parts are those of the rows `text`, `image` and `vision` of a config, and of the trunk, `time` and `conditioning`.
 Linear layers are stored `[out, in]` there and `[in, out]` here; the trunk's blocks are stacked along a leading axis.
 """
 
@@ -33,21 +34,23 @@ BLOCK = {
     "post_attention_layernorm.weight": "mlp_norm/scale",
 }
 SINGLE = {
-    "model.embed_tokens.weight": "text/table/embedding",
+    "model.embed_tokens.weight": "fields/text/embed/table/embedding",
     "model.norm.weight": "trunk/final_norm/scale",
-    "lm_head.weight": "text_head/linear/kernel",
-    "x_embedder": "image/linear",
+    "lm_head.weight": "fields/text/head/linear/kernel",
+    "x_embedder": "fields/image/embed/linear",
     "t_embedder.mlp.0": "time/first",
     "t_embedder.mlp.2": "time/second",
     "t_projector.0": "conditioning/first",
     "t_projector.2": "conditioning/second",
     "adaLN_module.1": "conditioning/linear",
-    "final_layer.adaLN_modulation.1": "image_head/adaln",
-    "final_layer.linear": "image_head/linear",
-    "im_embedder.0": "vision/first",
-    "im_embedder.2": "vision/second",
+    "final_layer.adaLN_modulation.1": "fields/image/head/adaln",
+    "final_layer.linear": "fields/image/head/linear",
+    "im_embedder.0": "fields/vision/embed/first",
+    "im_embedder.2": "fields/vision/embed/second",
 }
-TABLE, HEAD = "text/table/embedding", "text_head/linear/kernel"  # the leaves with an axis of words
+IMAGE, VISION = "fields/image", "fields/vision"
+PROJECTOR = f"{VISION}/embed/first/kernel"
+TABLE, HEAD = "fields/text/embed/table/embedding", "fields/text/head/linear/kernel"  # the leaves with an axis of words
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 IGNORED = ("rotary_emb.inv_freq",)  # a buffer that older Llama files carry
 TOWER = "vision_encoder."  # frozen, and published in a folder of its own
@@ -165,19 +168,19 @@ def expected(found: Mapping[str, Any], config: PublishedConfig) -> dict[str, tup
         return shapes
     features = c.image.in_channels * c.image.patch_size**2
     linears = {
-        "image/linear": (features, width),
+        f"{IMAGE}/embed/linear": (features, width),
         "time/first": (TIME_FEATURES, width),
         "time/second": (width, width),
-        "image_head/adaln": (width, 2 * width),
-        "image_head/linear": (width, features * (2 if c.image.learn_sigma else 1)),
+        f"{IMAGE}/head/adaln": (width, 2 * width),
+        f"{IMAGE}/head/linear": (width, features * (2 if c.image.learn_sigma else 1)),
     }
     if c.image.decoder_t_embed == "add_before_image_tokens":
         linears |= dict.fromkeys(("conditioning/first", "conditioning/second"), (width, width))
     else:
         linears |= {"conditioning/linear": (width, 2 * width)}
-    if c.vision is not None or any(path.startswith("vision/") for path in found):
-        first = getattr(found.get("vision/first/kernel"), "shape", (width,))[0]
-        linears |= {"vision/first": (first, width), "vision/second": (width, width)}
+    if c.vision is not None or any(path.startswith(f"{VISION}/") for path in found):
+        first = getattr(found.get(PROJECTOR), "shape", (width,))[0]
+        linears |= {f"{VISION}/embed/first": (first, width), f"{VISION}/embed/second": (width, width)}
     for path, shape in linears.items():
         shapes |= {f"{path}/kernel": shape, f"{path}/bias": shape[1:]}
     return shapes

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from src.corruption._base import expand
+from src.corruption.base import expand
 from src.interfaces import Corrupted, Process
 
 ON = ("changed", "all")

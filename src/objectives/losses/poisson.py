@@ -11,7 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from src.corruption._base import expand
+from src.corruption.base import expand
 from src.corruption.counts import Counts
 from src.interfaces import Corrupted
 

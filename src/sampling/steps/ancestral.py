@@ -8,11 +8,11 @@ from collections.abc import Callable
 from jaxtyping import Array
 
 from src.interfaces import Process, PyTree
-from src.sampling.steps._base import Base
+from src.sampling.steps.base import StepBase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ancestral(Base):
+class Ancestral(StepBase):
     """x_s ~ p(x_s | x_t).
 
     shift   of the times towards noise, 1 = none

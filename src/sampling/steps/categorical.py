@@ -19,14 +19,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from src.corruption._base import expand
+from src.corruption.base import expand
 from src.corruption.categorical import Categorical
 from src.interfaces import PyTree
-from src.sampling.steps._base import Base
+from src.sampling.steps.base import StepBase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Confidence(Base):
+class Confidence(StepBase):
     """The surest tokens first. A token of several numbers has the sum of their logarithms for its confidence.
 
     gumbel     scale of the noise at t = 1, annealed to 0; without noise the samples do not tend to the model's law

@@ -23,13 +23,13 @@ from src.corruption._grids import time_grid
 from src.corruption.gaussian import Estimate, Gaussian, expand
 from src.corruption.schedules import FLOOR, Schedule
 from src.interfaces import PyTree
-from src.sampling.steps._base import Base
+from src.sampling.steps.base import StepBase
 
 Again = Callable[[Array, Array], Estimate]  # (x_t, t) -> one more estimate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Sampler(Base):
+class _Sampler(StepBase):
     """Options that all samplers share, beside `shift`.
 
     spacing   of the kept indices of a discrete schedule, "uniform" or "ddim"

@@ -117,9 +117,9 @@ def measure_latents(net: Any, size: int, batch: int, files: int, calls: int) -> 
         zeros = np.zeros((plan.batch, *plan.moments.shape), np.float32)
         np.asarray(plan.encode(np.zeros((plan.batch, size, size, 3), np.uint8)))  # compiles
         bare = dataclasses.replace(plan, encode=lambda pixels: zeros)
-        found, sources = {}, {count: Pictures(count) for count in (files, calls * plan.batch)}
+        found, sources = {}, {count: GeneratedImages(count) for count in (files, calls * plan.batch)}
         for label, used, count in (("without", bare, files), ("whole", plan, calls * plan.batch)):
-            found[label] = _clocks(lambda used=used, n=count, to=label: prepare(lambda: sources[n], folder / to, used))
+            found[label] = _clocks(lambda used=used, n=count, to=label: prepare(sources[n], folder / to, used))
         (_, bare_busy), (wall, busy) = found["without"], found["whole"]
     images, bare_busy, busy = calls * plan.batch, bare_busy / files, busy / (calls * plan.batch)
     return {
@@ -133,7 +133,7 @@ def measure_latents(net: Any, size: int, batch: int, files: int, calls: int) -> 
     }
 
 
-class Pictures:
+class GeneratedImages:
     """A source of generated JPEG files in memory; some of them again and again."""
 
     kind = "classes"
@@ -155,7 +155,7 @@ class Pictures:
     def __getitem__(self, index: int) -> Any:
         from src.data.example import Example
 
-        return Example(f"picture {index}", {"label": 0}, (self._files[index % len(self._files)],))
+        return Example({"label": 0, "image": self._files[index % len(self._files)]}, f"picture {index}")
 
 
 def photograph(seed: int, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -22,10 +22,10 @@ LEAF = 2**24  # bytes
 EVERY = 0.002  # seconds between two looks at the memory
 
 
-class Watch:
+class PeakMemory:
     """The highest resident memory of this process in bytes, above that at the start, while it is open (Linux)."""
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> PeakMemory:
         self.start, self.highest, self._open = resident(), 0, True
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -73,7 +73,7 @@ def measure_saves(state: Any, folder: str | None = None, count: int = COUNT) -> 
     checkpointer, taken = Checkpointer(place, keep=1), []
     try:
         for step in range(1, count + 2):
-            with Watch() as watch:
+            with PeakMemory() as watch:
                 began = time.perf_counter()
                 if not checkpointer.save(step, state, {}, {}):
                     raise OSError(f"nothing could be saved in {place}")

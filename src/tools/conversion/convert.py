@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
-from ml_collections import ConfigDict
 
+from src.codecs.chain import build_chain
+from src.codecs.patch import Patch
 from src.codecs.text import SPECIALS as WORDS
 from src.codecs.text import SentencePiece
 from src.common.files.lazy_arrays import Leaves
@@ -19,13 +20,10 @@ from src.common.files.safetensors_writer import SHARD_BYTES, check_room
 from src.common.files.strict_json import read_json
 from src.common.tree import listed
 from src.models import lora
+from src.models.pretrained.about import ORDER, about, about_run, links_of
 from src.models.pretrained.export import (
     LLAMA,
-    ORDER,
     PIXELS,
-    PROJECTOR,
-    about,
-    about_model,
     check_exportable,
     published_config,
     write_config,
@@ -35,7 +33,15 @@ from src.models.pretrained.hf_config import parse_config, read_config
 from src.models.pretrained.hf_vision_config import FIELDS as VISION
 from src.models.pretrained.hf_vision_config import vision_fields
 from src.models.pretrained.initial_weights import Initial, is_initial, summary, write_initial
-from src.models.pretrained.llama_weights import Grown, Published, check_complete, expected
+from src.models.pretrained.llama_weights import (
+    IMAGE,
+    PROJECTOR,
+    TABLE,
+    Grown,
+    Published,
+    check_complete,
+    expected,
+)
 from src.tools.conversion.hub import download, is_hub_name
 from src.tools.conversion.tokenizer import add_words, copy_tokenizer
 from src.tools.conversion.vision_tower import tower_tensors
@@ -61,14 +67,14 @@ class Options:
     shard_bytes: int = SHARD_BYTES
 
 
-class Source(NamedTuple):
+class Weights(NamedTuple):
     """Where something is, and what: `initial`, `run`, `published`, `vae`, `clip` or `tensors`."""
 
     path: epath.Path
     kind: str
 
 
-def find(name: str, revision: str | None = None) -> Source:
+def find(name: str, revision: str | None = None) -> Weights:
     """What a path is, or a repository of the hub once it is here.
 
     Raises FileNotFoundError, ImportError, OSError and ValueError, in one sentence.
@@ -79,21 +85,21 @@ def find(name: str, revision: str | None = None) -> Source:
             raise FileNotFoundError(f"there is no {shown(name)}: give a folder, or owner/name of the Hugging Face hub")
         path = download(name, revision)
     if not path.is_dir():
-        return Source(path, "tensors")
+        return Weights(path, "tensors")
     if is_initial(path):
-        return Source(path, "initial")
+        return Weights(path, "initial")
     if (path / "checkpoints").is_dir():
-        return Source(path, "run")
+        return Weights(path, "run")
     if not (path / "config.json").exists():
         SafeTensors(path)  # says what is there instead, and of what may run code how to convert it
-        return Source(path, "tensors")
+        return Weights(path, "tensors")
     fields = read_json(path / "config.json", what="config")
     fields = fields if isinstance(fields, dict) else {}
     if fields.get("_class_name") == "AutoencoderKL":
-        return Source(path, "vae")
+        return Weights(path, "vae")
     if str(fields.get("model_type")).startswith("clip"):
-        return Source(path, "clip")
-    return Source(path, "published")
+        return Weights(path, "clip")
+    return Weights(path, "published")
 
 
 def check_empty(out: str) -> None:
@@ -103,7 +109,7 @@ def check_empty(out: str) -> None:
         raise ValueError(f"--out={out} is there already and not empty: give another folder, or remove it")
 
 
-def convert(source: Source, out: str, options: Options) -> Iterator[str]:
+def convert(source: Weights, out: str, options: Options) -> Iterator[str]:
     """Writes `out`, and says line by line what was done. Raises as its parts do, before anything is written where the
     source or an option is wrong."""
     if source.kind == "published":
@@ -130,7 +136,7 @@ def _import(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str
     copied = copy_tokenizer(path, out)
     (leaves, *_), _ = ready[0]
     if copied and leaves.rows == SPECIALS:
-        rows = leaves.shapes["text/table/embedding"].shape[0]
+        rows = leaves.shapes[TABLE].shape[0]
         add_words(out, {word: rows - SPECIALS + place for place, word in enumerate(WORDS)})
     yield f"tokenizer files: {', '.join(copied) or 'none there'}"
 
@@ -174,7 +180,7 @@ class Job(NamedTuple):
     target: epath.Path
 
 
-def _export(source: Source, out: epath.Path, options: Options) -> Iterator[str]:
+def _export(source: Weights, out: epath.Path, options: Options) -> Iterator[str]:
     jobs, tokenizer = (_initial_jobs if source.kind == "initial" else _run_jobs)(source.path, out, options)
     configs = [_config(job, source, options) for job in jobs]  # all of them before anything is written
     towers = [tower_tensors(fields, PROJECTOR in job.leaves.shapes) for job, fields in zip(jobs, configs, strict=True)]
@@ -191,7 +197,7 @@ def _export(source: Source, out: epath.Path, options: Options) -> Iterator[str]:
     yield f"tokenizer files: {', '.join(copied) or 'none there (see --tokenizer)'}"
 
 
-def _config(job: Job, source: Source, options: Options) -> dict[str, Any]:
+def _config(job: Job, source: Weights, options: Options) -> dict[str, Any]:
     """The fields of config.json, once everything fits."""
     shapes = job.leaves.shapes
     check_exportable(job.leaves, job.made_for)
@@ -225,12 +231,12 @@ def _run_jobs(path: epath.Path, out: epath.Path, options: Options) -> tuple[list
     run = find_trained(path, options)
     adapters = run.config["model"].get("lora", {})
     leaves = lora.Merged(run, adapters["alpha"]) if adapters.get("rank") else run
-    images = any(path.startswith("image/") for path in run.shapes)
+    images = any(path.startswith(f"{IMAGE}/") for path in run.shapes)
     base, tokenizer = _base(run.config)
-    base = {name: value for name, value in base.items() if name not in VISION} | vision_fields(run.config["vision"])
-    side = options.image_size // PIXELS if options.image_size else _side(run.config) if images else 0
-    made_for = about_model(run.config["model"], images)
-    return [Job(leaves, made_for, base, run.config["patch"]["size"], side, out)], tokenizer
+    base = {name: value for name, value in base.items() if name not in VISION}
+    base |= vision_fields(links_of(run.config["fields"].get("vision", {}).get("codec") or {}))
+    patch, side = _sizes(run.config, options.image_size) if images else (0, 0)
+    return [Job(leaves, about_run(run.config, images), base, patch, side, out)], tokenizer
 
 
 def find_trained(workdir: epath.Path, options: Options) -> Trained:
@@ -256,40 +262,36 @@ def find_trained(workdir: epath.Path, options: Options) -> Trained:
 def _base(config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """The published config.json that a run began from, where that is still there, and where its tokenizer is."""
     path = (config.get("init_from") or {}).get("path")
-    model = config["text_codec"].get("path")
-    folder = os.path.dirname(model) if model else None
+    codec = links_of(config["fields"].get("text", {}).get("codec") or {}).get("host", {})
+    folder = os.path.dirname(codec["path"]) if codec.get("path") else None
     if path and is_initial(path):
         return Initial(path).meta["published"], folder or path
     return {}, folder
 
 
-def _side(config: Mapping[str, Any]) -> int:
-    """Elements of a side of the latents that the run draws, from its own config."""
-    from src.build import build_system
-
+def _sizes(config: Mapping[str, Any], image_size: int | None) -> tuple[int, int]:
+    """The side of a patch and of the latents (or pixels) that a run makes, in their elements."""
+    where = "fields.image.codec"
     try:
-        system = build_system(ConfigDict(_tuples(config)))
+        links = build_chain(config["fields"]["image"]["codec"], where, _nothing).device
     except (ValueError, KeyError, OSError) as error:
-        raise ValueError(f"the size of the run's images is not known ({error}): give --image_size") from error
-    shapes = {plan.task.image_shape for plan in system.tasks.values() if plan.task.image_shape is not None}
-    shapes = {system.frozen.image.shape(shape) for shape in shapes} if system.frozen.image else shapes
-    height, width, _ = shapes.pop()
-    if shapes or height != width:
-        raise ValueError("the run's images are not square, or of several sizes: give --image_size, which is one number")
-    return height
+        raise ValueError(f"the run's images are not known: {error}") from error
+    if not links or not isinstance(links[0], Patch) or len(links) > 1:
+        raise ValueError(f"the run cannot be published: MonoFormer's images are patches, and {where} makes others")
+    height, width = links[0].height, links[0].width
+    if image_size is None and height != width:
+        raise ValueError("the run's images are not square: give --image_size, which is one number")
+    return links[0].size, image_size // PIXELS if image_size else height
 
 
-def _tuples(value: Any) -> Any:
-    """A config as it was before it was JSON."""
-    if isinstance(value, Mapping):
-        return {name: _tuples(inner) for name, inner in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _nothing(what: str, link: Any) -> Any:
+    raise ValueError(f"a codec learns from the {what} of the run, which are not here")
 
 
 # --------------------------------------------------------------------------- what is there
 
 
-def info(source: Source) -> str:
+def info(source: Weights) -> str:
     """What a source holds, in lines."""
     from src.tools.conversion.info import describe
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 import time
@@ -29,7 +28,7 @@ def define() -> flags.FlagValues:
     values = flags_of_config("The config whose data are read.")
     common = {"flag_values": values}
     flags.DEFINE_string("task", None, "--config: the task; needed where there are several.", **common)
-    flags.DEFINE_string("source", None, "A source of src/data, e.g. imagenet:ImageFolders.", **common)
+    flags.DEFINE_string("source", None, "A source of src/data/sources, e.g. image_folders.", **common)
     flags.DEFINE_multi_string("set", [], "--source: an option, name=value.", **common)
     flags.DEFINE_string("out", None, "The folder of the shards.", **common)
     flags.DEFINE_integer("rows", 5000, "Rows of the source for each shard.", 1, **common)
@@ -60,17 +59,18 @@ def write(values: flags.FlagValues, config: Any, plan: Any, processes: int = 1) 
     """
     from src.data.pipeline.bad_rows import Ledger, TooManyBadRowsError
     from src.data.prepare import prepare
+    from src.data.record import classes_of, kind_of
 
-    name, opened = open_source(values, config)
-    classes = getattr(opened(), "classes", ())
+    name, source = open_source(values, config)
+    classes = classes_of(source, kind_of(source))
     if classes and not all(c["name"] for c in classes):
         print(
             "the classes have ids and no names: a task that is prompted by names will need the file of names, here"
-            " (--set=names=…) or in training (data.names)", file=sys.stderr,
+            " (--set=names=…) or in training (source.names)", file=sys.stderr,
         )  # fmt: skip
     out, ledger = values.out, Ledger(values.out, share=values.max_bad_share, least=values.max_bad_least)
     try:
-        manifest = prepare(opened, out, plan, name=name, processes=processes, ledger=ledger, say=Progress())
+        manifest = prepare(source, out, plan, name=name, processes=processes, ledger=ledger, say=ProgressBar())
     except TooManyBadRowsError as error:
         said = str(error).replace("data.max_bad.share", "--max_bad_share")
         raise ValueError(said.replace("mend the data,", "mend the data and give another --out,")) from error
@@ -84,9 +84,9 @@ def write(values: flags.FlagValues, config: Any, plan: Any, processes: int = 1) 
 
 
 def open_source(values: flags.FlagValues, config: Any) -> tuple[str, Any]:
-    """Name of the source that the flags name, and what opens it. Raises ValueError, also for an --out with files."""
+    """Name of the source that the flags name, and the source. Raises ValueError, also for an --out with files."""
     if not values.out or (config is None) == (values.source is None):
-        raise ValueError("give --out=<folder>, and either --config=<file> or --source=<file:Class>")
+        raise ValueError("give --out=<folder>, and either --config=<file> or --source=<file>")
     check_out(values.out)
     return of_config(config, values.task) if config is not None else of_source(values.source, values.set)
 
@@ -108,23 +108,21 @@ def check_out(out: str) -> None:
 
 
 def of_config(config: Any, task: str | None) -> tuple[str, Any]:
-    """Name of a task's source, and what opens it.
-
-    Raises ValueError for a task that is not there or does not read files.
-    """
+    """Name of a task, and its source. Raises as `task_of`."""
     name, found = task_of(config, task)
-    return name, found.open
+    return name, found.source
 
 
 def task_of(config: Any, task: str | None) -> tuple[str, Any]:
     """Name of the task of a config whose files are read, the only one where none is named, and the task.
 
-    Raises as `of_config`.
+    Raises ValueError for a task that is not there or does not read files.
     """
     from src.build import build_system
-    from src.data.file_task import ExampleTask
+    from src.data.sources._files import FileSource
 
-    tasks = {n: plan.task for n, plan in build_system(config).tasks.items() if isinstance(plan.task, ExampleTask)}
+    tasks = {name: plan.task for name, plan in build_system(config).tasks.items()}
+    tasks = {name: found for name, found in tasks.items() if isinstance(found.source, FileSource)}
     if task is None and len(tasks) == 1:
         task = next(iter(tasks))
     if task not in tasks:
@@ -133,31 +131,27 @@ def task_of(config: Any, task: str | None) -> tuple[str, Any]:
 
 
 def of_source(name: str, options: Sequence[str]) -> tuple[str, Any]:
-    """Name of a source, and what opens it.
+    """Name of a source, and the source.
 
     Raises ValueError for an unknown source or option.
     """
-    from etils import epath
-
-    cls, given = lookup("data", name), {}
-    if not hasattr(cls, "__getitem__"):
-        raise ValueError(f"--source={name} is a task: name its source, such as imagenet:ImageFolders, or use --config")
+    cls, given = lookup("data/sources", name), {}
     parameters = inspect.signature(cls.__init__).parameters
     for option in options:
         key, equals, value = option.partition("=")
         if not equals:
             raise ValueError(f"--set={option} has no value: write --set=name=value")
         kind = str(parameters[key].annotation) if key in parameters else ""
-        convert = {"epath.Path": epath.Path, "int": int, "tuple[str, ...]": lambda text: tuple(text.split(","))}
+        convert = {"int": int, "bool": lambda text: {"true": True, "false": False}[text.lower()]}
         try:
             given[key] = convert.get(kind, str)(value)
-        except ValueError as error:
-            raise ValueError(f"--set={option} is no number: write --set={key}=1") from error
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"--set={option} is no {kind}: write --set={key}=1, or true") from error
     check_arguments(cls, given, where=f"--source={name}")
-    return name, functools.partial(cls, **given)
+    return name, cls(**given)
 
 
-class Progress:
+class ProgressBar:
     """Says how far it is: a bar on a terminal, a line every ten seconds elsewhere."""
 
     def __init__(self):

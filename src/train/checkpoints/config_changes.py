@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
 import jax
 import numpy as np
 
-FREE = ("steps", "log", "eval", "checkpoint", "sample", "guard", "doctor", "watchdog")
-# What may change while the fingerprint of it stays: of the tokenizer, of the weights that the run began from, and of
-# frozen networks.
-WHERE = {
-    "tokenizer": ("text_codec.path", "text_codec.folder"),
-    "weights": ("init_from.path",),
-    "frozen.image": ("image_codec.path",),
-    "frozen.vision": ("vision.path",),
-}
+from src.common.lookup import lookup
+
+FREE = (
+    *("steps", "log", "eval", "checkpoint", "sample", "decode", "guidance", "guard", "doctor", "watchdog"),
+    "fields.*.step",
+)
+PLACES = ("path", "folder")  # of links of a codec: they may change while what they hold stays (see `_elsewhere`)
 # What a config means that does not have the field, because it was made before there was one, or after it was dropped.
 ASSUMED: dict[str, Any] = {
     "model.lora.alpha": 16.0,
     "model.lora.rank": 0,
     "model.lora.targets": "attention/(q|k|v|out)|mlp/(gate|up|down)",
     "model.trunk.attention": "auto",
-    "model.trunk.copies": [],
-    "model.text_head.chunk": 8192,
+    "model.trunk.mot": [],
     "optim.moments": "full",
     "optim.decays": (),
-    "image_codec.name": "",
-    "image_codec.path": "",
-    "image_codec.dtype": "float32",
-    "vision.dtype": "float32",
-    "vision.name": "",
-    "vision.path": "",
-    "model.vision.init": "lecun_normal",
-    "frozen": {},
+    "codecs": {},
+    "fields.*.hint": False,
+    "fields.*.timed": True,
+    "fields.*.time_token": False,
     "init_from.path": "",
     "init_from.ema": False,
     "init_from.skip": (),
     "weights": None,
     "teacher.dtype": "float32",
-    "text_codec.pieces": 32_000,
+}
+# Where the classes of parts are: an option that a config does not have is what its class takes for it.
+PARTS = {
+    "fields.*.codec": "codecs",
+    "fields.*.codec.*": "codecs",
+    "fields.*.embed": "models/embedders",
+    "fields.*.head": "models/heads",
+    "fields.*.process": "corruption",
+    "fields.*.process.schedule": "corruption",
+    "tasks.*.source": "data/sources",
+    "tasks.*.template": "data/templates",
+    "tasks.*.objectives.*": "objectives",
+    "tasks.*.objectives.*.timesteps": "corruption",
 }
 RENAMED: dict[str, str] = {}  # a field, or all below it, of older configs: its name now
 ABSENT = "absent"
@@ -49,15 +55,14 @@ ABSENT = "absent"
 def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, tuple[Any, Any]]:
     """The fields that differ between a checkpoint's config and this run's, `{"steps": (old, new)}`, to be logged.
 
-    Fields that equal a name in `free`, or lie below one, may differ. One that only one of the configs has is taken for
-    its value in ASSUMED, and RENAMED fields of the old one are compared under their new name. Raises ValueError with
-    the list of the others, and what to do about each.
+    Fields that equal a name in `free`, or lie below one, may differ; `*` in a name is any one part of it. A field that
+    only one of the configs has is taken for its value in ASSUMED, or for what its part's class has (PARTS), and RENAMED
+    fields of the old one are compared under their new name. Raises ValueError with the list of the others, and what to
+    do about each.
     """
     before = {_renamed(field): value for field, value in fields(plain(old)).items()}
     after = fields(plain(new))
-    for name, where in WHERE.items():
-        if before.get(name) is not None and before.get(name) == after.get(name):
-            free = (*free, *where)
+    free = (*free, *_elsewhere(before, after))
     changed = {
         field: (before.get(field, ABSENT), after.get(field, ABSENT))
         for field in sorted(before.keys() | after.keys())
@@ -66,7 +71,8 @@ def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, 
     locked = {
         field: values
         for field, values in changed.items()
-        if not any(field == name or field.startswith(f"{name}.") for name in free) and not _as_before(field, *values)
+        if not any(_lies_below(field, name) for name in free)
+        and not _as_before(field, *values, after if values[0] == ABSENT else before)
     }
     if locked:
         rows = "; ".join(f"{field}: {was!r} -> {now!r}" for field, (was, now) in locked.items())
@@ -85,23 +91,64 @@ def _renamed(field: str) -> str:
     return field
 
 
-def _as_before(field: str, was: Any, now: Any) -> bool:
+def _lies_below(field: str, name: str) -> bool:
+    """Whether a field is the one of a name, or lies below it; `*` stands for one part of the name."""
+    parts, wanted = field.split("."), name.split(".")
+    return len(parts) >= len(wanted) and all(b in ("*", a) for a, b in zip(parts, wanted, strict=False))
+
+
+def _elsewhere(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The fields that say where something is whose fingerprint is the same: the weights that a run began from, and the
+    tokenizers and networks of the codecs of a field."""
+    found = ["init_from.path"] if _equal(before, after, "weights") else []
+    for row in sorted({name.split(".")[1] for name in (*before, *after) if name.startswith("codecs.")}):
+        found += _places(row) if _equal(before, after, f"codecs.{row}") else []
+    return found
+
+
+def _equal(before: dict[str, Any], after: dict[str, Any], name: str) -> bool:
+    """Whether both know something below a name, and it is the same."""
+    old, new = ({f: value for f, value in each.items() if _lies_below(f, name)} for each in (before, after))
+    return bool(old) and old == new and None not in old.values()
+
+
+def _places(row: str) -> list[str]:
+    return [f"fields.{row}.codec{link}.{option}" for link in ("", ".*") for option in PLACES]
+
+
+def _as_before(field: str, was: Any, now: Any, config: dict[str, Any]) -> bool:
     """Whether a field that one of the configs does not have says in the other one what was always done."""
-    return ABSENT in (was, now) and field in ASSUMED and _same(plain(ASSUMED[field]), now if was == ABSENT else was)
+    if ABSENT not in (was, now):
+        return False
+    value = now if was == ABSENT else was
+    usual = next((usual for name, usual in ASSUMED.items() if _is(field, name)), ABSENT)
+    return _same(plain(usual), value) or _same(plain(_default(field, config)), value)
+
+
+def _is(field: str, name: str) -> bool:
+    return field.count(".") == name.count(".") and _lies_below(field, name)
+
+
+def _default(field: str, config: dict[str, Any]) -> Any:
+    """What the class of a part takes where an option is absent; ABSENT for what is no option of a part."""
+    group, _, option = field.rpartition(".")
+    folder = next((folder for name, folder in PARTS.items() if _is(group, name)), None)
+    if folder is None or option == "name" or f"{group}.name" not in config:
+        return ABSENT
+    try:
+        parameters = inspect.signature(lookup(folder, config[f"{group}.name"])).parameters
+    except (ValueError, ImportError):  # no part of today
+        return ABSENT
+    found = parameters.get(option)
+    return ABSENT if found is None or found.default is found.empty else found.default
 
 
 def _advice(field: str, was: Any, now: Any, config: dict[str, Any]) -> str:
     """What a person does about one field."""
-    if field == "tokenizer":
-        where = config.get("text_codec.path") or config.get("text_codec.folder")
-        place = f"at {where}" if where else "trained on the tasks' own texts"
-        return f"bring back the tokenizer with the fingerprint {was} (the one {place} has {now})"
     if field == "weights":
         return "give the initial weights that it began from (init_from), whose hash is the first of the two"
-    if field.startswith("frozen."):  # frozen.image, frozen.vision: found in files, no field that can be set
-        codec = "vision" if field.endswith(".vision") else "image_codec"
-        with_it = f"give the {codec} that it began with (the same files at {codec}.path)"
-        return f"take out {codec}, without which it began" if was == ABSENT else with_it
+    if field.startswith("codecs."):  # found in files, no field that can be set
+        return _codec_advice(field.split(".")[1], was, now, config)
     was = ASSUMED.get(field, was) if was == ABSENT else was
     if was == ABSENT:
         return f"take {field} out of the config file"
@@ -110,6 +157,15 @@ def _advice(field: str, was: Any, now: Any, config: dict[str, Any]) -> str:
     if isinstance(was, str | int | float):  # what a flag can say
         return f"add --config.{field}={was}"
     return f"set {field} back to {was!r} in the config file"
+
+
+def _codec_advice(row: str, was: Any, now: Any, config: dict[str, Any]) -> str:
+    codec = f"fields.{row}.codec"
+    if was == ABSENT:
+        return f"take out of {codec} what it began without"
+    places = [f"{f}={value}" for f, value in config.items() if value and any(_is(f, name) for name in _places(row))]
+    place = f"those at {', '.join(places)} have" if places else "those that are learned from the tasks' data have"
+    return f"bring back the files of {codec} with the fingerprint {was} ({place} {now})"
 
 
 def plain(value: Any) -> Any:

@@ -53,10 +53,13 @@ def read(folder: epath.Path, abstract_state: Any, accept: Callable[[Any], Any] |
     wanted = {path: target(leaf) for path, leaf in tree.flatten(abstract_state).items()}
     new = {path: wanted.pop(path) for path in meta.get("fill", ()) if path in wanted}
     check_leaves(meta["leaves"], wanted, str(folder))
-    targets = tree.unflatten(wanted)
+    moved = meta.get("moved", {})  # path now -> path then
+    targets = tree.unflatten({moved.get(path, path): leaf for path, leaf in wanted.items()})
     restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), targets)
     args, reader = ocp.args.PyTreeRestore(targets, restore_args=restore_args), ocp.PyTreeCheckpointHandler()
-    flat = together("state", lambda: tree.flatten(reader.restore(folder / "state", args=args)))
+    found = together("state", lambda: tree.flatten(reader.restore(folder / "state", args=args)))
+    now = {moved.get(path, path): path for path in wanted}
+    flat = {now.get(then, then): leaf for then, leaf in found.items()}
     check_values(meta["leaves"], flat)
     filled = {path: np.full(leaf.shape, meta["fill"][path], leaf.dtype) for path, leaf in new.items()}
     flat |= {path: jax.device_put(value, new[path].sharding) for path, value in filled.items()}
@@ -103,7 +106,7 @@ def migrated(meta: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any]
 
     Raises DamageError unless the result is of the kinds that this version writes.
     """
-    meta = {name: value for name, value in meta.items() if name != "fill"}  # only migrations may fill
+    meta = {name: value for name, value in meta.items() if name not in ("fill", "moved")}  # those of migrations alone
     while meta["format"] < FORMAT:
         number = meta["format"]
         meta, data = MIGRATIONS[number](meta, data)

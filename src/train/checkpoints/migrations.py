@@ -10,6 +10,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from src.models.pretrained.old_paths import path_now
+from src.train.checkpoints.migrations_config_2 import config_now
+
 Meta = dict[str, Any]
 Migration = Callable[[Meta, Meta], tuple[Meta, Meta]]
 
@@ -23,33 +26,30 @@ def _from_1(meta: Meta, data: Meta) -> tuple[Meta, Meta]:
     return meta | {"fill": fill}, data | {"value": position}
 
 
-# Files that moved, as the values of `name` in a config: (what it is part of, old, new).
-_NAMES_2 = (
-    (r"\.times(\.base)*\.name$", "times:", "timesteps:"),
-    (r"\.loss_weight\.name$", "weights:", "weighting:"),
-    (r"^sample\.text\.name$", "tokens:", "next_token:"),
-    (r"\.objectives\.\w+\.name$", "denoise", "diffusion"),
-    (r"^image_codec\.name$", "latents", "vae_latents"),
-)
-
-
 def _from_2(meta: Meta, data: Meta) -> tuple[Meta, Meta]:
-    """Format 2 had other names of files in the config."""
+    """In format 2 fields were no rows of a table: parameters had other paths, and so had what optimizers keep of them;
+    configs had other groups, and the loss of text its unit as a name."""
+    parameters = {path.removeprefix("params/") for path in meta["leaves"] if path.startswith("params/")}
+    moved = {_leaf_now(path, parameters): path for path in meta["leaves"]}
+    leaves = {now: meta["leaves"][then] for now, then in moved.items()}
+    earlier = meta.get("moved", {})
+    moved = {now: earlier.get(then, then) for now, then in moved.items()}
+    config = config_now(meta["config"], meta["leaves"])
+    value = data["value"]
+    if isinstance(value, dict) and isinstance(value.get("meter"), dict):
+        sums = {re.sub("/nats$", "/nll", name): pair for name, pair in value["meter"]["sums"].items()}
+        value = value | {"meter": value["meter"] | {"sums": sums}}
+    return meta | {"leaves": leaves, "moved": moved, "config": config}, data | {"value": value}
 
-    def renamed(path: str, value: Any) -> Any:
-        for place, old, new in _NAMES_2:
-            if isinstance(value, str) and re.search(place, path) and value.startswith(old):
-                return new + value.removeprefix(old)
-        return value
 
-    return meta | {"config": _mapped(meta["config"], renamed)}, data
-
-
-def _mapped(value: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
-    """A nested dict with `change(dotted path, value)` for its values."""
-    if not isinstance(value, dict):
-        return change(path, value)
-    return {key: _mapped(inner, change, f"{path}.{key}" if path else key) for key, inner in value.items()}
+def _leaf_now(path: str, parameters: set[str]) -> str:
+    """The path of a leaf that ends with the path of a parameter: the parameter, its average, moments, teacher."""
+    parts = path.split("/")
+    for place in range(len(parts)):
+        end = "/".join(parts[place:])
+        if end in parameters:
+            return "/".join([*parts[:place], path_now(end)])
+    return path
 
 
 # By format: (meta, data) of that format -> (meta, data) of the next one.

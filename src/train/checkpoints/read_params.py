@@ -35,6 +35,12 @@ class Trained:
         except (DamageError, OSError, ValueError) as error:
             raise self._damaged(error) from error
         metadata.check_format(meta, str(folder))
+        try:
+            data = metadata.checked_data(metadata.read_item(folder / "data"), meta)
+            meta, _ = metadata.migrated(meta, data)
+        except Exception as error:  # in what a stranger sealed anything may be missing
+            raise self._damaged(error) from error
+        self._moved: dict[str, str] = meta.get("moved", {})
         self.config: dict[str, Any] = meta["config"]
         self.step: int = meta["step"]
         parts = {path.partition("/")[::2]: leaf for path, leaf in meta["leaves"].items()}
@@ -58,7 +64,8 @@ class Trained:
         import orbax.checkpoint as ocp
 
         shape = self.shapes[path]
-        wanted = unflatten({f"{self._part}/{path}": metadata.target(shape)})
+        now = f"{self._part}/{path}"
+        wanted = unflatten({self._moved.get(now, now): metadata.target(shape)})
         kinds = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), wanted)
         args = ocp.args.PyTreeRestore(wanted, restore_args=kinds, partial_restore=True)
         try:

@@ -1,15 +1,18 @@
-"""Where NaN or infinity appears first, in the order in which a step computes: data, parameters, what is made of the
-data, embeddings, each block, the trunk's output, heads, losses; then gradients, from the heads back to the embedders.
+"""Where NaN or infinity appears first, in the order in which a step computes: data, parameters, codecs, corruption, the
+first estimates of self-conditioning, embeddings, each block, the trunk's output, heads, losses; then gradients, from
+the heads back to the embedders.
 
-The step's forward pass is repeated with its own batch, corruption and placement, and every stage leaves how many of its
+The step's forward pass is repeated with its own batch, draws and placement, and every stage leaves how many of its
 values are bad in each row. Gradients are not computed again: the step has measured them by parameter and layer.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,15 +23,15 @@ from jaxtyping import Array
 from src.common import tree
 from src.common.mesh.sharding import replicated
 from src.common.rng import step_key
-from src.interfaces import Batch, Net, PyTree
-from src.models.model import STACKED, bind
-from src.models.transformer import Tap
-from src.train.system import Prepared, System, prepare
+from src.interfaces import Batch, PyTree
+from src.models.model import STACKED, BoundField, Network, bind
+from src.train.system import Drawn, System, draw, prepare
 from src.train.trainer import Trainer
 
 Flags = OrderedDict[tuple[str, str], Array]  # by (kind, name): number of bad values, [] or [B] or [L] or [L, B]
 SHOWN = 3
-HEADS = ("text_head/", "image_head/")
+KINDS = ("codec", "corruption", "first estimate", "embedding", "block", "output of the trunk", "head", "loss")
+HEAD = re.compile("fields/[^/]+/head/")
 BACKWARDS = ("mlp/down", "mlp/", "mlp_norm/", "attention/out", "attention/", "attention_norm/")  # within a block
 
 
@@ -39,11 +42,11 @@ class Finder:
         self.mesh = trainer.mesh
         self._search = jax.jit(functools.partial(_forward, trainer), out_shardings=replicated(trainer.mesh))
 
-    def find(self, params: PyTree, batch: Mapping[str, Batch], step: int, grads: Mapping[str, Array]) -> str:
+    def find(self, params: PyTree, batch: Mapping[str, Batch], step: int, grads: Mapping[str, Any]) -> str:
         """The first place, such as "block 3 of 4 of the trunk, in task caption_to_image, row 7"; "" when there is none.
 
         step    the number of the step, from 0; its noise is drawn again
-        grads   sums of squares of its gradient by parameter, `[L]` in the trunk's stack (`Measured.squares["grad"]`)
+        grads   sums of squares of its gradient by parameter, `[L]` in the trunk's stack (`StepMetrics.squares["grad"]`)
 
         Rows are those of the task's global batch, from 0; blocks count from 1. Every process must call it.
         """
@@ -73,7 +76,7 @@ def first_bad_gradient(squares: Mapping[str, Any]) -> str:
                 (order, f"{path}, layer {layers[-1] + 1} of {len(square)}")
             )
         else:
-            stage = 0 if path.startswith(HEADS) else 1 if path.startswith("trunk/") else 3
+            stage = 0 if HEAD.match(path) else 1 if path.startswith("trunk/") else 3
             found.setdefault((stage, 0), []).append((0, path))
     if not found:
         return ""
@@ -104,27 +107,21 @@ def _bad(x: Array, axes: int = 1) -> Array:
 def _forward(trainer: Trainer, params: PyTree, batch: Mapping[str, Batch], step: Array) -> Flags:
     system, placement, accumulate = trainer.system, trainer.placement, trainer.system.config.accumulate
     flags: Flags = OrderedDict()
-    for path, leaf in tree.flatten(dict(batch)).items():
-        task, field, *_ = path.split("/")
-        key = ("data", f"task {task}, field {field}")
-        flags[key] = flags.get(key, 0) + _bad(leaf)
+    for task, rows in batch.items():
+        values = {name: tokens.value for name, tokens in rows.tokens.items()} | rows.cond
+        flags |= {("data", f"task {task}, {name}"): _bad(value) for name, value in values.items()}
     for path, leaf in tree.flatten(params).items():
         flags["parameter", path] = _bad(leaf, 1 if path.startswith(STACKED) else 0)
-    prepared = prepare(system, batch, step_key(system.config.seed, step), True)
-    for task, view in prepared[0].items():
-        for path, leaf in tree.flatten({"input": view.inputs, "time": view.times}).items():
-            flags["corruption or codec", f"task {task}, {path.replace('/', ' ')}"] = _bad(leaf)
-
     sizes = {name: plan.rows for name, plan in system.tasks.items()}
 
     def local(params: PyTree, rows: PyTree, add: Any) -> tuple[PyTree, Flags]:
         def look(micro: PyTree) -> Flags:
-            batch, prepared, numbers = micro
-            here = _network(system, bind(system.graph, params, placement, tap := Tap(_bad)), tap, batch, prepared)
+            drawn, numbers = micro
+            here = _network(system, bind(system.architecture, params, placement, _bad), drawn)
             whole: Flags = OrderedDict()
             for (kind, task, name), count in here.items():  # every device knows its own rows
                 if count.ndim:
-                    count = count.reshape(*count.shape[:-1], len(numbers[task]), -1).sum(-1)  # images of packed rows
+                    count = count.reshape(*count.shape[:-1], len(numbers[task]), -1).sum(-1)  # parts of packed rows
                     empty = jnp.zeros((*count.shape[:-1], sizes[task]), jnp.int32)
                     count = empty.at[..., numbers[task]].add(count)
                 whole[kind, f"task {task}{name and ', '}{name}"] = count
@@ -134,43 +131,68 @@ def _forward(trainer: Trainer, params: PyTree, batch: Mapping[str, Batch], step:
         return jax.tree.map(jnp.zeros_like, params), add(jax.tree.map(lambda a: a.sum(0), parts))
 
     numbers = {name: jnp.arange(rows) for name, rows in sizes.items()}
-    _, inside = placement.local(local, params, (batch, prepared, numbers))
-    for kind in ("embedding", "block", "output of the trunk", "head", "loss"):
+    drawn = draw(system, batch, step_key(system.config.seed, step))
+    _, inside = placement.local(local, params, (drawn, numbers))
+    for kind in KINDS:
         flags.update({key: count for key, count in inside.items() if key[0] == kind})
     return flags
 
 
-def _network(
-    system: System, net: Any, tap: Tap, batch: Mapping[str, Batch], prepared: Prepared
-) -> OrderedDict[tuple[str, str, str], Array]:
+def _network(system: System, net: Network, drawn: Drawn) -> OrderedDict[tuple[str, str, str], Array]:
     """Bad values by (kind, task, name): `[B]` of the rows given, `[L, B]` of the blocks, `[]` of the losses."""
-    views, aux = prepared
     flags: OrderedDict[tuple[str, str, str], Array] = OrderedDict()
+    clean, _ = drawn
+    views, aux = prepare(system, net, drawn)
     for task, plan in system.tasks.items():
-        flags["embedding", task, ""] = _bad(net.embedded(plan.layout, views[task]))
-        hidden = net.hidden({task: (plan.layout, views[task])})[task]
-        flags["block", task, ""] = tap.left.pop()
-        flags["output of the trunk", task, ""] = _bad(hidden.sequence)
+        view = views[task]
+        for name, tokens in clean[task].batch.tokens.items():
+            flags["codec", task, name] = _bad(tokens.value)
+        for name, leaf in view.noisy.items():
+            flags["corruption", task, name] = _bad(leaf)
+        for name, leaf in view.times.items():
+            flags["corruption", task, f"time of {name}"] = _bad(leaf)
+        for name, leaf in view.hints.items():
+            flags["first estimate", task, name] = _bad(leaf)
+        flags["embedding", task, ""] = _bad(net.embedded(view).x)
+        hidden, (seen,) = net.run({task: view})
+        flags["block", task, ""] = seen
+        flags["output of the trunk", task, ""] = _bad(hidden[task].sequence)
         for label, (objective, _) in plan.objectives.items():
-            heard = _Heads(net)
-            terms = objective.loss(heard, hidden, batch[task], aux[task][label])
-            flags |= {("head", task, f"{label}, {name}"): count for name, count in heard.heard.items()}
+            noting = _Noting(**vars(net))
+            terms = objective.loss(noting, hidden[task], aux[task][label])
+            flags |= {("head", task, f"{label}, {name}"): count for name, count in noting.noted.items()}
             for term, value in terms.items():
                 flags["loss", task, f"{label}/{term}"] = _bad(value.total, 0)
     return flags
 
 
-class _Heads:
-    """A net that notes what its heads give."""
+@dataclasses.dataclass(frozen=True)
+class _Noting(Network):
+    """A network that notes what the heads give, by name."""
 
-    def __init__(self, net: Net):
-        self.heard: dict[str, Array] = {}
-        for name in (name for name in vars(Net) if not name.startswith("_")):  # its own, which a Protocol looks for
-            setattr(self, name, functools.partial(self._call, name, getattr(net, name)))
-        self.teacher = net.teacher  # a net and no head
+    noted: dict[str, Array] = dataclasses.field(default_factory=dict)
 
-    def _call(self, name: str, method: Callable[..., Any], *args: Any) -> Any:
-        out = method(*args)
-        counts = [_bad(leaf) for leaf in jax.tree.leaves(out) if leaf.ndim]
-        self.heard[name.replace("_", " ")] = self.heard.get(name.replace("_", " "), 0) + sum(counts)
+    def field(self, name: str) -> BoundField:
+        """The row with a head that is listened to."""
+        return _NotedField(**vars(super().field(name)), name=name, noted=self.noted)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NotedField(BoundField):
+    """A row whose head's outputs are counted in `noted`, under `name`."""
+
+    name: str = ""
+    noted: dict[str, Array] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, *args: Any) -> Array:
+        return self._note(super().__call__(*args))
+
+    def nll(self, *args: Any) -> Array:
+        return self._note(super().nll(*args))
+
+    def divergence(self, *args: Any) -> Array:
+        return self._note(super().divergence(*args))
+
+    def _note(self, out: Array) -> Array:
+        self.noted[self.name] = self.noted.get(self.name, 0) + _bad(out)
         return out

@@ -16,8 +16,8 @@ from src.common.tree import listed
 from src.interfaces import Batch
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.nonfinite.locate import Finder
-from src.train.state import TrainState, shown
-from src.train.step import Measured
+from src.train.state import TrainState, with_extras
+from src.train.step import StepMetrics
 from src.train.trainer import Trainer
 
 BEHIND = 1  # steps that the device may work on while the host looks at the one before
@@ -33,9 +33,9 @@ class Watch:
     def __init__(self, trainer: Trainer, checkpoints: Checkpointer):
         self.trainer, self.checkpoints, self.config = trainer, checkpoints, trainer.system.config.guard
         self.finder = Finder(trainer)
-        self.seen: deque[tuple[int, Mapping[str, Batch], Measured]] = deque()
+        self.seen: deque[tuple[int, Mapping[str, Batch], StepMetrics]] = deque()
 
-    def add(self, step: int, batch: Mapping[str, Batch], measured: Measured) -> None:
+    def add(self, step: int, batch: Mapping[str, Batch], measured: StepMetrics) -> None:
         """Step number `step`, from 1, has been started."""
         self.seen.append((step, batch, measured))
 
@@ -61,19 +61,19 @@ class Watch:
                 )
         return None
 
-    def _story(self, state: TrainState, step: int, batch: Mapping[str, Batch], measured: Measured) -> str:
+    def _story(self, state: TrainState, step: int, batch: Mapping[str, Batch], measured: StepMetrics) -> str:
         """One sentence: which steps, what was not finite, where it began, what is left, and what to do."""
         streak, wrong = int(measured.guard["streak"]), not_finite(measured)
         if wrong:
             what = f"{listed(wrong)} {'was' if len(wrong) == 1 else 'were'} NaN or infinite"
             try:
-                place = self.finder.find(shown(state), batch, step - 1, measured.squares["grad"])
+                place = self.finder.find(with_extras(state), batch, step - 1, measured.squares["grad"])
                 what += (
                     f" (first seen in {place})" if place else " (but not when it was repeated: suspect the hardware)"
                 )
             except Exception as error:  # what is known must be told, whatever the search for more met
                 what += f" (where it began could not be found: {brief(error)})"
-            advice = "look there, or lower optim.lr or optim.max_norm"
+            advice = "look there, or lower optim.lr or optim.grad_clip"
         else:
             what = f"the gradient, of norm {float(measured.terms['grad_norm'].total):.4g}, was a spike"
             advice = "raise guard.spike or lower optim.lr"
@@ -123,7 +123,7 @@ def steps_taken(state: TrainState) -> int:
     return int(state.step) - int(state.extra["guard"]["skipped"])
 
 
-def not_finite(measured: Measured) -> list[str]:
+def not_finite(measured: StepMetrics) -> list[str]:
     """What of a step's loss and gradient is NaN or infinite: the losses by name, or "the loss"; "the gradient"."""
     terms = {k: float(t.total) for k, t in jax.device_get(measured.terms).items() if t.trained}
     names = [k for k, v in terms.items() if not np.isfinite(v)]

@@ -106,7 +106,7 @@ class Transformers:
         self.optimizer.zero_grad(set_to_none=True)
         total = (self.compiled if compiled else self.model)(batch, noise or self.model.noise())
         total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, c.max_norm or float("inf"), foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, c.grad_clip or float("inf"), foreach=True)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[min(self.step, len(self.rates) - 1)]
         self.optimizer.step()

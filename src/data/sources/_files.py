@@ -1,0 +1,55 @@
+"""What sources of files share."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, ClassVar
+
+from etils import epath
+
+from src.common.files.paths import inside
+from src.data.example import BadRow
+
+
+class FileSource:
+    """A source whose files are opened at the first row, and by each process on its own.
+
+    Subclasses write `open`, which finds the examples in the files, and `__getitem__`, which reads one of `files`.
+    """
+
+    kind: ClassVar[str] = "captions"  # see `files/shards.py`
+    spread: ClassVar[bool] = False
+
+    def __init__(self, held_out: int = 0):
+        self.held_out = held_out
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "files"}
+
+    def open(self) -> Any:
+        """What `files` is. Raises FileNotFoundError if files are missing, ValueError if they are damaged."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def files(self) -> Any:
+        """The opened files."""
+        return self.open()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, option: str) -> epath.Path:
+        """A path that is needed. Raises ValueError where it is empty."""
+        value = getattr(self, option)
+        if not os.fspath(value):
+            raise ValueError(f"source.{option} is empty: give the path")
+        return epath.Path(value)
+
+
+def image_path(folder: epath.Path, name: Any, where: str) -> epath.Path:
+    """The path of an image that a file names. Raises BadRow."""
+    try:
+        return inside(folder, name)
+    except ValueError as error:
+        raise BadRow("the name of the image is not allowed", where, error) from error

@@ -1,0 +1,73 @@
+"""An image, then its caption: `<s> <|im_start|>`, image, `<|im_end|> caption </s>`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from src.data.example import Example, Source, texts_of
+from src.data.images import Images
+from src.data.pipeline.reader import Row
+from src.data.templates._base import Request, Template
+from src.data.templates.caption_to_image import check_phrase
+from src.data.words import ENDLESS, Words, check_too_long, encode, field_of, room_for, text_codec
+from src.interfaces import Field
+
+
+class ImageToCaption(Template):
+    """Names `text.head`, `image` and `text.caption` (made). Targets are the words and </s>, which a caption that was
+    cut does not have. Nothing is random.
+
+    length       tokens of the caption with its two special ones; None: of the longest text of the source, which must
+                 know them. `row_length` instead: tokens of the whole row
+    caption      the value of the example that is the text; of several texts the first
+    phrase       what is made of it ("a photo of {}")
+    too_long     what happens to longer texts: `cut` (their beginning is used) or `skip` (they are bad rows)
+    text, image  fields
+    blocks       how the tokens of the image see each other
+    """
+
+    def __init__(
+        self,
+        length: int | None = None,
+        *,
+        row_length: int | None = None,
+        caption: str = "caption",
+        phrase: str = "{}",
+        too_long: str = "cut",
+        text: str = "text",
+        image: str = "image",
+        blocks: Any = "bidirectional",
+    ):
+        check_too_long(too_long)
+        check_phrase(phrase)
+        self.length, self.row_length, self.caption, self.phrase = length, row_length, caption, phrase
+        self.too_long, self.text, self.image, self.blocks = too_long, text, image, blocks
+        self.needs, self.answers, self.fill = (caption, "image"), (caption,), (f"{text}.caption",)
+
+    def bind(self, fields: Mapping[str, Field], source: Source) -> None:
+        """See `Template.bind`."""
+        codec = text_codec(fields, self.text)
+        self.codec = codec
+        read = Images(self.image, field_of(fields, self.image, "image"), source, made=False, blocks=self.blocks)
+        frame = lambda text: 2 + len(codec.encode(self.phrase.format(text)))
+        room = room_for(source, self.caption, frame, self.length, self.row_length, read.segment.length + 2)
+        self.columns = Words(f"{self.text}.head", codec, 2), read, Words(f"{self.text}.caption", codec, room)
+
+    def invented_question(self) -> Example:
+        """See `Template.invented_question`."""
+        return Example({"image": self.columns[1].made_up()}, "made up")
+
+    def row(self, example: Example, request: Request) -> Row:
+        """See `Template.row`. A prompt without a caption may have its beginning, "prompt"."""
+        codec, (head, image, words) = self.codec, self.columns
+        row = head.row([([codec.bos, codec.image_start], False)])
+        row |= image.row(example.get("image"), example.where, prompt=request.prompt)
+        make = request.prompt and example.get(self.caption) is None
+        text = example.get("prompt", "") if make else self.phrase.format(texts_of(example, self.caption)[0])
+        skip = request.prompt or self.too_long == "skip"
+        ids, whole = encode(codec, text, words.length - 2, example.where, skip=skip, limit=ENDLESS)
+        parts = [([codec.image_end], False), (ids, True)]
+        if whole and not make:
+            parts.append(([codec.eos], True))
+        return row | words.row(parts, prompt=request.prompt, make=make)

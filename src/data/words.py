@@ -1,0 +1,136 @@
+"""The texts of a template: ids in a segment, left aligned, with the padding at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from src.data.example import BadRow
+from src.data.pipeline.reader import Row
+from src.interfaces import Field, Tokens
+from src.sequence.segment import Segment
+
+CHARACTERS = 32  # of a text that are looked at for each token that it may have
+ENDLESS = 2**16  # characters: no caption of an image, whatever `too_long` says
+Parts = Sequence[tuple[Sequence[int], bool]]  # (ids, are they targets?)
+
+
+def text_codec(fields: Mapping[str, Field], name: str, option: str = "text") -> Any:
+    """The text codec of a field. Raises ValueError where there is no such field, or none of text."""
+    codec = field_of(fields, name, option).codec.host
+    if not hasattr(codec, "bos"):
+        raise ValueError(f"{option}={name!r} is a field without text: its first codec is {type(codec).__name__}")
+    return codec
+
+
+def field_of(fields: Mapping[str, Field], name: str, option: str) -> Field:
+    """A row of the table. Raises ValueError where there is none of that name."""
+    if name not in fields:
+        raise ValueError(
+            f"{option}={name!r} names no field; config.fields has {', '.join(fields) or 'none'}: add it there"
+        )
+    return fields[name]
+
+
+class Words:
+    """One text segment of fixed length; `options` are those of `Segment`.
+
+    Raises ValueError for what cannot be such a segment.
+    """
+
+    def __init__(self, name: str, codec: Any, length: int, **options: Any):
+        self.name, self.codec, self.length = name, codec, length
+        self.segment = Segment((name,), length, **options)
+
+    def check(self, source: Any) -> None:
+        """Nothing."""
+
+    def row(self, parts: Parts, *, prompt: bool = False, make: bool = False) -> Row:
+        """The arrays of a text that is given as parts; nothing of a `prompt` is a target, but what is to be made
+        behind it, up to the end of the segment (`make`). What is too long is cut."""
+        ids = [int(i) for part, _ in parts for i in part][: self.length]
+        target = [wanted and not prompt for part, wanted in parts for _ in part][: self.length]
+        row = self.blank()
+        row[f"{self.name}/ids"][: len(ids)] = ids
+        row[f"{self.name}/ids"][len(ids) :] = 0 if make else self.codec.pad
+        row[f"{self.name}/valid"][: len(ids)] = True
+        row[f"{self.name}/target"][: len(ids)] = target
+        if make:
+            row[f"{self.name}/valid"][:] = True
+            row[f"{self.name}/target"][len(ids) :] = True
+        return row
+
+    def blank(self) -> Row:
+        """The arrays of a row that was refused."""
+        flags = {f"{self.name}/{kind}": np.zeros(self.length, bool) for kind in ("valid", "target")}
+        return {f"{self.name}/ids": np.zeros(self.length, np.int32)} | flags
+
+    def tokens(self, rows: Mapping[str, np.ndarray]) -> Tokens:
+        """The tokens of stacked rows."""
+        return Tokens(*(rows[f"{self.name}/{kind}"] for kind in ("ids", "valid", "target")))
+
+    def invent(self, rng: np.random.Generator, number: int, target: bool) -> Row:
+        """A random text of at least one token."""
+        ids = rng.integers(0, self.codec.vocab_size, rng.integers(1, self.length + 1))
+        return self.row([(ids.tolist(), target)])
+
+
+def encode(
+    codec: Any, text: str, room: int, where: str, *, skip: bool = False, limit: int | None = None
+) -> tuple[list[int], bool]:
+    """At most `room` ids of a text, and whether these are all.
+
+    Raises BadRow for a text that cannot be encoded, for one of more characters than `limit`, and, with `skip`, for a
+    longer one.
+    """
+    most = CHARACTERS * (room + 2)
+    if limit is not None and len(text) > limit:
+        raise BadRow(f"the text is longer than {limit:,} characters", where, f"{len(text):,} characters")
+    try:
+        ids = list(codec.encode(text[:most])) if text else []  # a long text is cut before it costs anything
+    except ValueError as error:
+        raise BadRow("the text cannot be encoded", where, error) from error
+    whole = len(ids) <= room and len(text) <= most
+    if not whole and skip:
+        raise BadRow("the text is too long", where, f"{len(text):,} characters, and there is room for {room} tokens")
+    return ids[:room], whole
+
+
+def check_too_long(value: str) -> None:
+    """Raises ValueError for an unknown choice of what happens to long texts."""
+    if value not in ("cut", "skip"):
+        raise ValueError(f"too_long={value!r} is unknown: use cut or skip")
+
+
+def room_for(
+    source: Any,
+    name: str,
+    frame: Callable[[str], int],
+    length: int | None,
+    row_length: int | None,
+    fixed: int,
+) -> int:
+    """Tokens of the one text segment of a template whose length is free.
+
+    length       what the config says, or None: that of the longest text `name` of the source (`every`)
+    row_length   instead, the length of the whole row, of which `fixed` tokens are something else
+    frame        text -> tokens that it takes
+
+    Raises ValueError where a text does not fit, and where nobody says the length.
+    """
+    if row_length is not None:
+        if length is not None:
+            raise ValueError(f"length={length} and row_length={row_length} say the same twice: give one of them")
+        length = row_length - fixed
+    every: Iterable[str] | None = source.every(name) if hasattr(source, "every") else None
+    if every is None:
+        if length is None or length < 3:
+            raise ValueError(f"length={length} is not possible: give the tokens of the text, at least 3")
+        return length
+    longest = max(frame(text) for text in every)
+    if length is not None and length < longest:
+        said = f"length={length}" if row_length is None else f"row_length={row_length}"
+        raise ValueError(f"{said} is too short: the longest {name} takes {longest} tokens beside {fixed} others")
+    return longest if length is None else length

@@ -1,0 +1,69 @@
+"""Logits of ids, with a loss that never makes the logits of all tokens when the vocabulary is large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from src.interfaces import FieldSpec, Guide
+from src.models.heads._last import last_linear
+from src.models.heads.chunked_cross_entropy import nll_in_pieces, nll_of_logits
+from src.models.heads.chunked_kl import Side, divergence_in_pieces
+
+
+class Categorical(nnx.Module):
+    """Logits over the vocabulary; a matrix of its own (not tied to the embedding), no bias. All results are f32.
+
+    chunk   most entries of the vocabulary whose logits a device makes at a time for the loss; a smaller one is not cut
+
+    Raises ValueError for tokens that are not ids, and for a chunk below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        spec: FieldSpec,
+        outputs: int,
+        init: str | float = 0.02,
+        chunk: int = 8192,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if spec.vocab is None or spec.features is not None:
+            raise ValueError(f"head.name=categorical needs tokens that are ids, and they are {spec}; use linear")
+        if chunk < 1:
+            raise ValueError(f"head.chunk={chunk} must be at least 1")
+        self.chunk, self.dtype = chunk, dtype
+        self.linear = last_linear(width, outputs, init=init, bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, hidden: Float[Array, "*B D"], cond: Array | None = None) -> Float[Array, "*B V"]:
+        """Logits; `cond` is not used."""
+        return self.linear(hidden)
+
+    def noise(self, key: Array, shape: tuple[int, int]) -> tuple[()]:
+        """Nothing: the loss is not random."""
+        return ()
+
+    def nll(self, hidden: Float[Array, "B N D"], target: Int[Array, "B N"], noise: tuple[()] = ()) -> Array:
+        """-log p(target | hidden), [B, N]."""
+        kernel = self.linear.kernel[...]
+        if kernel.shape[1] <= self.chunk:
+            return nll_of_logits(self(hidden), target)
+        return nll_in_pieces(hidden, kernel, target, chunk=self.chunk, dtype=self.dtype)
+
+    def sample(
+        self, key: Array, hidden: Float[Array, "B D"], guide: Guide, choose: Callable[[Array, Array], Array]
+    ) -> Int[Array, " rows"]:
+        """The next id of each row that `guide` leaves. A token that is to be made has the time 1: nothing is known."""
+        return choose(key, guide(self(hidden), jnp.float32(1)))
+
+    def divergence(
+        self, hidden: Float[Array, "B N D"], teacher: Categorical, taught: Float[Array, "B N D"], temperature: float
+    ) -> Float[Array, "B N"]:
+        """temperature² · KL(teacher(taught) || self(hidden)) of the next token; the teacher gets no gradient."""
+        ours, theirs = Side(hidden, self.linear.kernel[...]), Side(taught, teacher.linear.kernel[...])
+        return divergence_in_pieces(ours, theirs, temperature=temperature, chunk=self.chunk, dtype=self.dtype)

@@ -1,0 +1,106 @@
+"""What weights say of the model that they are made for: fields of a config by their dotted paths (`weights.json`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from src.common.lookup import lookup
+from src.models.pretrained.hf_config import PublishedConfig
+from src.models.pretrained.hf_vision_config import CODEC, LINKS
+
+# Fields of a config that no published checkpoint has otherwise.
+ONLY: dict[str, Any] = {
+    "model.trunk.norm": "rms",
+    "model.trunk.mlp": "swiglu",
+    "model.trunk.bias": False,
+    "model.trunk.qk_norm": False,
+    "model.trunk.rope": True,
+    "model.trunk.final_norm": True,
+}
+TRUNK = {
+    "model.trunk.width": "hidden_size",
+    "model.trunk.depth": "num_hidden_layers",
+    "model.trunk.heads": "num_attention_heads",
+    "model.trunk.kv_heads": "num_key_value_heads",
+    "model.trunk.mlp_width": "intermediate_size",
+    "model.trunk.norm_epsilon": "rms_norm_eps",
+    "model.trunk.rope_theta": "rope_theta",
+}
+HEAD, ORDER, CHANNELS = (f"fields.image.head.{name}" for name in ("name", "order", "channels"))
+VARIANCE, LEARNED = "fields.image.process.variance", "learned_range"
+USUAL: dict[str, Any] = {ORDER: "crs", VARIANCE: "fixed_small"}  # where a config does not have the field
+OWNERS = {"codec": "embed", "process": "head"}  # of a row: whose parameters are made for a group without own ones
+
+# Format 1 of `weights.json` had other names, below `model` or, for the encoder, of its own.
+ENCODERS_1 = {"vision:Clip": "clip", "vision:Latents": "vae"}
+NAMES_1 = {
+    "image_head.order": (ORDER,),
+    "vision.size": (f"{CODEC}.host.height", f"{CODEC}.host.width"),
+    "vision.patch": (f"{CODEC}.device.size",),
+}
+
+
+def about(config: PublishedConfig) -> dict[str, Any]:
+    """The fields that weights with this config.json are made for."""
+    fields = ONLY | {ours: getattr(config, theirs) for ours, theirs in TRUNK.items()}
+    if config.image is not None:
+        fields |= {HEAD: "adaln", ORDER: "rsc", CHANNELS: config.image.in_channels}
+        fields |= {VARIANCE: LEARNED} if config.image.learn_sigma else {}
+    return fields | (config.vision.about() if config.vision else {})
+
+
+def about_run(config: Mapping[str, Any], images: bool) -> dict[str, Any]:
+    """The same, of a run with this config; `images`: it makes some."""
+    return {name: value_of(config, name) for name in (*ONLY, *TRUNK, *((HEAD, ORDER) if images else ()))}
+
+
+def value_of(config: Mapping[str, Any], name: str, otherwise: Any = None) -> Any:
+    """The field of a config, of a part's name its file alone; `otherwise` where its row or group is absent, and for a
+    name that no field has."""
+    first, *groups = name.split(".")
+    last = groups.pop() if groups else ""
+    node = config.get(first, {}).get(groups[0]) if groups else None
+    if node is None:
+        return otherwise
+    for key in groups[1:]:
+        inner = node.get(key) or {}
+        node = links_of(inner) if key == "codec" else inner
+    value = node.get(last, USUAL.get(name, otherwise if first == "model" else None))
+    return value.partition(":")[0] if last == "name" and isinstance(value, str) else value
+
+
+def links_of(codec: Any) -> dict[str, Mapping[str, Any]]:
+    """The links of a group `codec` by their stage, `host`, `frozen` or `device`."""
+    if isinstance(codec, Mapping) and "name" not in codec:
+        return dict(codec)
+    found: dict[str, Mapping[str, Any]] = {}
+    for link in codec if isinstance(codec, list | tuple) else [codec]:
+        found.setdefault(lookup("codecs", link["name"]).where, link)
+    return found
+
+
+def parameters_of(name: str) -> str:
+    """How the paths of the parameters begin that are made for a field of the config."""
+    first, *groups = name.split(".")
+    if len(groups) < 2:
+        return ""
+    row, group = groups[:2]
+    return f"{row}/" if first == "model" else f"fields/{row}/{OWNERS.get(group, group)}/"
+
+
+def renamed(told: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:
+    """What format 1 of `weights.json` told, with the names of today; `published` is the config.json beside it."""
+    fields: dict[str, Any] = {}
+    for name, value in told.items():
+        if name == "vision.name":
+            links = LINKS[ENCODERS_1[value]] if value in ENCODERS_1 else {"frozen.name": value}
+            fields |= {f"{CODEC}.{option}": setting for option, setting in links.items()}
+        elif name == "image_head.variance":
+            fields |= {VARIANCE: LEARNED} if value == "learned" else {}
+        else:
+            fields |= dict.fromkeys(NAMES_1.get(name, (f"model.{name}",)), value)
+    if fields.get(ORDER) == "rsc":
+        channels = published.get("in_channels")
+        fields |= {HEAD: "adaln"} | ({CHANNELS: channels} if isinstance(channels, int) else {})
+    return fields

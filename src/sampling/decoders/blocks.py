@@ -1,0 +1,193 @@
+"""Block by block: the tokens of a block are denoised together, given the blocks before it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from src.common.rng import stream
+from src.interfaces import PyTree
+from src.sampling.walk import Noised, Walk
+from src.sequence.segment import Segment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Reverse steps of the fields' processes; names on the same tokens share every pass of the network.
+
+    steps    of each block
+    blocks   mask mode or sizes, where they are to be others than those of the task's layout
+
+    Raises ValueError for steps below 1.
+    """
+
+    steps: int
+    blocks: Any = None
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} must be at least 1")
+        if isinstance(self.blocks, list):
+            object.__setattr__(self, "blocks", tuple(self.blocks))
+
+    def fit(self, segment: Segment, begin: int, free: bool) -> Segment:
+        """With the decoder's own blocks; the clean tokens keep theirs where they have others than the noisy copy."""
+        if self.blocks is None:
+            return segment
+        option = "blocks" if segment.noisy_blocks is None else "noisy_blocks"
+        return dataclasses.replace(segment, **{option: self.blocks})
+
+    def __call__(self, key: Array, walk: Walk, segment: Segment, more: bool) -> None:
+        """The key of a block is that of its name, folded with its number where there are several; it splits into that
+        of the first noise and that of the steps, which is folded with the number of the step.
+
+        Blocks of one size are one loop; the process is then told nothing of the blocks before it (`prior(past)`).
+
+        Raises ValueError for a segment without noisy tokens.
+        """
+        if segment.role == "clean":
+            raise ValueError(
+                f"segment {segment.name} has no noisy tokens, which the decoder blocks needs: use left_to_right, or an "
+                "objective that adds noise to it"
+            )
+        keys = {name: stream(key, name) for name in segment.names if name in walk.plan.made}
+        sizes = segment.sizes(noisy=segment.role == "copies")
+        if len(sizes) == 1:
+            return self._block(walk, segment, keys, 0, sizes[0], keep=more)
+        keys_of = lambda number: {name: jax.random.fold_in(k, number) for name, k in keys.items()}
+        looped = len(sizes) if len(set(sizes)) == 1 else 0
+        first = 1 if segment.lead and looped else 0  # a lead goes with a start that is known
+        for number in range(first if looped else len(sizes)):
+            start = sum(sizes[:number])
+            read = more or (number < len(sizes) - 1 and not segment.markov)
+            self._block(walk, segment, keys_of(number), start, sizes[number], keep=read)
+        if not looped:
+            return None
+
+        def block(arrays: PyTree, number: Array) -> tuple[PyTree, None]:
+            now = walk.at(arrays)
+            self._block(now, segment, keys_of(number), number * sizes[0], sizes[0], keep=more or not segment.markov)
+            return now.arrays, None
+
+        if walk.last is None:  # the state of nothing
+            width = jax.eval_shape(lambda: walk.run(segment, "noisy", 0, sizes[0], keep=False))
+            walk.last = jnp.zeros((width.shape[0], width.shape[2]), width.dtype)
+        walk.view, walk.cache, walk.last = jax.lax.scan(block, walk.arrays, jnp.arange(first, looped))[0]
+        return None
+
+    def _block(self, walk: Walk, segment: Segment, keys: dict[str, Array], start: Any, size: int, keep: bool) -> None:
+        """Denoises one block, writes it, and keeps it for what follows."""
+        parts = {name: _Part(walk, name, start, size, key) for name, key in keys.items()}
+        finished = self._denoise(walk, segment, parts, start, size)
+        for name, part in parts.items():
+            made = part.bound.decode(part.process.clean(finished[name]))
+            walk.write(name, part.pick(made, part.value), start)
+        if not keep:
+            return
+        if segment.role == "copies":
+            walk.run(segment, "clean", start, size, keep=True)
+            return
+        clean = jnp.zeros((walk.rows, 1), jnp.float32)
+        there = walk.noised(segment, {name: Noised(xt, clean) for name, xt in finished.items()}, start)
+        there.run(segment, "noisy", start, size, keep=True)
+        walk.cache, walk.last = there.cache, there.last
+
+    def _denoise(
+        self, walk: Walk, segment: Segment, parts: dict[str, _Part], start: Any, size: int
+    ) -> dict[str, PyTree]:
+        """The block's x at t = 0, by name. The first step has no hint, which is a hint of zeros."""
+
+        def evaluate(xts: dict[str, PyTree], t: Array, hints: dict[str, Array]) -> dict[str, PyTree]:
+            tokens = {
+                name: Noised(xts[name], _of_rows(part.at(t), walk.rows), hints.get(name))
+                for name, part in parts.items()
+            }
+            outputs = walk.predict(segment, tokens, start, size, t)
+            return {name: part.process.estimate(outputs[name], xts[name], part.at(t)) for name, part in parts.items()}
+
+        def step(carry: PyTree, now: tuple[Array, Array, Array]) -> tuple[PyTree, None]:
+            (xts, states, hints), (number, t, s) = carry, now
+            estimates = evaluate(xts, t, hints)
+            new = {}
+            for name, part in parts.items():
+
+                def again(x: PyTree, time: Array, name: str = name, part: _Part = part) -> PyTree:
+                    return evaluate(xts | {name: part.pin(x)}, jnp.max(time), hints)[name]
+
+                own = jax.random.fold_in(part.loop_key, number)
+                given = (estimates[name], xts[name], part.at(t), part.at(s), states[name], again)
+                new[name] = part.field.step.step(part.process, own, *given)
+            xts = {name: parts[name].pin(x) for name, (x, _) in new.items()}
+            hints = {name: parts[name].process.hint(estimates[name]) for name in hints}
+            return (xts, {name: state for name, (_, state) in new.items()}, hints), None
+
+        xts = {name: part.pin(part.first()) for name, part in parts.items()}
+        states = {name: part.field.step.init(part.process, xts[name]) for name, part in parts.items()}
+        one = next(iter(parts.values()))  # names on the same tokens share one time
+        times = jnp.asarray(one.field.step.times(one.process, self.steps))
+        hinted = [name for name, part in parts.items() if part.field.hint]
+        shapes = jax.eval_shape(lambda: evaluate(xts, times[0], {})) if hinted else {}
+        hints = {n: jax.eval_shape(parts[n].process.hint, shapes[n]) for n in hinted}
+        hints = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), hints)
+        numbers = jnp.arange(self.steps)
+        return jax.lax.scan(step, (xts, states, hints), (numbers, times[:-1], times[1:]))[0][0]
+
+
+class _Part:
+    """One name of a block: its field, its keys, and what of it is given."""
+
+    def __init__(self, walk: Walk, name: str, start: Any, size: int, key: Array):
+        self.bound = walk.net.field(name)
+        self.field, self.process = self.bound.field, self.bound.process
+        if self.process is None or self.field.step is None:
+            raise ValueError(f"fields.{self.field.name} has no process or no step, which the decoder blocks needs")
+        self.shape = (walk.rows, size)
+        self.start_key, self.loop_key = jax.random.split(key)
+        cut = lambda a: jax.lax.dynamic_slice_in_dim(a, start, size, axis=1)
+        self.value = cut(walk.value(name))
+        self.target = cut(walk.target(name)) if name in walk.plan.mixed else None
+        self.past = None
+        if isinstance(start, int) and start:
+            self.past = self.bound.encode(walk.value(name)[:, :start])
+        if self.target is not None:
+            noise = jax.eval_shape(lambda: self.process.noise(jax.random.key(0), self.shape))
+            noise = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), noise)
+            clean = jnp.zeros((walk.rows, 1), jnp.float32)
+            self.given = _wide(self.process.corrupt(self.bound.encode(self.value), noise, clean).xt)
+
+    def first(self) -> PyTree:
+        """Noise."""
+        return _wide(self.process.prior(self.start_key, self.shape, self.past))
+
+    def at(self, t: Array) -> Array:
+        """The scalar time t, or that of each token where some are given: these have time 0."""
+        return t if self.target is None else jnp.where(self.target, t, 0.0)
+
+    def pin(self, xt: PyTree) -> PyTree:
+        """x_t with the given tokens as they are."""
+        return xt if self.target is None else jax.tree.map(self.pick, xt, self.given)
+
+    def pick(self, made: Array, given: Array) -> Array:
+        """What was made of the targets, and what is given."""
+        if self.target is None:
+            return made
+        return jnp.where(self.target.reshape(*self.shape, *[1] * (made.ndim - 2)), made, given)
+
+
+def _of_rows(t: Array, rows: int) -> Array:
+    return t if t.ndim else jnp.broadcast_to(t, (rows, 1))
+
+
+def _wide(tree: PyTree) -> PyTree:
+    """Floats in float32 or wider."""
+
+    def wide(a: Array) -> Array:
+        floating = np.issubdtype(a.dtype, np.floating) or a.dtype == jnp.bfloat16
+        return a.astype(jnp.promote_types(a.dtype, jnp.float32)) if floating else a
+
+    return jax.tree.map(wide, tree)

@@ -1,0 +1,246 @@
+"""The walk along the segments of a row, over one cache of keys and values: what all decoders sample with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from src.interfaces import Batch, Guide, Layout, Net, PyTree, SequenceSpec, View, row_of
+from src.sampling.guidance import Guidance
+from src.sequence.segment import Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is made of some rows; known before anything is compiled.
+
+    made     names with a target in some row
+    mixed    those of them that have given tokens, too
+    begins   of each of them, how many of its first tokens are given in all rows
+    """
+
+    made: tuple[str, ...]
+    mixed: tuple[str, ...] = ()
+    begins: tuple[int, ...] = ()
+
+    def begin(self, name: str) -> int:
+        """Tokens of a name that are given in all rows, from the first on."""
+        return dict(zip(self.made, self.begins, strict=True))[name]
+
+
+def plan_of(layout: Layout, batch: Batch) -> Plan:
+    """The plan of rows whose `target` and `valid` are numpy arrays."""
+    made, mixed, begins = [], [], []
+    for name in (name for segment in layout.segments for name in segment.names):
+        tokens = batch.tokens[name]
+        target = np.asarray(tokens.target) & np.asarray(tokens.valid)
+        if not target.any():
+            continue
+        made.append(name)
+        begins.append(int(np.argmax(target, axis=1)[target.any(axis=1)].min()))
+        if not target.all():
+            mixed.append(name)
+    return Plan(tuple(made), tuple(mixed), tuple(begins))
+
+
+class Noised(NamedTuple):
+    """Some neighbouring tokens of a name between clean and noise: x_t, the time of the rows [B, 1] or tokens [B, n],
+    and what self-conditioning shows, None for nothing."""
+
+    xt: PyTree
+    t: Float[Array, "B T"]
+    hint: Array | None = None
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """How the tokens of a segment are made; a class of `decoders/`."""
+
+    def fit(self, segment: Segment, begin: int, free: bool) -> Segment:
+        """The segment as this decoder walks it; `begin`: most tokens that a row gives of it, `free`: a field without a
+        grid may be of any length."""
+        ...
+
+    def __call__(self, key: Array, walk: Walk, segment: Segment, more: bool) -> None:
+        """Writes the segment's names into the walk; `more`: something behind it will be made."""
+        ...
+
+
+@dataclasses.dataclass
+class Walk:
+    """Where sampling stands. `begin` starts one.
+
+    view       the rows with values of full length; with guidance they are [given; null], one behind the other
+    plan       what of them is made
+    guidance   None: the rows are there once
+    spec       who sees whom, as the tokens of the view are valid
+    cache      keys and values of what was kept
+    last       state of each row's last valid token that was kept [B, D], None at the start of the rows
+    """
+
+    net: Net
+    view: View
+    plan: Plan
+    guidance: Guidance | None
+    spec: SequenceSpec
+    cache: PyTree
+    last: Array | None = None
+
+    @classmethod
+    def begin(
+        cls, net: Net, view: View, plan: Plan, null: View | None = None, guidance: Guidance | None = None
+    ) -> Walk:
+        """A walk at the start of its rows; with `null`, the same rows without their conditions, it is guided.
+
+        Raises ValueError where the network keeps no cache and the rows are more than one part.
+        """
+        if null is not None:
+            view = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), view, null)
+        view = jax.tree.map(jnp.asarray, view)
+        cache = net.start_cache(view)
+        if cache is None and len(view.layout.segments) > 1:
+            raise ValueError(
+                "this trunk keeps no cache, so that rows of several segments cannot be sampled: use attention, or "
+                "rows of one segment"
+            )
+        return cls(net, view, plan, guidance if null is not None else None, view.layout.spec(view.batch), cache)
+
+    @property
+    def rows(self) -> int:
+        """Rows that are made."""
+        total = next(iter(self.view.batch.tokens.values())).valid.shape[0]
+        return total if self.guidance is None else total // 2
+
+    # ------------------------------------------------------------------ a loop carries the arrays of a walk
+
+    @property
+    def arrays(self) -> PyTree:
+        """All that changes on the way."""
+        return self.view, self.cache, self.last
+
+    def at(self, arrays: PyTree) -> Walk:
+        """The walk with other `arrays`."""
+        view, cache, last = arrays
+        return dataclasses.replace(self, view=view, spec=view.layout.spec(view.batch), cache=cache, last=last)
+
+    # ------------------------------------------------------------------ rows with guidance
+
+    def double(self, x: PyTree) -> PyTree:
+        """Arrays of the rows that are made, as all rows of the view have them."""
+        return x if self.guidance is None else jax.tree.map(lambda a: jnp.concatenate([a, a]), x)
+
+    def guide(self, name: str) -> Guide:
+        """(output of a name's head for all rows of the view, scalar t) -> the output of the rows that are made."""
+        bound = self.net.field(name)
+        process, guidance = bound.process, self.guidance
+        width = None if process is None else process.guided
+        if guidance is not None and guidance.features and bound.field.spec.vocab is None:
+            width = min(guidance.features, width or guidance.features)
+
+        def guided(output: Array, t: Array) -> Array:
+            if guidance is None:
+                return output
+            return guidance(*jnp.split(output, 2), t, width)
+
+        return guided
+
+    # ------------------------------------------------------------------ tokens
+
+    def value(self, name: str) -> Array:
+        """The tokens of a name, of the rows that are made."""
+        return self.view.batch.tokens[name].value[: self.rows]
+
+    def target(self, name: str) -> Bool[Array, "rows N"]:
+        """Which of them are to be made."""
+        tokens = self.view.batch.tokens[name]
+        return (tokens.target & tokens.valid)[: self.rows]
+
+    def write(self, name: str, value: Array, start: Any, valid: Array | None = None) -> None:
+        """Puts tokens [rows, n, …] of a name in place, from `start` on; with `valid`, [rows, n], the padding among
+        them is seen by nobody."""
+        batch = self.view.batch
+        old = batch.tokens[name]
+        new = old.replace(value=_put(old.value, self.double(value), start))
+        tokens = batch.tokens | {name: new}
+        if valid is not None:
+            valid = _put(old.valid, self.double(valid), start)
+            shared = self.view.layout.segment(name).names
+            tokens |= {each: tokens[each].replace(valid=valid) for each in shared}
+        self.view = self.view.replace(batch=batch.replace(tokens=tokens))
+        if valid is not None:
+            self.spec = self.view.layout.spec(self.view.batch)
+
+    # ------------------------------------------------------------------ the network
+
+    def run(self, segment: Segment, copy: str, start: Any, size: int, keep: bool) -> Float[Array, "B n D"]:
+        """States of the tokens start … start + size of a segment's copy; what is kept is seen by all that follow."""
+        hidden, cache = self.net.extend(self.view, segment, copy, start, size, self.spec, self.cache)
+        if keep:
+            self.cache = cache
+            valid = jax.lax.dynamic_slice_in_dim(self.view.batch.tokens[segment.name].valid, start, size, axis=1)
+            newest = _last_valid(hidden, valid)
+            self.last = newest if self.last is None else jnp.where(valid.any(axis=1)[:, None], newest, self.last)
+        return hidden
+
+    def read(self, segment: Segment) -> None:
+        """Keeps a segment that is given."""
+        self.run(segment, "noisy" if segment.role == "noisy" else "clean", 0, segment.length, keep=True)
+
+    def noised(self, segment: Segment, tokens: Mapping[str, Noised], start: Any) -> Walk:
+        """The walk whose network reads these tokens between clean and noise, from `start` on."""
+        noisy, times, hints = {}, {}, {}
+        for name, (xt, t, hint) in tokens.items():
+            value, time = self.net.field(name).process.network(xt, t)
+            noisy[name] = self._whole(value, start, segment.length)
+            times[name] = self.double(time) if t.shape[1] == 1 else self._whole(time, start, segment.length)
+            if hint is not None:
+                hints[name] = self._whole(hint, start, segment.length)
+        return dataclasses.replace(self, view=self.view.replace(noisy=noisy, times=times, hints=hints))
+
+    def predict(
+        self, segment: Segment, tokens: Mapping[str, Noised], start: Any, size: int, t: Array
+    ) -> dict[str, Array]:
+        """What the heads make of tokens between clean and noise, guided at the scalar time t, [rows, n, outputs]."""
+        there = self.noised(segment, tokens, start)
+        hidden = there.run(segment, "noisy", start, size, keep=False)
+        vector = self.net.vector(there.view, segment, "noisy")
+        if vector is not None and vector.shape[1] > 1:
+            vector = jax.lax.dynamic_slice_in_dim(vector, start, size, axis=1)
+        return {name: self.guide(name)(self.net.field(name)(hidden, vector), t) for name in tokens}
+
+    def _whole(self, piece: Array, start: Any, length: int) -> Array:
+        """A piece of all rows, in the place that it has among `length` tokens."""
+        piece = self.double(piece)
+        if piece.shape[1] == length:
+            return piece
+        return _put(jnp.zeros((piece.shape[0], length, *piece.shape[2:]), piece.dtype), piece, start)
+
+
+def fill(walk: Walk, key: Array, decoders: Mapping[str, Decoder]) -> dict[str, Array]:
+    """Makes what is to be made, from left to right; gives the values of these names, [rows, N, …].
+
+    decoders   by field; a segment has that of its first name
+    """
+    segments = walk.view.layout.segments
+    making = [index for index, segment in enumerate(segments) if set(segment.names) & set(walk.plan.made)]
+    for index, segment in enumerate(segments[: making[-1] + 1]):
+        if index in making:
+            decoders[row_of(segment.name)](key, walk, segment, more=index < making[-1])
+        else:
+            walk.read(segment)
+    return {name: walk.value(name) for name in walk.plan.made}
+
+
+def _put(whole: Array, piece: Array, start: Any) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, piece.astype(whole.dtype), start, axis=1)
+
+
+def _last_valid(states: Float[Array, "B N D"], valid: Bool[Array, "B N"]) -> Float[Array, "B D"]:
+    index = jnp.max(jnp.where(valid, jnp.arange(valid.shape[1]), 0), axis=1)
+    return jnp.take_along_axis(states, index[:, None, None], axis=1)[:, 0]

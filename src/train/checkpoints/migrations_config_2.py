@@ -1,0 +1,189 @@
+"""The config of a checkpoint of format 2, as it is written today."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from src.models.pretrained.old_paths import path_now
+from src.train.checkpoints.migrations_tasks_2 import COLOURS, image_shape, task_now
+
+Group = dict[str, Any]
+
+GONE = ("patch", "text_codec", "image_codec", "vision", "process", "sample", "tokenizer", "frozen")
+PARTS = ("text", "text_head", "image", "image_head", "vision", "labels")  # of `model`, which are now rows of `fields`
+FILES = {"times:": "timesteps:", "weights:": "weighting:", "tokens:": "next_token:"}
+SAMPLERS = {"gaussian:Ancestral": "ancestral"}
+RULES = ("lr_multipliers", "decays", "weight_decay")
+# A part of a path in a regular expression: then -> now. `text` alone may stand for embedder and head.
+PIECES = (
+    (r"(?<=layers/)image(?=/|$|\))", "mot"),
+    (r"(?<![\w/])(text|image)_head(?!\w)", r"fields/\1/head"),
+    (r"(?<![\w/])(text|image|vision)(?=[/|)])", r"fields/\1/embed"),
+    (r"(?<![\w/])labels(?!\w)", "fields/label/embed"),
+    (r"(?<![\w/])(text|image|vision)$", r"fields/\1"),
+)
+
+
+def config_now(old: Group, leaves: Mapping[str, Any]) -> Group:
+    """A config of format 2 with its identity, as a run of today has it. `leaves` are those of the checkpoint, by their
+    paths then; what is no config of a run stays."""
+    if "model" not in old or "tasks" not in old:
+        return old
+    params = {path.removeprefix("params/"): leaf for path, leaf in leaves.items() if path.startswith("params/")}
+    rows = _rows(old, params)
+    new = {key: value for key, value in old.items() if key not in GONE}
+    new["fields"] = {row: FIELDS[row](old, params) for row in rows}
+    new["model"] = _model(old["model"])
+    codec = old.get("image_codec") or {}
+    latents = codec.get("channels", 4) if codec.get("name") else 0
+    new["tasks"] = {name: task_now(task, renamed, latents) for name, task in old["tasks"].items()}
+    new["codecs"] = {row: prints for row in rows if (prints := _prints(old, row, new["fields"][row]))}
+    new |= _made(old.get("sample") or {}, (old.get("patch") or {}).get("size", 1))
+    new["optim"] = _optim(old.get("optim") or {})
+    if "sharding" in old:
+        new["sharding"] = old["sharding"] | {"tensor": _rules(old["sharding"].get("tensor", ()))}
+    if "init_from" in old:
+        new["init_from"] = old["init_from"] | {"skip": [_path(rule) for rule in old["init_from"].get("skip", ())]}
+    return new
+
+
+def renamed(then: str, part: Any) -> Any:
+    """A group with a name, and the groups in it, whose file began with `then`."""
+    if not isinstance(part, Mapping):
+        return part
+    new = {key: renamed(then, value) for key, value in part.items()}
+    name = new.get("name")
+    return new | ({"name": FILES[then] + name.removeprefix(then)} if str(name).startswith(then) else {})
+
+
+def _rows(old: Group, params: Iterable[str]) -> list[str]:
+    """The rows of the table that a run had."""
+    found = {path_now(path).split("/")[1] for path in params if path_now(path).startswith("fields/")}
+    if not found:  # nobody says which parameters there were
+        found |= {"text"} if (old.get("text_codec") or {}).get("name") else set()
+        found |= {"vision"} if (old.get("vision") or {}).get("name") else set()
+        found |= {"image"} if any(image_shape(task.get("data") or {}) for task in old["tasks"].values()) else set()
+    return [row for row in FIELDS if row in found]
+
+
+def _text(old: Group, params: Mapping[str, Any]) -> Group:
+    codec, model = old["text_codec"], old["model"]
+    cls = codec["name"].partition(":")[2]
+    kept = {"Llama": ("name", "path", "pieces"), "Bytes": ("name",)}.get(cls, ("name", "path", "vocab_size", "folder"))
+    head = {"chunk": 8192} | model.get("text_head", {})
+    return {
+        "codec": {key: codec[key] for key in kept if key in codec},
+        "embed": {"name": "tokens"} | model.get("text", {}),
+        "head": {"name": "categorical"} | head,
+    }
+
+
+def _image(old: Group, params: Mapping[str, Any]) -> Group:
+    model = old["model"]
+    head = {"order": "crs", "variance": "none"} | model.get("image_head", {})
+    order, variance = head.pop("order"), head.pop("variance")
+    shapes = [image_shape(task.get("data") or {}) for task in old["tasks"].values()]
+    codec = old.get("image_codec") or {}
+    shape = next((shape for shape in shapes if shape), None)
+    host: Group = {"name": "pixels"}
+    links: Group = {"host": host}
+    if codec.get("name"):
+        links["frozen"] = codec | {"name": "vae_latents" if codec["name"].startswith("latents") else codec["name"]}
+        factor = codec.get("factor", 8)
+        if shape and shape[2] not in COLOURS:
+            shape = shape[0] * factor, shape[1] * factor, 3
+    if shape:
+        host |= dict(zip(("height", "width", "channels"), shape, strict=True))
+    links["device"] = {"name": "patch"} | (old.get("patch") or {})
+    if order != "crs":
+        channels = codec.get("channels", 4) if codec.get("name") else shape and shape[2]
+        head |= {"order": order, "channels": channels}
+    head |= {"unused_variance": True} if variance == "unused" else {}
+    sampler = ((old.get("sample") or {}).get("image") or {}).get("sampler", {})
+    return {
+        "codec": links,
+        "embed": {"name": "patches"} | model.get("image", {}),
+        "process": old["process"],
+        "head": {"name": "adaln"} | head,
+        "step": sampler | {"name": SAMPLERS.get(sampler.get("name"), sampler.get("name", ""))},
+        "time_token": True,
+    }
+
+
+def _vision(old: Group, params: Mapping[str, Any]) -> Group:
+    """`Clip` was a network alone, the others had an image in a square in front and patches behind."""
+    options = dict(old["vision"])
+    cls = options.pop("name").partition(":")[2]
+    links: Group
+    if cls == "Clip":
+        links = {"frozen": {"name": "clip_vision"} | options}
+    else:
+        size = options.pop("size", 256)
+        host = {"name": "pixels", "height": size, "width": size, "fit": "letterbox"}
+        patch = {"name": "patch", "size": options.pop("patch", 2)}
+        if cls == "Latents":
+            links = {"host": host, "frozen": {"name": "vae_latents"} | options, "device": patch}
+        else:
+            colours = {"channels": options["channels"]} if "channels" in options else {}
+            links = {"host": host | colours, "device": patch}
+    init = {"init": "lecun_normal"} | old["model"].get("vision", {})
+    return {"codec": links, "embed": {"name": "features"} | init, "time_token": True}
+
+
+def _label(old: Group, params: Mapping[str, Any]) -> Group:
+    count = params["labels/table/embedding"]["shape"][0] - 1
+    return {"codec": {"name": "classes", "count": count}, "embed": {"name": "classes"} | old["model"].get("labels", {})}
+
+
+FIELDS = {"text": _text, "image": _image, "vision": _vision, "label": _label}
+
+
+def _model(old: Group) -> Group:
+    trunk = {key: value for key, value in old["trunk"].items() if key != "copies"}
+    trunk["mot"] = old["trunk"].get("copies", [])
+    new = {key: value for key, value in old.items() if key not in PARTS}
+    return new | {"trunk": trunk, "mot_fields": ["image", "vision"]}
+
+
+def _prints(old: Group, row: str, field: Group) -> Group:
+    """The fingerprints of a row's codec, by class."""
+    frozen = old.get("frozen") or {}
+    if row == "text":
+        cls = field["codec"]["name"].partition(":")[2] or "SentencePiece"
+        return {cls: old["tokenizer"]} if old.get("tokenizer") else {}
+    link = field["codec"].get("frozen", {}).get("name", "")
+    cls = {"clip_vision": "ClipVision", "vae_latents": "VaeLatents"}.get(link)
+    return {cls: frozen[row]} if cls and row in frozen else {}
+
+
+def _made(sample: Group, patch: int) -> Group:
+    """How fields are made: `sample`, `decode` and `guidance`."""
+    image, new = sample.get("image") or {}, {}
+    new["sample"] = {"batch_size": sample["rows"]} if "rows" in sample else {}
+    words = {"max_new_tokens": sample["longest"]} if "longest" in sample else {}
+    words |= {"choose": renamed("tokens:", sample["text"])} if "text" in sample else {}
+    steps = {"steps": image["steps"]} if "steps" in image else {}
+    new["decode"] = {"text": {"name": "left_to_right"} | words, "image": {"name": "blocks"} | steps}
+    guidance = dict(image.get("guidance") or {})
+    features = (guidance.pop("channels", 0) or 0) * patch**2
+    return new | {"guidance": guidance | {"features": features}}
+
+
+def _optim(old: Group) -> Group:
+    names = {"max_norm": "grad_clip", "multipliers": "lr_multipliers"}
+    new = {names.get(key, key): value for key, value in old.items()}
+    return new | {key: _rules(new[key]) for key in RULES if isinstance(new.get(key), list | tuple)}
+
+
+def _rules(rules: Iterable[Any]) -> list[list[Any]]:
+    """Rules (regular expression on paths, value)."""
+    return [[_path(pattern), *values] for pattern, *values in rules]
+
+
+def _path(pattern: str) -> str:
+    """A regular expression on paths of then for those of today, as far as it names whole parts of them."""
+    for piece, now in PIECES:
+        pattern = re.sub(piece, now, pattern)
+    return pattern

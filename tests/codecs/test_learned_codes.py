@@ -1,0 +1,97 @@
+"""Codes and counts of vectors: round trips, what learned codes lose, and what a checkpoint may compare."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans as Reference
+from sklearn.datasets import load_digits
+
+from src.codecs.chain import Link
+from src.codecs.kmeans import KMeans
+from src.codecs.levels import Levels
+from src.interfaces import FieldSpec
+
+
+def vectors(grid, features):
+    """A link in front whose tokens are vectors."""
+    return types.SimpleNamespace(spec=FieldSpec(grid, features=features), shape=(int(np.prod(grid)), features))
+
+
+def patches():
+    """Patches of 2 x 2 pixels of the handwritten digits, [n, 16, 4]."""
+    values = (load_digits().images / 8 - 1).astype(np.float32)
+    return values.reshape(-1, 4, 2, 4, 2).swapaxes(2, 3).reshape(-1, 16, 4)
+
+
+def error(samples, centroids):
+    return ((samples[:, None] - centroids) ** 2).sum(-1).min(-1).mean()
+
+
+def test_learned_codes_lose_no_more_than_those_of_scikit_learn(tmp_path):
+    images = patches()
+    samples, held_out = images[:1437].reshape(-1, 4), images[1437:].reshape(-1, 4)
+    codec = KMeans(64, vectors((4, 4), 4), folder=str(tmp_path)).fit(samples)
+    assert isinstance(codec, Link) and codec.spec == FieldSpec((4, 4), vocab=64) and codec.shape == (16,)
+    reference = Reference(64, n_init=1, random_state=0).fit(samples).cluster_centers_
+    for part in (samples, held_out):
+        assert error(part, codec.centroids) < 1.03 * error(part, reference)
+    ids = jax.jit(codec.encode)(jnp.asarray(images[1437:]))
+    assert ids.shape == (360, 16) and ids.dtype == jnp.int32
+    found = np.asarray(codec.decode(ids)).reshape(-1, 4)
+    np.testing.assert_allclose(((held_out - found) ** 2).sum(-1).mean(), error(held_out, codec.centroids), rtol=1e-5)
+    np.testing.assert_array_equal(codec.encode(codec.decode(ids)), ids)
+
+
+def test_codes_are_learned_once_and_known_by_their_samples(tmp_path):
+    samples = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    make = lambda **options: KMeans(8, vectors((5,), 3), folder=str(tmp_path), **options)
+    first = make().fit(samples)
+    (path,) = tmp_path.iterdir()
+    mark = path.stat().st_mtime_ns
+    again, other, seeded = make().fit(samples), make().fit(samples[:200]), make(seed=1).fit(samples)
+    assert path.stat().st_mtime_ns == mark and len(list(tmp_path.iterdir())) == 3
+    np.testing.assert_array_equal(first.centroids, again.centroids)
+    assert first.fingerprint() == again.fingerprint()
+    assert len({codec.fingerprint() for codec in (first, other, seeded)}) == 3
+    path.unlink()
+    assert make().fit(samples).fingerprint() == first.fingerprint()
+
+
+def test_separate_clusters_are_found_exactly_and_a_bad_start_leaves_no_code_unused(tmp_path):
+    centres = np.asarray([[0, 0], [5, 0], [0, 5], [9, 9]], np.float32)
+    samples = np.repeat(centres, [400, 3, 3, 3], axis=0)
+    codec = KMeans(4, vectors((1,), 2), folder=str(tmp_path)).fit(samples)
+    np.testing.assert_array_equal(np.sort(codec.centroids, axis=0), np.sort(centres, axis=0))
+
+
+def test_what_codes_refuse(tmp_path):
+    codec = KMeans(8, vectors((5,), 3), folder=str(tmp_path))
+    for use in (codec.fingerprint, lambda: codec.encode(jnp.zeros((1, 5, 3))), lambda: codec.centroids):
+        with pytest.raises(ValueError, match="`fit`"):
+            use()
+    with pytest.raises(ValueError, match="7 different vectors"):
+        codec.fit(np.eye(7, 3, dtype=np.float32)[np.arange(7) % 7] + np.arange(7, dtype=np.float32)[:, None])
+    for samples in (np.zeros((20, 2), np.float32), np.full((20, 3), np.nan, np.float32)):
+        with pytest.raises(ValueError, match="finite vectors of 3"):
+            codec.fit(samples)
+    for before in (types.SimpleNamespace(spec=None, shape=(8, 8, 1)), types.SimpleNamespace(spec=FieldSpec(vocab=3))):
+        for build in (lambda b: KMeans(8, b), lambda b: Levels(8, b)):
+            with pytest.raises(ValueError, match="tokens are vectors"):
+                build(before)
+    with pytest.raises(ValueError, match="levels=1"):
+        Levels(1, vectors((5,), 3))
+
+
+def test_counts_come_back_and_vectors_to_half_a_level():
+    codec = Levels(17, vectors((2, 2), 3))
+    assert isinstance(codec, Link) and codec.spec == FieldSpec((2, 2), vocab=17, features=3)
+    counts = jax.random.randint(jax.random.key(0), (5, 4, 3), 0, 17)
+    np.testing.assert_array_equal(codec.encode(codec.decode(counts)), counts)
+    values = jax.random.uniform(jax.random.key(1), (5, 4, 3), minval=-1, maxval=1)
+    assert np.abs(codec.decode(codec.encode(values)) - values).max() <= 1 / 16 + 1e-6
+    np.testing.assert_array_equal(
+        codec.encode(jnp.asarray([-7.0, -1, 0, 1, 7])[None, :, None]).ravel(), [0, 0, 8, 16, 16]
+    )
