@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from src.corruption._base import expand
+from src.corruption.base import expand
 from src.interfaces import Corrupted
 
 SAMPLES = 8_000
