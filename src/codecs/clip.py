@@ -172,7 +172,7 @@ def _norm(config: ClipConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.hidden_size, **args)
 
 
-def _precision(dtype: Any) -> Any:  # TPUs and GPUs take shorter products for f32 unless told
+def _precision(dtype: Any) -> Any:  # TPUs and GPUs use shorter products for f32 by default
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 

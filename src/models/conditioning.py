@@ -70,7 +70,7 @@ class TimestepEmbedder(nnx.Module):
 
 
 class Conditioning(nnx.Module):
-    """Does nothing to the trunk; the head still knows the time. The base of the others."""
+    """No conditioning of the trunk; the head still gets the time. The base of the others."""
 
     tokens = 0
     Layer: type | None = None
@@ -88,8 +88,8 @@ class Conditioning(nnx.Module):
 class TimeToken(Conditioning):
     """One extra token before the segment: linear, GELU, linear of the time vector (MonoFormer's released configs).
 
-    init: `fixed` starts both linears at random (LeCun), so every tensor learns and the token tells the time at once;
-    `official` starts both at zero, as published: then only the last bias ever gets a gradient.
+    init: `fixed` starts both linears at random (LeCun), so every tensor is trained and the token depends on the time from
+    the start; `official` starts both at zero, as published: then only the last bias ever gets a gradient.
     """
 
     tokens = 1

@@ -189,7 +189,7 @@ class Transformer(nnx.Module):
         if cache is None:  # nothing is trained through a cache
             body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
         stored = None if cache is None else (cache.k, cache.v)
-        # Unrolled, the compiler sees that recomputing is the same as keeping.
+        # Unrolled, the compiler finds that the recomputed values equal the kept ones.
         shallow = platform() == "cpu" and cache is None and self.depth <= UNROLLED and self.remat == "none"
         numbers = jnp.arange(self.depth)
         carry, seen = jax.lax.scan(body, (x, stored), (stacked, numbers), unroll=self.depth if shallow else 1)

@@ -35,12 +35,12 @@ def read_image(
 ) -> UInt8[np.ndarray, "H W C"]:
     """The pixels of an image, `[H, W, 3]` RGB or, with `channels=1`, `[H, W, 1]` grey; `file` is a path or its bytes.
 
-    The first frame of an animation, turned as its EXIF orientation says; transparent pixels lie on white, 16 bits
+    The first frame of an animation, turned by its EXIF orientation; transparent pixels lie on white, 16 bits
     become 8, palettes and CMYK become RGB. Colour profiles are ignored.
 
     Raises FileNotFoundError, OSError when the file cannot be read, and ImageError, in one sentence, for what is no
     image of `limits.formats`, has more bytes or pixels than `limits` allow, or is truncated or damaged (where its
-    format can tell: a JPEG or GIF with a wrong bit may decode to wrong pixels).
+    format has checksums: a JPEG or GIF with a wrong bit may decode to wrong pixels).
     """
     where = "the image" if isinstance(file, bytes) else f"the image {shown(os.fspath(file))}"
     if isinstance(file, bytes):

@@ -18,8 +18,8 @@ STACK = "trunk/layers/"  # below it, the first axis of a leaf is that of the blo
 class Leaves(Protocol):
     """`shapes` has the dtype and shape of each leaf by its path; `blocks` reads one.
 
-    Of a leaf below `STACK` it gives what lies along the first axis one after the other, of others the whole. What it
-    gives may be a view of a file, is read-only and is used up before the next is asked for.
+    A leaf below `STACK` is yielded in pieces along its first axis, any other leaf as a whole. A piece may be a view of
+    a file, is read-only, and is valid until the next one is read.
     """
 
     shapes: Mapping[str, jax.ShapeDtypeStruct]

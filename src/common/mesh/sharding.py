@@ -94,7 +94,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 class ShardingRules:
     """Which axis of a parameter is split over what.
 
-    tensor     (regex on the path, axis) pairs; the first match says which axis `mesh.tensor` splits, if it divides
+    tensor     (regex on the path, axis) pairs; the first match has the axis that `mesh.tensor` splits, if it divides
     min_size   parameters of fewer elements are never split over `fsdp`
     """
 

@@ -107,7 +107,7 @@ def _elsewhere(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def _equal(before: dict[str, Any], after: dict[str, Any], name: str) -> bool:
-    """Whether both know something below a name, and it is the same."""
+    """Whether both have something below a name, and it is the same."""
     old, new = ({f: value for f, value in each.items() if _lies_below(f, name)} for each in (before, after))
     return bool(old) and old == new and None not in old.values()
 
@@ -117,7 +117,7 @@ def _places(row: str) -> list[str]:
 
 
 def _as_before(field: str, was: Any, now: Any, config: dict[str, Any]) -> bool:
-    """Whether a field that one of the configs does not have says in the other one what was always done."""
+    """Whether an option that one of the configs lacks has in the other one the value that was always used."""
     if ABSENT not in (was, now):
         return False
     value = now if was == ABSENT else was
@@ -154,7 +154,7 @@ def _advice(field: str, was: Any, now: Any, config: dict[str, Any]) -> str:
         return f"take {field} out of the config file"
     if now == ABSENT:
         return f"put {field} = {was!r} into the config file"
-    if isinstance(was, str | int | float):  # what a flag can say
+    if isinstance(was, str | int | float):  # the values that a flag can have
         return f"add --config.{field}={was}"
     return f"set {field} back to {was!r} in the config file"
 
