@@ -88,7 +88,7 @@ class Conditioning(nnx.Module):
 class TimeToken(Conditioning):
     """One extra token before the segment: linear, GELU, linear of the time vector (MonoFormer's released configs).
 
-    init: `fixed` starts both linears at random (LeCun), so every tensor is trained and the token depends on the time from
+    init: `fixed` starts both linears at random (LeCun), so every tensor is trained and the token depends on time from
     the start; `official` starts both at zero, as published: then only the last bias ever gets a gradient.
     """
 
