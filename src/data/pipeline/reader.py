@@ -11,10 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from src.data.example import SOUND, BadRow
+from src.data.example import SOUND, BadRow, Row
 from src.interfaces import Batch
-
-Row = dict[str, np.ndarray]
 
 
 @runtime_checkable
