@@ -30,6 +30,7 @@ from src.common.files.store import is_remote, write_whole
 from src.common.files.strict_json import read_json
 from src.data.example import BadRow, Source
 from src.data.files.array_record import write_shard
+from src.data.files.latent_shards import Encoding
 from src.data.files.shards import MANIFEST, values_of, write_manifest
 from src.data.pipeline.bad_rows import Ledger
 from src.data.pipeline.reader import die_with_parent
@@ -82,7 +83,7 @@ class ShardPlan:
 def prepare(
     source: Source,
     out: str | os.PathLike[str],
-    plan: ShardPlan,
+    plan: ShardPlan | Encoding,
     *,
     name: str = "source",
     processes: int = 1,
@@ -122,7 +123,7 @@ def prepare(
 
 
 def _finish(
-    target: epath.Path, plan: ShardPlan, source: Source, name: str, parts: list[dict[str, Any]]
+    target: epath.Path, plan: ShardPlan | Encoding, source: Source, name: str, parts: list[dict[str, Any]]
 ) -> dict[str, Any]:
     kind = kind_of(source)
     schema = {"kind": kind, "image": plan.image(), "classes": classes_of(source, kind)}
@@ -144,7 +145,7 @@ def _note(ledger: Ledger, name: str, part: dict[str, Any]) -> int:
     return part["rows"] + len(bad)
 
 
-def _agree(target: epath.Path, plan: ShardPlan, source: Source, name: str) -> None:
+def _agree(target: epath.Path, plan: ShardPlan | Encoding, source: Source, name: str) -> None:
     """Writes down what is made, or compares it with what an earlier start began. Raises ValueError."""
     probe = hashlib.sha256()
     for index in np.unique(np.linspace(0, len(source) - 1, PROBES).astype(int)) if len(source) else ():
@@ -184,7 +185,7 @@ def _finished(target: epath.Path, k: int) -> dict[str, Any] | None:
     return None
 
 
-def _part(target: epath.Path, plan: ShardPlan, source: Source, k: int) -> dict[str, Any]:
+def _part(target: epath.Path, plan: ShardPlan | Encoding, source: Source, k: int) -> dict[str, Any]:
     """Writes shard k, if it has rows, and says what is in it and what is not."""
     bad: list[dict[str, Any]] = []
 

@@ -182,6 +182,9 @@ def test_a_rare_size_does_not_hold_back_all_others():
     asked = []
 
     class Source:
+        def __len__(self):
+            return 100
+
         def __getitem__(self, row):
             asked.append(row)
             return Example({"row": row})
