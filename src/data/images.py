@@ -130,6 +130,11 @@ class Images:
             place = np.stack([numbers // columns, numbers % columns], axis=-1)
         return Tokens(value, spread(there | target | self.always), spread(target), place)
 
+    def made_up(self) -> np.ndarray:
+        """An image as an example has it, that needs no data."""
+        shape = (*self.shape[:2], 3) if self._own else self.shape
+        return np.zeros(shape, np.uint8 if self.holds == "pixels" else self.dtype)
+
     def invent(self, rng: np.random.Generator, number: int, target: bool) -> Row:
         """A random image, in each of the buckets in turn."""
         if self.dtype == np.uint8:

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from src.data.example import BadRow, Source, as_example
+from src.data.example import BadRow, Example, Source, as_example
 from src.data.pipeline.reader import Row, stack
+from src.data.splits import example_of, numbers_of, rows_of
 from src.data.templates._base import Template
 from src.interfaces import Batch, Field, Layout
 
@@ -78,6 +79,24 @@ class Task:
         """Random rows of the same spec: at least one token in each text, targets only where the task has some."""
         rng = np.random.default_rng(seed)
         return self.build(stack([self.template.invent(rng, number) for number in range(batch)]))
+
+    def questions(self, count: int, split: str = "test") -> list[Example]:
+        """Examples of a split, spread evenly over it, as prompts: without what is made. Bad ones are left out.
+
+        Raises as `rows`.
+        """
+        have, found = rows_of(self.source, split), []
+        for index in np.arange(min(count, have)) * have // min(count, have):
+            number = int(numbers_of(self.source, split, np.asarray(index)))
+            try:
+                found.append(self.template.question(example_of(self.source, number)))
+            except BadRow:
+                continue
+        return found
+
+    def invented_question(self) -> Example:
+        """A prompt that needs no data, and no tokenizer."""
+        return self.template.invented_question()
 
     def prompt(self, examples: Sequence[Mapping[str, Any]], null: bool = False) -> tuple[Layout, Batch]:
         """Rows to be completed, and their layout.

@@ -19,7 +19,7 @@ from src.common.rng import stream
 from src.common.runtime.writers import MetricWriter
 from src.data.pipeline.reader import read_batch
 from src.doctor.layer_stats import hasty
-from src.interfaces import Batch, LossTerm, PyTree
+from src.interfaces import Batch, LossTerm, PyTree, row_of
 from src.train.state import TrainState, with_extras
 from src.train.step import Add
 from src.train.system import Drawn, System, TaskPlan, draw, losses
@@ -68,7 +68,9 @@ class Panels:
             if self._initial:
                 writer.write_texts(step, {"forgetting": table(self._initial, now)})
         if self.drawings:
-            writer.write_images(step, drawings(self.trainer.system, params, self.drawings))
+            pipeline = self.trainer.system.pipeline.with_params(with_extras(state, params))
+            system = dataclasses.replace(self.trainer.system, pipeline=pipeline)
+            writer.write_images(step, drawings(system, self.plans, self.drawings))
         logging.info("the panel of step %d took %.1f s", step, time.monotonic() - began)
 
     def _at_the_start(self, state: TrainState) -> dict[str, float]:
@@ -129,26 +131,30 @@ def table(initial: Mapping[str, float], now: Mapping[str, float]) -> str:
     return "\n".join(lines + [f"| {k} | {initial[k]:.4g} | {v:.4g} | {v - initial[k]:+.4g} |" for k, v in now.items()])
 
 
-def drawings(system: System, params: PyTree, count: int) -> dict[str, np.ndarray]:
-    """`drawings/<task>`: images of `count` held-out prompts, or classes, of each task that draws pictures."""
+def drawings(system: System, held_out: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
+    """`drawings/<task>`: what each task that makes pictures makes of `count` of its prompts, held-out ones in the tasks
+    that have some."""
     from src.evals.grid import caption_grid
-    from src.evals.result import spread
 
-    predict, pictures = system.predictor.with_params(params), {}
-    for name, (data, layout, generated) in predict.tasks.items():
-        if layout.segment(generated).kind != "image" or predict.shape[2] not in (1, 3):
-            continue
-        if data.classes is None and not hasattr(data, "prompts"):  # it knows no captions without reading its files
-            continue
-        if data.classes is not None:
-            given: list[Any] = [i % data.classes for i in range(count)]
-            images, titles = predict.draw(name, labels=given, seed=system.config.seed), [f"class {i}" for i in given]
-        else:
-            words = [phrase for phrase, _ in data.prompts("test")]
-            titles = [words[i] for i in spread(len(words), count)]
-            images = predict.draw(name, words=titles, seed=system.config.seed)
-        pictures[f"drawings/{name}"] = caption_grid(images, titles, COLUMNS)
+    pictures = {}
+    for name, plan in system.tasks.items():
+        made = plan.task.fill[0]
+        shape = system.fields[row_of(made)].codec.delivered
+        if len(shape) == 3 and shape[2] in (1, 3):
+            given = plan.task.questions(count, "test" if name in held_out else "train")
+            titles = [title(example, number) for number, example in enumerate(given)]
+            images = system.pipeline.values(name, given, system.config.seed)[made]
+            pictures[f"drawings/{name}"] = caption_grid(images, titles, COLUMNS)
     return pictures
+
+
+def title(example: Mapping[str, Any], number: int) -> str:
+    """What a prompt says, of several texts that mean the same that of row `number`; else its class."""
+    for value in example.values():
+        texts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+        if texts and all(isinstance(text, str) for text in texts):
+            return texts[number % len(texts)]
+    return f"class {example['label']}" if "label" in example else f"row {number}"
 
 
 def _held_out(name: str, plan: TaskPlan) -> bool:

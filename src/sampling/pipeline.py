@@ -128,9 +128,14 @@ class Pipeline:
         frozen = lambda row, values: self.frozen.decode(row, values, mesh)
         return {n: decoded(self.fields[row_of(n)], value, job.batch.tokens[n], frozen) for n, value in tokens.items()}
 
-    def lower(self, task: str, given: Sequence[Mapping[str, Any]], scale: float | None = None) -> jax.stages.Lowered:
-        """The program of one full call, traced on shapes alone; parameters may be abstract, with their shardings."""
-        job, mesh = self._job(task, given, scale, None), mesh_of(self.params)
+    def lower(
+        self, task: str, given: Sequence[Mapping[str, Any]], scale: float | None = None, guided: bool = False
+    ) -> jax.stages.Lowered:
+        """The program of one full call, traced on shapes alone; parameters may be abstract, with their shardings.
+
+        guided   with guidance also where these examples have nothing to be guided away from
+        """
+        job, mesh = self._job(task, given, scale, None, guided), mesh_of(self.params)
         rows = abstract(chunk((job.batch, job.null), 0, self.batch_size, mesh), mesh)
         key = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.int32)
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -144,6 +149,7 @@ class Pipeline:
         given: Sequence[Mapping[str, Any]],
         scale: float | None,
         decoders: Mapping[str, Decoder] | None,
+        guided: bool = False,
     ) -> _Job:
         if task not in self.tasks:
             raise ValueError(f"there is no task {task!r}; this system has {', '.join(self.tasks)}")
@@ -168,7 +174,7 @@ class Pipeline:
         mesh = mesh_of(self.params)
         batch = self._encoded(batch, plan, mesh)
         null = None if null is None else self._encoded(null, plan, mesh, batch)
-        if null is not None and all(map(_same, jax.tree.leaves(batch), jax.tree.leaves(null))):
+        if null is not None and not guided and all(map(_same, jax.tree.leaves(batch), jax.tree.leaves(null))):
             null = None  # there is nothing to be guided away from
         used = {row_of(segment.name) for segment in layout.segments}
         chosen = tuple((row, decoder) for row, decoder in sorted(decoders.items()) if row in used)

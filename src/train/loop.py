@@ -23,7 +23,7 @@ from src.train.checkpoints.config_changes import FREE, check_config
 from src.train.checkpoints.replicas import check_replicas
 from src.train.metrics import Metrics
 from src.train.nonfinite.monitor import BEHIND, Watch
-from src.train.state import TrainState
+from src.train.state import TrainState, with_extras
 from src.train.step import Step, StepMetrics
 from src.train.system import System
 from src.train.trainer import Trainer, open_data
@@ -260,7 +260,7 @@ def evaluate(system: System, state: TrainState, writer: MetricWriter, step: int)
     Raises Stopped when the run is asked to stop.
     """
     params = state.ema if system.config.eval.ema else state.params
-    pipeline = system.pipeline.with_params(params)
+    pipeline = system.pipeline.with_params(with_extras(state, params))
     scalars: dict[str, float] = {}
     for name, evaluator in system.evaluators.items():
         began = time.monotonic()

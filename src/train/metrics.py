@@ -29,7 +29,7 @@ class Metrics:
     def __init__(self, system: System, schedule: Schedule):
         plans = system.tasks.values()
         self.tokens = sum(p.rows * p.layout.length for p in plans)
-        self.images = sum(p.rows * _noised(system, p) for p in plans)
+        self.images = sum(p.rows * noised_parts(system, p) for p in plans)
         self.schedule, self.pending = schedule, []
         self._clear()
 
@@ -101,7 +101,7 @@ class Metrics:
         return means
 
 
-def _noised(system: System, plan: TaskPlan) -> int:
+def noised_parts(system: System, plan: TaskPlan) -> int:
     """Parts of a row whose fields have a process: images, mostly."""
     segments = [s for s in plan.layout.segments if system.fields[row_of(s.name)].process is not None]
     return sum(plan.layout.parts_of(s.name) for s in segments)

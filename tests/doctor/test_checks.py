@@ -69,7 +69,9 @@ def put(array, where, value):
 def test_what_is_healthy_is_left_alone(case):
     for check in (run_checks.frozen, run_checks.unsplit, run_checks.starved, checks.spec, *run_checks.SCREENS):
         assert told(check(case)) == [], check.__name__
-    assert told(checks.given(case), "note")[0] == ("note: task caption_to_image reads text.prompt, text.tail and predicts image")
+    assert told(checks.given(case), "note")[0] == (
+        "note: task caption_to_image reads text.prompt, text.tail and predicts image"
+    )
     assert checks.padding(case) == []
 
 

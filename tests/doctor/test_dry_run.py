@@ -9,22 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits, imagenet256
+from configs import imagenet256
 from src.build import build_system
 from src.doctor import batch_checks, dry_run, memory
-from src.interfaces import ImageField, LossTerm
+from src.interfaces import Batch, LossTerm, Tokens
 from src.train.step import StepMetrics
 from src.train.trainer import make_trainer
+from tests.helpers.runs import config_of
 
-ROWS = {"caption_to_image": {"image": ImageField(np.linspace(-1, 1, 64 * 32, dtype=np.float32).reshape(32, 8, 8, 1))}}
+
+def rows_of(images):
+    """The batch of a task that makes these images."""
+    there = np.ones((32, 16), bool)
+    return {"caption_to_image": Batch({"image": Tokens(images.astype(np.float32), there, there)})}
+
+
+IMAGES = np.linspace(-1, 1, 64 * 32).reshape(32, 8, 8, 1)
 TERM = "caption_to_image/diffusion/mse"
 
 
 @pytest.fixture(scope="module")
 def trainer():
-    config = digits.get_config("debug")
-    config.mesh.data, config.optim.warmup = 1, 4
-    return make_trainer(build_system(config), jax.devices()[:1])
+    return make_trainer(build_system(config_of(**{"optim.warmup": 4})), jax.devices()[:1])
 
 
 class Clock:
@@ -45,7 +51,7 @@ def step_of(clock, loss=lambda k: 2.0 - k / 10, ratio=0.01):
     def update(state, batch):
         clock.wait(0.1)
         rate = (state + 1) / 4  # of the highest: half of it in the last step
-        squares = {"trunk/layers/mlp/up/kernel": jnp.ones(2), "image_head/linear/kernel": jnp.ones(())}
+        squares = {"trunk/layers/mlp/up/kernel": jnp.ones(2), "fields/image/head/linear/kernel": jnp.ones(())}
         updates = {k: (ratio * rate) ** 2 * v for k, v in squares.items()}
         terms = {TERM: loss(state), "total": loss(state), "grad_norm": 1e3, "buckets/a": 1e3}
         terms = {k: LossTerm(jnp.asarray(v), jnp.ones(()), "/a" not in k) for k, v in terms.items()}
@@ -61,8 +67,8 @@ def clock(monkeypatch):
     return clock
 
 
-def advice(trainer, clock, rows=ROWS, wait=0.01, watched=None, **fault):
-    batches = (clock.wait(wait) or rows for _ in itertools.count())
+def advice(trainer, clock, images=IMAGES, wait=0.01, watched=None, **fault):
+    batches = (clock.wait(wait) or rows_of(images) for _ in itertools.count())
     watchers = [lambda step, *a: {"pull/norm/a": 1.0, "pull/norm/b": 0.5, "pull/cosine/a/b": -0.1}]
     watchers += [lambda *a: watched or {}]
     with jax.set_mesh(trainer.mesh):
@@ -75,7 +81,7 @@ def test_a_healthy_rehearsal_brings_no_advice(trainer, clock):
     assert said == []
     assert seen.losses == ({"loss": 2.0, TERM: 2.0}, {"loss": pytest.approx(1.9), TERM: pytest.approx(1.9)})
     assert seen.ends()["loss"] == pytest.approx((2.0, 1.9))
-    assert seen.ratios == pytest.approx({"block_00": 0.01, "block_01": 0.01, "image_head": 0.01})
+    assert seen.ratios == pytest.approx({"block_00": 0.01, "block_01": 0.01, "image/head": 0.01})
     assert seen.watched["pull/cosine/a/b"] == -0.1
     assert (seen.step, seen.data) == pytest.approx((0.1, 0.01))
 
@@ -107,8 +113,7 @@ def test_balance_is_not_judged_in_a_warm_up_that_has_hardly_begun(trainer, clock
 
 
 def test_a_bad_batch_on_the_way_ends_it(trainer, clock):
-    bad = {"caption_to_image": {"image": ImageField(ROWS["caption_to_image"]["image"].values * np.nan)}}
-    seen, (said,) = advice(trainer, clock, rows=bad)
+    seen, (said,) = advice(trainer, clock, images=IMAGES * np.nan)
     assert seen.losses == () and seen.watched == {} and "image of task caption_to_image has NaN" in said
 
 
@@ -116,7 +121,7 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(trainer, monkeypatc
     monkeypatch.setattr(memory, "room", lambda: 8 * memory.GIB)
     refusal = r"^1,121,673,248 parameters .* 20.9 GiB, and this machine has 8.0 GiB: .*src.tools.aot"
     with pytest.raises(ValueError, match=refusal):
-        memory.check_state(build_system(imagenet256.get_config("paper")))
+        memory.check_state(build_system(config_of(imagenet256, "paper")))
     lowered = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((1024, 1024), np.float32)).compile()
     assert memory.check_step(trainer, lowered) >= 8 * 2**20
     monkeypatch.setattr(memory, "room", lambda: 7 * 2**20)

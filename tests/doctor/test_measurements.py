@@ -3,6 +3,7 @@
 import itertools
 import time
 import types
+from unittest.mock import create_autospec
 
 import jax
 import jax.numpy as jnp
@@ -10,31 +11,38 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from src.data.digits import CaptionToImage
 
 from configs import common
 from src.build import build_system
-from src.codecs.text import Bytes
 from src.common.mesh.distributed import put_batch
 from src.common.mesh.fsdp import Placement
 from src.common.mesh.sharding import make_mesh
 from src.common.rng import step_key
-from src.common.runtime.progress import describe
+from src.common.runtime.progress import Progress, describe
+from src.common.runtime.writers import Many
 from src.common.tree import flatten, unflatten
-from src.doctor import layer_stats
+from src.data.pipeline.stream import Mixture
+from src.data.sources.digits import Digits
+from src.data.task import Task
+from src.data.templates.caption_to_image import CaptionToImage
+from src.doctor import gradient_conflict, layer_stats
 from src.doctor.gradient_conflict import Probe, Pulls, pulls, scalars
 from src.doctor.held_out import Panels
-from src.interfaces import LossTerm, TokenField, View
+from src.interfaces import Batch, Field, FieldSpec, LossTerm
 from src.objectives.diffusion import by_time
-from src.sequence.layout import Layout, Segment
+from src.sequence.layout import FixedLayout
+from src.sequence.segment import Segment
 from src.train import loop, skip_nonfinite
 from src.train import system as systems
-from src.train.metrics import Meter
+from src.train.checkpoints.checkpointer import Checkpointer
+from src.train.metrics import Metrics
 from src.train.state import TrainState, first_state
 from src.train.step import StepMetrics, make_train_step
-from src.train.system import System, TaskPlan
-from src.train.trainer import make_trainer, open_data
+from src.train.system import TaskPlan
+from src.train.trainer import Trainer, make_trainer, open_data
 from tests.data.test_bad_rows import Flawed
+from tests.helpers import fields, models, numbers
+from tests.helpers.numbers import bare, plan_of
 from tests.helpers.runs import close, config_of
 
 # ----------------------------------------------------------------------- in the step and the loop
@@ -55,7 +63,7 @@ def test_quarters_of_diffusion_time_add_up_and_are_told_aside():
         sum(v.total for v in left_out.values())
     )
 
-    meter = Meter(types.SimpleNamespace(tasks={}), lambda step: 0.0)
+    meter = Metrics(bare(), lambda step: 0.0)
     terms = {f"draw/diffusion/{k}": v for k, v in terms.items()} | {"draw/diffusion/mse": LossTerm(loss.sum(), 9.0)}
     meter.add(StepMetrics(terms | {"total": LossTerm(5.0, 1.0)}, {}, skip_nonfinite.fresh()))
     told = meter.flush(1)
@@ -72,14 +80,13 @@ def test_slow_data_are_seen_as_waiting(monkeypatch, slow, share):
         now[0] += seconds
         return value
 
-    data = (spend(slow, {}) for _ in itertools.count())
-    trainer = types.SimpleNamespace(
-        system=types.SimpleNamespace(tasks={}, config=common.base()),
-        schedule=lambda step: 0.0,
-        mesh=make_mesh({"data": 1}, jax.devices()[:1]),
-        place=lambda rows, step: rows,
-    )
-    run = loop.Run(trainer, None, None, loop.Nobody(), data, None, None, 0)
+    data = create_autospec(Mixture, instance=True)
+    data.__next__.side_effect = lambda: spend(slow, {})
+    mesh, state = make_mesh({"data": 1}, jax.devices()[:1]), TrainState(0, {}, {}, (), {})
+    system = bare(config=common.base())
+    trainer = Trainer(system, mesh, optax.sgd(1.0), lambda step: 0.0, state, Placement({}, jnp.float32))
+    checkpoints, progress = (create_autospec(kind, instance=True) for kind in (Checkpointer, Progress))
+    run = loop.Run(trainer, checkpoints, Kept(), loop.Nobody(), data, progress, state, 0)
     run.update = lambda state, batch: (
         state,
         spend(1.0, StepMetrics({"total": LossTerm(1.0, 1.0)}, {}, skip_nonfinite.fresh())),
@@ -94,31 +101,34 @@ def test_slow_data_are_seen_as_waiting(monkeypatch, slow, share):
 
 
 def test_a_block_that_moves_too_fast_is_seen_in_its_ratio():
-    size = {"trunk/layers/a": np.full(3, 4.0), "trunk/layers/b": np.zeros(3), "trunk/norm/scale": 1.0, "text/x": 0.0}
+    size = {"trunk/layers/a": np.full(3, 4.0), "trunk/layers/b": np.zeros(3), "trunk/norm/scale": 1.0}
+    size |= {"fields/text/head/x": 0.0, "fields/text/embed/x": 1.0, "fields/text/embed/y": 3.0}
     update = {"trunk/layers/a": np.asarray([4e-6, 4e-2, 4e-6]), "trunk/layers/b": np.zeros(3)}
-    update |= {"trunk/norm/scale": 1e-6, "text/x": 1e-6}
+    update |= {path: 1e-6 for path in size if path not in update}
     found = layer_stats.ratios(update, size)
-    expected = {"block_00": 1e-3, "block_01": 1e-1, "block_02": 1e-3, "norm": 1e-3}
-    assert found == {f"ratio/{k}": pytest.approx(v) for k, v in expected.items()}
-    deep = layer_stats.gradients({"trunk/layers/a": np.where(np.arange(28) == 17, 100.0, 1.0), "text/x": 4.0})
-    shown = {f"gradient/block_{i:02d}": 1.0 for i in (0, 6, 13, 20, 27)}
-    assert deep == shown | {"gradient/blocks_largest": 10.0, "gradient/text": 2.0}
+    expected = {"block_00": 1e-3, "block_01": 1e-1, "block_02": 1e-3, "norm": 1e-3, "text/embed": 0.5e-3 * 2**0.5}
+    assert found == {k: pytest.approx(v) for k, v in expected.items()}
+    squares = {"trunk/layers/a": np.where(np.arange(28) == 17, 100.0, 1.0), "fields/text/head/x": 4.0}
+    deep = layer_stats.told({part: square**0.5 for part, square in layer_stats.by_part(squares).items()})
+    blocks = {f"block_{i:02d}": 1.0 for i in (0, 6, 13, 20, 27)}
+    assert deep == blocks | {"blocks_largest": 10.0, "text/head": 2.0}
 
 
 def test_a_frozen_average_lags_and_padding_is_counted():
-    layout = Layout((Segment("words", "text", 6), Segment("image.time", "time", 1), Segment("image", "image", 3)))
-    system = System(None, None, None, {"draw": TaskPlan(None, layout, 4, {})}, None)
+    system = bare({"draw": plan_of({}, 4, FixedLayout((Segment("text", 6), Segment("image", 3, lead=1))))})
     look = layer_stats.Vitals(types.SimpleNamespace(system=system, mesh=make_mesh({"data": 1}, jax.devices()[:1])))
     ema = {"a": jnp.asarray([2.0, 1.0]), "b": jnp.asarray(2.0)}
 
     def see(scale, used):
         """The average stands still while the parameters grow."""
         valid = jnp.arange(6)[None] < jnp.asarray(used)[:, None]
-        batch = {"draw": {"words": TokenField(jnp.zeros((4, 6), jnp.int32), valid, valid)}}
+        text = models.tokens(jnp.zeros((4, 6), jnp.int32), valid)
+        batch = {"draw": Batch({"text": text, "image": models.tokens(jnp.zeros((4, 3, 2)))})}
         params = {k: scale * v for k, v in ema.items()}
         squares = {k: jnp.square(v).sum() for k, v in params.items()}
         measured = StepMetrics({}, {"grad": squares, "update": squares, "param": squares}, skip_nonfinite.fresh())
         found = look(1, TrainState(0, params, ema, None, {}), batch, measured)
+        assert {"ratio/a", "gradient/b"} <= found.keys()
         return found["ema_lag"], found["padding/draw"]
 
     assert see(1.0, [6, 6, 6, 6]) == (0.0, 0.0)
@@ -132,50 +142,55 @@ def test_a_frozen_average_lags_and_padding_is_counted():
 class Along:
     """The mean over rows of row · direction · w: its gradient is mean(rows) · direction."""
 
-    fields = ()
+    names = ()
 
     def __init__(self, *direction):
         self.direction = jnp.asarray(direction)
 
-    def prepare(self, view, batch, key, train):
-        return view, batch["rows"]
+    def draw(self, key, fields, view):
+        return ()
 
-    def loss(self, net, hidden, batch, aux):
+    def prepare(self, net, view, draws):
+        return view, view.batch.cond["rows"]
+
+    def loss(self, net, hidden, aux):
         total = (aux * (net.params["trunk"]["w"] @ self.direction)).sum()
         return {"along": LossTerm(total, jnp.asarray(aux.shape[0], jnp.float32))}
 
 
-class Net:
+class Net(numbers.Net):
     """Two blocks, the second of which explodes, and nothing but its parameters."""
 
-    def __init__(self, graph, params, placement, tap):
-        self.params, self.tap = params, tap
+    def __init__(self, architecture, params, placement, measure=None):
+        super().__init__(params)
+        self.measure = measure
 
-    def hidden(self, views):
-        if self.tap is not None:
-            valid = views["t"][1].valid["words"]  # beside it, and behind it, is garbage
-            garbage = jnp.pad(jnp.where(valid, 0.0, 9.0), ((0, 0), (0, 1)), constant_values=9.0)
-            seen = [self.tap.measure(garbage[..., None] + jnp.full(4, scale)) for scale in (1.0, 1e6)]
-            self.tap.left.append(jax.tree.map(lambda *a: jnp.stack(a), *seen))
-        return dict.fromkeys(views)
+    def run(self, views):
+        valid = views["t"].batch.tokens["text"].valid  # beside it, and behind it, is garbage
+        garbage = jnp.pad(jnp.where(valid, 0.0, 9.0), ((0, 0), (0, 1)), constant_values=9.0)
+        seen = [self.measure(garbage[..., None] + jnp.full(4, scale)) for scale in (1.0, 1e6)]
+        return self.hidden(views), [jax.tree.map(lambda *a: jnp.stack(a), *seen)]
 
 
 def test_the_pull_of_two_objectives_by_hand(monkeypatch):
     """Opposite objectives have cosine -1; norms carry the weights; the gradients add up to that of the step."""
-    monkeypatch.setattr(systems, "bind", Net)
+    for module in (systems, gradient_conflict):
+        monkeypatch.setattr(module, "bind", Net)
+    words = FieldSpec(vocab=9)
+    table = {"text": Field("text", words, models.chain(models.given(words)))}
     valid = jnp.arange(3) < jnp.asarray([[3], [2], [1], [0]])
-    view = View({"words": jnp.zeros((4, 3), jnp.int32)}, {"words": valid}, {})
-    monkeypatch.setattr(systems, "clean_view", lambda *a: view)
+    text = models.tokens(jnp.zeros((4, 3), jnp.int32), valid)
     objectives = {"one": (Along(1.0, 0.0), 2.0), "against": (Along(-3.0, 0.0), 1.0), "across": (Along(1.0, 1.0), 1.0)}
-    layout = Layout((Segment("words", "text", 3),))
-    tasks = {"t": TaskPlan(None, layout, 4, objectives | {"idle": (Along(1.0, 0.0), 0.0)})}
-    params, batch = {"trunk": {"w": jnp.ones(2)}}, {"t": {"rows": jnp.asarray([1.0, 5.0, 1.0, 9.0])}}
+    objectives["idle"] = (Along(1.0, 0.0), 0.0)
+    tasks = {"t": plan_of(objectives, 4, FixedLayout((Segment("text", 3),)))}
+    params = {"trunk": {"w": jnp.ones(2)}}
+    batch = {"t": Batch({"text": text}, {"rows": jnp.asarray([1.0, 5.0, 1.0, 9.0])})}
     place, sgd = Placement({}, jnp.float32), optax.sgd(1.0)
 
     def probe(accumulate):
         config = {"accumulate": accumulate, "ema": {"decay": 0.5, "warmup": False}, "guard": {"spike": 0.0}}
         config = ConfigDict(config | {"optim": {"lr_multipliers": ((".*", 1.0),)}})
-        system = System(config, None, None, tasks, lambda values: values)
+        system = bare(tasks, config, table)
         state = first_state(params, sgd, 0)
         squares = jax.jit(make_train_step(system, sgd, config, place))(state, batch)[1].squares["grad"]
         pull = jax.device_get(jax.jit(lambda: pulls(system, params, step_key(0, 0), batch, place))())
@@ -198,8 +213,8 @@ def test_the_pull_of_two_objectives_by_hand(monkeypatch):
 
 def test_many_objectives_are_told_against_the_rest():
     directions = np.asarray([[1.0, 0], [1, 0], [1, 0], [1, 0], [-1, 0], [0, 0]])
-    plan = TaskPlan(None, Layout(()), 1, dict.fromkeys("abcdef", (None, 1.0)))
-    found = scalars(System(None, None, None, {"t": plan}, None), Pulls(directions @ directions.T, {}))
+    plan = plan_of(dict.fromkeys("abcdef", (Along(1.0, 0.0), 1.0)))
+    found = scalars(bare({"t": plan}), Pulls(directions @ directions.T, {}))
     cosines = {k: v for k, v in found.items() if "cosine" in k}
     assert cosines == {f"pull/cosine/t.{k}/rest": 1.0 if k != "e" else -1.0 for k in "abcde"}
 
@@ -213,7 +228,7 @@ def tiny(mesh, **changes):
     with config.unlocked():
         config.batch = 56
         del config.tasks["number_sentences"]  # one row length compiles twice as fast
-        config.model.image_head.init = "normal:0.02"
+        config.fields.image.head.init = "normal:0.02"
     trainer = make_trainer(build_system(config), jax.devices()[: int(np.prod(mesh))])
     data = open_data(trainer)
     batch = put_batch(next(data), trainer.mesh)
@@ -285,10 +300,11 @@ def test_when_a_probe_or_a_panel_is_due():
 # ----------------------------------------------------------------------- panels
 
 
-class Kept:
+class Kept(Many):
     """A writer that keeps what it is given."""
 
     def __init__(self):
+        super().__init__([])
         self.scalars, self.texts = {}, {}
 
     def write_scalars(self, step, scalars):
@@ -302,7 +318,7 @@ def test_what_was_forgotten_since_the_start_is_seen(split):
     """Initial parameters have forgotten nothing; spoilt words show in the text; a resumed run has the same numbers."""
     trainer, params, _ = split
     state, writer, panels = TrainState(0, None, params, None, {}), Kept(), Panels(trainer)
-    head = "text_head/linear/kernel"
+    head = "fields/text/head/linear/kernel"
     with jax.set_mesh(trainer.mesh):
         panels(1, state, writer)
         noise = jax.random.normal(jax.random.key(0), flatten(params)[head].shape)
@@ -311,7 +327,7 @@ def test_what_was_forgotten_since_the_start_is_seen(split):
         panels._initial = None  # as after a restart
         panels(3, state, writer)
     loss, change = ({k: v for k, v in writer.scalars[1].items() if k.startswith(kind)} for kind in ("held", "forg"))
-    image, text = "caption_to_image/diffusion/mse", "image_to_caption/text/nats"
+    image, text = "caption_to_image/diffusion/mse", "image_to_caption/text/nll"
     assert set(loss) == {f"heldout/{image}", f"heldout/{text}"} and all(v > 0 for v in loss.values())
     assert change == {f"forgetting/{image}": 0, f"forgetting/{text}": 0}
     assert writer.scalars[2][f"forgetting/{text}"] > 1 and writer.scalars[2][f"forgetting/{image}"] == 0
@@ -322,9 +338,11 @@ def test_what_was_forgotten_since_the_start_is_seen(split):
 def test_a_held_out_row_that_cannot_be_used_counts_nothing():
     """Of 360 held-out rows spread over 2 batches of 4, the second batch begins with row 45."""
     config = ConfigDict({"steps": 1, "eval": {"every": 0}, "doctor": {"panels": 0, "batches": 2, "drawings": 0}})
-    tasks = {"draw": TaskPlan(Flawed(CaptionToImage(Bytes()), {45}), Layout(()), 4, {})}
+    task = Flawed(Task("draw", Digits(), CaptionToImage(), fields.table()), {45})
+    tasks = {"draw": TaskPlan(task, task.layout, 4, {})}
     mesh = make_mesh({"data": 2}, jax.devices()[:2])
-    panels = Panels(types.SimpleNamespace(system=System(config, None, None, tasks, None), mesh=mesh))
-    valid = [batch["draw"]["image"].valid.tolist() for batch in panels._rows()]
-    assert valid == [[True] * 4, [False, True, True, True]]
-    assert not next(itertools.islice(panels._rows(), 1, None))["draw"]["prompt"].valid[0].any()
+    panels = Panels(types.SimpleNamespace(system=bare(tasks, config), mesh=mesh))
+    made = [batch["draw"].tokens["image"].target.all(-1).tolist() for batch in panels._rows()]
+    assert made == [[True] * 4, [False, True, True, True]]
+    (second,) = itertools.islice(panels._rows(), 1, None)
+    assert not second["draw"].tokens["text.prompt"].valid[0].any()

@@ -5,19 +5,17 @@ import json
 import jax
 import pytest
 
-from configs import digits
+from configs import latentlm_digits
 from src.build import build_system
 from src.tools import bench as tool
 from src.tools.benchmarks import clock
 from src.tools.compile.flops import step_flops
+from tests.helpers.runs import config_of
 
 
 @pytest.fixture(scope="module")
 def figures():
-    config = digits.get_config("debug")
-    with config.unlocked():
-        config.eval.evaluators = {}
-        config.sample.rows, config.sample.longest = 4, 3
+    config = config_of(**{"sample.batch_size": 4, "decode.text.max_new_tokens": 3})
     parts = ("step", "data", "sample", "decode")
     return json.loads(json.dumps(tool.bench(config, parts, steps=3, devices=jax.devices()[:1], peak_size=64)))
 
@@ -55,17 +53,18 @@ def test_figures_agree_with_each_other(figures):
 
 def test_operations_are_those_counted_by_hand():
     """Width 32, 2 layers, 2 heads over 1, feed-forward 64; patches of 4 features."""
-    system = build_system(digits.get_config("debug"))
+    system = build_system(config_of())
     flops = step_flops(system)
-    lengths = [[s.length for s in plan.layout.segments] for plan in system.tasks.values()]
-    assert lengths == [[7, 1, 16, 2], [2, 1, 16, 7], [10]]  # prompt, time, image, tail; head, time, image, caption
+    lengths = [[(s.lead, s.length) for s in plan.layout.segments] for plan in system.tasks.values()]
+    # prompt, image behind a time token, tail; head, image, caption; sentence
+    assert lengths == [[(0, 7), (1, 16), (0, 2)], [(0, 2), (1, 16), (0, 7)], [(0, 10)]]
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64  # q and out, k and v, the feed-forward network
     assert flops["trunk"] == 6 * 2 * layer * 1776
-    assert flops["image"] == 6 * (4 * 32) * 16 * (32 + 24)
+    assert flops["image/embed"] == 6 * (4 * 32) * 16 * (32 + 24)
     assert flops["time"] == 6 * (256 * 32 + 32 * 32) * (32 + 24)
     assert flops["conditioning"] == 6 * (2 * 32 * 32) * (32 + 24)
-    assert flops["image_head"] == 6 * 32 * (4 * 32 * 16 + 64 * 32)  # only what is denoised
-    assert flops["text_head"] == 6 * 32 * system.codec.vocab_size * (24 * 7 + 32 * 10)
+    assert flops["image/head"] == 6 * 32 * (4 * 32 * 16 + 64 * 32)  # only what is denoised
+    assert flops["text/head"] == 6 * 32 * system.fields["text"].spec.vocab * (24 * 7 + 32 * 10)
     past = lambda n: n * (n + 1) // 2
     ahead = past(15)  # patches also see the later patches of their image
     pairs = (32 + 24) * (past(26) + ahead) + 32 * past(10)
@@ -73,10 +72,9 @@ def test_operations_are_those_counted_by_hand():
     assert flops["total"] == sum(value for name, value in flops.items() if name != "total")
 
 
-def test_operations_of_copies_are_those_of_the_plain_trunk_and_frozen_weights_cost_two_thirds():
+def test_operations_of_own_parts_are_those_of_the_plain_trunk_and_frozen_weights_cost_two_thirds():
     """Rank 3 on q and down, of which the latter acts on text alone."""
-    config = digits.get_config("debug")
-    config.model.trunk.copies = ("mlp",)
+    config = config_of(**{"model.trunk.mot": ("mlp",)})
     plain = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64
     assert step_flops(build_system(config))["trunk"] == 6 * 2 * plain * 1776
     config.model.lora.update({"rank": 3, "targets": "attention/q|mlp/down"})
@@ -88,6 +86,17 @@ def test_operations_of_copies_are_those_of_the_plain_trunk_and_frozen_weights_co
     )
 
 
+def test_operations_of_a_field_that_is_diffused_token_by_token_in_its_head():
+    """LatentLM: four draws for each of 16 patches, whose states are read once; both tasks embed them."""
+    system = build_system(config_of(latentlm_digits))
+    flops, head = step_flops(system), system.config.fields.image.head
+    wide, width = head.mlp_width, system.config.model.trunk.width
+    rows = system.tasks["caption_to_image"].rows
+    drawn = (256 + wide) * wide + 4 * wide + wide * 2 * wide + wide * 4 + head.depth * wide * (3 + 2) * wide
+    assert flops["image/head"] == 6 * rows * 16 * (width * wide + head.draws * drawn)
+    assert "time" not in flops and "conditioning" not in flops
+
+
 def test_spread():
     assert clock.spread([5.0, 1.0, 2.0, 3.0, 4.0]) == {"median": 3.0, "p10": 1.0, "p90": 5.0, "count": 5}
 
@@ -96,4 +105,4 @@ def test_refusals(capsys):
     assert tool.main(["bench"]) == 1
     assert "no config is given" in capsys.readouterr().err
     with pytest.raises(ValueError, match="--only=speed is no part of the bench; there are step, data"):
-        tool.bench(digits.get_config("debug"), ("speed",))
+        tool.bench(config_of(), ("speed",))

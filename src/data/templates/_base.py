@@ -35,7 +35,7 @@ class Template:
 
     fill      names that are made, the others are given
     draws     uniform numbers of one row
-    needs     values that an example must have
+    needs     values that an example must have; `answers` are those of them that are made
     targets   names of `columns` whose tokens may be targets
     columns   `Words` and `Images`, in the order of their segments; `bind` makes them
     """
@@ -43,6 +43,7 @@ class Template:
     fill: tuple[str, ...] = ()
     draws: int = 0
     needs: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
     columns: tuple[Any, ...] = ()
 
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:
@@ -95,9 +96,18 @@ class Template:
         return self.row(example_of(source, number, theirs), Request(own, index))
 
     def prompt(self, examples: Sequence[Example], null: bool) -> tuple[Layout, Batch]:
-        """Rows to be completed, and their layout. Raises BadRow and ValueError."""
-        rows = [self.row(example, Request(prompt=True, null=null)) for example in examples]
+        """Rows to be completed, and their layout; of several texts that mean the same, each example has another one.
+        Raises BadRow and ValueError."""
+        rows = [self.row(e, Request(index=number, prompt=True, null=null)) for number, e in enumerate(examples)]
         return self.layout, self.collate(stack(rows))
+
+    def question(self, example: Example) -> Example:
+        """The example as a prompt: without what is made."""
+        return Example({name: value for name, value in example.items() if name not in self.answers}, example.where)
+
+    def invented_question(self) -> Example:
+        """A prompt that needs no data, and no tokenizer: texts are left out."""
+        return Example({}, "made up")
 
     def blank(self) -> Row:
         """The arrays of a row that was refused."""

@@ -33,6 +33,7 @@ class CaptionToImage(Template):
     """
 
     draws = 2
+    answers = ("image",)
 
     def __init__(
         self,

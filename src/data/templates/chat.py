@@ -109,6 +109,10 @@ class Chat(Template):
         """See `Template.bind`."""
         self.columns = (Words(self.text, text_codec(fields, self.text), self.length),)
 
+    def question(self, example: Example) -> Example:
+        """See `Template.question`."""
+        return unanswered(example)
+
     def row(self, example: Example, request: Request) -> Row:
         """See `Template.row`."""
         (words,) = self.columns
@@ -123,6 +127,11 @@ class Chat(Template):
         if not request.prompt and not row[f"{self.text}/target"].any():
             raise BadRow("the question leaves no place for an answer", example.where, f"{len(turns[0]):,} characters")
         return row
+
+
+def unanswered(example: Example) -> Example:
+    """A chat without its last answer."""
+    return Example(dict(example) | {"turns": turns_of(example)[:-1]}, example.where)
 
 
 def asked(example: Example) -> list[str]:

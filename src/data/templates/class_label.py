@@ -27,7 +27,7 @@ class ClassLabel(Template):
     """
 
     draws = 1
-    needs = ("label", "image")
+    needs, answers = ("label", "image"), ("image",)
 
     def __init__(
         self,
@@ -71,6 +71,10 @@ class ClassLabel(Template):
         if request.prompt and example.get("image") is None:
             return row | image.absent(True, example.get("grid"))
         return row | image.row(example.get("image"), example.where, prompt=request.prompt)
+
+    def invented_question(self) -> Example:
+        """See `Template.invented_question`."""
+        return Example({"label": 0}, "made up")
 
     def blank(self) -> Row:
         """The arrays of a row that was refused."""

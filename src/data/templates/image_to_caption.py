@@ -43,7 +43,7 @@ class ImageToCaption(Template):
         check_phrase(phrase)
         self.length, self.row_length, self.caption, self.phrase = length, row_length, caption, phrase
         self.too_long, self.text, self.image, self.blocks = too_long, text, image, blocks
-        self.needs, self.fill = (caption, "image"), (f"{text}.caption",)
+        self.needs, self.answers, self.fill = (caption, "image"), (caption,), (f"{text}.caption",)
 
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:
         """See `Template.bind`."""
@@ -53,6 +53,10 @@ class ImageToCaption(Template):
         frame = lambda text: 2 + len(codec.encode(self.phrase.format(text)))
         room = room_for(source, self.caption, frame, self.length, self.row_length, read.segment.length + 2)
         self.columns = Words(f"{self.text}.head", codec, 2), read, Words(f"{self.text}.caption", codec, room)
+
+    def invented_question(self) -> Example:
+        """See `Template.invented_question`."""
+        return Example({"image": self.columns[1].made_up()}, "made up")
 
     def row(self, example: Example, request: Request) -> Row:
         """See `Template.row`. A prompt without a caption may have its beginning, "prompt"."""

@@ -23,7 +23,7 @@ from src.data.templates import _spans as spans
 from src.data.templates._base import Template, segment_options
 from src.data.templates._packing_plan import Plan, measure, plan_rows
 from src.data.templates._spans import Part, Room, Spans
-from src.data.templates.chat import asked, parts_of, size_of
+from src.data.templates.chat import asked, parts_of, size_of, unanswered
 from src.data.words import Words, check_too_long, encode, field_of, text_codec
 from src.interfaces import Batch, Field, Layout, Packing, Tokens
 from src.sequence.layout import FixedLayout
@@ -220,6 +220,13 @@ class Packed(Template):
                 loaded[kind] = [part.invent(rng, n, part.made) for n in range(len(found.images[kind]))]
             yield found, loaded
             room = Room(*(have - taken for have, taken in zip(room, found.size, strict=True)))
+
+    def question(self, example: Example) -> Example:
+        """The first text of a document, or, where no images are made, a chat without its last answer."""
+        if "image" not in self.parts and "turns" in example:
+            return unanswered(example)
+        texts = [part.value for turn in spans.turns_of_example(example) for part in turn if part.kind == "text"]
+        return Example({"prompt": texts[0] if texts else ""}, example.where)
 
     def prompt(self, examples: Sequence[Example], null: bool) -> tuple[Layout, Batch]:
         """One example to a row, with fixed places. Raises BadRow and ValueError."""

@@ -8,7 +8,7 @@ from src.data.example import MARKER, BadRow, Example, Source, turns_of
 from src.data.images import Images
 from src.data.pipeline.reader import Row
 from src.data.templates._base import Request, Template
-from src.data.templates.chat import Part, asked, parts_of, size_of
+from src.data.templates.chat import Part, asked, parts_of, size_of, unanswered
 from src.data.words import Words, check_too_long, field_of, text_codec
 from src.interfaces import Field
 
@@ -65,6 +65,14 @@ class PictureChat(Template):
             Words(f"{self.text}.{n}", codec, room) for n, room in zip(("head", "rest"), self.rooms, strict=True)
         )
         self.columns = (head, image, rest)
+
+    def question(self, example: Example) -> Example:
+        """See `Template.question`."""
+        return unanswered(example)
+
+    def invented_question(self) -> Example:
+        """See `Template.invented_question`."""
+        return Example({"image": self.columns[1].made_up()}, "made up")
 
     def row(self, example: Example, request: Request) -> Row:
         """See `Template.row`."""

@@ -33,7 +33,7 @@ class Text(Template):
     ):
         check_too_long(too_long)
         self.length, self.value, self.too_long, self.text = length, value, too_long, text
-        self.needs, self.fill = (value,), (f"{text}.sentence",)
+        self.needs, self.answers, self.fill = (value,), (value,), (f"{text}.sentence",)
         self.options = segment_options(segment, blocks="causal")
 
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:

@@ -31,7 +31,7 @@ class PosteriorKL:
     """
 
     steps: int = 1000
-    auxiliary: float = 0.0
+    auxiliary: float | int = 0.0
 
     def __post_init__(self):
         if self.steps < 1:
