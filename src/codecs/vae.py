@@ -27,7 +27,7 @@ LOG_VARIANCE = (-30.0, 20.0)  # bounds of the encoder's output
 
 @dataclasses.dataclass(frozen=True)
 class VaeConfig:
-    """What shapes the network, in the names of diffusers' `config.json`."""
+    """Sizes of the network, in the names of diffusers' `config.json`."""
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2

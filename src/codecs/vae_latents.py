@@ -111,7 +111,7 @@ class VaeLatents:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What latents depend on (`Vae.latents_hash`)."""
+        """The hash of all that latents depend on (`Vae.latents_hash`)."""
         return self.vae.latents_hash(self.params)
 
     def encodes(self, shape: tuple[int, ...]) -> bool:

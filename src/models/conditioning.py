@@ -31,7 +31,7 @@ class Condition(NamedTuple):
 
 
 class Modulation(NamedTuple):
-    """What a block does with the condition of each token, `[B, S, D]` each; None means: nothing."""
+    """The effect of the condition of each token on a block, `[B, S, D]` each; None: no effect."""
 
     add: Array | None = None
     shift_attention: Array | None = None

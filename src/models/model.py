@@ -167,7 +167,7 @@ class Network:
         return out, measured
 
     def embedded(self, view: View) -> Embedded:
-        """What the trunk gets of the rows of a task."""
+        """The rows of a task as the trunk gets them."""
         layout, batch = view.layout, view.batch
         parts, vectors, heads = {}, {}, {}
         for segment in layout.segments:

@@ -96,7 +96,7 @@ class Diffusion:
         return view.replace(hints=view.hints | hints)
 
     def _output(self, net: Net, hidden: Hidden, name: str) -> Array:
-        """What the head makes of the noisy tokens, [rows or parts, N, outputs]."""
+        """The head's output for the noisy tokens, [rows or parts, N, outputs]."""
         outer = hidden.view.batch.tokens[name].valid.ndim - 1
         states, vector = hidden.of(name), hidden.vectors.get(name)
         if vector is not None and outer > 1:

@@ -1,4 +1,4 @@
-"""Image files from strangers: a few formats, bounded in bytes and pixels before anything is decoded."""
+"""Untrusted image files: a few formats, bounded in bytes and pixels before anything is decoded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCANS = 100  # of a progressive JPEG; a scan of ten bytes costs a pass over all 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What an image may be: bytes of the file, pixels (width x height), and Pillow's names of formats."""
+    """Limits of an image: bytes of the file, pixels (width x height), and Pillow's names of formats."""
 
     bytes: int = 64 << 20
     pixels: int = 1 << 26

@@ -1,4 +1,4 @@
-"""Arrays by path that are somewhere else: looked at without being read, and read block by block."""
+"""Lazy arrays keyed by path: shapes and dtypes without reading, values block by block."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def place(leaves: Leaves, path: str, dtype: Any, sharding: Sharding | None = Non
 def _stack(
     shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding
 ) -> tuple[Callable[[], jax.Array], Callable[..., jax.Array], Sharding]:
-    """How a stack is made, how a block is put into it in place, and where the block lies."""
+    """Functions that make a stack and put a block into it in place, and the sharding of the block."""
     inner = sharding
     if isinstance(sharding, NamedSharding):
         if sharding.spec and sharding.spec[0] is not None:

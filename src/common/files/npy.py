@@ -1,4 +1,4 @@
-"""Arrays in `.npy` files from strangers: numbers only, and as many as the file has."""
+"""Arrays in untrusted `.npy` files: numbers only, and as many as the file has."""
 
 from __future__ import annotations
 

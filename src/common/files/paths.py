@@ -1,4 +1,4 @@
-"""Names and files that strangers wrote: a name stays below its folder, and a file is read up to a bound."""
+"""Untrusted names and files: a name stays below its folder, and a file is read up to a bound."""
 
 from __future__ import annotations
 

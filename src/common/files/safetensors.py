@@ -1,4 +1,4 @@
-"""Tensors of safetensors files from strangers: checked as a whole before anything of their size is allocated.
+"""Tensors of untrusted safetensors files: checked as a whole before anything of their size is allocated.
 
 The format (github.com/huggingface/safetensors): 8 bytes, little-endian, with the length of the header; the header, a
 JSON object `{name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {text: text}}`; then the data,

@@ -1,4 +1,4 @@
-"""Files of this machine and files of a store: `gs://`, `s3://` and whatever else `etils.epath` reads.
+"""Files of this machine and files of a store: `gs://`, `s3://` and all that `etils.epath` reads.
 
 In a store a file is written whole or not at all, nothing can be appended to it, it cannot be memory-mapped, and a
 folder exists once something lies in it.

@@ -91,7 +91,7 @@ def is_shared() -> bool:
 
 
 def stop() -> None:
-    """Waits until every process is done, then parts; nothing in a single process."""
+    """Waits until every process is done, then disconnects; nothing in a single process."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
 

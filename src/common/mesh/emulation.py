@@ -1,4 +1,4 @@
-"""Several devices of one CPU, as tests and rehearsals of a pod have them."""
+"""Emulated devices: several of one CPU, for tests and trials of a pod."""
 
 from __future__ import annotations
 

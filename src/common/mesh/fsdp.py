@@ -1,4 +1,4 @@
-"""Where the parameters of one run lie, and how a device gets at them.
+"""Fully sharded data parallelism: the sharding of parameters, gathers in front of layers, scattered gradients.
 
 The train step is written per device over the mesh axes `data` and `fsdp` (`jax.shard_map`), so that what crosses the
 network is written down and not guessed: a parameter that is split over `fsdp` is gathered just before its layer uses

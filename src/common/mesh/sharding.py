@@ -1,4 +1,4 @@
-"""Meshes, and which axis of which array lies where.
+"""Meshes, and the sharding of each array.
 
 Mesh axes, in this order: `data` (rows; also across slices), `fsdp` (rows, and parameters cut by size), `tensor` (heads,
 feed-forward features and vocabulary), `context` (places of the sequence).

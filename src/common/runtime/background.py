@@ -1,4 +1,4 @@
-"""Work in threads that do not hold up the end of the program."""
+"""Background work in threads that do not delay the end of the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk for the next start, and a cache that is damaged or away never stops a run.
+"""Compiled programs are kept on disk for the next start, and a damaged or missing cache never stops a run.
 
 JAX compiles what it cannot read from the cache, but leaves the damaged file where it is: without help, that program
 would be compiled at every start from then on.

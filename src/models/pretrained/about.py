@@ -81,7 +81,7 @@ def links_of(codec: Any) -> dict[str, Mapping[str, Any]]:
 
 
 def parameters_of(name: str) -> str:
-    """How the paths of the parameters begin that are made for a field of the config."""
+    """The beginning of the paths of the parameters that an option of the config is about."""
     first, *groups = name.split(".")
     if len(groups) < 2:
         return ""

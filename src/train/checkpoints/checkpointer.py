@@ -2,7 +2,7 @@
 
 One checkpoint is `<workdir>/checkpoints/<step>/` with three items: `state` (the arrays, as nested dictionaries of
 paths), `data` (JSON, the position in the data) and `meta` (JSON), see `metadata.py`. Orbax finds truncated files but
-restores flipped bits without a word, hence the fingerprints.
+restores flipped bits without an error, hence the fingerprints.
 
 Several processes write one checkpoint together, each its own pieces, and make every decision together: what one of them
 cannot read is damaged for all.

@@ -1,4 +1,4 @@
-"""Whether a run may go on from what another config left behind."""
+"""Config changes: whether a run may resume from the checkpoint of another config."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _is(field: str, name: str) -> bool:
 
 
 def _default(field: str, config: dict[str, Any]) -> Any:
-    """What the class of a part takes where an option is absent; ABSENT for what is no option of a part."""
+    """The default of an option of a part's class; ABSENT for what is no option of a part."""
     group, _, option = field.rpartition(".")
     folder = next((folder for name, folder in PARTS.items() if _is(group, name)), None)
     if folder is None or option == "name" or f"{group}.name" not in config:
@@ -144,7 +144,7 @@ def _default(field: str, config: dict[str, Any]) -> Any:
 
 
 def _advice(field: str, was: Any, now: Any, config: dict[str, Any]) -> str:
-    """What a person does about one field."""
+    """Advice about one option."""
     if field == "weights":
         return "give the initial weights that it began from (init_from), whose hash is the first of the two"
     if field.startswith("codecs."):  # found in files, no field that can be set

@@ -133,7 +133,7 @@ def note_files(folder: epath.Path) -> None:
 
 
 def changed_files(folder: epath.Path) -> list[str]:
-    """What differs between a checkpoint's files and the list made when it was written, one phrase for each."""
+    """Differences between a checkpoint's files and the list made when it was written, one phrase each."""
     try:
         noted = {name: (size, crc) for name, (size, crc) in read_json(folder / LIST).items()}
     except FileNotFoundError:
