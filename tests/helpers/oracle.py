@@ -11,10 +11,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from src.corruption._base import expand
-from src.interfaces import Corrupted
 
+from src.interfaces import Corrupted
 
 SAMPLES = 8_000
 
@@ -105,7 +104,9 @@ class GaussianOracle(Oracle):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _step(oracle, sampler, key, i, x, t, s, state):
     """One step; the steps of all runs share one program."""
-    return sampler.step(oracle.process, jax.random.fold_in(key, i), oracle.estimate(x, t), x, t, s, state, oracle.estimate)
+    return sampler.step(
+        oracle.process, jax.random.fold_in(key, i), oracle.estimate(x, t), x, t, s, state, oracle.estimate
+    )
 
 
 def total_variation(oracle, sampler, steps, samples=SAMPLES):
