@@ -24,7 +24,7 @@ from src.common.files.strict_json import read_json
 from src.common.mesh.distributed import check_same, is_first
 from src.common.runtime import stopping, watchdog
 from src.common.runtime.compilation_cache import use_program_cache
-from src.common.runtime.writers import JsonLines, Many, TensorBoard
+from src.common.runtime.writers import JsonLinesWriter, Many, TensorBoard
 from src.doctor.callback import make_doctor
 from src.doctor.diagnostic import errors
 from src.doctor.memory import check_state
@@ -228,7 +228,7 @@ def _overview(trainer: Trainer) -> None:
 
 
 def _writer(workdir: epath.Path) -> Many:
-    return Many([JsonLines(str(workdir / "log.jsonl")), TensorBoard(str(workdir / "tensorboard"))])
+    return Many([JsonLinesWriter(str(workdir / "log.jsonl")), TensorBoard(str(workdir / "tensorboard"))])
 
 
 def _with_pictures(writer: Many, workdir: epath.Path) -> Many:

@@ -45,7 +45,7 @@ def activation(name: str, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x * jax.nn.sigmoid(1.702 * x) if name == "quick_gelu" else jax.nn.gelu(x, approximate=False)
 
 
-class Block(nnx.Module):
+class TowerBlock(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); every token sees all, scores and their softmax in f32."""
 
     def __init__(self, config: ClipConfig, dtype: Any, rngs: nnx.Rngs):
@@ -83,7 +83,7 @@ class VisionTower(nnx.Module):
         self.class_embedding = nnx.Param(normal(rngs.params(), (width,)))
         self.position_embedding = nnx.Param(normal(rngs.params(), (config.tokens + 1, width)))
         self.pre_norm, self.post_norm = _norm(config, dtype, rngs), _norm(config, dtype, rngs)
-        make = nnx.split_rngs(splits=config.num_hidden_layers)(nnx.vmap(lambda keys: Block(config, dtype, keys)))
+        make = nnx.split_rngs(splits=config.num_hidden_layers)(nnx.vmap(lambda keys: TowerBlock(config, dtype, keys)))
         self.layers = make(rngs)
         self.dtype = dtype
 

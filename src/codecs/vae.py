@@ -141,7 +141,7 @@ class Level(nnx.Module):
         return x
 
 
-class Encoder(nnx.Module):
+class VaeEncoder(nnx.Module):
     """Images -> means and log-variances, side by side."""
 
     def __init__(self, config: VaeConfig, parts: _Parts):
@@ -162,7 +162,7 @@ class Encoder(nnx.Module):
         return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x))))
 
 
-class Decoder(nnx.Module):
+class VaeDecoder(nnx.Module):
     """Latents -> images."""
 
     def __init__(self, config: VaeConfig, parts: _Parts):
@@ -188,7 +188,7 @@ class Autoencoder(nnx.Module):
 
     def __init__(self, config: VaeConfig, dtype: Any, rngs: nnx.Rngs, init: Any = RANDOM):
         parts, latents = _Parts(config.norm_num_groups, dtype, rngs, init), config.latent_channels
-        self.encoder, self.decoder = Encoder(config, parts), Decoder(config, parts)
+        self.encoder, self.decoder = VaeEncoder(config, parts), VaeDecoder(config, parts)
         self.quant_conv = parts.conv(2 * latents, 2 * latents, 1) if config.use_quant_conv else None
         self.post_quant_conv = parts.conv(latents, latents, 1) if config.use_post_quant_conv else None
 

@@ -27,7 +27,7 @@ class Leaves(Protocol):
     def blocks(self, path: str) -> Iterator[np.ndarray]: ...
 
 
-class Arrays:
+class LazyArrays:
     """`Leaves` that are in memory."""
 
     def __init__(self, leaves: Mapping[str, Any]):

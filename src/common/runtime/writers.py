@@ -3,7 +3,7 @@
 A run that resumes from a checkpoint removes what a killed one had logged of later steps (`History`).
 
 In a store (`gs://`), which cannot append, files are written locally and sent whole: at the first flush, then about once
-a minute, and at close; `JsonLines` before every checkpoint, too. What a killed process had not sent is lost.
+a minute, and at close; `JsonLinesWriter` before every checkpoint, too. What a killed process had not sent is lost.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class _Guarded:
         self.lost = 0
 
 
-class JsonLines(_Guarded):
+class JsonLinesWriter(_Guarded):
     """Appends `{"step": 3, "time": …, "loss": 0.5}` lines to a file; images are left out.
 
     A value that is not finite is written as text ("nan"), so that every line is valid JSON.

@@ -64,8 +64,10 @@ def value_of(config: Mapping[str, Any], name: str, otherwise: Any = None) -> Any
     if node is None:
         return otherwise
     for key in groups[1:]:
-        inner = node.get(key) or {}
+        inner = node.get(key) or {} if isinstance(node, Mapping) else {}
         node = links_of(inner) if key == "codec" else inner
+    if not isinstance(node, Mapping):
+        return otherwise
     value = node.get(last, USUAL.get(name, otherwise if first == "model" else None))
     return value.partition(":")[0] if last == "name" and isinstance(value, str) else value
 
@@ -94,7 +96,8 @@ def renamed(told: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, 
     fields: dict[str, Any] = {}
     for name, value in told.items():
         if name == "vision.name":
-            links = LINKS[ENCODERS_1[value]] if value in ENCODERS_1 else {"frozen.name": value}
+            encoder = ENCODERS_1.get(value) if isinstance(value, str) else None
+            links = LINKS[encoder] if encoder else {"frozen.name": value}
             fields |= {f"{CODEC}.{option}": setting for option, setting in links.items()}
         elif name == "image_head.variance":
             fields |= {VARIANCE: LEARNED} if value == "learned" else {}
