@@ -1,4 +1,4 @@
-"""The transformer: a scanned stack of pre-norm blocks. Its inputs are vectors and a SequenceSpec, and no fields.
+"""The transformer: a scanned stack of pre-norm blocks. Its inputs are vectors and a SequenceSpec, and no fields."""
 
 from __future__ import annotations
 
