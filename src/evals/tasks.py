@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from src.evals.prompts import made_values, start_values
+
+def starts(task: Any) -> tuple[str, ...]:
+    """Values of an example that the task starts from and must have."""
+    return tuple(value for value in task.template.needs if value not in task.template.answers)
 
 
 def find_task(
@@ -24,7 +27,7 @@ def find_task(
             f"{', '.join(tasks) or 'none'}: set {option} to {wanted}"
         )
     task = tasks[name]
-    found = makes in made_values(task) and (start in start_values(task) or start == "prompt")
+    found = makes in task.template.answers and (start in starts(task) or start == "prompt")
     if not found or not isinstance(task.source, source):
         raise ValueError(
             f"evaluator {evaluator} has {option}={name!r}, which makes {', '.join(task.fill)} for examples of "
