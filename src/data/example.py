@@ -33,6 +33,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+Row = dict[str, np.ndarray]  # the arrays of a row, by name
 MARKER = "<image>"
 FLAW_BYTES = 384  # of what a worker may tell about a row
 

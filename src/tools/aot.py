@@ -6,7 +6,7 @@ python -m src.tools.aot --config=configs/imagenet256.py --topology=v5e:8x8 --sea
 python -m src.tools.aot --config=configs/imagenet256.py --topology=v5e:2x4 --mode=sample
 python -m src.tools.aot --config=configs/digits.py:debug --platform=cpu --topology=8
 
-The train step is the one that `src.main` would run, and so is the program of frozen networks before it (without their
+The train step is the one that `src.main` would run, and so is the program of frozen encoders before it (without their
 folders they are taken to be as published); nothing is allocated and no data is read. Exit codes: 0 it fits, 1 an error,
 2 it does not fit. Needs libtpu (requirements-aot.txt), except with --platform=cpu.
 """
@@ -92,10 +92,10 @@ def run(values: flags.FlagValues, config: Any) -> int:
         fits = all(r["memory"]["fits"] for r in found.values())
         result = {"config": title, "mode": "sample", "tasks": found}
         shown = "\n".join(
-            text.describe(r, f"{title}, {config.sample.rows} rows of {name}") for name, r in found.items()
+            text.describe(r, f"{title}, {config.sample.batch_size} rows of {name}") for name, r in found.items()
         )
         if not fits:
-            result["suggestion"] = "fewer rows in one call: --config.sample.rows, or a larger mesh.fsdp"
+            result["suggestion"] = "fewer rows in one call: --config.sample.batch_size, or a larger mesh.fsdp"
             shown += f"\n  {result['suggestion']}"
     print(json.dumps(result | {"fits": fits}) if values.json else shown)
     return 0 if fits else DOES_NOT_FIT

@@ -241,8 +241,7 @@ def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, in
     def accept(saved: Any) -> None:
         if trainer.system.start:
             trainer.system.start.recall(saved)
-        chunks = tuple(f"fields.{row}.head.chunk" for row in trainer.system.fields)
-        for field, (old, new) in check_config(saved, trainer.system.identity(), ELASTIC + chunks).items():
+        for field, (old, new) in check_config(saved, trainer.system.identity(), ELASTIC).items():
             logging.info("the config changed since the checkpoint: %s %r -> %r", field, old, new)
 
     found = checkpoints.restore(trainer.abstract, accept)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from configs import digits, imagenet256
+from configs import imagenet256
 from src.build import build_system
 from src.tools import aot
 from src.tools.compile import search, text
@@ -20,6 +20,7 @@ from src.tools.compile.flops import attention_flops, step_flops
 from src.tools.compile.hlo import Collective
 from src.tools.compile.roofline import roofline
 from src.tools.compile.topology import Topology
+from tests.helpers.runs import config_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -45,7 +46,7 @@ def test_a_train_step_that_does_not_fit(capsys, monkeypatch):
     assert memory["total"] == sum(memory[k] for k in [*kinds, "temporaries"])
     assert memory["shortfall"] == memory["total"] - memory["hbm"] > 0
     # the analytic count and the one from the compiled program agree: this config recomputes nothing
-    system = build_system(digits.get_config("debug"))
+    system = build_system(config_of())
     masked_too = attention_flops(system, masked=False) - attention_flops(system)
     assert flops["program_per_device"] * 8 == pytest.approx(flops["model_per_step"] + masked_too, rel=0.05)
     assert any(c["kind"] == "all-reduce" and "data" in c["axes"] for c in report["collectives"])

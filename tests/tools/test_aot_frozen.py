@@ -4,19 +4,17 @@ import contextlib
 import gc
 import json
 import pathlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
-from src.codecs.vision import Clip, Pixels
 
-from configs import common, imagenet256
+from configs import imagenet256
 from src.build import build_system
-from src.codecs.vae import Vae, VaeConfig
-from src.codecs.vae_files import write_vae
-from src.codecs.vae_latents import Latents
+from src.codecs.clip_vision import ClipVision
+from src.codecs.vae_latents import VaeLatents
 from src.common.tree import count_parameters
 from src.doctor import memory
 from src.tools import aot
@@ -25,40 +23,18 @@ from src.tools.compile import report as reports
 from src.tools.compile.chips import GIB
 from src.tools.compile.topology import open_topology
 from src.train.trainer import Trainer, make_trainer, open_data
-
-TINY = VaeConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)  # one latent for 2 x 2 pixels
+from tests.helpers.autoencoder import config_of, make_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny autoencoder, and sixteen pictures with captions."""
-    folder = tmp_path_factory.mktemp("frozen")
-    draw = lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(np.float32)
-    write_vae(folder / "vae", Vae(TINY), jax.tree.map(draw, Vae(TINY).shapes()))
-    (folder / "pictures").mkdir()
-    for i in range(16):
-        Image.new("RGB", (20, 16), (i, 2 * i, 3 * i)).save(folder / "pictures" / f"{i}.png")
-    lines = [json.dumps({"image": f"{i}.png", "caption": f"picture {i}"}) for i in range(16)]
-    (folder / "pictures" / "captions.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-def config_of(folder, vae="vae", **codec):
-    config = common.base()
-    config.text_codec.name = "text:Bytes"
-    data = {"name": "pictures:CaptionToImage", "folder": str(folder / "pictures"), "size": 16, "length": 16}
-    config.tasks = {"draw": {"share": 1.0, "data": data, "objectives": {"diffusion": common.diffusion()}}}
-    with config.unlocked():
-        config.image_codec = {"name": "vae_latents", "path": str(folder / vae), "factor": 2, "rows": 2} | codec
-    config = common.debug(config)
-    config.batch = 16
-    return config
+    return make_folder(tmp_path_factory.mktemp("frozen"), 16)
 
 
 @pytest.fixture(scope="module")
 def trainer(folder):
     """One, so that the encoder compiles once: what is lowered ahead is the program that then runs."""
-    return make_trainer(build_system(config_of(folder)))
+    return make_trainer(build_system(config_of(folder, 16)))
 
 
 def on_a_device(device):
@@ -73,11 +49,11 @@ def test_the_report_has_the_bytes_of_live_arrays_and_the_time_of_both_programs(f
     monkeypatch.setattr(Trainer, "lower", lambda self: step)
     monkeypatch.setattr(reports, "make_trainer", lambda system, devices: trainer)
     topology, encoders = open_topology("cpu", "8"), {}
-    report = reports.train_report(config_of(folder), topology, GIB, encoders)
+    report = reports.train_report(config_of(folder, 16), topology, GIB, encoders)
     part, held = report["encoding"]["memory"], report["memory"]
     for found in (part, held):
         assert found["total"] == sum(v for k, v in found.items() if k not in ("total", "hbm", "fits", "shortfall"))
-    assert held["frozen networks"] == part["frozen networks"] and held["next batch"] == part["batch"]
+    assert held["frozen encoders"] == part["frozen encoders"] and held["next batch"] == part["batch"]
     assert part["optimizer"] == held["optimizer"] > 0 and part["temporaries"] > 0
     assert part["padding and other arguments"] <= 64, "its arguments are the networks and the batch"
     best, worst = (sum(p["roofline"][case] for p in programs.programs(report)) for case in ("best", "worst"))
@@ -92,11 +68,13 @@ def test_the_report_has_the_bytes_of_live_arrays_and_the_time_of_both_programs(f
     before = [on_a_device(device) for device in devices]
     batch = trainer.place(rows, 0)
     there = [on_a_device(device) - bytes for device, bytes in zip(devices, before, strict=True)]
-    assert there == 2 * [part["frozen networks"] + part["batch"]]
-    assert part["next batch, delivered"] == sum(np.asarray(a).nbytes for a in jax.tree.leaves(rows)) // 8
-    assert part["frozen networks"] < sum(a.nbytes for a in jax.tree.leaves(trainer.system.frozen.read())), "no decoder"
+    assert there == 2 * [part["frozen encoders"] + part["batch"]]
+    assert part["next batch, raw"] == sum(np.asarray(a).nbytes for a in jax.tree.leaves(rows)) // 8
+    assert part["frozen encoders"] < sum(a.nbytes for a in jax.tree.leaves(trainer.system.encoders.read())), (
+        "no decoder"
+    )
     del batch
-    again = reports.train_report(config_of(folder), topology, 2e-4 * GIB, encoders)
+    again = reports.train_report(config_of(folder, 16), topology, 2e-4 * GIB, encoders)
     assert len(encoders) == 1 and not programs.fits(again) and report["memory"]["fits"]
     assert programs.peak(again) == max(part["total"], held["total"]) and "DOES NOT FIT" in text.describe(again, "")
 
@@ -109,33 +87,35 @@ def test_the_tool_without_the_folder(capsys):
     report = json.loads(capsys.readouterr().out)
     shown = text.describe(report, "")
     assert "no folder 'data/sd-vae': an AutoencoderKL of 128, 256 channels is assumed" in shown
-    assert report["memory"]["frozen networks"] == report["encoding"]["memory"]["frozen networks"] > 2**24
+    assert report["memory"]["frozen encoders"] == report["encoding"]["memory"]["frozen encoders"] > 2**24
     assert report["fits"] and shown.count("roofline:") == 2
 
 
 def test_networks_without_folders_are_those_that_were_published():
-    codec, told = Latents("nowhere").sketch()
+    pixels = SimpleNamespace(shape=(256, 256, 3))
+    codec, told = VaeLatents("nowhere", pixels).sketch()
     shapes = codec.shapes()
     assert count_parameters(shapes) == 83_653_863 and "128, 256, 512, 512 channels" in told
-    parts = [codec.needed(shapes, [(8, 256, 256, c)]) for c in (3, 8, 4)]
+    parts = [codec.needed(shapes, [shape]) for shape in ((256, 256, 3), (32, 32, 8), (32, 32, 4))]
     assert [count_parameters(part) for part in parts] == [34_163_664, 0, 0]
-    tower, told = Clip("nowhere").sketch()
-    assert count_parameters(tower.needed(tower.shapes(), [(8, 224, 224, 3)])) == 303_179_776
+    tower, told = ClipVision("nowhere").sketch()
+    assert count_parameters(tower.needed(tower.shapes(), [(224, 224, 3)])) == 303_179_776
     assert "24 blocks of 1024, patches of 14" in told and tower.needed(tower.shapes(), []) == {}
-    assert Pixels(8, 4).sketch()[1] == ""
-    with pytest.raises(ValueError, match=r"image_codec\.factor=6 is no power of two"):
-        Latents("nowhere", factor=6).sketch()
+    with pytest.raises(ValueError, match=r"vae_latents has factor=6, no power of two"):
+        VaeLatents("nowhere", SimpleNamespace(shape=(252, 252, 3)), factor=6).sketch()
 
 
 def test_the_doctor_counts_them_too(trainer, monkeypatch):
     need = memory.check_encoding(trainer)
-    own = sum(np.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(trainer.frozen_shapes()))
+    own = sum(np.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(trainer.encoder_shapes()))
     state = sum(np.prod(leaf.shape, dtype=int) * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainer.abstract))
     assert need > own + state  # nothing so small is split
     monkeypatch.setattr(memory, "room", lambda: 8 * need - 1)
-    with pytest.raises(ValueError, match=r"encoding images before a step takes .* lower image_codec\.rows"):
+    with pytest.raises(
+        ValueError, match=r"encoding before a step takes .* lower fields\.image\.codec\.frozen\.rows, or batch"
+    ):
         memory.check_encoding(trainer)
     paper, pixels = (build_system(imagenet256.get_config(name)) for name in ("paper", "paper,pixels"))
-    assert (paper.frozen_bytes(), pixels.frozen_bytes()) == (0, 4 * 34_163_664)
-    with pytest.raises(ValueError, match=r"21\.9 GiB \(1\.0 of it frozen networks\)"):
+    assert (paper.encoder_bytes(), pixels.encoder_bytes()) == (0, 4 * 34_163_664)
+    with pytest.raises(ValueError, match=r"21\.9 GiB \(1\.0 of it frozen encoders\)"):
         memory.check_state(pixels)

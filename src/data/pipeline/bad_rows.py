@@ -44,7 +44,7 @@ class Ledger:
     that a resumed run tells the same numbers.
     """
 
-    def __init__(self, folder: Any = None, *, share: float = 0.05, least: int = 10):
+    def __init__(self, folder: Any = None, *, share: float | int = 0.05, least: int = 10):
         name = f"skipped-{jax.process_index()}.jsonl" if jax.process_index() else "skipped.jsonl"
         self.path = None if folder is None else epath.Path(folder) / name
         self.share, self.least = share, least

@@ -136,12 +136,11 @@ def lay_out(turns: Sequence[Turn], codec: Any, room: Room, lengths: dict[str, in
     loss: list[bool] = []
     images: dict[str, list[tuple[Any, int]]] = {"image": [], "vision": []}
 
-    def add(new: Sequence[int], what: int, target: bool) -> None:
+    def add(new: Sequence[int], what: int, target: bool) -> bool:
         new = new[: room.slots - len(ids)]
         ids.extend(new)
         kind.extend([what] * len(new))
         loss.extend([target] * len(new))
-        return True
 
     def image(part: Part) -> bool:
         length = lengths.get(part.kind, 0)

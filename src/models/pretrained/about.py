@@ -1,4 +1,4 @@
-"""What weights say of the model that they are made for: fields of a config by their dotted paths (`weights.json`)."""
+"""The model that weights are made for: options of a config by their dotted paths (`weights.json`)."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def links_of(codec: Any) -> dict[str, Mapping[str, Any]]:
 
 
 def parameters_of(name: str) -> str:
-    """How the paths of the parameters begin that are made for a field of the config."""
+    """The beginning of the paths of the parameters that an option of the config is about."""
     first, *groups = name.split(".")
     if len(groups) < 2:
         return ""
@@ -92,7 +92,7 @@ def parameters_of(name: str) -> str:
 
 
 def renamed(told: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:
-    """What format 1 of `weights.json` told, with the names of today; `published` is the config.json beside it."""
+    """The contents of format 1 of `weights.json` with the names of today; `published` is the config.json beside it."""
     fields: dict[str, Any] = {}
     for name, value in told.items():
         if name == "vision.name":

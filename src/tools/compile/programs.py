@@ -1,4 +1,4 @@
-"""What several programs of a step need together: the train step, and before it the frozen networks' own program.
+"""What several programs of a step need together: the train step, and before it the frozen encoders' own program.
 
 They run one after the other on the same devices, so their times add up; of their memory what stays is in both counts,
 and what is theirs alone never meets.

@@ -15,14 +15,17 @@ import numpy as np
 
 from src.build import build_system
 from src.common.tree import count_parameters
-from src.sampling import pipeline
+from src.interfaces import row_of
+from src.sampling.frozen_links import FrozenLinks
 from src.tools.compile.chips import GIB
 from src.tools.compile.cost import hbm_bytes, matmul_flops
-from src.tools.compile.flops import acting_counts, step_flops
+from src.tools.compile.flops import acting_counts, images, step_flops
 from src.tools.compile.hlo import collectives
 from src.tools.compile.programs import seconds
 from src.tools.compile.roofline import ASSUMPTIONS, roofline
 from src.tools.compile.topology import Topology
+from src.train.state import with_extras
+from src.train.system import System
 from src.train.trainer import Trainer, make_trainer
 
 DAY = 86_400
@@ -64,26 +67,26 @@ def train_report(
 ) -> dict[str, Any]:
     """Everything about the train step of a config on a topology (`src/tools/aot.py` prints it).
 
-    The program of the frozen networks that runs before the step is the part `encoding`, with the same entries.
+    The program of the frozen encoders that runs before the step is the part `encoding`, with the same entries.
     `encoders` keeps these programs for calls with other meshes or batches of the same config.
     Raises ValueError for a config that means nothing on so many devices.
     """
     system = build_system(config)
-    frozen, assumed = system.frozen.sketch()
-    trainer = make_trainer(dataclasses.replace(system, frozen=frozen), devices=topology.devices)
+    sketched, assumed = system.encoders.sketch()
+    trainer = make_trainer(dataclasses.replace(system, encoders=sketched), devices=topology.devices)
     program, encoder = compile_program(trainer.lower()), encoding_program(trainer, encoders)
     state = trainer.abstract
     known = {"parameters": state.params, "ema": state.ema, "optimizer": state.opt_state}
     known = {name: local_bytes(tree) for name, tree in known.items()}
     batch = local_bytes(trainer.batch())
-    held = frozen_memory(trainer, encoder, batch) if encoder else {}
+    held = encoder_memory(trainer, encoder, batch) if encoder else {}
     report = head(topology, trainer.mesh, count_parameters(state.params))
     report |= {"memory": memory(known | {"batch": batch}, program, topology, hbm, "batch", held)}
     report["compile_seconds"] = round(program.seconds, 1)
     needed = step_flops(system)["total"]
     report["flops"] = {"model_per_step": needed}
     if encoder:
-        own = {name: held[name] for name in ("frozen networks", "next batch, delivered")}
+        own = {name: held[name] for name in ("frozen encoders", "next batch, raw")}
         rest = known | {"batch": batch, "program of the step": code_bytes(program)}
         part = {"assumed": list(assumed), "memory": memory(own, encoder, topology, hbm, None, rest)}
         report["encoding"] = part | {"compile_seconds": round(encoder.seconds, 1)}
@@ -103,34 +106,34 @@ def predicted(report: Mapping[str, Any], system: Any, topology: Topology, needed
             found[case] = {
                 "mfu": needed / peak / time_of_step,
                 "tokens_per_second": counts["tokens"] / time_of_step,
-                "images_per_second": counts["vectors"] / time_of_step,
+                "images_per_second": images(system) / time_of_step,
                 "days": steps * time_of_step / DAY,
             }
     return {"predicted": found, "steps": steps} if found else {}
 
 
 def encoding_program(trainer: Trainer, encoders: dict[Any, Program] | None = None) -> Program | None:
-    """The compiled program of the frozen networks (`Trainer.place`), or None where there are none."""
+    """The compiled program of the frozen encoders (`Trainer.place`), or None where there are none."""
     lowered = trainer.lower_encode()
     if lowered is None:
         return None
     ways = math.prod(trainer.mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
-    key = (ways, trainer.mesh.size, tuple(map(str, jax.tree.leaves(trainer.system.delivered()))))
+    key = (ways, trainer.mesh.size, tuple(map(str, jax.tree.leaves(trainer.system.raw_spec()))))
     encoders = {} if encoders is None else encoders
     if key not in encoders:  # its rows do not see each other: which of the axes splits them does not matter
         encoders[key] = compile_program(lowered)
     return encoders[key]
 
 
-def frozen_memory(trainer: Trainer, encoder: Program, batch: int) -> dict[str, int]:
-    """Bytes of a device, while a step runs, of what the frozen networks bring.
+def encoder_memory(trainer: Trainer, encoder: Program, batch: int) -> dict[str, int]:
+    """Bytes of a device, while a step runs, of what the frozen encoders bring.
 
-    The host goes ahead by a step: the next batch is there as it was delivered, and its place when it is encoded.
+    The host goes ahead by a step: the next batch is there as the data deliver it, and its place when it is encoded.
     """
     return {
-        "frozen networks": local_bytes(trainer.frozen_shapes()),
+        "frozen encoders": local_bytes(trainer.encoder_shapes()),
         "their program": code_bytes(encoder),
-        "next batch, delivered": local_bytes(trainer.delivered()),
+        "next batch, raw": local_bytes(trainer.raw_batch()),
         "next batch": batch,
     }
 
@@ -141,17 +144,20 @@ def code_bytes(program: Program) -> int:
 
 
 def sample_reports(config: Any, topology: Topology, hbm: float, only: str | None = None) -> dict[str, dict[str, Any]]:
-    """By task, everything about one call of its sampler: `sample.rows` images or texts.
+    """By task, everything about one call of its sampler: `sample.batch_size` rows.
 
     Raises ValueError when there is no task of the name `only`.
     """
     system = build_system(config)
     trainer = make_trainer(system, devices=topology.devices)
     params = trainer.abstract.params
+    frozen = OnlyShapes(system.encoders.nets)
+    pipeline = dataclasses.replace(system.pipeline, frozen=frozen, params=with_extras(trainer.abstract))
     reports = {}
-    for task in [only] if only else system.predictor.tasks:
-        lowered, kind, count = lower_sampler(system.predictor, task, params, trainer.mesh)
-        program = compile_program(lowered)
+    for task in [only] if only else system.tasks:
+        unit, count = made_in_a_call(system, task)
+        question = system.tasks[task].task.invented_question()
+        program = compile_program(pipeline.lower(task, [question], guided=unit == "image"))
         report = head(topology, trainer.mesh, count_parameters(params))
         known = {"parameters": local_bytes(params)}
         report["memory"] = memory(known, program, topology, hbm, "parameters")
@@ -159,7 +165,6 @@ def sample_reports(config: Any, topology: Topology, hbm: float, only: str | None
         if program.text:
             cost(report, program, topology, trainer.mesh, 0)
             seconds = report["roofline"]
-            unit = "token" if kind == "text" else "image"
             report["predicted"] = {
                 case: {f"seconds_per_{unit}": seconds[case] / count, f"{unit}s_per_second": count / seconds[case]}
                 for case in ("best", "worst")
@@ -168,38 +173,26 @@ def sample_reports(config: Any, topology: Topology, hbm: float, only: str | None
     return reports
 
 
-def lower_sampler(predict: pipeline.Predictor, task: str, params: Any, mesh: Any) -> tuple[Any, str, int]:
-    """The sampler of a task on abstract parameters, what it makes, and how many of them in one call."""
-    data, layout, name = predict.task(task)
-    kind, caught = layout.segment(name).kind, {}
+class OnlyShapes(FrozenLinks):
+    """Frozen networks that nobody runs: what they give has the right shape."""
 
-    class Caught(Exception):
-        """Stops the sampler before it runs."""
+    def encode(self, row: str, values: np.ndarray, mesh: Any) -> np.ndarray:
+        """Zeros."""
+        return np.zeros((len(values), *self.nets[row].shape), np.float32) if row in self.nets else values
 
-    class Recorder(pipeline.Predictor):
-        """Notes what the sampler would run on."""
 
-        def _run(self, layout, name, given, null, seed):
-            caught.update(static=self._static(layout, name), arrays=(given, null), length=layout.segment(name).length)
-            raise Caught
+def made_in_a_call(system: System, task: str) -> tuple[str, int]:
+    """The unit of what a task makes, an `image` (of fields with a grid) or a `token`, and how many of them in one call.
 
-    recorder = Recorder(**{f.name: getattr(predict, f.name) for f in dataclasses.fields(predict)})
-    rows = predict.rows
-    try:
-        if kind == "image":
-            labels = None if data.classes is None else [0] * rows
-            recorder.draw(task, words=[""] * rows if labels is None else None, labels=labels)
-        elif layout.named("image"):
-            recorder.write(task, images=np.zeros((rows, *data.image_shape), np.float32))
-        else:
-            recorder.write(task, words=[""] * rows)
-    except Caught:
-        pass
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), caught["arrays"])
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    with jax.set_mesh(mesh):
-        lowered = pipeline._generate.lower(caught["static"], params, *shapes, key)
-    return lowered, kind, rows * (predict.longest if kind == "text" else 1)
+    Raises ValueError when there is no task of this name.
+    """
+    if task not in system.tasks:
+        raise ValueError(f"there is no task {task!r}; this system has {', '.join(system.tasks)}")
+    row, rows = row_of(system.tasks[task].task.fill[0]), system.pipeline.batch_size
+    if system.fields[row].spec.grid:
+        return "image", rows
+    longest = getattr(system.pipeline.decoders[row], "max_new_tokens", None)
+    return "token", rows * (longest or system.tasks[task].layout.segment(system.tasks[task].task.fill[0]).length)
 
 
 def local_bytes(tree: Any) -> int:

@@ -52,13 +52,13 @@ def candidates(config: Any, topology: Topology, hbm: float, batches: Sequence[in
     fixed = {name: size for name, size in config.mesh.items() if name not in ("data", "fsdp")}
     free = devices // math.prod(fixed.values())
     ways = [n for n in range(1, free + 1) if free % n == 0]
-    frozen = system.frozen_bytes()
+    encoders = system.encoder_bytes()
     found = []
     for fsdp, remat, batch, parts in itertools.product(ways, REMAT, batches or [config.batch], (1, 2, 4, 8)):
         if batch % (free * parts):
             continue
         mesh = {"data": free // fsdp, "fsdp": fsdp} | fixed
-        size = frozen + estimate.estimate_bytes(system, mesh, remat, batch / config.batch / parts)
+        size = encoders + estimate.estimate_bytes(system, mesh, remat, batch / config.batch / parts)
         found.append(Candidate(fsdp, remat, batch, parts, size))
     limit = hbm * topology.share
     order = list(REMAT)

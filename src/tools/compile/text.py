@@ -48,8 +48,8 @@ def table(tried: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _encoding(report: Mapping[str, Any]) -> list[str]:
-    """The frozen networks' program."""
-    lines = ["  frozen networks, in a program of their own before the step"]
+    """The frozen encoders' program."""
+    lines = ["  frozen encoders, in a program of their own before the step"]
     lines += [f"    {line}" for line in report["assumed"]]
     lines.append(f"    compiled in {report['compile_seconds']:.0f} s")
     lines += _memory(report["memory"], "memory of one device meanwhile")
