@@ -15,14 +15,14 @@ def base() -> ConfigDict:
             "accumulate": 1,  # microbatches a step; the result does not depend on it
             "tasks": {},
             # data: rows, also across slices; fsdp: rows, and parameters by size; tensor: heads, feed-forward
-            # features and vocabulary; context: places of the sequence. One of them may be -1: what is left over.
+            # features and vocabulary; context: tokens of the sequence. One of them may be -1: what is left over.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1},
             "sharding": sharding(),
             # A row for each field: codec, embed, process, head, step (docs/architecture.md); see text(), image(), …
             "fields": {},
             "model": model(),
             # The first parameters: path, a folder that src.tools.convert made ("": none); ema: its averaged weights;
-            # skip: regexes of paths that are initialised all the same.
+            # skip: regexes of paths that are initialised nevertheless.
             "init_from": {"path": "", "ema": False, "skip": ()},
             "optim": optim(),
             "ema": {"decay": 0.9999, "warmup": False},
@@ -53,9 +53,9 @@ def base() -> ConfigDict:
             # A run that hangs is ended: seconds for the batch or the steps of one log line, for everything before the
             # second step, for one save, for one evaluator; 0: for ever.
             "watchdog": {"seconds": 1800.0, "start": 7200.0, "save": 3600.0, "evaluate": 0.0},
-            # checks: before the first step; a run with an error does not start. every: steps between two probes of the
-            # objectives' pull on the trunk, 0 for none. panels: steps between two panels, 0 where the run evaluates and
-            # at its end; batches of held-out rows, and drawings, of each.
+            # checks: before the first step; a run with an error does not start. every: steps between two measurements
+            # of the objectives' gradients on the trunk, 0 for none. panels: steps between two held-out evaluations, 0
+            # where the run evaluates and at its end; batches of held-out rows, and generated images, of each.
             "doctor": {"checks": True, "every": 500, "panels": 0, "batches": 4, "drawings": 20},
         },
         convert_dict=True,
@@ -94,7 +94,7 @@ def model() -> dict:
             "rope": True,
             "rope_theta": 10_000.0,
             "attention": "auto",  # auto | dense | splash (TPU) | cudnn (GPU)
-            "remat": "none",  # none | dots | names | full: ever less is kept for the backward pass
+            "remat": "none",  # none | dots | names | full: from most to least memory of the backward pass
             "init": "normal:0.02",  # or a name of flax.nnx.initializers: lecun_normal, xavier_uniform, zeros, …; torch
             # parts of a block that tokens of `mot_fields` have of their own: attention_norm, attention, mlp_norm, mlp
             "mot": (),
@@ -172,7 +172,7 @@ def optim(**changes) -> dict:
 
 
 def guard() -> dict:
-    """What happens to steps whose loss or gradient is not finite: they are skipped and counted (`guard/skipped`)."""
+    """Steps whose loss or gradient is not finite are skipped and counted (`guard/skipped`)."""
     return {
         "patience": 10,  # skipped steps in a row after which the run stops, or goes back to a checkpoint
         "spike": 0.0,  # skip gradient norms so many deviations above the last 128, too; 6.0: 20 times them or more
@@ -207,7 +207,7 @@ def patches_of_squares(size: int, patch: int = 2) -> dict:
 
 
 def decode(max_new_tokens: int = 16, steps: int = 25) -> dict:
-    """Words one by one, images in one block of denoising steps."""
+    """Words from left to right, images in one block of denoising steps."""
     return {
         # choose: next_token:Greedy, or next_token:Sampled with temperature, top_k, top_p
         "text": {"name": "left_to_right", "max_new_tokens": max_new_tokens, "choose": {"name": "next_token:Greedy"}},
@@ -233,12 +233,12 @@ def next_token(*names: str, weight: float = 1.0) -> dict:
 
 
 def distill(*names: str, weight: float = 1.0, temperature: float = 1.0) -> dict:
-    """Divergence of some names from what the model said at the start of the run."""
+    """Divergence of some names from the model at the start of the run."""
     return {"name": "distill", "names": names, "weight": weight, "temperature": temperature}
 
 
 def words_and_digits(config: ConfigDict, image: dict, segment: dict, objective: dict) -> ConfigDict:
-    """Words -> handwritten digit and digit -> words, for a system that makes images in its own way: the field `image`,
+    """Words -> handwritten digit and digit -> words, for a system with its own way to make images: the field `image`,
     options of its segment, and its objective. Sizes and rates are those of configs/digits.py."""
     config.steps, config.batch = 1000, 56
     config.model.trunk.update({"width": 64, "depth": 4, "heads": 4, "kv_heads": 4, "mlp_width": 192})
@@ -272,7 +272,7 @@ def official(config: ConfigDict, channels: int = 4, guided: int = 3) -> ConfigDi
 
     Time token with both linears at zero (it stays a constant), cross-entropy weighted 0.01, output patches in (row,
     column, channel) order, learned variance, uniform DDPM times, ancestral sampling, guidance on the first `guided` of
-    the image's `channels`. The projector of images that are read begins as torch's layers do.
+    the image's `channels`. The projector of images that are read is initialised as torch's layers are.
     """
     config.optim.update(optim(lr=1e-4, grad_clip=2.0))
     config.ema.update({"decay": 0.9999, "warmup": False})
@@ -315,7 +315,8 @@ def debug(config: ConfigDict) -> ConfigDict:
     config.steps, config.batch = 8, min(config.batch, 88)
     config.log.every, config.checkpoint.every, config.eval.every = 2, 4, 0
     config.optim.warmup = min(config.optim.warmup, 2)
-    config.decode.image.steps = 2
+    if "steps" in config.decode.image:
+        config.decode.image.steps = 2
     config.sample.batch_size = 20
     counts = {"images": 20, "captions": 20, "sentences": 20, "canvases": 20}
     for evaluator in config.eval.evaluators.values():

@@ -3,7 +3,8 @@
     python -m src.main --config=configs/digits.py --workdir=runs/digits
 
 Two CPU cores, about two minutes. Expect digit_accuracy 0.98, caption_accuracy 0.97 and text_accuracy 0.98 or more
-(three seeds are in docs/reproduce.md). A step has 32 drawings, 24 captions and 32 sentences: 1,776 tokens.
+(three seeds are in docs/reproduce.md). A step has 32 images to make, 24 captions and 32 sentences:
+1,776 tokens.
 """
 
 from configs import common
@@ -40,14 +41,14 @@ def get_config(name: str | None = None):
     }
     config.optim.update({"lr": 4e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98, "weight_decay": 0.1})
     config.ema.update({"decay": 0.995, "warmup": True})
-    config.guidance.scale = 1.5  # 2.0 draws clearer but less varied digits
+    config.guidance.scale = 1.5  # 2.0 makes clearer but less varied digits
     config.eval.evaluators = {"digits": {"name": "digits", "images": 690, "captions": 360, "sentences": 200}}
     config.checkpoint.every = 500
     return common.variant(config, name, official=official)
 
 
 def official(config):
-    """As published; the one channel is guided, and an image that is given is read causally."""
+    """As published; the one channel is guided, and the tokens of a given image are causal."""
     with config.unlocked():
         config.tasks.image_to_caption.template.blocks = "causal"
     return common.official(config, channels=1, guided=0)

@@ -3,7 +3,7 @@
     python -m src.main --config=configs/digits_canvas.py --workdir=runs/digits_canvas
 
 Two CPU cores, about six minutes. Expect canvas_accuracy and caption_accuracy 0.98 or more (docs/reproduce.md). An image
-of 16 x 16 is 16 tokens, patches of 4 x 4; a step has 48 drawings and 16 captions.
+of 16 x 16 is 16 tokens, patches of 4 x 4; a step has 48 images to make and 16 captions.
 """
 
 from configs import common
@@ -46,7 +46,7 @@ def get_config(name: str | None = None):
 
 
 def official(config):
-    """As published; the one channel is guided, and an image that is given is read causally."""
+    """As published; the one channel is guided, and the tokens of a given image are causal."""
     with config.unlocked():
         config.tasks.canvas_to_caption.template.blocks = "causal"
     return common.official(config, channels=1, guided=0)

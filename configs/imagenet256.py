@@ -2,8 +2,8 @@
 
     python -m src.main --config=configs/imagenet256.py --workdir=gs://…/imagenet256
 
-1,121,673,248 parameters: TinyLlama 1.1B with four more tokens, and 21.6M for images. It needs three folders, which two
-commands make of the downloads (docs/imagenet.md): data/tinyllama (src.tools.convert), data/sd-vae (as published)
+1,121,673,248 parameters: TinyLlama 1.1B with four more tokens, and 21.6M for images. It needs three folders; two
+commands make them from the downloads (docs/imagenet.md): data/tinyllama (src.tools.convert), data/sd-vae (as published)
 and data/imagenet256, the moments of all images' latents (src.tools.latents).
 
 Arithmetic: a row has 32 prompt + 1 time + 256 image + 2 tail = 291 tokens, and a step of 1024 rows 297,984. A step is
@@ -12,7 +12,7 @@ each; with 16 rows a chip the step takes 6.4 GiB. Predicted by `src.tools.aot` f
 perfect overlap to none: v5e 0.8 to 1.6 days, v5p 0.35 to 0.6, v6e 0.2 to 0.6 (docs/performance.md). With fewer than
 16 chips: --config.mesh.fsdp=8.
 Expect the loss to fall fast at first and slowly for the rest of the run; the goal is table 1. It was not trained here.
-The text head learns nothing, as published: the doctor says so.
+The text head is not trained, as published; the doctor has a note about it.
 Variants: `official` (the released code), `paper` (adaLN before the trunk), `pixels` (images of a folder, encoded in
 training), `debug`.
 """

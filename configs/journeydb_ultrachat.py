@@ -6,10 +6,10 @@ The model is that of imagenet256.py. It needs data/tinyllama, data/sd-vae, data/
 src.tools.latents) and data/ultrachat, a folder of jsonl files (docs/data.md).
 
 Arithmetic: a batch has 1152 rows of 128 prompt + 1 time + 256 image + 2 tail = 387 tokens, and 128 rows of 512 tokens
-of chat: 511,360 tokens a step. Rows of a batch are exact, not drawn: 1280 = 10 · 128 divides nine to one over up to 128
-devices (the paper's 1024 does not). The text head is used on the chats only. For 16 to 128 chips (mesh.fsdp=16).
-Expect the diffusion loss of imagenet256, and the chats' loss to start near what TinyLlama has and to stay there: the
-panel `forgetting` of the log shows it.
+of chat: 511,360 tokens a step. The rows of each task in a batch are exact: 1280 = 10 · 128 divides nine to one over up
+to 128 devices (the paper's 1024 does not). The text head is used on the chats only. For 16 to 128 chips (mesh.fsdp=16).
+Expect the diffusion loss of imagenet256, and the chats' loss to start near TinyLlama's and to stay there: the table
+`forgetting` of the log shows it.
 Variants: `official` (the released scripts), `paper` (adaLN before the trunk), `pixels` (JourneyDB's own files),
 `debug`.
 """
@@ -18,7 +18,7 @@ from configs import common, papers
 
 
 def get_config(name: str | None = None):
-    """The fixed default: both losses count alike, all turns of a chat are read, answers are learned."""
+    """The fixed default: both losses have weight 1, all turns of a chat are read, answers are targets."""
     config = papers.tinyllama(common.base())
     config.steps, config.batch = 500_000, 1280
     config.tasks = {
@@ -29,7 +29,7 @@ def get_config(name: str | None = None):
                 "name": "ultrachat",
                 "folder": "data/ultrachat",
                 "split": 1536,  # characters of a row, whole questions with answers; 0: a chat is a row
-                "held_out": 1000,  # for the panel of what is forgotten
+                "held_out": 1000,  # for the held-out losses: what is forgotten
             },
             "template": {"name": "chat", "length": 512, "turns": "all", "train_on_source": False},
             "objectives": {"text": common.next_token("text")},

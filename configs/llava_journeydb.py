@@ -7,12 +7,12 @@ data/tinyllama, data/sd-vae, data/clip-vit-large-patch14 (as published), data/jo
 and data/llava with llava_v1_5_mix665k.json and the images (docs/data.md).
 
 Arithmetic: a batch has 224 rows of 387 tokens (see journeydb_ultrachat.py) and 32 rows of 64 head + 1 time + 256
-picture + 448 rest = 769 tokens: 111,296 tokens a step. Seven to one is about the ratio of the two data sets (4.2
-million to 665,000), which the released script joins. Pictures are encoded by CLIP (303,179,776 frozen parameters) in
+image + 448 rest = 769 tokens: 111,296 tokens a step. Seven to one is about the ratio of the two data sets (4.2
+million to 665,000), which the released script joins. Images are encoded by CLIP (303,179,776 frozen parameters) in
 every step. For 16 or 32 devices, over which the rows divide (8: --config.mesh.fsdp=8).
-Expect the diffusion loss of imagenet256, and the answers' loss to fall as the projector learns to be read.
-The paper proposes understanding, and tells neither data, shares nor steps of a run; 100,000 steps are ours.
-Variants: `official` (the released scripts), `paper` (adaLN before the trunk, the paper's 1024 rows), `vae` (pictures
+Expect the diffusion loss of imagenet256, and the answers' loss to fall as the projector learns.
+The paper proposes this task without data, shares or steps of a run; 100,000 steps are ours.
+Variants: `official` (the released scripts), `paper` (adaLN before the trunk, the paper's 1024 rows), `vae` (images
 are read as latents in a square with black borders, not as CLIP's features), `pixels` (JourneyDB's own files), `debug`.
 """
 
@@ -20,7 +20,7 @@ from configs import common, papers
 
 
 def get_config(name: str | None = None):
-    """The fixed default: <|im_start|> and <|im_end|> stand around pictures as they do at inference."""
+    """The fixed default: <|im_start|> and <|im_end|> stand around images, in training as in sampling."""
     config = papers.tinyllama(common.base())
     config.steps, config.batch = 100_000, 256
     config.tasks = {
@@ -31,7 +31,7 @@ def get_config(name: str | None = None):
                 "name": "llava",
                 "annotations": "data/llava/llava_v1_5_mix665k.json",
                 "images": "data/llava",
-                "held_out": 1000,  # for the panel of what is forgotten
+                "held_out": 1000,  # for the held-out losses: what is forgotten
             },
             "template": {
                 "name": "picture_chat",
@@ -53,9 +53,9 @@ def get_config(name: str | None = None):
 
 
 def official(config):
-    """The released scripts: text loss weighted 0.01 and on questions too, no tokens around pictures, batch 16.
+    """The released scripts: text loss weighted 0.01 and on questions too, no tokens around images, batch 16.
 
-    Questions are cut to 128 tokens. There a row has 512 tokens with its picture; here its text alone has as many.
+    Questions are cut to 128 tokens. There a row has 512 tokens with its image; here its text alone has as many.
     """
     config = common.official(config)
     config.batch, config.mesh.fsdp = 16, 2  # 14 rows and 2, on two devices
@@ -73,14 +73,14 @@ def paper(config):
 
 
 def vae(config):
-    """Pictures as latents of the autoencoder."""
+    """Images that are read are latents of the autoencoder."""
     with config.unlocked():
         config.fields.vision.codec = common.patches_of_squares(256) | {"frozen": config.fields.image.codec.frozen}
     return config
 
 
 def debug(config):
-    """The same system, tiny; pictures are read as patches of their pixels, with `vae` as latents."""
+    """The same system, tiny; images are read as patches of pixels, with `vae` as latents."""
     config = common.debug(papers.tiny_journeydb(config))
     config.batch = 64
     config.tasks.picture_chat.template.update({"head_length": 48, "length": 64})

@@ -3,7 +3,7 @@
     python -m src.main --config=configs/showo_digits.py --workdir=runs/showo_digits
 
 Two CPU cores, about two minutes. A patch of 2 x 2 pixels is one of 64 codes (k-means); the process replaces codes by a
-mask, and the surest of them are taken first (MaskGIT, arXiv 2202.04200), in 12 steps.
+mask, and sampling keeps the most confident codes first (MaskGIT, arXiv 2202.04200), in 12 steps. 248,128 parameters.
 """
 
 from configs import common
@@ -16,7 +16,7 @@ def get_config(name: str | None = None):
         "process": {"name": "categorical", "mask": 1.0, "schedule": {"name": "keep:Cosine"}},
         "head": {"name": "linear", "init": "normal:0.02"},
         "step": {"name": "categorical:Confidence", "gumbel": 2.0},
-        "timed": False,  # how much is masked tells the time
+        "timed": False,  # the share of masks shows the time
         "time_token": False,
     }
     image["codec"]["codes"] = {"name": "kmeans", "codes": 64}

@@ -4,7 +4,7 @@
 
 Two CPU cores, a minute or two. Expect digit_accuracy 0.98 (docs/reproduce.md).
 
-The second system of the house: the same model, step and loop as MonoFormer with other parts named in the config.
+The same model, step and loop as MonoFormer, with other parts named in the config.
 """
 
 from configs import common

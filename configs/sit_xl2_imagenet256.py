@@ -3,9 +3,9 @@
     python -m src.main --config=configs/sit_xl2_imagenet256.py --workdir=gs://…/sit
 
 The folder (tasks.class_to_image.source.folder) holds images.npy [n, 32, 32, 4] (SD-VAE latents x 0.18215),
-labels.npy and names.json. A step of 256 rows is
-65,536 tokens. Variant `official` also keeps the published model's unused variance outputs and time scale (675,129,632
-numbers with the fixed position table of 294,912, which is no parameter here).
+labels.npy and names.json. A step of 256 rows is 65,536 tokens.
+Variant `official` also keeps the published model's unused variance outputs and time scale (675,129,632 numbers with the
+fixed position table of 294,912, which is no parameter here).
 """
 
 from configs import common

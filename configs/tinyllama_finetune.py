@@ -1,4 +1,4 @@
-"""TinyLlama fine-tuned on chats alone: what the language loss does without images (arXiv 2409.16280).
+"""TinyLlama fine-tuned on chats alone: the language loss without images (arXiv 2409.16280).
 
     python -m src.main --config=configs/tinyllama_finetune.py --workdir=gs://…/tinyllama_finetune
 
@@ -7,8 +7,8 @@ data/ultrachat, a folder of jsonl files (docs/data.md).
 
 Arithmetic: a row holds as many whole chats as fit into 2048 tokens; a batch of 128 rows is 262,144 tokens, a step about
 6 · 1.1e9 · 262,144 = 1.7e15 FLOPs. For 16 to 128 chips (mesh.fsdp=16).
-Expect the loss to start near TinyLlama's own on chats and to fall slowly; accuracies of common sense are measured
-elsewhere, with what `src.tools.convert` exports.
+Expect the loss to start near TinyLlama's own on chats and to fall slowly; benchmarks of common sense are measured
+elsewhere, with the export of `src.tools.convert`.
 Variants: `official` (one chat to a row, as the released code reads them), `paper` (its optimizer), `lora` (adapters of
 rank 16 on the trunk, all else frozen), `keep` (held to the initial model by distillation), `debug`.
 """
@@ -43,7 +43,7 @@ def official(config):
 
 
 def paper(config):
-    """What the paper says of its optimizer: constant rate of 1e-4, the loss with weight 1."""
+    """The optimizer of the paper: constant rate of 1e-4, the loss with weight 1."""
     config.optim.update(common.optim(lr=1e-4))
     return config
 
@@ -57,7 +57,7 @@ def lora(config):
 
 
 def keep(config):
-    """A second objective holds the answers' laws to those of the initial model."""
+    """A second objective holds the answers' distributions to those of the initial model."""
     config.tasks.chat.objectives.keep = common.distill("text", weight=0.5)
     return config
 

@@ -2,6 +2,7 @@
 
 python -m src.main --config=configs/digits.py --workdir=runs/digits
 python -m src.main --config=configs/digits.py --workdir=runs/digits --mode=sample --prompt="a handwritten three"
+python -m src.main --config=configs/digits.py --workdir=runs/digits --mode=sample --given image=digit.png
 python -m src.main --config=configs/digits.py --mode=doctor
 """
 
@@ -24,11 +25,14 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and samples go.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "doctor"], "What to do.")
-PROMPT = flags.DEFINE_string("prompt", None, "--mode=sample: the text to draw, or to go on from.")
-LABEL = flags.DEFINE_integer("label", None, "--mode=sample: the class to draw.")
-IMAGE = flags.DEFINE_string("image", None, "--mode=sample: an image file to describe.")
+GIVEN = flags.DEFINE_multi_string(
+    "given", [], "--mode=sample: a value to start from, name=value, as prompt=…, label=3 or image=a.png; repeatable."
+)
+PROMPT = flags.DEFINE_string("prompt", None, "--mode=sample: --given prompt=…, the text to draw, or to go on from.")
+LABEL = flags.DEFINE_integer("label", None, "--mode=sample: --given label=…, the class to draw.")
+IMAGE = flags.DEFINE_string("image", None, "--mode=sample: --given image=…, an image file to describe.")
 TASK = flags.DEFINE_string("task", None, "--mode=sample: the task to sample from, when it is not the obvious one.")
-COUNT = flags.DEFINE_integer("count", 8, "--mode=sample: how many images to draw.")
+COUNT = flags.DEFINE_integer("count", None, "--mode=sample: how many to make; 8 images or 1 text, unless given.")
 GRID = flags.DEFINE_string("grid", None, "--mode=sample: the bucket to draw in, rows x columns of patches, as 8x32.")
 STEP = flags.DEFINE_string("step", "latest", "--mode=eval and sample: the checkpoint: a step, latest or best.")
 OUTPUT = flags.DEFINE_string("output", None, "--mode=sample: the PNG to write.")

@@ -17,26 +17,30 @@ from absl import logging
 from etils import epath
 
 from src.build import build_system
-from src.common.files.images import read_image as read_pixels
+from src.codecs.pixels import scaled
 from src.common.files.paths import stem
 from src.common.files.store import write_whole
 from src.common.files.strict_json import read_json
 from src.common.mesh.distributed import check_same, is_first
 from src.common.runtime import stopping, watchdog
 from src.common.runtime.compilation_cache import use_program_cache
-from src.common.runtime.writers import JsonLines, Many, TensorBoard
+from src.common.runtime.writers import JsonLinesWriter, Many, TensorBoard
 from src.doctor.callback import make_doctor
 from src.doctor.diagnostic import errors
 from src.doctor.memory import check_state
 from src.doctor.report import consult
+from src.evals.given import choose_task, example_of, grid_of, title, values_of
+from src.interfaces import row_of
 from src.train import loop
 from src.train.checkpoints import lock
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.config_changes import check_config, fields, plain
 from src.train.checkpoints.workdir import sweep
+from src.train.state import with_extras
 from src.train.trainer import Trainer, check_data, make_trainer
 
-FLAGS = ("mode", "workdir", "prompt", "label", "image", "task", "count", "grid", "step")
+FLAGS = ("mode", "workdir", "given", "prompt", "label", "image", "task", "count", "grid", "step")
+COUNT = 8  # images of --mode=sample
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -69,7 +73,8 @@ def train(flags: Any, started: float) -> None:
 def evaluate(flags: Any, started: float) -> None:
     """Evaluates the newest checkpoint of the workdir, or that of --step."""
     use_program_cache()
-    system, state, workdir = _restored(flags)
+    workdir, system = _workdir(flags), _build(flags)
+    state = _restored(flags, system)
     step = int(state.step)
     writer = _writer(workdir)
     scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), step)
@@ -79,36 +84,42 @@ def evaluate(flags: Any, started: float) -> None:
 
 
 def sample(flags: Any, started: float) -> None:
-    """Draws a prompt or label as a PNG, or writes text about an image or after a beginning."""
+    """Completes an example of what is given: images as a PNG, texts on the terminal. All mistakes are told before
+    parameters are read."""
     use_program_cache()
-    given = [name for name in ("prompt", "label", "image") if getattr(flags, name) is not None]
-    if not given:
-        raise ValueError('--mode=sample needs --prompt="…" or --label=… to draw, or --image=file.png to describe')
-    if flags.count < 1:
-        raise ValueError(f"--count={flags.count} images cannot be drawn; give at least 1")
-    system, state, workdir = _restored(flags)
-    params = state.ema if system.config.eval.ema else state.params
-    predict = system.predictor.with_params(params)
-    task = flags.task or _choose_task(system, flags)
-    data, layout, name = predict.task(task)
-    sees = bool(layout.named("image") or layout.named("vision"))
-    _check_given(task, data, layout.segment(name).kind, given, sees)
-    grid = _grid(flags.grid, task, data)
-    if layout.segment(name).kind == "text":
-        images = None if flags.image is None else _read_image(flags.image, system, data, layout)[None]
-        words = None if flags.prompt is None else [flags.prompt]
-        for text in predict.write(task, words=words, images=images, seed=system.config.seed):
-            _say(text if flags.prompt is None else f"{flags.prompt} {text}")
+    values = values_of(flags.given, prompt=flags.prompt, label=flags.label, image=flags.image)
+    if flags.count is not None and flags.count < 1:
+        raise ValueError(f"--count={flags.count} cannot be made; give at least 1")
+    workdir = _workdir(flags)
+    system = _build(flags)
+    pipeline = system.pipeline
+    name = choose_task(pipeline.tasks, values, flags.task)
+    task = pipeline.tasks[name]
+    example = example_of(task, system.fields, values) | grid_of(task, name, flags.grid)
+    pictured = any(len(system.fields[row_of(made)].codec.delivered) == 3 for made in task.fill)
+    given = [example] * (flags.count or (COUNT if pictured else 1))
+    pipeline.check(name, given[:1])
+    state = _restored(flags, system)
+    params = with_extras(state, state.ema if system.config.eval.ema else state.params)
+    found = pipeline.with_params(params)(name, given, system.config.seed)
+    for made in found[0]:
+        _show(flags, workdir, made, [each[made] for each in found], example, values)
+
+
+def _show(flags: Any, workdir: epath.Path, name: str, made: list[Any], example: Any, values: Any) -> None:
+    """Prints texts, behind their given beginning, and writes images as one PNG, whose path is printed."""
+    if not (isinstance(made[0], np.ndarray) and made[0].ndim == 3 and made[0].shape[2] in (1, 3)):
+        for each in made:
+            _say(f"{values['prompt']} {each}" if isinstance(each, str) and "prompt" in example else str(each))
         return
     from src.evals.grid import caption_grid, save_png
 
-    what = {"words": [flags.prompt] * flags.count} if flags.label is None else {"labels": [flags.label] * flags.count}
-    images = predict.draw(task, **what, seed=system.config.seed, grid=grid)
-    title = flags.prompt if flags.label is None else f"class {flags.label}"
-    bucket = "" if grid is None else "-{}x{}".format(*grid)
-    path = flags.output or str(workdir / "samples" / f"{stem(title)}{bucket}.png")
+    asked = title(example) or name
+    bucket = f"-{flags.grid}" if flags.grid else ""
+    path = flags.output or str(workdir / "samples" / f"{stem(asked)}{bucket}.png")
+    images = scaled(np.stack(made))
     if is_first():
-        save_png(path, caption_grid(images, [title] * len(images), columns=min(flags.count, 8)))
+        save_png(path, caption_grid(images, [asked] * len(images), columns=min(len(images), 8)))
     _say(path)
 
 
@@ -127,77 +138,24 @@ def doctor(flags: Any, started: float) -> None:
         raise ValueError(f"the doctor found {len(wrong)} error(s), listed above; the first: {wrong[0].text}")
 
 
-def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """An image file as `[h, w, C]` in [-1, 1], scaled to the model's size.
-
-    Raises FileNotFoundError, OSError, and ValueError for a file that is no image, damaged or too large.
-    """
-    from PIL import Image
-
-    pixels = read_pixels(path, channels=shape[2])
-    image = Image.fromarray(pixels[..., 0] if shape[2] == 1 else pixels)
-    image = image.resize((shape[1], shape[0]), Image.Resampling.BOX)
-    return np.asarray(image, np.float32).reshape(shape) / 127.5 - 1
-
-
-def _read_image(path: str, system: Any, data: Any, layout: Any) -> np.ndarray:
-    """An image file as the data of a task would deliver it."""
-    if not layout.named("image"):
-        return system.frozen.vision.preprocess(read_pixels(path, channels=system.frozen.vision.shape[2]))
-    return read_image(path, system.predictor.shape if system.frozen.image else data.image_shape)
-
-
-def _grid(given: str | None, task: str, data: Any) -> tuple[int, int] | None:
-    """The bucket of --grid. Raises ValueError for one that the task does not have."""
-    if given is None:
-        return None
-    grids = getattr(getattr(data, "buckets", None), "grids", ())
-    names = [f"{rows}x{columns}" for rows, columns in grids]
-    if given not in names:
-        raise ValueError(f"--grid={given} is no bucket of task {task}; it has {', '.join(names) or 'none'}")
-    return grids[names.index(given)]
-
-
-def _check_given(task: str, data: Any, kind: str, given: list[str], sees: bool) -> None:
-    """Raises ValueError when the flags are not what the task starts from."""
-    if kind == "image":
-        wanted = [["label"]] if data.classes is not None else [["prompt"]]
-    else:
-        wanted = [["image"], ["prompt", "image"]] if sees else [["prompt"]]
-    if given not in wanted:
-        needs = " or ".join(" and ".join(f"--{name}" for name in names) for names in wanted)
-        raise ValueError(f"task {task} starts from {needs}, not {' and '.join(f'--{n}' for n in given)} (see --task)")
-
-
-def _choose_task(system: Any, flags: Any) -> str:
-    """The first task that makes an image of words or labels, or text about an image."""
-    for name, (_, layout, generated) in system.predictor.tasks.items():
-        kind = layout.segment(generated).kind
-        if flags.image is None and kind == "image":
-            return name
-        if flags.image is not None and kind == "text" and (layout.named("image") or layout.named("vision")):
-            return name
-    wanted = "draws images" if flags.image is None else "describes images"
-    raise ValueError(f"this system has no task that {wanted}; it has {', '.join(system.tasks)} (see --task)")
-
-
-def _restored(flags: Any) -> tuple[Any, Any, epath.Path]:
-    """System and state of a checkpoint, see --step; only what shapes the network must agree with the config."""
+def _workdir(flags: Any) -> epath.Path:
+    """The folder of a run. Raises FileNotFoundError where it has no checkpoints."""
     workdir = epath.Path(flags.workdir)
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")
+    return workdir
+
+
+def _restored(flags: Any, system: Any) -> Any:
+    """The state of a checkpoint, see --step; only what shapes the network must agree with the config."""
     checkpoints = Checkpointer(flags.workdir, **flags.config.checkpoint, readonly=True)
-    system = _build(flags)
-    step = checkpoints.choose(flags.step)
-    fixed = ("model", "patch", "text_codec", "process")
-    identity = system.identity()
-    free = tuple(k for k in identity if k not in (*fixed, "tokenizer", "frozen"))
+    step, identity = checkpoints.choose(flags.step), system.identity()
+    free = (*loop.ELASTIC, *(name for name in identity if name not in ("model", "fields", "codecs")))
     found = checkpoints.restore(make_trainer(system).abstract, lambda saved: check_config(saved, identity, free), step)
     if found is None:
-        raise FileNotFoundError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")
-    state = found[0]
+        raise FileNotFoundError(f"there is no checkpoint in {flags.workdir}; train first, or correct --workdir")
     checkpoints.close()
-    return system, state, workdir
+    return found[0]
 
 
 def _build(flags: Any) -> Any:
@@ -228,7 +186,7 @@ def _overview(trainer: Trainer) -> None:
 
 
 def _writer(workdir: epath.Path) -> Many:
-    return Many([JsonLines(str(workdir / "log.jsonl")), TensorBoard(str(workdir / "tensorboard"))])
+    return Many([JsonLinesWriter(str(workdir / "log.jsonl")), TensorBoard(str(workdir / "tensorboard"))])
 
 
 def _with_pictures(writer: Many, workdir: epath.Path) -> Many:

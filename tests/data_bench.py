@@ -12,7 +12,7 @@ import numpy as np
 
 from configs import common
 from src.codecs.text import train_sentencepiece
-from src.data.prepare import Plan, prepare
+from src.data.prepare import ShardPlan, prepare
 from src.data.sources.image_folders import ImageFolders
 from src.tools.benchmarks.encoders import photograph
 from tests.helpers import formats
@@ -40,7 +40,7 @@ def write(folder):
     (folder / "chats" / "train_0.jsonl").write_text("\n".join(lines) + "\n")
     source = ImageFolders(folder / "imagenet" / "train", names=folder / "imagenet" / "names.json")
     for name, size in (("whole", 0), ("small", SIZE)):
-        prepare(source, folder / f"shards-{name}", Plan(size=size))
+        prepare(source, folder / f"shards-{name}", ShardPlan(size=size))
     (folder / "done").touch()
 
 

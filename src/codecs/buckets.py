@@ -2,7 +2,7 @@
 
 Every bucket is a grid of patches, such as 16 x 16, 8 x 32 and 32 x 8, with the same product N. An image of a bucket
 travels as an array of the first one's shape: its k-th patch, counted by rows in its own grid, lies where the first
-grid has its k-th. Tokens, losses and kernels do not notice; the model is told the grid for its positions.
+grid has its k-th. Tokens, losses and kernels do not change; the model gets the coordinates for its positions.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Link(Protocol):
     with a leading axis of rows; a frozen one is described in `vae_latents.py`.
 
     where   "host", "frozen" or "device"
-    shape   of one value behind this link, (h, w, C) say; () for text, whose length the templates say
+    shape   of one value behind this link, such as (h, w, C); () for text, whose length is the template's
     spec    of the tokens, None while values are no tokens yet
     """
 

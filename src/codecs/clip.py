@@ -22,7 +22,7 @@ DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """What shapes the network, in the names of transformers' `config.json`; the defaults are those of ViT-L/14."""
+    """Sizes of the network, in the names of transformers' `config.json`; the defaults are those of ViT-L/14."""
 
     hidden_size: int = 1024
     intermediate_size: int = 4096
@@ -45,7 +45,7 @@ def activation(name: str, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x * jax.nn.sigmoid(1.702 * x) if name == "quick_gelu" else jax.nn.gelu(x, approximate=False)
 
 
-class Block(nnx.Module):
+class TowerBlock(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); every token sees all, scores and their softmax in f32."""
 
     def __init__(self, config: ClipConfig, dtype: Any, rngs: nnx.Rngs):
@@ -83,7 +83,7 @@ class VisionTower(nnx.Module):
         self.class_embedding = nnx.Param(normal(rngs.params(), (width,)))
         self.position_embedding = nnx.Param(normal(rngs.params(), (config.tokens + 1, width)))
         self.pre_norm, self.post_norm = _norm(config, dtype, rngs), _norm(config, dtype, rngs)
-        make = nnx.split_rngs(splits=config.num_hidden_layers)(nnx.vmap(lambda keys: Block(config, dtype, keys)))
+        make = nnx.split_rngs(splits=config.num_hidden_layers)(nnx.vmap(lambda keys: TowerBlock(config, dtype, keys)))
         self.layers = make(rngs)
         self.dtype = dtype
 
@@ -123,7 +123,7 @@ class Clip:
         return _abstract(self.config, self.dtype)[1]
 
     def features(self, params: Any, images: Float[Array, "B S S C"]) -> Float[Array, "B N D"]:
-        """What MonoFormer and LLaVA read of an image: the states before the last block, without the class token; f32.
+        """The features that MonoFormer and LLaVA read: the states before the last block, without the class token; f32.
 
         Raises ValueError for images of another size than the config's.
         """
@@ -172,7 +172,7 @@ def _norm(config: ClipConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.hidden_size, **args)
 
 
-def _precision(dtype: Any) -> Any:  # TPUs and GPUs take shorter products for f32 unless told
+def _precision(dtype: Any) -> Any:  # TPUs and GPUs use shorter products for f32 by default
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 

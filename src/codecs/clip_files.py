@@ -87,7 +87,7 @@ def canonical(name: str) -> str | None:
 def read_clip_config(path: str | os.PathLike[str]) -> ClipConfig:
     """The `config.json` at `path`, or in the folder `path` (local or in a store): of the tower, or of a whole CLIP.
 
-    Other fields say how it was trained, or of the text tower, and are left alone.
+    Other fields are about its training or the text tower, and are ignored.
     Raises FileNotFoundError, OSError, and ValueError, in one sentence that lists all wrong fields, for JSON that is not
     sound, another architecture, and fields of another type or out of range.
     """

@@ -60,7 +60,7 @@ class KMeans:
 
     @property
     def centroids(self) -> Float[np.ndarray, "codes P"]:
-        """What the codes stand for, f32. Raises ValueError before `fit`."""
+        """The vectors of the codes, f32. Raises ValueError before `fit`."""
         if self._centroids is None:
             raise ValueError(
                 f"the {self.codes} codes of kmeans are not learned yet: call `fit` with vectors of the training data"

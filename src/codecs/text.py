@@ -95,7 +95,7 @@ class SentencePiece:
     def encode(self, text: str) -> list[int]:
         """Ids of the pieces of `text`; the first word gets the model's word-start piece, as after any special token.
 
-        Raises ValueError if the text has characters that the model does not know.
+        Raises ValueError if the text has characters that the model lacks.
         """
         ids = self._model.encode(text)
         if self.unk in ids:
@@ -182,7 +182,7 @@ def learned(
 def train_sentencepiece(
     texts: Iterable[str], vocab_size: int, path: str | os.PathLike, byte_fallback: bool = False
 ) -> None:
-    """Trains a BPE model on `texts` and writes it to `path` whole, so that no reader sees half a file.
+    """Trains a BPE model on `texts` and writes it to `path` atomically.
 
     Equal texts and settings give equal bytes. `vocab_size` is an upper bound: a small language has fewer merges.
     Nothing is normalized except white space. With `byte_fallback` unknown characters become UTF-8 byte pieces.

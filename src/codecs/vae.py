@@ -1,7 +1,7 @@
 """Stable Diffusion's image autoencoder (Rombach et al. 2022; diffusers' `AutoencoderKL`): images <-> latents.
 
 Frozen: a `Vae` has no arrays. Its parameters are handed to every call, as those of any pure function, so they stay
-outside the train state and lie where the caller puts them. Convolutions are NHWC, which is what TPUs want. Modules have
+outside the train state and lie where the caller puts them. Convolutions are NHWC, the layout of TPUs. Modules have
 the names of the published tensors. `src/codecs/vae_files.py` reads and writes the published files.
 """
 
@@ -22,12 +22,12 @@ from src.common.tree import flatten
 RANDOM = nnx.initializers.lecun_normal()
 EPSILON = 1e-6  # of all group norms
 ENCODING = ("encoder", "quant_conv")
-LOG_VARIANCE = (-30.0, 20.0)  # bounds of what the encoder says
+LOG_VARIANCE = (-30.0, 20.0)  # bounds of the encoder's output
 
 
 @dataclasses.dataclass(frozen=True)
 class VaeConfig:
-    """What shapes the network, in the names of diffusers' `config.json`."""
+    """Sizes of the network, in the names of diffusers' `config.json`."""
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
@@ -57,7 +57,7 @@ class _Parts:
     init: Any
 
     @property
-    def precision(self) -> Any:  # TPUs and GPUs take shorter products for f32 unless told
+    def precision(self) -> Any:  # TPUs and GPUs use shorter products for f32 by default
         return jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
 
     def conv(self, d_in: int, d_out: int, size: int = 3, stride: int = 1, padding: Any = "SAME") -> nnx.Conv:
@@ -141,7 +141,7 @@ class Level(nnx.Module):
         return x
 
 
-class Encoder(nnx.Module):
+class VaeEncoder(nnx.Module):
     """Images -> means and log-variances, side by side."""
 
     def __init__(self, config: VaeConfig, parts: _Parts):
@@ -162,7 +162,7 @@ class Encoder(nnx.Module):
         return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x))))
 
 
-class Decoder(nnx.Module):
+class VaeDecoder(nnx.Module):
     """Latents -> images."""
 
     def __init__(self, config: VaeConfig, parts: _Parts):
@@ -188,7 +188,7 @@ class Autoencoder(nnx.Module):
 
     def __init__(self, config: VaeConfig, dtype: Any, rngs: nnx.Rngs, init: Any = RANDOM):
         parts, latents = _Parts(config.norm_num_groups, dtype, rngs, init), config.latent_channels
-        self.encoder, self.decoder = Encoder(config, parts), Decoder(config, parts)
+        self.encoder, self.decoder = VaeEncoder(config, parts), VaeDecoder(config, parts)
         self.quant_conv = parts.conv(2 * latents, 2 * latents, 1) if config.use_quant_conv else None
         self.post_quant_conv = parts.conv(latents, latents, 1) if config.use_post_quant_conv else None
 
@@ -256,7 +256,7 @@ class Vae:
     def latents_hash(self, params: Any) -> str:
         """SHA-256 of all that `moments` depends on: latents with another one are of another codec.
 
-        The decoder, the scale and `dtype` are left out: sd-vae-ft-mse and sd-vae-ft-ema have one encoder, say.
+        The decoder, the scale and `dtype` are left out: sd-vae-ft-mse and sd-vae-ft-ema, say, have the same encoder.
         """
         fields = ("block_out_channels", "layers_per_block", "norm_num_groups", "latent_channels", "in_channels")
         leaves = flatten(self.encoding(params))

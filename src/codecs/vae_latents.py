@@ -23,7 +23,7 @@ class VaeLatents:
 
     The data deliver pixels in [-1, 1] of the link before, which are encoded, or moments of latents (mean and
     log-variance, `[h, w, 2L]`, as files of latents keep them), which are drawn from, or scaled latents, which stay.
-    Which of them is told by their whole shape.
+    Their whole shape decides which of them it is.
 
     path       folder with config.json and the weights; read when the first image comes
     channels   L, and `factor` f: latents of an image [h, w, 3] are [h/f, w/f, L]; other autoencoders are refused
@@ -111,7 +111,7 @@ class VaeLatents:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What latents depend on (`Vae.latents_hash`)."""
+        """The hash of all that latents depend on (`Vae.latents_hash`)."""
         return self.vae.latents_hash(self.params)
 
     def encodes(self, shape: tuple[int, ...]) -> bool:

@@ -152,12 +152,12 @@ def _is_public_class(key: str, value: Any, module: str) -> bool:
 
 
 def _names_path(message: str, where: str) -> bool:
-    """Whether a message says itself which group of the config it is about: it has `where`, or begins beside it."""
+    """Whether a message already names its group of the config: it has `where`, or begins beside it."""
     return ("." in where and where in message) or message.startswith(f"{where.partition('.')[0]}.")
 
 
 def _parameters(cls: type) -> list[inspect.Parameter]:
-    # The metaclasses of module libraries hide the constructor's signature, so ask the constructor itself.
+    # The metaclasses of module libraries hide the constructor's signature, so take that of the constructor itself.
     constructor = cls.__init__ if cls.__init__ is not object.__init__ else cls.__new__
     if constructor is object.__new__:
         return []

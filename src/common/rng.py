@@ -1,4 +1,4 @@
-"""Keys are derived from (seed, step, name), never carried along: a resumed run draws what it would have drawn."""
+"""Keys are derived from (seed, step, name), never carried along: a resumed run has the same draws."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ Sahoo et al. 2024 "MDLM" (known tokens carried over), Vignac et al. 2023 "DiGres
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -47,9 +48,9 @@ class Categorical(ProcessBase):
 
     field: FieldSpec
     schedule: Any = dataclasses.field(default_factory=Linear)
-    mask: float = 1.0
+    mask: float | int = 1.0
     masks: int = 1
-    marginal: tuple[float, ...] | None = None
+    marginal: Sequence[float | int] | None = None
     absorbing: bool = False
 
     def __post_init__(self):

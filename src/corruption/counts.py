@@ -47,9 +47,9 @@ class Counts(ProcessBase):
 
     field: FieldSpec
     steps: int = 1000
-    end: float = 15.0
+    end: float | int = 15.0
     rounding: str = "stochastic"
-    scale: float | None = None
+    scale: float | int | None = None
 
     def __post_init__(self):
         if self.field.vocab is None or self.field.features is None:

@@ -29,7 +29,7 @@ class Linear:
     least   what is left at t = 1 (MDLM: 0.001)
     """
 
-    least: float = 0.0
+    least: float | int = 0.0
 
     def keep(self, t: ArrayLike) -> Float[Array, "..."]:
         """abar(t)."""
@@ -57,7 +57,7 @@ class Cosine:
 class Power:
     """1 - t^exponent. Raises ValueError unless exponent > 0."""
 
-    exponent: float = 2.0
+    exponent: float | int = 2.0
 
     def __post_init__(self):
         if not self.exponent > 0:

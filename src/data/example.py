@@ -12,7 +12,9 @@ is shared by threads, and is pickled to worker processes. Everything else is opt
     classes        [{"id": "n01440764", "name": "tench"}, …]
     every          `every(name) -> texts`: all that the source may say under a name, for a length that fits
     texts          `texts() -> texts`: what a tokenizer is trained on
-    kind, identity, moments   see `files/shards.py` and `prepare.py`
+    image_shape    of every image, for sources of arrays; refused at once where the field takes another
+    identity       `identity() -> texts` that change when the data do: what is learned about them is kept under it
+    kind, moments, cut   of shards, see `files/shards.py`
 
 Names of values, by what reads them (`templates/`):
 
@@ -31,6 +33,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+Row = dict[str, np.ndarray]  # the arrays of a row, by name
 MARKER = "<image>"
 FLAW_BYTES = 384  # of what a worker may tell about a row
 

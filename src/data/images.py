@@ -11,9 +11,8 @@ from etils import epath
 from src.codecs.buckets import Buckets, as_grids
 from src.codecs.pixels import crop, scaled
 from src.common.files.images import read_image
-from src.data.example import BadRow, Source
+from src.data.example import BadRow, Row, Source
 from src.data.files.latent_shards import check_moments, moments_in_bucket, moments_of
-from src.data.pipeline.reader import Row
 from src.interfaces import Field, Tokens
 from src.sequence.segment import Segment
 

@@ -30,6 +30,7 @@ from src.common.files.store import is_remote, write_whole
 from src.common.files.strict_json import read_json
 from src.data.example import BadRow, Source
 from src.data.files.array_record import write_shard
+from src.data.files.latent_shards import Encoding
 from src.data.files.shards import MANIFEST, values_of, write_manifest
 from src.data.pipeline.bad_rows import Ledger
 from src.data.pipeline.reader import die_with_parent
@@ -42,7 +43,7 @@ PROBES = 64  # examples by which a source is known again
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """What is written.
 
     rows      rows of the source for each shard
@@ -82,7 +83,7 @@ class Plan:
 def prepare(
     source: Source,
     out: str | os.PathLike[str],
-    plan: Plan,
+    plan: ShardPlan | Encoding,
     *,
     name: str = "source",
     processes: int = 1,
@@ -121,7 +122,9 @@ def prepare(
         return _finish(target, plan, source, name, [parts[k] for k in range(count)])
 
 
-def _finish(target: epath.Path, plan: Plan, source: Source, name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _finish(
+    target: epath.Path, plan: ShardPlan | Encoding, source: Source, name: str, parts: list[dict[str, Any]]
+) -> dict[str, Any]:
     kind = kind_of(source)
     schema = {"kind": kind, "image": plan.image(), "classes": classes_of(source, kind)}
     shards = [{key: part[key] for key in ("name", "rows", "bytes", "sha256")} for part in parts if part["rows"]]
@@ -142,7 +145,7 @@ def _note(ledger: Ledger, name: str, part: dict[str, Any]) -> int:
     return part["rows"] + len(bad)
 
 
-def _agree(target: epath.Path, plan: Plan, source: Source, name: str) -> None:
+def _agree(target: epath.Path, plan: ShardPlan | Encoding, source: Source, name: str) -> None:
     """Writes down what is made, or compares it with what an earlier start began. Raises ValueError."""
     probe = hashlib.sha256()
     for index in np.unique(np.linspace(0, len(source) - 1, PROBES).astype(int)) if len(source) else ():
@@ -182,7 +185,7 @@ def _finished(target: epath.Path, k: int) -> dict[str, Any] | None:
     return None
 
 
-def _part(target: epath.Path, plan: Plan, source: Source, k: int) -> dict[str, Any]:
+def _part(target: epath.Path, plan: ShardPlan | Encoding, source: Source, k: int) -> dict[str, Any]:
     """Writes shard k, if it has rows, and says what is in it and what is not."""
     bad: list[dict[str, Any]] = []
 

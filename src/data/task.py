@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from src.data.example import BadRow, Example, Source, as_example
-from src.data.pipeline.reader import Row, stack
+from src.data.example import BadRow, Example, Row, Source, as_example
+from src.data.pipeline.reader import stack
 from src.data.splits import example_of, numbers_of, rows_of
 from src.data.templates._base import Template
 from src.interfaces import Batch, Field, Layout

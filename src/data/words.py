@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from src.data.example import BadRow
-from src.data.pipeline.reader import Row
+from src.data.example import BadRow, Row
 from src.interfaces import Field, Tokens
 from src.sequence.segment import Segment
 

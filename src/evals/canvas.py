@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from src.data import canvas
-from src.data.canvas import EMPTY, CanvasCaptionToImage, CanvasImageToCaption
-from src.data.digits import SIZE
+from src.data.sources import canvas
+from src.data.sources.canvas import EMPTY
+from src.data.sources.digits import SIZE
 from src.evals.grid import caption_grid
 from src.evals.judge import finite, judge
-from src.evals.result import Result, bullets, check_counts, find_task, spread
+from src.evals.result import Result, bullets, check_counts, spread
+from src.evals.tasks import find_task, images_of, texts_of
 
 LEAST_INK = 0.08  # half of what the palest real digit has; mean of a cell's pixels in [0, 1]
 SHOWN, COLUMNS = 24, 6
 REFERENCE = 720
 
 
-class Canvas:
-    """Evaluates the tasks named `draw` and `caption` in the config; None leaves one out.
+class CanvasEvaluator:
+    """Evaluates the tasks named `draw` and `caption` in the config; None, or a count of 0, leaves one out.
 
     draw      on `canvases` drawings, asked for by the captions of the held-out canvases:
               canvas_accuracy: share of the canvases with the right digit, or nothing, in all four cells
@@ -35,7 +36,7 @@ class Canvas:
               no more; caption_accuracy_1 .. _4: the same for the canvases with so many digits
 
     Pictures: drawings below their captions and held-out canvases below what was written, red where wrong.
-    Raises ValueError if a named task is missing or of another class, if both are None, or for a count below 1.
+    Raises ValueError if a named task is missing or does something else, if both are left out, or for a negative count.
     """
 
     def __init__(
@@ -47,46 +48,47 @@ class Canvas:
         canvases: int = canvas.TEST_ROWS,
         captions: int = canvas.TEST_ROWS,
     ):
-        check_counts("Canvas", canvases=canvases, captions=captions)
-        if not any((draw, caption)):
-            raise ValueError("evaluator Canvas has nothing to evaluate: name a task as draw or caption")
-        self.draw, self.caption, self.canvases, self.captions = draw, caption, canvases, captions
-        if draw is not None:
-            self._draw = find_task(tasks, "Canvas", "draw", draw, CanvasCaptionToImage)
-        if caption is not None:
-            self._caption = find_task(tasks, "Canvas", "caption", caption, CanvasImageToCaption)
+        check_counts("canvas", canvases=canvases, captions=captions)
+        self.draw, self.caption = (draw if canvases else None), (caption if captions else None)
+        if not any((self.draw, self.caption)):
+            raise ValueError("evaluator canvas has nothing to evaluate: name a task as draw or caption")
+        self.canvases, self.captions = canvases, captions
+        find = lambda option, *what: find_task(tasks, "canvas", option, getattr(self, option), canvas.Canvas, *what)
+        if self.draw is not None:
+            self._draw = find("draw", "caption", "image")
+        if self.caption is not None:
+            self._caption = find("caption", "image", "caption")
 
-    def __call__(self, predict: Any, seed: int) -> Result:
+    def __call__(self, pipeline: Any, seed: int) -> Result:
         """Runs the parts; `seed` decides the noise of the drawings."""
         result = Result({}, {}, {})
         if self.draw is not None:
-            self._drawings(predict, seed, result)
+            self._drawings(pipeline, seed, result)
         if self.caption is not None:
-            self._captions(predict, seed, result)
+            self._captions(pipeline, seed, result)
         return result
 
-    def _drawings(self, predict: Any, seed: int, result: Result) -> None:
+    def _drawings(self, pipeline: Any, seed: int, result: Result) -> None:
         # More canvases than descriptions: the descriptions come again, with other noise.
-        pairs = self._draw.prompts("test")
-        chosen = spread(len(pairs), self.canvases) if self.canvases <= len(pairs) else np.arange(self.canvases)
-        words = [pairs[i % len(pairs)][0] for i in chosen]
-        wanted = np.stack([pairs[i % len(pairs)][1] for i in chosen])
-        images, whole = finite(predict.draw(self.draw, words=words, seed=seed))
+        source, have = self._draw.source, canvas.TEST_ROWS
+        chosen = spread(have, self.canvases) if self.canvases <= have else np.arange(self.canvases) % have
+        _, wanted = source.canvases("test", chosen, None)
+        words = [canvas.caption(label) for label in wanted]
+        given = [{"caption": text} for text in words]
+        images, whole = finite(images_of(pipeline, self.draw, self._draw, given, seed))
         right = (read_canvases(images) == wanted) & whole[:, None]
         result.scalars.update(
             _by_count("canvas_accuracy", right.all(1), wanted),
             cell_accuracy=float(right.mean()),
             digit_accuracy=float(right[wanted != EMPTY].mean()),
-            canvas_judge_accuracy=_real_accuracy(self._draw),
-            judge_accuracy=judge().accuracy(self._draw.shift),
+            canvas_judge_accuracy=_real_accuracy(source),
+            judge_accuracy=judge().accuracy(source.shift),
         )
         result.images["samples"] = _grid(images, words, right.all(1))
 
-    def _captions(self, predict: Any, seed: int, result: Result) -> None:
-        pairs = self._caption.prompts("test")
-        pairs = [pairs[i] for i in spread(len(pairs), self.captions)]
-        images, labels = (np.stack(column) for column in zip(*pairs, strict=True))
-        texts = predict.write(self.caption, images=images, seed=seed)
+    def _captions(self, pipeline: Any, seed: int, result: Result) -> None:
+        images, labels = self._caption.source.canvases("test", spread(canvas.TEST_ROWS, self.captions), None)
+        texts = texts_of(pipeline, self.caption, self._caption, [{"image": image} for image in images], seed)
         meant = [canvas.cells(label) for label in labels]
         right = np.array([canvas.parse_caption(said) == m for said, m in zip(texts, meant, strict=True)])
         result.scalars.update(_by_count("caption_accuracy", right, labels))
@@ -113,10 +115,10 @@ def read_canvases(images: Float[np.ndarray, "n size size 1"]) -> Int[np.ndarray,
     return np.where(ink < LEAST_INK, EMPTY, judge().predict(window)).reshape(-1, 4)
 
 
-def _real_accuracy(task: Any) -> float:
-    uniforms = np.random.RandomState(0).random_sample((REFERENCE, task.draws))
-    images, number = task.canvases("test", np.arange(REFERENCE), uniforms)
-    return float((read_canvases(images) == task.labels[number]).all(1).mean())
+def _real_accuracy(source: Any) -> float:
+    uniforms = np.random.RandomState(0).random_sample((REFERENCE, source.draws + 1))  # as many as there once were
+    images, labels = source.canvases("test", np.arange(REFERENCE), uniforms)
+    return float((read_canvases(images) == labels).all(1).mean())
 
 
 def _by_count(name: str, right: np.ndarray, labels: np.ndarray) -> dict[str, float]:

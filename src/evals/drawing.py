@@ -4,6 +4,10 @@ Where the task shifts its training images at random, the real images of the Fré
 law. The training split gives two halves of 69 different images of each digit; generated samples are as many and as
 balanced, so that `frechet_floor` is what a perfect model would get. (Features of held-out images are no farther from
 those of a training half, at equal sample size, although the judge learned from both halves.)
+
+What a judge's features see is a matter of the judge, so that the distance in pixels is told, too: a generator whose
+`fdpx` is not below `fdpx_floor_patches` joins patches no better than by chance, and `fdpx_floor_held_out` is what real
+images have.
 """
 
 from __future__ import annotations
@@ -11,19 +15,20 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from src.data import digits
-from src.data.rows import shift_images, shifts
+from src.data.images import shift_images, shifts
+from src.data.sources import digits
 from src.evals.frechet import frechet_distance
 from src.evals.grid import caption_grid
 from src.evals.judge import finite, judge
 
 IMAGES = 690  # 69 of each digit: half of the rarest digit's 138 training images
+PATCH = 2  # pixels of a side of the patches that are mixed
 COLUMNS, ROWS = 10, 4
 
 
 def check_images(evaluator: str, count: int) -> None:
     """Raises ValueError unless `count` images can be balanced over the digits and fit into a real half."""
-    if not isinstance(count, int) or count % 10 or not 20 <= count <= IMAGES:
+    if not isinstance(count, int) or count % 10 or not (count == 0 or 20 <= count <= IMAGES):
         raise ValueError(f"evaluator {evaluator} has images={count!r}: give a multiple of 10 from 20 to {IMAGES}")
 
 
@@ -54,8 +59,11 @@ def score_drawings(
     judge_accuracy    the same for real held-out images at all shifts of the task, as a reference
     frechet_distance  between the judge's features of the drawings and of one half of the real training images
     frechet_floor     the same between the two real halves: what perfect drawings would get
+    fdpx              between the pixels, in [0, 1], of the drawings and of all real training images
+    fdpx_floor_held_out, fdpx_floor_patches   the same of the held-out images, and of n images whose patches are
+                      independent given the digit
 
-    An image with a value that is not finite is wrong, and the Fréchet distance is then NaN.
+    An image with a value that is not finite is wrong, and the distances of the drawings are then NaN.
     Raises ValueError if the images are not 8 x 8 x 1.
     """
     reader = judge()
@@ -67,8 +75,37 @@ def score_drawings(
         "judge_accuracy": reader.accuracy(shift),
         "frechet_distance": frechet_distance(reader.features(images), real) if whole.all() else float("nan"),
         "frechet_floor": frechet_distance(other, real),
+        "fdpx": pixel_distance(images, shift) if whole.all() else float("nan"),
+        "fdpx_floor_held_out": pixel_distance(shifted(digits.load("test").values, shift), shift),
+        "fdpx_floor_patches": pixel_distance(mixed_patches(len(images), shift), shift),
     }
     return scalars, right
+
+
+def pixel_distance(images: Float[np.ndarray, "n 8 8 1"], shift: int) -> float:
+    """The Fréchet distance to the training images, in pixels in [0, 1] (values outside of [-1, 1] are clipped)."""
+    flat = lambda values: (np.clip(values, -1, 1).reshape(len(values), -1) + 1) / 2
+    return frechet_distance(flat(images), flat(shifted(digits.load("train").values, shift)))
+
+
+def shifted(images: Float[np.ndarray, "n 8 8 1"], shift: int) -> Float[np.ndarray, "n 8 8 1"]:
+    """Images that are moved at random, as those of the task are; always in the same way."""
+    offsets = shifts(np.random.RandomState(1).random_sample((len(images), 2)), shift)
+    return shift_images(images, offsets, digits.BACKGROUND)
+
+
+def mixed_patches(count: int, shift: int) -> Float[np.ndarray, "n 8 8 1"]:
+    """Images each of whose patches is that of another training image of the same digit: independent given the digit."""
+    labels, rng = digits.load("train").labels, np.random.RandomState(2)
+    values = shifted(digits.load("train").values, shift)
+    images = np.empty((count, *values.shape[1:]), values.dtype)
+    for digit in range(10):
+        rows, of = np.flatnonzero(wanted_digits(count) == digit), np.flatnonzero(labels == digit)
+        for top in range(0, values.shape[1], PATCH):
+            for left in range(0, values.shape[2], PATCH):
+                here = np.s_[top : top + PATCH, left : left + PATCH]
+                images[(rows, *here)] = values[(rng.choice(of, len(rows)), *here)]
+    return images
 
 
 def sample_grid(images: np.ndarray, captions: list[str], right: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ SHORTEST = 128  # of the rows that `auto` gives to a kernel: its smallest tile w
 
 
 class Sizes(NamedTuple):
-    """What a backend must know of its arrays before it sees them."""
+    """Properties of the arrays that choose and prepare a backend."""
 
     rows: int
     queries: int

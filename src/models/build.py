@@ -91,5 +91,5 @@ def _parts(options: Mapping[str, Any], field: Field, key: jax.Array, shared: dic
 
 
 def numbers_of(spec: FieldSpec) -> int:
-    """Numbers of a token's output where no process says it: a logit for each id, or for each value of each feature."""
+    """Numbers of a token's output without a process: a logit for each id, or for each value of each feature."""
     return (spec.vocab or 1) * (spec.features or 1)

@@ -31,7 +31,7 @@ class Condition(NamedTuple):
 
 
 class Modulation(NamedTuple):
-    """What a block does with the condition of each token, `[B, S, D]` each; None means: nothing."""
+    """The effect of the condition of each token on a block, `[B, S, D]` each; None: no effect."""
 
     add: Array | None = None
     shift_attention: Array | None = None
@@ -70,7 +70,7 @@ class TimestepEmbedder(nnx.Module):
 
 
 class Conditioning(nnx.Module):
-    """Does nothing to the trunk; the head still knows the time. The base of the others."""
+    """No conditioning of the trunk; the head still gets the time. The base of the others."""
 
     tokens = 0
     Layer: type | None = None
@@ -88,8 +88,8 @@ class Conditioning(nnx.Module):
 class TimeToken(Conditioning):
     """One extra token before the segment: linear, GELU, linear of the time vector (MonoFormer's released configs).
 
-    init: `fixed` starts both linears at random (LeCun), so every tensor learns and the token tells the time at once;
-    `official` starts both at zero, as published: then only the last bias ever gets a gradient.
+    init: `fixed` starts both linears at random (LeCun), so every tensor is trained and the token depends on time from
+    the start; `official` starts both at zero, as published: then only the last bias ever gets a gradient.
     """
 
     tokens = 1

@@ -1,4 +1,4 @@
-"""Rows that are ready for the trunk: whom each token's condition belongs to, tasks side by side, padding for a mesh."""
+"""Rows for the trunk: the condition of each token, tasks stacked, padding for a mesh."""
 
 from __future__ import annotations
 

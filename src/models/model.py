@@ -1,4 +1,5 @@
-"""The model: the parts of every field, one transformer, and the door to them. Nothing here asks what a field holds."""
+"""The model: the parts of every field, one transformer, and the access to them. No code here depends on what a field
+holds."""
 
 from __future__ import annotations
 
@@ -131,7 +132,7 @@ class Network:
         return BoundField(field, self.model.fields[row], process)
 
     def teacher(self) -> Network:
-        """The network with the parameters that the run began with. Raises ValueError when nobody kept them."""
+        """The network with the parameters that the run began with. Raises ValueError when they were not kept."""
         if self.open_teacher is None:
             raise ValueError("no teacher parameters were kept: bind what `train.state.with_teacher` makes of a state")
         return self.open_teacher()
@@ -166,7 +167,7 @@ class Network:
         return out, measured
 
     def embedded(self, view: View) -> Embedded:
-        """What the trunk gets of the rows of a task."""
+        """The rows of a task as the trunk gets them."""
         layout, batch = view.layout, view.batch
         parts, vectors, heads = {}, {}, {}
         for segment in layout.segments:

@@ -1,4 +1,4 @@
-"""The transformer: a stack of pre-norm blocks, scanned, that reads a SequenceSpec and nothing of what it carries."""
+"""The transformer: a scanned stack of pre-norm blocks. Its inputs are vectors and a SequenceSpec, and no fields."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _unchanged(params: PyTree) -> PyTree:
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """What a pass of the trunk needs beside its parameters.
+    """The environment of a pass of the trunk, beside its parameters.
 
     fetch      makes one layer's parameters usable, where they are split over devices
     measure    h [B, S, D] -> a tree of small arrays of every block's output; the pass gives them back
@@ -189,7 +189,7 @@ class Transformer(nnx.Module):
         if cache is None:  # nothing is trained through a cache
             body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
         stored = None if cache is None else (cache.k, cache.v)
-        # Unrolled, the compiler sees that recomputing is the same as keeping.
+        # Unrolled, the compiler finds that the recomputed values equal the kept ones.
         shallow = platform() == "cpu" and cache is None and self.depth <= UNROLLED and self.remat == "none"
         numbers = jnp.arange(self.depth)
         carry, seen = jax.lax.scan(body, (x, stored), (stacked, numbers), unroll=self.depth if shallow else 1)

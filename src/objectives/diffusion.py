@@ -13,20 +13,20 @@ from jaxtyping import Array, Bool, Float
 from src.common.rng import stream
 from src.interfaces import Corrupted, Field, Hidden, Loss, LossTerm, Net, PyTree, View, row_of
 
-QUARTERS = 4  # of diffusion time, whose losses are logged apart
+QUARTERS = 4  # of diffusion time, whose losses are logged separately
 PERS = ("row", "block", "token")
-STATISTICS = "@statistics"  # ends the name of a term that is for the field's process, and is not logged
+STATISTICS = "@statistics"  # ends the name of a term for the field's process, which is not logged
 BINS = 32  # of diffusion time, in such a term
 
 
 class Diffusion:
-    """Noise is added to the tokens of `names`, and what the heads make of them is held to a loss, over the targets.
+    """Noise is added to the tokens of `names`, and the heads' outputs are compared by a loss, over the targets.
 
     loss        of all names, or by name (`objectives/losses`)
     timesteps   (key, shape) -> process times (`corruption/timesteps.py`)
     per         what has a time of its own: a `row` (of packed rows each part), a `block` of the noisy copy, a `token`
     given       some tokens of the names may be given: they keep time 0, are not noised, and cost a time for each token
-    hint        probability that a row is shown its own first estimate (self-conditioning, Chen et al. 2022, arXiv
+    hint        probability that a row reads its own first estimate (self-conditioning, Chen et al. 2022, arXiv
                 2208.04202), at the cost of a second pass of the trunk without gradient
     """
 
@@ -70,7 +70,7 @@ class Diffusion:
         return jax.tree.map(lambda a: a.reshape(*outer, *a.shape[1:]), draws)
 
     def prepare(self, net: Net, view: View, draws: PyTree) -> tuple[View, dict[str, Corrupted]]:
-        """Adds the noise, and with `hint` asks the network for a first estimate."""
+        """Adds the noise, and with `hint` the network's first estimate."""
         aux = {}
         for name in self.names:
             bound, tokens = net.field(name), view.batch.tokens[name]
@@ -96,7 +96,7 @@ class Diffusion:
         return view.replace(hints=view.hints | hints)
 
     def _output(self, net: Net, hidden: Hidden, name: str) -> Array:
-        """What the head makes of the noisy tokens, [rows or parts, N, outputs]."""
+        """The head's output for the noisy tokens, [rows or parts, N, outputs]."""
         outer = hidden.view.batch.tokens[name].valid.ndim - 1
         states, vector = hidden.of(name), hidden.vectors.get(name)
         if vector is not None and outer > 1:

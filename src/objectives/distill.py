@@ -1,4 +1,4 @@
-"""Distillation to the network that the run began with: what it knew is not forgotten while other fields are learned."""
+"""Distillation to the network that the run began with, against forgetting while other fields are learned."""
 
 from __future__ import annotations
 

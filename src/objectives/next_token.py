@@ -1,4 +1,4 @@
-"""Next-token prediction, of whatever the head of a field makes token by token: ids, or vectors."""
+"""Next-token prediction of ids or vectors, by the loss of the field's head."""
 
 from __future__ import annotations
 

@@ -151,20 +151,9 @@ class Pipeline:
         decoders: Mapping[str, Decoder] | None,
         guided: bool = False,
     ) -> _Job:
-        if task not in self.tasks:
-            raise ValueError(f"there is no task {task!r}; this system has {', '.join(self.tasks)}")
-        if not len(given):
-            raise ValueError(f"task {task} got no examples to complete")
         guidance = self.guidance if scale is None else dataclasses.replace(self.guidance, scale=scale)
         decoders = dict(self.decoders) | dict(decoders or {})
-        layout, batch = self._prompts(task, given, null=False)
-        plan = plan_of(layout, batch)
-        if not plan.made:
-            raise ValueError(f"task {task} makes {', '.join(self.tasks[task].fill)}, and the examples have all of it")
-        last = max(i for i, s in enumerate(layout.segments) if set(s.names) & set(plan.made))
-        kept = layout.segments[: last + 1]
-        layout = layout.only(lambda segment: segment in kept)
-        layout, batch = self._fitted(layout, batch, plan, decoders)
+        kept, plan, layout, batch = self._planned(task, given, decoders)
         null = None
         if guidance.scale != 1:
             wider, null = self._prompts(task, given, null=True)
@@ -180,6 +169,23 @@ class Pipeline:
         chosen = tuple((row, decoder) for row, decoder in sorted(decoders.items()) if row in used)
         specs = tuple(sorted(specs_of(self.params).items()))
         return _Job(_Program(self.bind, self.dtype, layout, plan, chosen, guidance, specs), batch, null)
+
+    def _planned(
+        self, task: str, given: Sequence[Mapping[str, Any]], decoders: Mapping[str, Decoder]
+    ) -> tuple[Any, Plan, Layout, Batch]:
+        """The segments up to the last one that is made, what is made of them, and rows as the decoders walk them."""
+        if task not in self.tasks:
+            raise ValueError(f"there is no task {task!r}; this system has {', '.join(self.tasks)}")
+        if not len(given):
+            raise ValueError(f"task {task} got no examples to complete")
+        layout, batch = self._prompts(task, given, null=False)
+        plan = plan_of(layout, batch)
+        if not plan.made:
+            raise ValueError(f"task {task} makes {', '.join(self.tasks[task].fill)}, and the examples have all of it")
+        last = max(i for i, s in enumerate(layout.segments) if set(s.names) & set(plan.made))
+        kept = layout.segments[: last + 1]
+        layout, batch = self._fitted(layout.only(lambda segment: segment in kept), batch, plan, decoders)
+        return kept, plan, layout, batch
 
     def _prompts(self, task: str, given: Sequence[Mapping[str, Any]], null: bool) -> tuple[Layout, Batch]:
         """Rows of the examples as the task makes them, some at a time: images that are to be made are not kept."""

@@ -1,4 +1,4 @@
-"""Packed rows: documents with several images, and several examples in one row, each where the row's packing says."""
+"""Packed rows: documents with several images, and several examples in one row, in the places of the row's packing."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class PackedLayout:
     def take(
         self, batch: Batch, sequence: Float[Array, "B S *D"], name: str, copy: str = "clean"
     ) -> Float[Array, "B M N *D"] | Float[Array, "B S *D"]:
-        """What a sequence has at the places of the parts; of parts that are not there, anything."""
+        """The values of a sequence at the tokens of the parts; arbitrary values for absent parts."""
         if name == self.segments[0].name:
             return sequence
         begins = self._begins(batch, name)

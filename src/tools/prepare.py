@@ -34,9 +34,9 @@ def define() -> flags.FlagValues:
 
 def run(values: flags.FlagValues, config: Any) -> None:
     """Prepares what the flags say."""
-    from src.data.prepare import Plan
+    from src.data.prepare import ShardPlan
 
-    sources.write(values, config, Plan(values.rows, values.size, values.check), values.processes)
+    sources.write(values, config, ShardPlan(values.rows, values.size, values.check), values.processes)
 
 
 def main(argv: list[str]) -> int:

@@ -10,9 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from src.codecs.buckets import Buckets
 from src.common.mesh.sharding import batch_spec
@@ -98,22 +97,6 @@ class Encoders:
 
         return self._each(encoded, batch)
 
-    def encode_on_host(self, row: str, values: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, "B ..."]:
-        """Values of a field as the step gets them, when nothing is drawn at random."""
-        if row not in self.nets:
-            return values
-        net = self.nets[row]
-        compute = lambda chunk: net.draw(self._jitted(row, net.compute)(self._shared(row), chunk), None)
-        return _chunks(compute, values, net.rows)
-
-    def decode_on_host(self, row: str, values: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, "B ..."]:
-        """What the device links gave back, as the frozen link before them was given it: pixels of latents, say."""
-        if row not in self.nets:
-            return values
-        net = self.nets[row]
-        decode = lambda chunk: self._jitted(f"decode {row}", net.decode)(self._shared(row), chunk)
-        return _chunks(decode, values, net.rows)
-
     def _each(self, change: Callable[[str, str, Tokens], Any], batch: Mapping[str, Batch]) -> dict[str, Batch]:
         """The batch with `change(task, name, tokens)` for the names of these fields."""
         out = {}
@@ -142,23 +125,6 @@ class Encoders:
         found = net.draw(found, key)
         return found.reshape(*lead, *found.shape[1:])
 
-    def _shared(self, kind: str) -> PyTree:
-        """The parameters on the first device, from their first use on."""
-        if kind not in self._placed:
-            self._placed[kind] = jax.device_put(self.nets[kind].params)
-        return self._placed[kind]
-
-    @functools.cached_property
-    def _placed(self) -> dict[str, PyTree]:
-        return {}
-
-    @functools.cached_property
-    def _programs(self) -> dict[str, Any]:
-        return {}
-
-    def _jitted(self, name: str, function: Callable) -> Any:
-        return self._programs.setdefault(name, jax.jit(function))
-
 
 def _shape(tokens: Tokens) -> tuple[int, ...]:
     """Shape of one value, without its rows and parts."""
@@ -176,12 +142,3 @@ def _by_device(function: Callable[[PyTree, PyTree], Array], ways: int, params: P
         return function(params, rows)
     split = batch_spec(jax.sharding.get_abstract_mesh())
     return jax.shard_map(function, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False)(params, rows)
-
-
-def _chunks(function: Callable[[Array], Array], values: Any, rows: int) -> np.ndarray:
-    """`function` on some rows at a time, always as many, so that it is compiled once."""
-    out = []
-    for start in range(0, len(values), rows):
-        pick = np.minimum(np.arange(start, start + rows), len(values) - 1)
-        out.append(np.asarray(function(jnp.asarray(np.asarray(values)[pick]))))
-    return np.concatenate(out)[: len(values)]

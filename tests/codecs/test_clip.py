@@ -12,8 +12,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
+from src.codecs.chain import Chain
 from src.codecs.clip import Clip, activation, preprocess
 from src.codecs.clip_files import FILE, published_names, read_clip, read_clip_config, write_clip
+from src.codecs.clip_vision import ClipVision
 from src.common.tree import count_parameters, flatten
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "clip_vision"
@@ -121,6 +123,22 @@ def test_refused_configs(change, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(json.loads((GOLDEN / "config.json").read_text()) | change))
     with pytest.raises(ValueError, match=message):
         read_clip_config(tmp_path)
+
+
+def test_the_link_of_a_chain(golden):
+    """The first one: the data deliver what it prepares. What is wrong names the link and its options."""
+    clip, _, images, want = golden
+    sizes = {"size": clip.config.image_size, "patch": clip.config.patch_size, "features": clip.config.hidden_size}
+    codec = Chain((ClipVision(GOLDEN, **sizes),))
+    net = codec.frozen
+    np.testing.assert_allclose(net.draw(net.compute(net.params, images), None), want["features"], atol=1e-5)
+    assert codec.delivered == net.preprocess(np.zeros((9, 5, 3), np.uint8)).shape == images.shape[1:]
+    assert (codec.spec.tokens, codec.spec.features) == net.shape == want["features"].shape[1:]
+    assert list(codec.fingerprint) == ["ClipVision"] and len(codec.fingerprint["ClipVision"]) > 15
+    with pytest.raises(FileNotFoundError, match=r"'gone' does not exist: set path of clip_vision \(fields\."):
+        _ = ClipVision("gone").params
+    with pytest.raises(ValueError, match=r"image_size 28, not 224: set size, patch and features of clip_vision"):
+        _ = ClipVision(GOLDEN).params
 
 
 def test_images_are_prepared_as_transformers_does():

@@ -13,9 +13,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from src.codecs import vae_latents, vision
+from src.codecs.chain import build_chain
+from src.codecs.pixels import Pixels
 from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import FILE, OLD, published_names, read_vae, read_vae_config, write_vae
+from src.codecs.vae_latents import VaeLatents
 from src.common.files.weight_mapping import export_weights
 from src.common.tree import count_parameters, flatten
 
@@ -216,11 +218,55 @@ def test_latents_hash(golden):
     assert vae.latents_hash(params | {"quant_conv": params["quant_conv"] | {"bias": bias}}) != first
 
 
-def test_what_is_wrong_names_the_group_of_the_config():
-    for group, cls in (("image_codec", vae_latents.Latents), ("vision", vision.Latents)):
-        with pytest.raises(FileNotFoundError, match=f"set {group}.path"):
-            _ = cls("gone").params
-        with pytest.raises(ValueError, match=f"set {group}.channels and {group}.factor"):
-            _ = cls(GOLDEN, factor=4).params
-        with pytest.raises(ValueError, match=f"{group}.dtype='int8'"):
-            cls("gone", dtype="int8")
+def nothing(what, first):
+    """No link here learns from data."""
+    raise AssertionError(what)
+
+
+def link(path="", size=8, channels=3, **options):
+    """The autoencoder behind pixels."""
+    return VaeLatents(path, Pixels(size, size, channels), **options)
+
+
+def test_what_is_wrong_names_the_link_and_its_options():
+    with pytest.raises(FileNotFoundError, match=r"'gone' does not exist: set path of vae_latents \(fields\."):
+        _ = link("gone").params
+    with pytest.raises(ValueError, match="set channels and factor of vae_latents"):
+        _ = link(GOLDEN, factor=4).params
+    with pytest.raises(ValueError, match="dtype='int8'"):
+        link("gone", dtype="int8")
+    for options in ({"size": 12}, {"channels": 1}):
+        with pytest.raises(ValueError, match=r"needs 3 channels, and sides that are multiples of factor=8"):
+            link("gone", **options)
+    with pytest.raises(ValueError, match=r"fields\.image\.codec\.frozen: dtype='int8'"):
+        frozen = {"name": "vae_latents", "path": "gone", "dtype": "int8"}
+        build_chain(
+            {"host": {"name": "pixels", "height": 8, "width": 8}, "frozen": frozen}, "fields.image.codec", nothing
+        )
+
+
+def test_the_link_between_pixels_and_patches(golden):
+    """Pixels are encoded, moments that were kept are drawn from, latents that were kept stay; and back to pixels."""
+    _, _, want = golden
+    size = want["image"].shape[1]
+    host = {"name": "pixels", "height": size, "width": size}
+    frozen = {"name": "vae_latents", "path": str(GOLDEN), "factor": 2}
+    codec = build_chain({"host": host, "frozen": frozen, "device": {"name": "patch", "size": 2}}, "codec", nothing)
+    net = codec.frozen
+    moments = net.compute(net.params, want["image"])
+    np.testing.assert_allclose(moments, jnp.concatenate([want["mean"], want["logvar"]], axis=-1), atol=1e-5)
+    mean = net.draw(moments, None)
+    np.testing.assert_allclose(mean, want["mean"] * net.vae.config.scaling_factor, atol=1e-5)
+    assert (net.takes, net.shape, net.moments) == ((size, size, 3), mean.shape[1:], moments.shape[1:])
+    for kept in (moments, mean):
+        assert net.compute(None, kept) is kept
+    assert net.draw(mean, jax.random.key(0)) is mean
+    assert np.abs(net.draw(moments, jax.random.key(0)) - mean).max() > 1e-4
+    tokens = codec.encode(mean)
+    assert tokens.shape[1:] == (codec.spec.tokens, codec.spec.features) == ((size // 4) ** 2, 16)
+    np.testing.assert_array_equal(codec.decode(tokens), mean)
+    decoded = jnp.clip(want["decoded"], -1, 1)
+    np.testing.assert_allclose(net.decode(net.params, mean), decoded, atol=1e-5)
+    assert codec.fingerprint == {"VaeLatents": net.vae.latents_hash(net.params)}
+    with pytest.raises(ValueError, match="are neither pixels"):
+        net.encodes((size, size, 5))

@@ -8,7 +8,7 @@ from etils import epath
 from test_writers import read_events
 
 from src.common.files import store
-from src.common.runtime.writers import JsonLines, Many, TensorBoard
+from src.common.runtime.writers import JsonLinesWriter, Many, TensorBoard
 from src.evals.grid import save_png
 
 
@@ -28,7 +28,7 @@ def test_a_run_in_a_bucket_goes_on_in_its_files(bucket, tmp_path, monkeypatch, c
     def write(step):
         writer.write_scalars(step, {"loss": float(step)})
 
-    writer = Many([JsonLines(str(run / "log.jsonl")), TensorBoard(str(run / "tensorboard"))])
+    writer = Many([JsonLinesWriter(str(run / "log.jsonl")), TensorBoard(str(run / "tensorboard"))])
     bucket.down = True  # what is there cannot be read, so nothing may be written over it
     write(3)
     bucket.down = False
@@ -57,12 +57,12 @@ def test_a_run_in_a_bucket_goes_on_in_its_files(bucket, tmp_path, monkeypatch, c
     (folder / "events").write_bytes(bucket.cat(events))
     assert {s for s, _ in read_events(folder)} == {3, 4, 5, 6, 7, 8, 9, 10}
     warnings = [record.args[0] for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == ["JsonLines", "TensorBoard"]  # each warned once
+    assert warnings == ["JsonLinesWriter", "TensorBoard"]  # each warned once
     save_png(str(run / "samples" / "a.png"), np.zeros((2, 3, 3), np.uint8))
     assert bucket.ls("gs://b/run/samples", detail=False) == ["b/run/samples/a.png"]
     assert not list((tmp_path / "temporary").iterdir()) and not (tmp_path / "gs:").exists()
 
-    writer = JsonLines(str(run / "log.jsonl"))
+    writer = JsonLinesWriter(str(run / "log.jsonl"))
     writer.rewind(9)
     write(11)
     write(12)

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from src.common.files.checksums import fingerprint
-from src.common.files.lazy_arrays import Arrays, place
+from src.common.files.lazy_arrays import LazyArrays, place
 from src.common.mesh.sharding import make_mesh
 from src.train import init_from
 
@@ -17,7 +17,7 @@ LEAVES = {STACK: rng.normal(size=(3, 8, 16)), TABLE: rng.normal(size=(16, 8))}
 LEAVES = {path: leaf.astype(ml_dtypes.bfloat16) for path, leaf in LEAVES.items()}
 
 
-class Counted(Arrays):
+class Counted(LazyArrays):
     """Counts what is read."""
 
     read = 0
@@ -62,4 +62,4 @@ def test_a_leaf_is_read_once_and_summed_in_parts(path, spec, monkeypatch):
 def test_a_stack_is_not_split_into_blocks():
     sharding = NamedSharding(make_mesh({"data": 8}), PartitionSpec("data"))
     with pytest.raises(ValueError, match="splits blocks from each other"):
-        place(Arrays({STACK: np.zeros((8, 2), np.float32)}), STACK, jnp.float32, sharding)
+        place(LazyArrays({STACK: np.zeros((8, 2), np.float32)}), STACK, jnp.float32, sharding)

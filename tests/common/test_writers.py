@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from src.common.runtime.writers import JsonLines, Many, TensorBoard
+from src.common.runtime.writers import JsonLinesWriter, Many, TensorBoard
 from tests.helpers.events import events_of
 
 
@@ -19,7 +19,7 @@ def test_values_reach_both_files(tmp_path):
     path, folder = tmp_path / "a" / "metrics.jsonl", tmp_path / "tensorboard"
     path.parent.mkdir()
     path.write_text('{"step": 1, "lo')  # a run that was killed in a line
-    writer = Many([JsonLines(path), TensorBoard(folder)])
+    writer = Many([JsonLinesWriter(path), TensorBoard(folder)])
     writer.write_scalars(2, {"loss/text": jnp.float32(0.5), "rate": np.float64(2.0), "bad": float("nan")})
     writer.write_texts(3, {"sample": "three\nlines"})
     writer.write_images(
@@ -51,7 +51,7 @@ def test_what_a_killed_run_told_of_later_steps_is_taken_back(tmp_path):
 
     def rewound(*arguments, torn=""):
         path.unlink(missing_ok=True)
-        writer = Many([JsonLines(path)])
+        writer = Many([JsonLinesWriter(path)])
         for step, name in told:
             writer.write_scalars(step, {name: 1.0})
         with open(path, "a") as file:
@@ -83,28 +83,28 @@ def test_what_a_killed_run_told_of_later_steps_is_taken_back(tmp_path):
 
 def test_a_broken_disk_is_one_warning_and_then_it_is_tried_again(tmp_path, caplog):
     (tmp_path / "place").write_text("a file where a folder should be")
-    writers = JsonLines(tmp_path / "place" / "metrics.jsonl"), TensorBoard(tmp_path / "place")
+    writers = JsonLinesWriter(tmp_path / "place" / "metrics.jsonl"), TensorBoard(tmp_path / "place")
     for step in range(3):
         Many(writers).write_scalars(step, {"loss": 1.0})
     assert [record.args[0] for record in caplog.records if record.levelname == "WARNING"] == [
-        "JsonLines",
+        "JsonLinesWriter",
         "TensorBoard",
     ]
     (tmp_path / "place").unlink()
     Many(writers).write_scalars(3, {"loss": 1.0})
     Many(writers).close()
     assert json.loads((tmp_path / "place" / "metrics.jsonl").read_text())["step"] == 3
-    full = JsonLines("/dev/full")  # accepts writes and refuses to keep them
+    full = JsonLinesWriter("/dev/full")  # accepts writes and refuses to keep them
     for step in range(3):
         full.write_scalars(step, {"loss": 1.0})
     full.close()
     warnings = [record.args[0] for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == ["JsonLines", "TensorBoard", "JsonLines"]
+    assert warnings == ["JsonLinesWriter", "TensorBoard", "JsonLinesWriter"]
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    writer = Many([JsonLines(tmp_path / "metrics.jsonl"), TensorBoard(tmp_path)])
+    writer = Many([JsonLinesWriter(tmp_path / "metrics.jsonl"), TensorBoard(tmp_path)])
     writer.write_scalars(1, {"loss": 1.0})
     writer.close()
     assert not list(tmp_path.iterdir())

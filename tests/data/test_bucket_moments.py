@@ -12,7 +12,7 @@ from src.data.example import BadRow, Example
 from src.data.files.latent_shards import HELD, Encoding, Moments, moments_in_bucket
 from src.data.files.shards import SEVERAL, pack, values_of
 from src.data.pipeline.bad_rows import Ledger
-from src.data.prepare import Plan, prepare
+from src.data.prepare import ShardPlan, prepare
 from src.data.sources.captions import Captions
 from src.data.sources.documents import Documents
 from src.data.sources.records import Records
@@ -158,7 +158,7 @@ def test_other_buckets_and_damaged_sides_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="moments of latents 8 x 8 x 8, and the field's codec makes 4 x 4 x 8"):
         Task("t", records(tmp_path / "out"), CaptionToImage(16), table(image=other)).rows("train")
     with pytest.raises(ValueError, match="which are shards already"):
-        prepare(records(tmp_path / "out"), tmp_path / "again", Plan())
+        prepare(records(tmp_path / "out"), tmp_path / "again", ShardPlan())
     path = tmp_path / "out" / "manifest.json"
     told = json.loads(path.read_text())
     for wrong in ([[8, 8], [4, 8]], [[8, 8], [64, "1"]], [[4, 16], [8, 8]], 3, [[8, 8], [0, 64]]):
@@ -182,6 +182,9 @@ def test_a_rare_size_does_not_hold_back_all_others():
     asked = []
 
     class Source:
+        def __len__(self):
+            return 100
+
         def __getitem__(self, row):
             asked.append(row)
             return Example({"row": row})
@@ -197,7 +200,7 @@ def test_a_rare_size_does_not_hold_back_all_others():
 
 
 def test_images_that_were_cut_to_squares_are_refused(folder, tmp_path):
-    prepare(Captions(folder), tmp_path / "cut", Plan(rows=4, size=16), ledger=Ledger(tmp_path / "cut", share=1))
+    prepare(Captions(folder), tmp_path / "cut", ShardPlan(rows=4, size=16), ledger=Ledger(tmp_path / "cut", share=1))
     with pytest.raises(ValueError, match="were cut to squares of 16 pixels: prepare them anew without --size"):
         captions(Records(tmp_path / "cut")).rows("train")
     assert captions(Records(tmp_path / "cut"), ()).rows("train") == 7

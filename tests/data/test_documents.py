@@ -17,7 +17,7 @@ from src.data.files import json_lines
 from src.data.files.array_record import write_shard
 from src.data.files.shards import images_of, pack
 from src.data.pipeline.stream import Mixture
-from src.data.prepare import Plan as prepare_plan
+from src.data.prepare import ShardPlan as prepare_plan
 from src.data.prepare import prepare
 from src.data.sources.documents import Documents
 from src.data.sources.records import Records

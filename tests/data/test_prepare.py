@@ -19,7 +19,7 @@ from src.codecs.text import Bytes
 from src.data.example import BadRow
 from src.data.files import json_lines
 from src.data.pipeline.bad_rows import Ledger, TooManyBadRowsError
-from src.data.prepare import Plan, prepare
+from src.data.prepare import ShardPlan, prepare
 from src.data.sources.captions import Captions
 from src.data.sources.digits import Digits
 from src.data.sources.image_folders import ImageFolders
@@ -97,7 +97,7 @@ def test_every_format_gives_the_same_rows_from_shards(tmp_path, size):
             continue  # the image of a chat is not cut
         files, out = task(source, template()), tmp_path / "o" / name
         rows, bad = contents(files)
-        manifest = prepare(source, out, Plan(rows=3, size=size), name=name, ledger=Ledger(out, share=1))
+        manifest = prepare(source, out, ShardPlan(rows=3, size=size), name=name, ledger=Ledger(out, share=1))
         copy = task(Records(out), template())
         assert contents(copy) == (rows, []) and len(bad) == flawed
         assert (manifest["rows"], manifest["bad_rows"]) == (len(rows), flawed)
@@ -124,11 +124,11 @@ class Mine:
 
 
 def test_a_data_set_of_ones_own_becomes_shards(tmp_path):
-    assert prepare(Mine(), tmp_path / "o", Plan())["schema"]["kind"] == "classes"
+    assert prepare(Mine(), tmp_path / "o", ShardPlan())["schema"]["kind"] == "classes"
     mine, copy = (task(source, ClassLabel()) for source in (Mine(), Records(tmp_path / "o")))
     assert contents(copy) == contents(mine) and copy.source[1]["weight"] == 0.5
     with pytest.raises(ValueError, match="has no row that can be used"):  # floats are no image file
-        prepare(Digits(), tmp_path / "d", Plan(), ledger=Ledger(share=1))
+        prepare(Digits(), tmp_path / "d", ShardPlan(), ledger=Ledger(share=1))
 
 
 class Stop(Exception):
@@ -140,7 +140,7 @@ def test_what_a_line_may_hold_a_record_holds_too(tmp_path):
     line = json.dumps({"data": ["é", "\u597d" * (json_lines.LINE_BYTES // 3 - 20)]}, ensure_ascii=False)
     (tmp_path / "a.jsonl").write_text(line, encoding="utf-8")
     source = UltraChat(tmp_path)
-    assert len(line.encode()) <= json_lines.LINE_BYTES and prepare(source, tmp_path / "o", Plan())["rows"] == 1
+    assert len(line.encode()) <= json_lines.LINE_BYTES and prepare(source, tmp_path / "o", ShardPlan())["rows"] == 1
     assert Records(tmp_path / "o")[0] == source[0]
 
 
@@ -149,14 +149,14 @@ def test_stopped_work_goes_on_and_gives_the_same_bytes(tmp_path):
     (folder / "7.png").write_bytes(b"broken")
     opened = Captions(folder)
     ledger = lambda name: Ledger(tmp_path / name, share=1)
-    whole = prepare(opened, tmp_path / "whole", Plan(rows=3), ledger=ledger("whole"))
+    whole = prepare(opened, tmp_path / "whole", ShardPlan(rows=3), ledger=ledger("whole"))
 
     def stop_after(done, shards, rows):
         if done == 4:
             raise Stop
 
     with pytest.raises(Stop):
-        prepare(opened, tmp_path / "o", Plan(rows=3), ledger=ledger("o"), say=stop_after)
+        prepare(opened, tmp_path / "o", ShardPlan(rows=3), ledger=ledger("o"), say=stop_after)
     kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "o").glob("*.arrayrecord")}
     assert len(kept) == 4 and not (tmp_path / "o" / "manifest.json").exists()
     with pytest.raises(FileNotFoundError, match=r"manifest.json' does not exist"):
@@ -164,13 +164,13 @@ def test_stopped_work_goes_on_and_gives_the_same_bytes(tmp_path):
     (tmp_path / "o" / ".00004.arrayrecord.x.tmp").write_bytes(b"half")  # as a kill leaves it
     (tmp_path / "o" / "00001.arrayrecord").write_bytes(b"cut")
     with pytest.raises(ValueError, match=r"was begun with another rows \(3, now 4\)"):
-        prepare(opened, tmp_path / "o", Plan(rows=4), ledger=ledger("o"))
+        prepare(opened, tmp_path / "o", ShardPlan(rows=4), ledger=ledger("o"))
     other = formats.make_captions(tmp_path / "other", rows=20)
     (other / "captions.jsonl").write_text((folder / "captions.jsonl").read_text().replace("fox", "cat"))
     with pytest.raises(ValueError, match="was begun with another probe"):
-        prepare(Captions(other), tmp_path / "o", Plan(rows=3), ledger=ledger("o"))
+        prepare(Captions(other), tmp_path / "o", ShardPlan(rows=3), ledger=ledger("o"))
     said = []
-    again = prepare(opened, tmp_path / "o", Plan(rows=3), ledger=ledger("o"), say=lambda *told: said.append(told))
+    again = prepare(opened, tmp_path / "o", ShardPlan(rows=3), ledger=ledger("o"), say=lambda *told: said.append(told))
     assert not list((tmp_path / "o").glob(".*"))
     assert again == whole and said[0] == (3, 7, 9) and said[-1] == (7, 7, 20)
     now = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "o").glob("*.arrayrecord")}
@@ -179,7 +179,7 @@ def test_stopped_work_goes_on_and_gives_the_same_bytes(tmp_path):
     for name in now:
         assert (tmp_path / "o" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     with pytest.raises(FileExistsError, match="has shards already"):
-        prepare(opened, tmp_path / "o", Plan(rows=3))
+        prepare(opened, tmp_path / "o", ShardPlan(rows=3))
 
 
 def test_too_many_bad_rows_stop_it_with_the_list(tmp_path):
@@ -188,13 +188,13 @@ def test_too_many_bad_rows_stop_it_with_the_list(tmp_path):
         (folder / f"{row}.png").unlink()
     opened = Captions(folder)
     with pytest.raises(TooManyBadRowsError, match=r"5 of the 9 rows .*captions.jsonl: the image is missing: line 5 \("):
-        prepare(opened, tmp_path / "o", Plan(rows=3), ledger=Ledger(tmp_path / "o", share=0.1, least=3))
+        prepare(opened, tmp_path / "o", ShardPlan(rows=3), ledger=Ledger(tmp_path / "o", share=0.1, least=3))
     assert len((tmp_path / "o" / "skipped.jsonl").read_text().splitlines()) == 5
     parts = set((tmp_path / "o").glob("*.arrayrecord"))
     with pytest.raises(TooManyBadRowsError, match="5 of the 9 rows"):  # the same command, and nothing was read
-        prepare(opened, tmp_path / "o", Plan(rows=3), ledger=Ledger(tmp_path / "o", share=0.1, least=3))
+        prepare(opened, tmp_path / "o", ShardPlan(rows=3), ledger=Ledger(tmp_path / "o", share=0.1, least=3))
     assert set((tmp_path / "o").glob("*.arrayrecord")) == parts
-    manifest = prepare(opened, tmp_path / "o", Plan(rows=3), ledger=Ledger(tmp_path / "o", share=1))  # goes on
+    manifest = prepare(opened, tmp_path / "o", ShardPlan(rows=3), ledger=Ledger(tmp_path / "o", share=1))  # goes on
     assert (manifest["rows"], manifest["bad_rows"], len(manifest["shards"])) == (12, 8, 5)  # two had none
 
 
@@ -202,7 +202,7 @@ def test_shards_of_something_else_are_not_overwritten(tmp_path):
     folder = formats.make_captions(tmp_path / "c")
     (folder / "00000.arrayrecord").write_bytes(b"mine")
     with pytest.raises(FileExistsError, match="holds shards that were not begun here"):
-        prepare(Captions(folder), folder, Plan(rows=3))
+        prepare(Captions(folder), folder, ShardPlan(rows=3))
     assert (folder / "00000.arrayrecord").read_bytes() == b"mine" and not (folder / "plan.json").exists()
 
 
@@ -234,7 +234,7 @@ def test_killed_work_of_several_processes_goes_on(tmp_path):
     """SIGKILL at random times, until it is done: the shards are those of one process that nobody disturbed."""
     folder = formats.make_captions(tmp_path / "c", rows=600)
     opened = Captions(folder)
-    whole = prepare(opened, tmp_path / "whole", Plan(rows=5))
+    whole = prepare(opened, tmp_path / "whole", ShardPlan(rows=5))
     command = [sys.executable, "-m", "src.tools.prepare", "--source=captions", f"--set=folder={folder}"]
     command += [f"--out={tmp_path / 'o'}", "--rows=5", "--processes=2"]
     draw, kills = np.random.default_rng(0), 0
@@ -263,7 +263,7 @@ def test_data_of_a_bucket_become_shards_in_a_bucket(tmp_path, bucket):
     ):
         here, there = (task(make(folder), template()) for folder in (local[name], f"gs://b/{name}"))
         assert contents(here) == contents(there)
-        prepare(there.source, f"gs://b/{name}-shards", Plan(rows=3), name=name)
+        prepare(there.source, f"gs://b/{name}-shards", ShardPlan(rows=3), name=name)
         assert contents(task(Records(f"gs://b/{name}-shards"), template())) == contents(here)
         left = {p.name for p in epath.Path(f"gs://b/{name}-shards").iterdir()}
         assert all(n == "manifest.json" or n.endswith(".arrayrecord") for n in left)

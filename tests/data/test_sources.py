@@ -16,7 +16,7 @@ from src.codecs.text import Bytes
 from src.data.example import BadRow
 from src.data.files import array_record, json_list, shards
 from src.data.pipeline.stream import Stream, ordered
-from src.data.prepare import Plan, prepare
+from src.data.prepare import ShardPlan, prepare
 from src.data.sources import llava, tfds
 from src.data.sources.captions import Captions
 from src.data.sources.image_folders import ImageFolders
@@ -251,7 +251,7 @@ def test_split_chats_are_whole_pairs_that_together_are_everything(tmp_path):
     assert dict(joined) == {e.where: e["turns"] for e in map(whole.__getitem__, range(len(whole)))}
     assert len(source) > len(whole)
 
-    prepare(UltraChat(folder, split=120), tmp_path / "shards", Plan(7))
+    prepare(UltraChat(folder, split=120), tmp_path / "shards", ShardPlan(7))
     source = UltraChat(folder, split=120)
     chat = [source[i].where.partition(" turns")[0] for i in range(len(source))]
     more = 0

@@ -1,21 +1,16 @@
-"""The canvas evaluator, with a predictor that is right for a chosen share of its answers."""
+"""The canvas evaluator, with a pipeline that is right for a chosen share of its answers."""
 
 import numpy as np
 import pytest
 
-from src.codecs.text import Bytes
-from src.data import canvas, digits
-from src.data.canvas import CanvasCaptionToImage, CanvasImageToCaption
-from src.evals.canvas import Canvas, read_canvases
+from src.data.sources import canvas, digits
+from src.evals.canvas import CanvasEvaluator, read_canvases
+from tests.helpers.tasks import canvas_tasks
 
 
 @pytest.fixture(scope="module")
 def tasks():
-    codec = Bytes()
-    return {
-        "canvas_caption_to_image": CanvasCaptionToImage(codec),
-        "canvas_image_to_caption": CanvasImageToCaption(codec),
-    }
+    return canvas_tasks()
 
 
 def paint(labels, side=8, seed=0):
@@ -34,24 +29,24 @@ def paint(labels, side=8, seed=0):
 class Fake:
     """Changes the labels of what is asked for by `damage(labels [n, 4])`, then answers rightly."""
 
-    def __init__(self, tasks, damage=lambda labels: labels):
+    def __init__(self, damage=lambda labels: labels):
         self.damage = damage
-        self.captions = {
-            image.tobytes(): canvas.caption(label) for image, label in tasks["canvas_image_to_caption"].prompts("test")
-        }
+        images, labels = canvas.Canvas().canvases("test", np.arange(canvas.TEST_ROWS), None)
+        self.captions = {i.tobytes(): canvas.caption(label) for i, label in zip(images, labels, strict=True)}
 
     def damaged(self, captions):
         cells = [canvas.parse_caption(c) for c in captions]
         return self.damage(np.array([[c.get(name, -1) for name in canvas.CELLS] for c in cells]))
 
-    def draw(self, task, *, words, seed):
-        assert task == "canvas_caption_to_image"
-        return paint(self.damaged(words), seed=seed)
+    def values(self, task, given, seed):
+        assert task == "canvas_caption_to_image" and all(set(example) == {"caption"} for example in given)
+        return {"image": paint(self.damaged([example["caption"] for example in given]), seed=seed)}
 
-    def write(self, task, *, images, seed):
-        assert task == "canvas_image_to_caption"
-        said = self.damaged([self.captions[image.tobytes()] for image in images])
-        return [f"{canvas.caption(label)} " if (label >= 0).any() else "two of two" for label in said]
+    def __call__(self, task, given, seed):
+        assert task == "canvas_image_to_caption" and all(set(example) == {"image"} for example in given)
+        said = self.damaged([self.captions[example["image"].tobytes()] for example in given])
+        texts = [f"{canvas.caption(label)} " if (label >= 0).any() else "two of two" for label in said]
+        return [{"text.caption": text} for text in texts]
 
 
 def next_digit(labels):
@@ -63,7 +58,7 @@ def every_second(damage):
 
 
 def test_perfect_predictions(tasks):
-    result = Canvas(tasks)(Fake(tasks), seed=0)
+    result = CanvasEvaluator(tasks)(Fake(), seed=0)
     scores = result.scalars
     assert scores["canvas_judge_accuracy"] > 0.93 and scores["judge_accuracy"] > 0.98
     assert scores["canvas_accuracy"] == pytest.approx(scores["canvas_judge_accuracy"], abs=0.04)
@@ -74,12 +69,12 @@ def test_perfect_predictions(tasks):
 
 @pytest.mark.faults
 def test_wrong_digits_and_half_of_them(tasks):
-    all_wrong = Canvas(tasks, canvases=200)(Fake(tasks, next_digit), seed=0).scalars
-    empty = np.mean([label == -1 for _, label in tasks["canvas_caption_to_image"].prompts("test")])
+    all_wrong = CanvasEvaluator(tasks, canvases=200)(Fake(next_digit), seed=0).scalars
+    empty = np.mean(canvas.Canvas().canvases("test", np.arange(canvas.TEST_ROWS), None)[1] == -1)
     assert all_wrong["canvas_accuracy"] < 0.02 and all_wrong["digit_accuracy"] < 0.03
     assert all_wrong["cell_accuracy"] == pytest.approx(empty, abs=0.05)  # the empty cells are still right
     assert all_wrong["caption_accuracy"] == 0
-    half = Canvas(tasks)(Fake(tasks, every_second(next_digit)), seed=0)
+    half = CanvasEvaluator(tasks)(Fake(every_second(next_digit)), seed=0)
     assert half.scalars["canvas_accuracy"] == pytest.approx(0.5, abs=0.03)
     assert half.scalars["digit_accuracy"] == pytest.approx(0.5, abs=0.05)
     assert half.scalars["caption_accuracy"] == 0.5
@@ -98,7 +93,7 @@ def test_right_digits_in_wrong_places_missing_or_too_many_are_wrong(tasks):
         return np.where(np.arange(4) == (labels >= 0).argmax(1)[:, None], -1, labels)
 
     for damage in (moved, crowded, missing):
-        scores = Canvas(tasks, canvases=120, captions=120)(Fake(tasks, damage), seed=0).scalars
+        scores = CanvasEvaluator(tasks, canvases=120, captions=120)(Fake(damage), seed=0).scalars
         for n in (1, 2, 3):
             # Two digits trade places unless they are alike.
             assert scores[f"canvas_accuracy_{n}"] < 0.07 and scores[f"caption_accuracy_{n}"] < 0.07, damage
@@ -111,26 +106,26 @@ def test_reading_canvases():
     rng = np.random.default_rng(0)
     blank = -1 + 0.15 * rng.standard_normal((9, 16, 16, 1))
     assert (read_canvases(blank) == -1).all()  # some noise is not yet ink
-    task = CanvasCaptionToImage(Bytes(), size=20, most=2)
-    images, number = task.canvases("test", np.arange(300), rng.random((300, task.draws)))
-    assert np.mean((read_canvases(images) == task.labels[number]).all(1)) > 0.95  # shifted digits in larger cells
+    source = canvas.Canvas(size=20, most=2)
+    images, found = source.canvases("test", np.arange(300), rng.random((300, source.draws)))
+    assert np.mean((read_canvases(images) == found).all(1)) > 0.95  # shifted digits in larger cells
     with pytest.raises(ValueError, match=r"not \[1, 8, 8, 1\]"):
         read_canvases(np.zeros((1, 8, 8, 1)))
 
 
 def test_not_finite_repeats_and_mistakes(tasks):
     class Lost(Fake):
-        def draw(self, task, *, words, seed):
-            assert len(words) == 400 and words[:40] == words[360:]  # more canvases than descriptions
-            images = super().draw(task, words=words, seed=seed)
+        def values(self, task, given, seed):
+            assert len(given) == 400 and given[:40] == given[360:]  # more canvases than descriptions
+            images = super().values(task, given, seed)["image"]
             images[::2, 0, 0] = np.inf
-            return images
+            return {"image": images}
 
-    evaluator = Canvas(tasks, caption=None, canvases=400)
-    assert evaluator(Lost(tasks), 0).scalars["canvas_accuracy"] == pytest.approx(0.5, abs=0.03)
-    with pytest.raises(ValueError, match="evaluator Canvas has draw='x', but the config has no such task"):
-        Canvas(tasks, draw="x")
-    with pytest.raises(ValueError, match="which is a CanvasImageToCaption task: set draw"):
-        Canvas(tasks, draw="canvas_image_to_caption")
+    evaluator = CanvasEvaluator(tasks, caption=None, canvases=400)
+    assert evaluator(Lost(), 0).scalars["canvas_accuracy"] == pytest.approx(0.5, abs=0.03)
+    with pytest.raises(ValueError, match="evaluator canvas has draw='x', but the config has no such task"):
+        CanvasEvaluator(tasks, draw="x")
+    with pytest.raises(ValueError, match=r"draw='canvas_image_to_caption', which makes text\.caption"):
+        CanvasEvaluator(tasks, draw="canvas_image_to_caption")
     with pytest.raises(ValueError, match="nothing to evaluate"):
-        Canvas(tasks, draw=None, caption=None)
+        CanvasEvaluator(tasks, draw=None, caption=None)

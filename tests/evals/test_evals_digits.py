@@ -1,55 +1,52 @@
-"""Evaluators of single digits, with a predictor that is right for a chosen share of its answers."""
+"""Evaluators of single digits, with a pipeline that is right for a chosen share of its answers."""
 
 import numpy as np
 import pytest
 
-from src.codecs.text import Bytes
-from src.data import digits
-from src.data.digits import CaptionToImage, ImageToCaption, NumberSentences
-from src.data.labels import LabelToImage
-from src.data.rows import shift_images, shifts
-from src.evals.digits import Digits
-from src.evals.drawing import real_halves, score_drawings, wanted_digits
+from src.data.images import shift_images, shifts
+from src.data.sources import digits, numbers
+from src.evals.digits import DigitsEvaluator
+from src.evals.drawing import mixed_patches, pixel_distance, real_halves, score_drawings, shifted, wanted_digits
 from src.evals.judge import judge
-from src.evals.labels import Labels
+from src.evals.labels import LabelsEvaluator
+from tests.helpers.tasks import digit_tasks
 
 
 @pytest.fixture(scope="module")
 def tasks():
-    codec = Bytes()
-    return {
-        "caption_to_image": CaptionToImage(codec),
-        "image_to_caption": ImageToCaption(codec),
-        "number_sentences": NumberSentences(codec),
-        "label_to_image": LabelToImage(),
-    }
+    return digit_tasks()
 
 
 class Fake:
     """Answers row i rightly unless `wrong(i)`: then with the next digit."""
 
-    def __init__(self, tasks, wrong=lambda i: False, images="train"):
+    def __init__(self, wrong=lambda i: False, images="train"):
         self.wrong, self.images, self.asked = wrong, images, []
-        self.digit_of = dict(tasks["caption_to_image"].prompts("test"))
-        self.answers = dict(tasks["number_sentences"].prompts("train") + tasks["number_sentences"].prompts("test"))
+        self.digit_of = {phrase: digit for digit in range(10) for phrase in numbers.phrases(digit)}
+        self.answers = {s.prompt: s.answer for split in ("train", "test") for s in numbers.sentences(split)}
 
-    def draw(self, task, *, words=None, labels=None, seed):
-        assert (words is None) == (task == "label_to_image") and (labels is None) == (words is not None)
-        self.asked += words or labels
-        wanted = [self.digit_of[w] for w in words] if words else labels
+    def values(self, task, given, seed):
+        key = "label" if task == "label_to_image" else "caption"
+        assert all(set(example) == {key} for example in given)
+        asked = [example[key] for example in given]
+        self.asked += asked
+        wanted = asked if key == "label" else [self.digit_of[w] for w in asked]
         rng, real = np.random.default_rng(seed), digits.load(self.images)
         drawn = [(digit + self.wrong(i)) % 10 for i, digit in enumerate(wanted)]
         rows = [rng.choice(np.flatnonzero(real.labels == digit)) for digit in drawn]
-        return shift_images(real.values[rows], shifts(rng.random((len(rows), 2)), 1), digits.BACKGROUND)
+        return {"image": shift_images(real.values[rows], shifts(rng.random((len(rows), 2)), 1), digits.BACKGROUND)}
 
-    def write(self, task, *, words=None, images=None, seed):
-        if images is not None:
-            assert task == "image_to_caption" and words is None
+    def __call__(self, task, given, seed):
+        if task == "image_to_caption":
+            assert all(set(example) == {"image"} for example in given)
             real = digits.load("test")
             labels = {image.tobytes(): label for image, label in zip(*real, strict=True)}
-            found = [labels[image.tobytes()] for image in images]
-            return [f" {digits.caption((digit + self.wrong(i)) % 10)}" for i, digit in enumerate(found)]
-        return [f"{self.answers[w]}  " if not self.wrong(i) else f"{self.answers[w]} one" for i, w in enumerate(words)]
+            found = [labels[example["image"].tobytes()] for example in given]
+            said = [f" {digits.caption(int(digit + self.wrong(i)) % 10)}" for i, digit in enumerate(found)]
+            return [{"text.caption": text} for text in said]
+        answers = [self.answers[example["prompt"]] for example in given]
+        said = [f"{answer}  " if not self.wrong(i) else f"{answer} one" for i, answer in enumerate(answers)]
+        return [{"text.sentence": text} for text in said]
 
 
 def test_judge_reads_what_it_has_never_seen():
@@ -79,8 +76,8 @@ def test_halves_are_disjoint_balanced_and_real():
 
 
 def test_perfect_predictions(tasks):
-    fake = Fake(tasks, images="test")
-    result = Digits(tasks)(fake, seed=3)
+    fake = Fake(images="test")
+    result = DigitsEvaluator(tasks)(fake, seed=3)
     scores = result.scalars
     assert scores["digit_accuracy"] > 0.97 and scores["digit_accuracy"] == pytest.approx(
         scores["judge_accuracy"], abs=0.015
@@ -91,14 +88,14 @@ def test_perfect_predictions(tasks):
     assert len(fake.asked) == 690 and set(fake.asked) == set(fake.digit_of)  # all phrasings
     assert set(result.images) == {"samples", "captions"} and "wrong" not in result.texts["completions"]
     assert not (result.images["captions"] == [255, 0, 0]).all(axis=2).any()
-    labels = Labels(tasks)(Fake(tasks), seed=3)
+    labels = LabelsEvaluator(tasks)(Fake(), seed=3)
     assert labels.scalars["digit_accuracy"] > 0.99
     assert labels.scalars["frechet_distance"] < 1.5 * labels.scalars["frechet_floor"]
 
 
 @pytest.mark.parametrize("wrong, right", [(lambda i: i // 10 % 2, 0.5), (lambda i: 1, 0.0)])
 def test_half_wrong_and_wrong_predictions(tasks, wrong, right):
-    result = Digits(tasks, images=200, sentences=80)(Fake(tasks, wrong), seed=0)
+    result = DigitsEvaluator(tasks, images=200, sentences=80)(Fake(wrong), seed=0)
     scores = result.scalars
     assert scores["digit_accuracy"] == pytest.approx(right, abs=0.02)
     for name in ("caption_accuracy", "text_accuracy", "text_accuracy_train"):
@@ -107,7 +104,7 @@ def test_half_wrong_and_wrong_predictions(tasks, wrong, right):
     assert (result.images["captions"] == [255, 0, 0]).all(axis=2).any()
     # All digits are there, though in wrong places: the Fréchet distance does not see it, the accuracy does.
     assert scores["frechet_distance"] < 2 * scores["frechet_floor"]
-    labels = Labels(tasks, images=200)(Fake(tasks, wrong), seed=0)
+    labels = LabelsEvaluator(tasks, images=200)(Fake(wrong), seed=0)
     assert labels.scalars["digit_accuracy"] == pytest.approx(right, abs=0.02)
 
 
@@ -130,27 +127,45 @@ def test_images_that_are_not_finite_are_wrong():
     scores, right = score_drawings(images, wanted, 1)
     assert scores["digit_accuracy"] == 0.75 and right.tolist() == [False] * 5 + [True] * 15
     assert np.isnan(scores["frechet_distance"]) and scores["frechet_floor"] > 0
+    assert np.isnan(scores["fdpx"]) and scores["fdpx_floor_held_out"] > 0
+
+
+def test_the_distance_in_pixels_sees_whether_patches_belong_together():
+    """Floors as measured: held-out digits 0.102, patches independent given the class 0.407 of 500."""
+    held, mixed = shifted(digits.load("test").values, 0), mixed_patches(500, 0)
+    assert (held == digits.load("test").values).all()
+    assert pixel_distance(held, 0) == pytest.approx(0.102, abs=0.01)
+    assert pixel_distance(mixed, 0) == pytest.approx(0.407, abs=0.03)
+    scores, _ = score_drawings(mixed, wanted_digits(500), 0)
+    assert scores["fdpx"] == scores["fdpx_floor_patches"] and scores["digit_accuracy"] > 0.85
+    real = digits.load("train").values
+    for patch in mixed[:3, 2:4, 4:6, 0]:
+        assert (real[:, 2:4, 4:6, 0] == patch).all(axis=(1, 2)).any()
 
 
 def test_parts_can_be_left_out_and_mistakes_are_told(tasks):
-    only = Digits({"other": tasks["number_sentences"]}, draw=None, caption=None, complete="other", sentences=10)
+    only = DigitsEvaluator({"other": tasks["number_sentences"]}, draw=None, captions=0, complete="other", sentences=10)
 
     class Wrong:
-        def write(self, task, *, words, seed):
-            assert task == "other" and len(words) == 10
-            return ["x"] * 10
+        def __call__(self, task, given, seed):
+            assert task == "other" and len(given) == 10
+            return [{"text.sentence": "x"}] * 10
 
     assert only(Wrong(), 0).scalars == {"text_accuracy": 0, "text_accuracy_train": 0}
-    missing = "evaluator Digits has caption='image_to_caption', but the config has no such task, only caption_to_image"
+    drawing = {"caption_to_image": tasks["caption_to_image"]}
+    missing = "evaluator digits has caption='image_to_caption', but the config has no such task, only caption_to_image"
     with pytest.raises(ValueError, match=missing):
-        Digits({"caption_to_image": tasks["caption_to_image"]})
-    with pytest.raises(ValueError, match="draw='number_sentences', which is a NumberSentences task: set draw"):
-        Digits(tasks, draw="number_sentences")
+        DigitsEvaluator(drawing)
+    assert set(DigitsEvaluator(drawing, images=20, captions=0, sentences=0)(Fake(), 0).images) == {"samples"}
+    with pytest.raises(
+        ValueError, match=r"draw='number_sentences', which makes text\.sentence for examples of Numbers"
+    ):
+        DigitsEvaluator(tasks, draw="number_sentences")
     with pytest.raises(ValueError, match="nothing to evaluate"):
-        Digits(tasks, draw=None, caption=None, complete=None)
-    with pytest.raises(ValueError, match="images=700: give a multiple of 10 from 20 to 690"):
-        Labels(tasks, images=700)
-    with pytest.raises(ValueError, match="captions=0"):
-        Digits(tasks, captions=0)
-    with pytest.raises(ValueError, match="LabelToImage task"):
-        Labels(tasks, draw="caption_to_image")
+        DigitsEvaluator(tasks, draw=None, caption=None, complete=None)
+    with pytest.raises(ValueError, match="images=700"):
+        LabelsEvaluator(tasks, images=700)
+    with pytest.raises(ValueError, match="captions=-1"):
+        DigitsEvaluator(tasks, captions=-1)
+    with pytest.raises(ValueError, match=r"draw='caption_to_image'.*label of Digits"):
+        LabelsEvaluator(tasks, draw="caption_to_image")

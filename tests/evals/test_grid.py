@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import digits
+from src.data.sources import digits
 from src.evals.grid import _wrap, caption_grid, save_png
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.data import digits
+from src.data.sources import digits
 from src.evals.judge import Judge
 
 
@@ -13,7 +13,7 @@ def test_the_judge_learns_from_training_images_alone(monkeypatch):
         asked.append(split)
         if split != "train":
             raise AssertionError("the held-out images were asked for")
-        return digits.Images(train.values[:150], train.labels[:150])
+        return type(train)(train.values[:150], train.labels[:150])
 
     monkeypatch.setattr(digits, "load", load)
     reader = Judge()

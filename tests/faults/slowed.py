@@ -68,8 +68,8 @@ def slow_down():
     def drafted(name):
         return "" if "lock" in name else f"file {name}"  # the lock is written again and again, by the clock
 
-    opened = writers.JsonLines._open
-    writers.JsonLines._open = lambda self: Halves(opened(self))
+    opened = writers.JsonLinesWriter._open
+    writers.JsonLinesWriter._open = lambda self: Halves(opened(self))
 
     finalize = atomicity.AtomicRenameTemporaryPath.finalize
 

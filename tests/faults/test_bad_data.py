@@ -29,7 +29,7 @@ from src.models.attention import Sizes, find_backend
 from src.train import loop
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.step import gradients
-from src.train.system import prepare
+from src.train.system import draw
 from src.train.trainer import make_trainer
 from tests.helpers.fields import table
 from tests.helpers.runs import close, config_of
@@ -163,13 +163,13 @@ def test_losses_and_gradients_are_those_of_the_batch_without_the_skipped_rows(va
     whole = jax.tree.map(jnp.asarray, {name: marked(fields, bad) for name, fields in batch.items()})
     params, key = system.init(jax.random.key(0)), jax.random.key(1)
     params = jax.tree.map(lambda p: p + 0.02 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
-    prepared = prepare(system, whole, jax.random.clone(key), True)
-    without = jax.tree.map(lambda leaf: leaf[~bad], (batch, prepare(system, batch, key, True)))
-    run = jax.jit(lambda rows, parts: gradients(system, params, *rows, parts), static_argnums=1)
+    drawn = draw(system, whole, jax.random.clone(key))
+    without = jax.tree.map(lambda leaf: leaf[~bad], draw(system, batch, key))
+    run = jax.jit(lambda rows, parts: gradients(system, params, rows, parts), static_argnums=1)
     expected = run(without, 1)
     assert all(term.count > 0 for term in expected[1].values() if term.trained)
     for parts in (1, 2, 8):  # of 8 some microbatches have skipped rows only
-        close(run((whole, prepared), parts), expected, rtol=1e-4, atol=1e-5)
+        close(run(drawn, parts), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_skipped_rows_on_a_mesh():

@@ -11,7 +11,7 @@ import pytest
 
 from src.build import build_system
 from src.common.mesh.distributed import put_batch, to_host
-from src.common.runtime.writers import JsonLines, Many
+from src.common.runtime.writers import JsonLinesWriter, Many
 from src.common.tree import flatten
 from src.train import loop
 from src.train import trainer as trainer_module
@@ -107,7 +107,7 @@ def leg(path, monkeypatch, mesh, changes, steps):
 
     monkeypatch.setattr(trainer_module, "put_batch", put)
     checkpoints = Checkpointer(path, every=config.checkpoint.every)
-    state, _ = loop.train(trainer, checkpoints, Many([JsonLines(path / "log.jsonl")]), 0.0)
+    state, _ = loop.train(trainer, checkpoints, Many([JsonLinesWriter(path / "log.jsonl")]), 0.0)
     checkpoints.close()
     return jax.device_get(state), rows, digests
 
@@ -168,7 +168,7 @@ def test_two_one_and_two_processes_share_one_run(folder, start, monkeypatch):  #
     )
     trainer = make_trainer(system(folder, mesh={"data": 2, "fsdp": 1}, steps=4), jax.devices()[:2])
     checkpoints = Checkpointer(folder / "run")
-    loop.train(trainer, checkpoints, JsonLines(folder / "run" / "log.jsonl"), time.monotonic())
+    loop.train(trainer, checkpoints, JsonLinesWriter(folder / "run" / "log.jsonl"), time.monotonic())
     checkpoints.close()
     assert got == digests[2:4]
 

@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,17 +27,20 @@ from src.common.files.checksums import Running
 from src.common.files.images import Limits, read_image
 from src.common.files.npy import read_npy
 from src.common.files.safetensors import SafeTensors
-from src.models.pretrained.export import ONLY, TRUNK
+from src.models.pretrained.about import ONLY, TRUNK, parameters_of, value_of
 from src.models.pretrained.hf_config import read_config
 from src.models.pretrained.initial_weights import Initial, seal
+from src.models.pretrained.old_paths import path_now
 from src.tools.conversion import convert
 from src.train.checkpoints import metadata
 from src.train.checkpoints.integrity import DamageError, together
+from tests.helpers.recorded import FOLDER
 
-WEIGHTS = {
+THEN = {
     "text/table/embedding": np.ones((5, 8), np.float32), "text_head/linear/kernel": np.ones((8, 5), np.float32),
     "trunk/final_norm/scale": np.ones(8, np.float32), "trunk/layers/attention_norm/scale": np.ones((2, 8), np.float16),
 }  # fmt: skip
+WEIGHTS = {path_now(path): array for path, array in THEN.items()}
 ROOM = 512 << 20  # bytes of memory that a reader may ask for; the seeds are below 20 kB
 NUMBERS = (0, 1, 2, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**64 - 1)
 TOKENS = (
@@ -122,7 +126,10 @@ def seeds_of_sentencepiece(folder):
 def seeds_of_meta():
     meta = {"format": 1, "step": 7, "config": {"optim": {"grad_clip": float("inf")}}, "data": 5}
     meta |= {"leaves": {"params/a": {"print": [1, 2], "dtype": "float32", "shape": [2]}}}
-    metas = [meta, meta | {"format": metadata.FORMAT}]
+    config = json.loads((FOLDER / "format_2" / "configs.json").read_text())["digits:debug"]
+    leaves = {f"params/{path}": {"print": 3, "dtype": "float32", "shape": list(a.shape)} for path, a in THEN.items()}
+    older = meta | {"format": 2, "config": config | {"tokenizer": "ab", "frozen": {}}, "leaves": leaves}
+    metas = [meta, older, meta | {"format": metadata.FORMAT}]
     return [json.dumps(each | {"seal": metadata.checksum(each)}).encode() for each in metas]
 
 
@@ -165,7 +172,7 @@ def _encoded(codec, word):
 
 def read_meta(path):
     try:
-        meta = together("meta", lambda: metadata.checked_meta(metadata.read_item(path.parent)))
+        meta = together("meta", lambda: metadata.checked_meta(metadata.read_item(epath.Path(path.parent))))
         metadata.check_format(meta, "it")
         meta, _ = together("meta", lambda: metadata.migrated(meta, {"value": {}}))
     except DamageError as error:
@@ -177,19 +184,27 @@ def read_meta(path):
 
 def seeds_of_initial():
     about = ONLY | dict(zip(TRUNK, (8, 2, 2, 1, 6, 1e-5, 1e4), strict=True))
-    leaves = {
-        path: {"dtype": array.dtype.name, "shape": list(array.shape), "print": Running().add(array).value()}
-        for path, array in WEIGHTS.items()
-    }
-    meta = {"format": 1, "about": about, "published": {"max_position_embeddings": 64}, "leaves": leaves}
-    return [json.dumps(meta | {"hash": seal(meta)}).encode()]
+    older = {name.removeprefix("model."): value for name, value in about.items()}
+    older |= {"image_head.order": "rsc", "image_head.variance": "learned", "vision.name": "vision:Latents"}
+    seeds = []
+    for number, told, weights in ((2, about, WEIGHTS), (1, older, THEN)):
+        leaves = {
+            path: {"dtype": array.dtype.name, "shape": list(array.shape), "print": Running().add(array).value()}
+            for path, array in weights.items()
+        }
+        meta = {"format": number, "about": told, "published": {"max_position_embeddings": 64}, "leaves": leaves}
+        seeds.append(json.dumps(meta | {"hash": seal(meta)}).encode())
+    return seeds
 
 
 def read_initial(path):
     """As a run and an export read them."""
-    if not (path.parent / "model.safetensors").exists():
-        save_file(WEIGHTS, path.parent / "model.safetensors")
+    older = b'"format": 1,' in path.read_bytes()
+    save_file(THEN if older else WEIGHTS, path.parent / "model.safetensors")
     found = Initial(path.parent)
+    for name, value in found.meta["about"].items():
+        value_of({"model": {"trunk": {"depth": 2}}, "fields": {"image": {"head": {"name": "adaln"}}}}, name, value)
+        parameters_of(name)
     for name in found.shapes:
         found.check({name: Running().add(np.stack(list(found.blocks(name)))).value()})
     with contextlib.suppress(ValueError):  # of another model

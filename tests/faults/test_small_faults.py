@@ -15,7 +15,7 @@ import pytest
 
 from src import main
 from src.common.runtime import errors, writers
-from src.common.runtime.writers import JsonLines, Many, TensorBoard
+from src.common.runtime.writers import JsonLinesWriter, Many, TensorBoard
 from tests.helpers.one_run import Lines, Process, losses, small_loop
 
 
@@ -25,7 +25,7 @@ def steps(path):
 
 def test_a_run_goes_on_while_metrics_cannot_be_written(tmp_path, monkeypatch, caplog):
     """The folders are removed, replaced by files, the disk is full, and all comes back."""
-    board, log = TensorBoard(tmp_path / "tb" / "events"), JsonLines(tmp_path / "log" / "log.jsonl")
+    board, log = TensorBoard(tmp_path / "tb" / "events"), JsonLinesWriter(tmp_path / "log" / "log.jsonl")
 
     def fault(step):
         if step == 2:  # rm -r
@@ -55,12 +55,12 @@ def test_a_run_goes_on_while_metrics_cannot_be_written(tmp_path, monkeypatch, ca
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert sum("training goes on and this is said once" in text for text in warnings) == 2
     log.close()
-    assert "JsonLines lost 3 writes" in caplog.text
+    assert "JsonLinesWriter lost 3 writes" in caplog.text
 
 
 def test_a_full_disk_costs_the_lines_of_that_time_only(tmp_path, monkeypatch):
     """ENOSPC in the middle of a line: it is not left half written, and a slow failure is not repeated at every line."""
-    log = JsonLines(tmp_path / "log.jsonl")
+    log = JsonLinesWriter(tmp_path / "log.jsonl")
     write = lambda step: log.write_scalars(step, {"loss": 0.5})
     write(1)
 
@@ -112,7 +112,7 @@ def test_no_duration_follows_the_clock(tmp_path, monkeypatch):
     ends = []
     monkeypatch.setattr(os, "_exit", ends.append)
     monkeypatch.setattr(time, "time", jumping)
-    log = JsonLines(tmp_path / "log.jsonl")
+    log = JsonLinesWriter(tmp_path / "log.jsonl")
     with watchdog.watching(seconds=5, start=60, save=5, evaluate=5):
         small_loop(monkeypatch, log, steps=6)
     monkeypatch.setattr(time, "time", real)

@@ -1,5 +1,5 @@
-"""What was recorded, and must stay as it is. Rows, parameter trees, and the checkpoints of format 2 with the losses that
-followed them, are from before fields were rows of a table (parameters.json has the paths of then).
+"""What was recorded, and must stay as it is. Rows, parameter trees, and the checkpoints of format 2 with the losses
+that followed them, are from before fields were rows of a table (parameters.json has the paths of then).
 
 `python -m tests.helpers.recorded` writes losses.json anew, for a change that is meant.
 """

@@ -41,9 +41,9 @@ def test_rescale_matches_the_standard_deviation_of_each_row():
 
 
 def test_meaningless_options_are_refused():
-    with pytest.raises(ValueError, match="guidance.interval"):
+    with pytest.raises(ValueError, match=r"guidance.interval"):
         Guidance(interval=(0.8, 0.2))
     with pytest.raises(ValueError, match=r"guidance.rescale=1\.5"):
         Guidance(rescale=1.5)
-    with pytest.raises(ValueError, match="guidance.features=-1"):
+    with pytest.raises(ValueError, match=r"guidance.features=-1"):
         Guidance(features=-1)

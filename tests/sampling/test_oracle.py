@@ -8,7 +8,7 @@ from src.corruption.categorical import Categorical
 from src.corruption.counts import Counts
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import CosineBetas, Linear
-from src.interfaces import FieldSpec, StepSampler
+from src.interfaces import FieldSpec
 from src.sampling.steps import gaussian
 from src.sampling.steps.ancestral import Ancestral
 from src.sampling.steps.categorical import Confidence

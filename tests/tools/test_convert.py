@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from src.codecs.text import SentencePiece, train_sentencepiece
-from src.common.files.lazy_arrays import Arrays
+from src.common.files.lazy_arrays import LazyArrays
 from src.common.files.safetensors import SafeTensors
 from src.common.lookup import lookup
 from src.common.tree import flatten, unflatten
@@ -199,7 +199,7 @@ def test_an_understanding_run_says_which_encoder_it_was_trained_with(codec, fiel
     started = Initial(tmp_path / "init")
 
     def trained(source, options):
-        found = Arrays(dict(started.tensors))
+        found = LazyArrays(dict(started.tensors))
         config = {"fields": {"text": {"codec": {"name": "text:Bytes"}}, "vision": {"embed": {"init": "zeros"}}},
                   "init_from": {"path": str(tmp_path / "init")}}  # fmt: skip
         for name, value in started.meta["about"].items():
@@ -245,7 +245,7 @@ def test_without_a_projector_no_encoder_is_named(tmp_path, capsys):
     assert run(capsys, source=tmp_path / "there", out=tmp_path / "init")[0] == 0
     whole = Initial(tmp_path / "init")
     plain = {path: leaf for path, leaf in dict(whole.tensors).items() if not path.startswith("fields/vision/")}
-    write_initial(tmp_path / "plain", Arrays(plain), whole.meta["about"], whole.meta["published"])
+    write_initial(tmp_path / "plain", LazyArrays(plain), whole.meta["about"], whole.meta["published"])
     assert run(capsys, source=tmp_path / "plain", out=tmp_path / "back")[0] == 0
     assert not [name for name in json.loads((tmp_path / "back" / "config.json").read_text()) if "vision" in name]
 
@@ -306,7 +306,7 @@ def test_weights_that_are_no_whole_model_are_not_exported(tmp_path, capsys):
          "no whole Llama or MonoFormer: trunk/final_norm/scale, trunk/layers/mlp/up/kernel are missing or of other"),
         (leaves, made_for | {"model.trunk.heads": 7}, "hidden_size=48 is no even multiple of num_attention_heads=7"),
     )):  # fmt: skip
-        write_initial(tmp_path / str(number), Arrays(changed), about)
+        write_initial(tmp_path / str(number), LazyArrays(changed), about)
         code, _, error = run(capsys, source=tmp_path / str(number), out=tmp_path / "out")
         assert code == 1 and words in error and error.count("\n") == 1, error
         assert not (tmp_path / "out").exists()
@@ -395,12 +395,14 @@ def test_initial_weights_are_known_by_their_hash_and_damage_is_found(tmp_path):
     rng = np.random.default_rng(0)
     leaves = {"trunk/layers/a/kernel": rng.normal(size=(2, 3, 5)).astype(np.float32),
               "b": rng.normal(size=7).astype(ml_dtypes.bfloat16)}  # fmt: skip
-    names = [write_initial(tmp_path / str(i), Arrays(leaves), {"model.trunk.depth": 2}, shard_bytes=size)
+    names = [write_initial(tmp_path / str(i), LazyArrays(leaves), {"model.trunk.depth": 2}, shard_bytes=size)
              for i, size in enumerate((10**9, 16))]  # fmt: skip
     assert names[0] == names[1] and (tmp_path / "1" / "model-00002-of-00002.safetensors").exists()
     same(dict(SafeTensors(tmp_path / "1")), leaves)
-    assert write_initial(tmp_path / "2", Arrays(leaves | {"b": leaves["b"] * 2}), {"model.trunk.depth": 2}) != names[0]
-    assert write_initial(tmp_path / "3", Arrays(leaves), {"model.trunk.depth": 3}) != names[0]
+    assert (
+        write_initial(tmp_path / "2", LazyArrays(leaves | {"b": leaves["b"] * 2}), {"model.trunk.depth": 2}) != names[0]
+    )
+    assert write_initial(tmp_path / "3", LazyArrays(leaves), {"model.trunk.depth": 3}) != names[0]
 
     meta = json.loads((tmp_path / "0" / "weights.json").read_text())
     for change, words in (
@@ -431,7 +433,7 @@ def test_weights_of_format_1_are_read_as_if_they_were_written_today(tmp_path, ca
     told |= {"image_head.order": "rsc", "image_head.variance": "learned", "vision.name": "vision:Clip"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(initial_weights, "FORMAT", 1)
-        write_initial(tmp_path / "old", Arrays({old: now.tensors[new] for new, old in then.items()}), told,
+        write_initial(tmp_path / "old", LazyArrays({old: now.tensors[new] for new, old in then.items()}), told,
                       now.meta["published"])  # fmt: skip
     old = Initial(tmp_path / "old")
     assert json.loads((tmp_path / "old" / "weights.json").read_text())["hash"] == old.hash != now.hash

@@ -15,7 +15,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from src.build import build_system
-from src.common.files.lazy_arrays import Arrays
+from src.common.files.lazy_arrays import LazyArrays
 from src.common.tree import flatten, rebuild
 from src.doctor.held_out import Panels
 from src.interfaces import FieldSpec
@@ -207,7 +207,7 @@ def test_the_average_and_parts_of_a_folder_and_damage(world, tmp_path):
     _, folder, trainer, state = world
     leaves = {path: np.asarray(leaf) for path, leaf in flatten(state.params).items()}
     write_initial(
-        tmp_path / "init", Arrays(leaves | {"fields/label/embed/table/embedding": np.zeros((3, 4), np.float32)}), {}
+        tmp_path / "init", LazyArrays(leaves | {"fields/label/embed/table/embedding": np.zeros((3, 4), np.float32)}), {}
     )
     shutil.copytree(tmp_path / "init", tmp_path / "whole" / "ema")
     shutil.copytree(folder / "init", tmp_path / "whole", dirs_exist_ok=True)
@@ -239,7 +239,7 @@ def square(size, **frozen):
     ],
 )
 def test_a_projector_for_another_encoder_is_refused(codec, field, tmp_path):
-    leaves = Arrays({"fields/vision/embed/first/kernel": np.zeros((16, 4), np.float32)})
+    leaves = LazyArrays({"fields/vision/embed/first/kernel": np.zeros((16, 4), np.float32)})
     made = PublishedVision("vae", "hub/name", {"resolution": 32}).about()
     write_initial(tmp_path, leaves, made | {"fields.image.head.order": "rsc", "model.trunk.depth": 2})
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])

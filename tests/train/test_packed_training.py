@@ -11,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from configs import common
 from src.build import build_system
-from src.common.runtime.writers import JsonLines
+from src.common.runtime.writers import JsonLinesWriter
 from src.doctor.batch_checks import spec
 from src.doctor.context import open_case
 from src.doctor.report import consult
@@ -91,7 +91,7 @@ def run(folder, data, **changes):
     trainer = make_trainer(system, jax.devices()[:1])
     checkpoints = Checkpointer(str(folder), every=system.config.checkpoint.every)
     with contextlib.closing(checkpoints):
-        state, _ = loop.train(trainer, checkpoints, JsonLines(folder / "log.jsonl"), 0.0)
+        state, _ = loop.train(trainer, checkpoints, JsonLinesWriter(folder / "log.jsonl"), 0.0)
     return jax.device_get((state.params, state.ema)), logged(folder)
 
 

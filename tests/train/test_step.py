@@ -10,7 +10,7 @@ import pytest
 
 from src.build import build_system
 from src.common.mesh.sharding import batch_sharding
-from src.common.runtime.writers import JsonLines, Many
+from src.common.runtime.writers import JsonLinesWriter, Many
 from src.common.tree import flatten
 from src.interfaces import LossTerm
 from src.train import loop, skip_nonfinite
@@ -26,7 +26,7 @@ from tests.helpers.runs import Recorder, close, config_of, logged
 def run(folder, devices=1, last=None, **kwargs):
     """Trains and returns (state, losses by step)."""
     system = build_system(config_of(**kwargs))
-    recorder, log = Recorder(last), JsonLines(folder / "log.jsonl")
+    recorder, log = Recorder(last), JsonLinesWriter(folder / "log.jsonl")
     checkpoints = Checkpointer(str(folder), every=system.config.checkpoint.every)
     trainer = make_trainer(system, jax.devices()[:devices])
     with contextlib.closing(checkpoints):

@@ -1,4 +1,4 @@
-"""Image files from strangers: a few formats, bounded in bytes and pixels before anything is decoded."""
+"""Untrusted image files: a few formats, bounded in bytes and pixels before anything is decoded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCANS = 100  # of a progressive JPEG; a scan of ten bytes costs a pass over all 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What an image may be: bytes of the file, pixels (width x height), and Pillow's names of formats."""
+    """Limits of an image: bytes of the file, pixels (width x height), and Pillow's names of formats."""
 
     bytes: int = 64 << 20
     pixels: int = 1 << 26
@@ -35,12 +35,12 @@ def read_image(
 ) -> UInt8[np.ndarray, "H W C"]:
     """The pixels of an image, `[H, W, 3]` RGB or, with `channels=1`, `[H, W, 1]` grey; `file` is a path or its bytes.
 
-    The first frame of an animation, turned as its EXIF orientation says; transparent pixels lie on white, 16 bits
+    The first frame of an animation, turned by its EXIF orientation; transparent pixels lie on white, 16 bits
     become 8, palettes and CMYK become RGB. Colour profiles are ignored.
 
     Raises FileNotFoundError, OSError when the file cannot be read, and ImageError, in one sentence, for what is no
     image of `limits.formats`, has more bytes or pixels than `limits` allow, or is truncated or damaged (where its
-    format can tell: a JPEG or GIF with a wrong bit may decode to wrong pixels).
+    format has checksums: a JPEG or GIF with a wrong bit may decode to wrong pixels).
     """
     where = "the image" if isinstance(file, bytes) else f"the image {shown(os.fspath(file))}"
     if isinstance(file, bytes):

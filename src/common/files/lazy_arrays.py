@@ -1,4 +1,4 @@
-"""Arrays by path that are somewhere else: looked at without being read, and read block by block."""
+"""Lazy arrays keyed by path: shapes and dtypes without reading, values block by block."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ STACK = "trunk/layers/"  # below it, the first axis of a leaf is that of the blo
 class Leaves(Protocol):
     """`shapes` has the dtype and shape of each leaf by its path; `blocks` reads one.
 
-    Of a leaf below `STACK` it gives what lies along the first axis one after the other, of others the whole. What it
-    gives may be a view of a file, is read-only and is used up before the next is asked for.
+    A leaf below `STACK` is yielded in pieces along its first axis, any other leaf as a whole. A piece may be a view of
+    a file, is read-only, and is valid until the next one is read.
     """
 
     shapes: Mapping[str, jax.ShapeDtypeStruct]
@@ -27,7 +27,7 @@ class Leaves(Protocol):
     def blocks(self, path: str) -> Iterator[np.ndarray]: ...
 
 
-class Arrays:
+class LazyArrays:
     """`Leaves` that are in memory."""
 
     def __init__(self, leaves: Mapping[str, Any]):
@@ -68,7 +68,7 @@ def place(leaves: Leaves, path: str, dtype: Any, sharding: Sharding | None = Non
 def _stack(
     shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding
 ) -> tuple[Callable[[], jax.Array], Callable[..., jax.Array], Sharding]:
-    """How a stack is made, how a block is put into it in place, and where the block lies."""
+    """Functions that make a stack and put a block into it in place, and the sharding of the block."""
     inner = sharding
     if isinstance(sharding, NamedSharding):
         if sharding.spec and sharding.spec[0] is not None:

@@ -1,4 +1,4 @@
-"""Arrays in `.npy` files from strangers: numbers only, and as many as the file has."""
+"""Arrays in untrusted `.npy` files: numbers only, and as many as the file has."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_npy(path: str | os.PathLike[str], *, mapped: bool = False) -> np.ndarra
 
     The shape is compared with the file's size before anything is allocated. Nothing is unpickled. Raises
     FileNotFoundError, and ValueError, in one sentence, when the file is an archive (`.npz`) or pickle, is damaged,
-    holds something else than numbers, or is longer or shorter than its header says.
+    holds something else than numbers, or is longer or shorter than by its header.
     """
     where = f"the array file {shown(os.fspath(path))}"
     try:

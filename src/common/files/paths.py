@@ -1,4 +1,4 @@
-"""Names and files that strangers wrote: a name stays below its folder, and a file is read up to a bound."""
+"""Untrusted names and files: a name stays below its folder, and a file is read up to a bound."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def inside(folder: str | os.PathLike[str], name: str) -> epath.Path:
 def read_bounded(path: str | os.PathLike[str], limit: int, what: str = "file") -> bytes:
     """The bytes of a file of at most `limit` bytes; `what` names it in messages ("image", "tokenizer").
 
-    Never reads more than `limit` + 1 bytes, also where a device or a growing file says it has none. Raises
+    Never reads more than `limit` + 1 bytes, also of a device or a growing file whose size is 0. Raises
     FileNotFoundError, ValueError when it is longer or no plain file, and OSError when it cannot be read.
     """
     where = f"the {what} {shown(os.fspath(path))}"

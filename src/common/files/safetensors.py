@@ -1,4 +1,4 @@
-"""Tensors of safetensors files from strangers: checked as a whole before anything of their size is allocated.
+"""Tensors of untrusted safetensors files: checked as a whole before anything of their size is allocated.
 
 The format (github.com/huggingface/safetensors): 8 bytes, little-endian, with the length of the header; the header, a
 JSON object `{name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {text: text}}`; then the data,
@@ -94,7 +94,7 @@ class SafeTensors(Mapping[str, np.ndarray]):
         return data.view(entry.dtype).reshape(entry.shape)
 
     def release(self, name: str) -> None:
-        """Gives back the memory that holds what was read of a tensor. It stays readable, and is then read anew."""
+        """Frees the memory of a tensor's pages. It stays readable, and is then read again."""
         entry, file = self.entries[name], self._file_of[name]
         if file in self._maps and entry.end > entry.begin and hasattr(mmap, "MADV_DONTNEED"):
             begin = entry.begin // mmap.PAGESIZE * mmap.PAGESIZE

@@ -26,7 +26,7 @@ NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 
 class Tensor(NamedTuple):
-    """One tensor to be written; `pieces` gives its elements in C order, in arrays of any shape, each time anew."""
+    """One tensor to be written; every call of `pieces` yields its elements in C order, in arrays of any shape."""
 
     dtype: np.dtype
     shape: tuple[int, ...]

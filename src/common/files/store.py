@@ -1,4 +1,4 @@
-"""Files of this machine and files of a store: `gs://`, `s3://` and whatever else `etils.epath` reads.
+"""Files of this machine and files of a store: `gs://`, `s3://` and all that `etils.epath` reads.
 
 In a store a file is written whole or not at all, nothing can be appended to it, it cannot be memory-mapped, and a
 folder exists once something lies in it.
@@ -43,7 +43,7 @@ def cache_folder() -> str:
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file so that nobody reads half of it; makes its folder if need be.
+    """Writes a file atomically; makes its folder if needed.
 
     Raises OSError, or what the store's client raises.
     """
@@ -75,7 +75,7 @@ def move_folder(source: epath.Path, target: epath.Path) -> None:
 def local_copy(path: str | os.PathLike[str]) -> pathlib.Path:
     """The file itself if it is local, else its copy in `cache_folder()`, made once for each size and time of change.
 
-    Processes of one machine wait for the one that copies. Copies of older versions stay until somebody removes them.
+    Processes of one machine wait for the one that copies. Copies of older versions stay until they are removed.
     Raises FileNotFoundError if the file does not exist, OSError if it cannot be copied.
     """
     if not is_remote(path):
@@ -142,7 +142,7 @@ class Mirror:
 
     def fetch(self, name: str) -> None:
         """Brings what the store has of a file, to go on in it. Raises what the store's client raises."""
-        with contextlib.suppress(FileNotFoundError):  # `exists` says no too when the store does not answer
+        with contextlib.suppress(FileNotFoundError):  # `exists` is False, too, when the store does not answer
             (self.remote / name).copy(self.folder / name, overwrite=True)
 
     def send(self, now: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""JSON from strangers: bounded in bytes and depth, without what JSON forbids and Python reads all the same."""
+"""Untrusted JSON: bounded in bytes and depth, without what JSON forbids and Python accepts."""
 
 from __future__ import annotations
 

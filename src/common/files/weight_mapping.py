@@ -101,7 +101,7 @@ def write_weights(
 
 
 def content_hash(leaves: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    """SHA-256 of arrays by path (names, dtypes, shapes, bits) and of what JSON can say `about` them, as hexadecimals.
+    """SHA-256 of arrays by path (names, dtypes, shapes, bits) and of `about`, JSON about them, as hexadecimals.
 
     It does not depend on files, sharding or the order of the leaves.
     """

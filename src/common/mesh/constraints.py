@@ -1,4 +1,4 @@
-"""The named points at which the sharding of activations is pinned, and what the mesh in use says of itself."""
+"""Sharding constraints on activations at named points, and the axes of the mesh in use."""
 
 from __future__ import annotations
 

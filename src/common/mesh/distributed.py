@@ -1,6 +1,6 @@
 """Several processes as one run: how they find each other, which rows each one reads, and how they agree.
 
-The launcher's environment says who takes part. Either all three of
+The launcher's environment names the participants. Either all three of
 
     JAX_COORDINATOR_ADDRESS   host:port of process 0
     JAX_NUM_PROCESSES         how many there are
@@ -43,9 +43,9 @@ FAREWELL = 10  # seconds that a failed process waits for the others to fail too
 
 
 def start(stoppable: bool = False) -> None:
-    """Joins the processes that the environment names; call it before anything asks JAX for its devices.
+    """Joins the processes that the environment names; call it before the first use of JAX's devices.
 
-    With `stoppable`, JAX's preemption service takes SIGTERM, and somebody must ask it (`common/runtime/stopping.py`).
+    With `stoppable`, JAX's preemption service takes SIGTERM, and has to be polled (`common/runtime/stopping.py`).
 
     Raises ValueError when the environment contradicts itself, RuntimeError when JAX cannot start. Where the others do
     not come in time, JAX aborts the process.
@@ -61,7 +61,7 @@ def start(stoppable: bool = False) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", stoppable)  # it swallows SIGTERM
     atexit.register(_leave)  # runs before JAX's own farewell, which waits long for processes that will not come
-    # Told beforehand: where nobody answers, JAX aborts the process.
+    # Logged beforehand: without an answer JAX aborts the process.
     who = "process {process_id} of {num_processes} at {coordinator_address}" if "process_id" in given else "a process"
     who = who.format(**given)
     logging.info("%s waits up to %d s for the others", who, given["initialization_timeout"])
@@ -81,7 +81,7 @@ def _compiles_only() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is process 0, the one that tells and writes."""
+    """Whether this is process 0, the one that logs and writes."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
@@ -91,7 +91,7 @@ def is_shared() -> bool:
 
 
 def stop() -> None:
-    """Waits until every process is done, then parts; nothing in a single process."""
+    """Waits until every process is done, then disconnects; nothing in a single process."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
 
@@ -119,7 +119,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any] | None:
         raise ValueError(f"JAX_COORDINATOR_ADDRESS={address!r} is no host:port; give e.g. 10.0.0.1:1234")
     if index >= count:
         raise ValueError(f"JAX_PROCESS_ID={index} is not below JAX_NUM_PROCESSES={count}; number them from 0")
-    # Without "deactivate" JAX would ask a cluster, if it is in one, for the devices of each process.
+    # Without "deactivate" JAX would take the devices of each process from a cluster's variables, if there are any.
     who = {"coordinator_address": address, "num_processes": count, "process_id": index}
     return who | {"cluster_detection_method": "deactivate"} | times
 
@@ -147,7 +147,7 @@ def _leave() -> None:
 def _quietly_stop() -> None:
     try:
         stop()
-    except Exception:  # the error that ended the run has been told
+    except Exception:  # the error that ended the run has been logged
         return
 
 

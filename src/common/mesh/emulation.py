@@ -1,4 +1,4 @@
-"""Several devices of one CPU, as tests and rehearsals of a pod have them."""
+"""Emulated devices: several of one CPU, for tests and trials of a pod."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ ORDERED = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 
 
 def emulates(flags: str) -> bool:
-    """Whether these XLA_FLAGS ask for more than one device of the CPU."""
+    """Whether these XLA_FLAGS request more than one device of the CPU."""
     counts = re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)
     return bool(counts) and int(counts[-1]) > 1  # of a flag given twice the last counts
 

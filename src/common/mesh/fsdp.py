@@ -1,4 +1,4 @@
-"""Where the parameters of one run lie, and how a device gets at them.
+"""Fully sharded data parallelism: the sharding of parameters, gathers in front of layers, scattered gradients.
 
 The train step is written per device over the mesh axes `data` and `fsdp` (`jax.shard_map`), so that what crosses the
 network is written down and not guessed: a parameter that is split over `fsdp` is gathered just before its layer uses
@@ -19,7 +19,7 @@ from jax.sharding import AxisType, PartitionSpec
 from src.common import tree
 from src.common.mesh.sharding import BATCH_AXES
 
-GATHERED = "gathered weights"  # the name by which rematerialization knows them
+GATHERED = "gathered weights"  # their name in rematerialization policies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Placement:
 
 
 def _gather(leaf: Any, axis: int, split: PartitionSpec | None) -> Any:
-    """The pieces of all fsdp devices behind each other; `split` says how `tensor` splits the result."""
+    """The pieces of all fsdp devices, concatenated; `split` is the spec of the result over `tensor`."""
 
     def gather(piece: Any) -> Any:
         return jax.lax.all_gather(piece, "fsdp", axis=axis, tiled=True)

@@ -1,4 +1,4 @@
-"""Meshes, and which axis of which array lies where.
+"""Meshes, and the sharding of each array.
 
 Mesh axes, in this order: `data` (rows; also across slices), `fsdp` (rows, and parameters cut by size), `tensor` (heads,
 feed-forward features and vocabulary), `context` (places of the sequence).
@@ -94,7 +94,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 class ShardingRules:
     """Which axis of a parameter is split over what.
 
-    tensor     (regex on the path, axis) pairs; the first match says which axis `mesh.tensor` splits, if it divides
+    tensor     (regex on the path, axis) pairs; the first match has the axis that `mesh.tensor` splits, if it divides
     min_size   parameters of fewer elements are never split over `fsdp`
     """
 

@@ -1,4 +1,4 @@
-"""Work in threads that do not hold up the end of the program."""
+"""Background work in threads that do not delay the end of the program."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def begin(work: Callable[[], Any], name: str) -> Future:
 def leave(code: int) -> None:
     """Ends the program, after everything of worth was written and closed.
 
-    While work goes on in the background Python's own end is left out: a compiler that comes back to a Python which is
+    While background work runs, Python's own shutdown is skipped: a compiler that comes back to a Python which is
     no more aborts the process, whatever the exit code was.
     """
     if not any(thread.is_alive() for thread in _threads):

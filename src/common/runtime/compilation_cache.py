@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk for the next start, and a cache that is damaged or away never stops a run.
+"""Compiled programs are kept on disk for the next start, and a damaged or missing cache never stops a run.
 
 JAX compiles what it cannot read from the cache, but leaves the damaged file where it is: without help, that program
 would be compiled at every start from then on.
@@ -22,7 +22,7 @@ DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '([^
 
 
 def use_program_cache() -> None:
-    """Keeps compiled programs in `cache_folder()/xla`, unless JAX was told of another place; removes damaged ones."""
+    """Keeps compiled programs in `cache_folder()/xla`, unless JAX has another folder; removes damaged ones."""
     if jax.config.jax_compilation_cache_dir is None:
         folder = os.path.join(cache_folder(), "xla")
         try:
@@ -52,7 +52,7 @@ class _Mender:
         if not found or not folder or issubclass(kind, OSError):  # a folder that is away has no damaged file
             self.show(message, category, *where, **more)
             return
-        # Which file it was is not told: those of the same name, for other shapes, can be made again, too.
+        # The file is unknown: those of the same name, for other shapes, can be made again, too.
         entries = list(epath.Path(folder).glob(f"{found[1]}-*-cache"))
         logging.warning(
             "Damaged compilation cache in %s (%s: %s): compiling %s again.", folder, found[2], found[3], found[1]

@@ -1,4 +1,4 @@
-"""What every program with a flag `--config` says of mistakes in its flags and in the config: one sentence."""
+"""Messages about mistakes in flags and in a config, one sentence each, for every program with a flag `--config`."""
 
 from __future__ import annotations
 

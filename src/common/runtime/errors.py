@@ -1,4 +1,4 @@
-"""What the program says of an error: one sentence, however long the runtime's own text is."""
+"""Messages of the program for errors: one sentence, however long the runtime's own text is."""
 
 from __future__ import annotations
 

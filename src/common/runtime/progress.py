@@ -1,4 +1,4 @@
-"""One line that says how a run is going: live on a terminal, as log lines elsewhere."""
+"""The progress of a run in one line: live on a terminal, as log lines elsewhere."""
 
 from __future__ import annotations
 

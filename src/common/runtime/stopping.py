@@ -1,9 +1,9 @@
 """Requests to stop: SIGTERM, Ctrl-C and the platform's notice before it takes the machine away.
 
-A training that is asked finishes its step, saves, and ends with exit code 0; a second Ctrl-C ends it at once (130).
+A training that is to stop finishes its step, saves, and ends with exit code 0; a second Ctrl-C ends it at once (130).
 Where nothing would be lost (before the first step, during the last evaluation, with --mode=eval and sample) the first
-request ends it. Several processes must stop at one step, whoever was asked. JAX's preemption service catches SIGTERM
-for that and agrees on a step; Ctrl-C is passed on to it as SIGTERM.
+request ends it. Several processes must stop at one step, whichever got the request. JAX's preemption service catches
+SIGTERM for that and agrees on a step; Ctrl-C is passed on to it as SIGTERM.
 
 The signals are read by a thread, so that they count while the main thread compiles or waits for a device.
 """
@@ -19,12 +19,12 @@ from collections.abc import Callable
 
 from absl import logging
 
-NOTE = "STOP_NOTE"  # the variable with which a launcher names a file that tells it "asked" from "finished"
+NOTE = "STOP_NOTE"  # the variable with a launcher's file, which distinguishes "stopped" from "finished"
 TOLD = "asked to stop (%s): finishing this step, saving and leaving; Ctrl-C once more leaves at once"
 
 
 class Stopped(Exception):
-    """The run left because it was asked to; everything is saved."""
+    """The run stopped on request; everything is saved."""
 
 
 class Signals:
@@ -50,7 +50,7 @@ class Signals:
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
     def asked(self) -> bool:
-        """Whether to stop now. Every process must ask equally often, and all get the same answer."""
+        """Whether to stop now. Every process must call it equally often, and all get the same answer."""
         if self.agreed or not self.shared:
             self.agreed = self.agreed or self.requested
             return self.agreed
@@ -92,7 +92,7 @@ class Signals:
             logging.info(TOLD, number.name)
         self.requested = True
         if self.shared and number == signal.SIGINT:
-            os.kill(os.getpid(), signal.SIGTERM)  # to JAX's service, which tells the others
+            os.kill(os.getpid(), signal.SIGTERM)  # to JAX's service, which notifies the others
 
 
 _watch: Signals | None = None
@@ -114,7 +114,7 @@ def close() -> None:
 
 
 def asked() -> bool:
-    """Whether to stop now, the same on every process; every process must ask equally often. False when nobody watches.
+    """Whether to stop now, the same on every process; every process must call it equally often. False before `start`.
 
     With several processes the answer takes about a second, and comes at the step after the furthest of them.
     """
@@ -140,7 +140,7 @@ def before_leaving(call: Callable[[], None]) -> None:
 
 
 def note(text: str) -> None:
-    """Tells the launcher that the run is not finished: exit code 0 alone would mean that it is."""
+    """Writes the launcher's file: the run is not finished, which exit code 0 alone would mean."""
     if path := os.environ.get(NOTE):
         with contextlib.suppress(OSError), open(path, "w") as file:
             file.write(text + "\n")

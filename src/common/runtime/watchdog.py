@@ -1,6 +1,6 @@
 """A thread that ends a run which hangs, after saying where: a launcher can start it again.
 
-The loop says where it is (`at`); each place has its allowance in seconds of monotonic time, and 0 is none. At half of
+The loop reports its phase (`at`); each phase has a limit in seconds of monotonic time, and 0 is none. At half of
 it all stacks go to standard error as a warning. When it is over they go there again, with one sentence about what
 stalled, and the process ends with exit code 1, whatever its main thread does.
 """
@@ -107,7 +107,7 @@ def watching(seconds: float, start: float, save: float, evaluate: float) -> Iter
 
 
 def at(place: str) -> None:
-    """Tells the watchdog, if there is one, where the run is now."""
+    """Reports the phase of the run to the watchdog, if there is one."""
     if _watchdog is not None:
         _watchdog.at(place)
 

@@ -1,9 +1,9 @@
-"""Where numbers, pictures and texts of a run go. Only process 0 writes, and a writer that fails never stops a run.
+"""Writers of the scalars, images and texts of a run. Only process 0 writes, and a writer that fails never stops a run.
 
-A run that goes on from a checkpoint takes back what a killed one had told of later steps (`History`).
+A run that resumes from a checkpoint removes what a killed one had logged of later steps (`History`).
 
 In a store (`gs://`), which cannot append, files are written locally and sent whole: at the first flush, then about once
-a minute, and at close; `JsonLines` before every checkpoint, too. What a killed process had not sent is lost.
+a minute, and at close; `JsonLinesWriter` before every checkpoint, too. What a killed process had not sent is lost.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ class MetricWriter(Protocol):
 
 @runtime_checkable
 class History(Protocol):
-    """A writer that keeps what it was told, so that a resumed run leaves what an uninterrupted one would have left."""
+    """A writer with a history, so that the log of a resumed run is that of an uninterrupted one."""
 
     def rewind(self, step: int, again: tuple[str, ...] = ()) -> None:
-        """Takes back what was told of the steps after `step`.
+        """Removes what was logged of the steps after `step`.
 
-        Names of `step` itself that begin with one of `again` are about to be told again.
+        Names of `step` itself that begin with one of `again` are about to be logged again.
         """
         ...
 
     def settle(self) -> None:
-        """Returns when what was told so far outlives a kill of this process, as far as that can be had cheaply."""
+        """Returns when what was logged so far survives a kill of this process, as far as that is cheap."""
         ...
 
 
 class _Guarded:
     """Opens late and writes on process 0 only. What fails never stops a run: it is counted and warned of once.
 
-    After a failure the file is opened anew at the next write, or later where the attempt took long, so that a disk that
-    hangs does not hold up every line. A file that somebody removed or replaced is made again.
+    After a failure the file is opened again at the next write, or later where the attempt took long, so that a disk
+    that hangs does not delay every line. A file that was removed or replaced is made again.
     """
 
     def __init__(self, target: str | os.PathLike[str]):
@@ -139,7 +139,7 @@ class _Guarded:
         self.lost = 0
 
 
-class JsonLines(_Guarded):
+class JsonLinesWriter(_Guarded):
     """Appends `{"step": 3, "time": …, "loss": 0.5}` lines to a file; images are left out.
 
     A value that is not finite is written as text ("nan"), so that every line is valid JSON.
@@ -149,7 +149,7 @@ class JsonLines(_Guarded):
         folder, name = os.path.split(self.target)
         path = os.path.join(self._folder(folder), name)
         if self._mirror and not os.path.exists(path):
-            self._mirror.fetch(name)  # a resumed run goes on in the same file
+            self._mirror.fetch(name)  # a resumed run continues the same file
         handle = open(path, "a+b")  # noqa: SIM115 - it stays open for the run
         if handle.tell() > 0:
             handle.seek(-1, os.SEEK_END)
@@ -193,7 +193,7 @@ class JsonLines(_Guarded):
         self._guard(lambda _: self._mirror and self._mirror.send(now=True), opening=False, sending=True)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """Nothing: a text file has no place for pictures."""
+        """Nothing: a text file has no images."""
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """One line with all texts of the step."""
@@ -230,7 +230,7 @@ class TensorBoard(_Guarded):
     def rewind(self, step: int, again: tuple[str, ...] = ()) -> None:
         """Has TensorBoard leave out what the files of earlier processes hold of later steps.
 
-        It does so when it meets the start of a session. What is told `again` is there twice, alike.
+        It does so when it meets the start of a session. What is logged `again` is there twice, alike.
         """
 
         def action(handle: Any) -> None:
@@ -242,7 +242,7 @@ class TensorBoard(_Guarded):
         self._guard(action)
 
     def settle(self) -> None:
-        """Hands over to the operating system; pictures are too large to be sent to a store at every checkpoint."""
+        """Flushes to the operating system; images are too large to be sent to a store at every checkpoint."""
         self._guard(lambda handle: handle.flush(), opening=False)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -256,7 +256,7 @@ class TensorBoard(_Guarded):
         self._write(step, scalars, summarize)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """One picture for each name and row, `name/0`, `name/1`, …"""
+        """One image for each name and row, `name/0`, `name/1`, …"""
         rows: dict[str, np.ndarray] = {}
         for name, value in images.items():
             value = _to_uint8(value)

@@ -11,10 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from src.data.example import SOUND, BadRow
+from src.data.example import SOUND, BadRow, Row
 from src.interfaces import Batch
-
-Row = dict[str, np.ndarray]
 
 
 @runtime_checkable
@@ -87,7 +85,7 @@ def refused(index: np.ndarray, flaws: np.ndarray) -> list[tuple[int, BadRow]]:
 
 
 def read_batch(
-    task: Rows, split: str, index: Sequence[int], uniforms: np.ndarray | None = None
+    task: Rows, split: str, index: Sequence[int] | np.ndarray, uniforms: np.ndarray | None = None
 ) -> tuple[Batch, list[tuple[int, BadRow]]]:
     """The batch of some rows, and the bad ones among them; `uniforms` [B, draws], None: without random changes."""
     draws = [None] * len(index) if uniforms is None else uniforms

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.data.example import BadRow, Example, Source
-from src.data.pipeline.reader import Row, stack
+from src.data.example import BadRow, Example, Row, Source
+from src.data.pipeline.reader import stack
 from src.data.splits import example_of, numbers_of, rows_of
 from src.interfaces import Batch, Field, Layout
 from src.sequence.layout import FixedLayout

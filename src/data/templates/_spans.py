@@ -141,7 +141,6 @@ def lay_out(turns: Sequence[Turn], codec: Any, room: Room, lengths: dict[str, in
         ids.extend(new)
         kind.extend([what] * len(new))
         loss.extend([target] * len(new))
-        return True
 
     def image(part: Part) -> bool:
         length = lengths.get(part.kind, 0)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from src.data.example import MARKER, BadRow, Example, Source, turns_of
-from src.data.pipeline.reader import Row
+from src.data.example import MARKER, BadRow, Example, Row, Source, turns_of
 from src.data.templates._base import Request, Template
 from src.data.words import CHARACTERS, Words, check_too_long, text_codec
 from src.interfaces import Field

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from src.data.example import Example, Source, label_of
+from src.data.example import Example, Row, Source, label_of
 from src.data.images import Images
-from src.data.pipeline.reader import Row
 from src.data.templates._base import Request, Template, segment_options
 from src.data.words import field_of
 from src.interfaces import Batch, Field

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from src.data.example import Example, Source, texts_of
+from src.data.example import Example, Row, Source, texts_of
 from src.data.images import Images
-from src.data.pipeline.reader import Row
 from src.data.templates._base import Request, Template
 from src.data.templates.caption_to_image import check_phrase
 from src.data.words import ENDLESS, Words, check_too_long, encode, field_of, room_for, text_codec

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from src.common.tree import listed
-from src.data.example import BadRow, Example, Source
+from src.data.example import BadRow, Example, Row, Source
 from src.data.images import Images
-from src.data.pipeline.reader import Row, stack
+from src.data.pipeline.reader import stack
 from src.data.splits import example_of, numbers_of, rows_of
 from src.data.templates import _spans as spans
 from src.data.templates._base import Template, segment_options

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from src.data.example import MARKER, BadRow, Example, Source, turns_of
+from src.data.example import MARKER, BadRow, Example, Row, Source, turns_of
 from src.data.images import Images
-from src.data.pipeline.reader import Row
 from src.data.templates._base import Request, Template
 from src.data.templates.chat import Part, asked, parts_of, size_of, unanswered
 from src.data.words import Words, check_too_long, field_of, text_codec

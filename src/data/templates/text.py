@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from src.data.example import Example, Source, texts_of
-from src.data.pipeline.reader import Row
+from src.data.example import Example, Row, Source, texts_of
 from src.data.templates._base import Request, Template, segment_options
 from src.data.words import Words, check_too_long, encode, room_for, text_codec
 from src.interfaces import Field

@@ -1,4 +1,4 @@
-"""Splash attention on TPU: blocks of scores live in fast memory only, and blocks that nobody may see are skipped."""
+"""Splash attention on TPU: blocks of scores stay in fast memory, and blocks that no query sees are skipped."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Splash:
     compared in the kernel. When they vary by row, or there is a relation, the mask is an array `[B, S, S]` and every
     block is visited.
 
-    Rows are padded to whole blocks with segment 0 and cut again. A query that sees nothing (padding) gets something
-    finite, and gives no gradient as long as nobody reads it.
+    Rows are padded to whole blocks with segment 0 and cut again. A query that sees nothing (padding) gets a
+    finite value, and no gradient as long as that value is not used.
 
     The compiler cannot partition a kernel, so it runs under `shard_map` over the mesh in use: rows over `data` and
     `fsdp`, heads over `tensor`, queries over `context`, each where it divides; keys are whole along `context`. On CPU

@@ -12,7 +12,7 @@ from src.models.layers import linear
 
 
 class Features(nnx.Module):
-    """Linear, GELU, linear (LLaVA 1.5; MonoFormer's `im_embedder`); the features know their places themselves.
+    """Linear, GELU, linear (LLaVA 1.5; MonoFormer's `im_embedder`); without positions, which the features contain.
 
     Raises ValueError for tokens that are not vectors.
     """

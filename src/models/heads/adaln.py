@@ -17,7 +17,7 @@ from src.models.layers import LayerNorm, linear
 class AdaLN(nnx.Module):
     """LayerNorm, shift and scale by the conditioning vector, linear to `outputs` numbers per token, f32.
 
-    A process that learns its variance asks for twice the features: the value comes first, then as many logits.
+    A process with a learned variance has twice the outputs: the value comes first, then as many logits.
 
     order            `crs` puts the features as the input has them (channel, row, column); `rsc` is MonoFormer's and
                      DiT's published output order (row, column, channel), turned into `crs` here
@@ -63,7 +63,7 @@ class AdaLN(nnx.Module):
         self.linear = last_linear(width, size, init=init, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, hidden: Float[Array, "B N D"], cond: Float[Array, "B T D"]) -> Float[Array, "B N outputs"]:
-        """What the process asks for; `cond` has one vector a row (T = 1) or one a token."""
+        """The outputs of the process; `cond` has one vector a row (T = 1) or one a token."""
         shift, scale = jnp.split(self.adaln(jax.nn.silu(cond)), 2, axis=-1)
         out = self.linear(self.norm(hidden) * (1 + scale) + shift)
         if self.order == "rsc":

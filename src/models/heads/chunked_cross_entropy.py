@@ -22,7 +22,7 @@ from src.common.mesh.constraints import automatic_axes
 
 
 class Cut(NamedTuple):
-    """How the V columns are walked: V = tensor · own, and `count` pieces of `size` cover the `own` columns of a device.
+    """How the V columns are cut: V = tensor · own, and `count` pieces of `size` cover the `own` columns of a device.
 
     Every piece has `size` columns of every device, so that all work on it and none fetches another's columns. The last
     piece ends with the last column; what the piece before it already had is masked.

@@ -1,4 +1,4 @@
-"""How far a student's law of the next token is from a teacher's, in pieces of the vocabulary.
+"""KL divergence of a student's distribution of the next token from a teacher's, in pieces of the vocabulary.
 
 With logits z of the student and y of the teacher, temperature τ, a = y / τ, b = z / τ, p = softmax(a), q = softmax(b):
 

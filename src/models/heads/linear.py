@@ -1,4 +1,4 @@
-"""The plain head: one linear layer, whose numbers mean what the field's process says."""
+"""The plain head: one linear layer, whose numbers the field's process interprets."""
 
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ class TokenDiffusion(nnx.Module):
     draws              times and noises of each token and step of training (MAR: 4)
     steps              reverse steps of a sample
     schedule           of the noise, a class of `corruption/schedules.py`
-    parameterization   what the network tells: eps, x0, v, velocity
-    timesteps          law of the training times, a class of `corruption/timesteps.py`
+    parameterization   of the network's output: eps, x0, v, velocity
+    timesteps          sampler of the training times, a class of `corruption/timesteps.py`
     sampler            ddim: deterministic after the first noise (Euler's method on a linear schedule); ancestral: draws
                        of the posterior
     temperature        factor of the noise: of the first one (ddim), or of that of every step (ancestral, as MAR)
@@ -128,7 +128,7 @@ class TokenDiffusion(nnx.Module):
     ) -> Float[Array, "rows P"]:
         """The next vector of each row that `guide` leaves; `choose` is not used.
 
-        States that one row is guided by share all noise, and the point of which the network is asked.
+        The states that guide one row share all noise, and the point at which the network is evaluated.
         """
         state = self.state(hidden)[:, None]
         output = jax.ShapeDtypeStruct((hidden.shape[0], 1, self.process.outputs), jnp.float32)

@@ -1,4 +1,4 @@
-"""What weights say of the model that they are made for: fields of a config by their dotted paths (`weights.json`)."""
+"""The model that weights are made for: options of a config by their dotted paths (`weights.json`)."""
 
 from __future__ import annotations
 
@@ -64,8 +64,10 @@ def value_of(config: Mapping[str, Any], name: str, otherwise: Any = None) -> Any
     if node is None:
         return otherwise
     for key in groups[1:]:
-        inner = node.get(key) or {}
+        inner = node.get(key) or {} if isinstance(node, Mapping) else {}
         node = links_of(inner) if key == "codec" else inner
+    if not isinstance(node, Mapping):
+        return otherwise
     value = node.get(last, USUAL.get(name, otherwise if first == "model" else None))
     return value.partition(":")[0] if last == "name" and isinstance(value, str) else value
 
@@ -81,7 +83,7 @@ def links_of(codec: Any) -> dict[str, Mapping[str, Any]]:
 
 
 def parameters_of(name: str) -> str:
-    """How the paths of the parameters begin that are made for a field of the config."""
+    """The beginning of the paths of the parameters that an option of the config is about."""
     first, *groups = name.split(".")
     if len(groups) < 2:
         return ""
@@ -90,11 +92,12 @@ def parameters_of(name: str) -> str:
 
 
 def renamed(told: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:
-    """What format 1 of `weights.json` told, with the names of today; `published` is the config.json beside it."""
+    """The contents of format 1 of `weights.json` with the names of today; `published` is the config.json beside it."""
     fields: dict[str, Any] = {}
     for name, value in told.items():
         if name == "vision.name":
-            links = LINKS[ENCODERS_1[value]] if value in ENCODERS_1 else {"frozen.name": value}
+            encoder = ENCODERS_1.get(value) if isinstance(value, str) else None
+            links = LINKS[encoder] if encoder else {"frozen.name": value}
             fields |= {f"{CODEC}.{option}": setting for option, setting in links.items()}
         elif name == "image_head.variance":
             fields |= {VARIANCE: LEARNED} if value == "learned" else {}

@@ -55,7 +55,7 @@ def published_config(
     }
     fields |= FIXED | dict(base) | {theirs: made_for[ours] for ours, theirs in TRUNK.items()}
     fields |= {"vocab_size": shapes[TABLE].shape[0], "architectures": [LLAMA]}
-    fields.pop("rope_parameters", None)  # newer, and says what rope_theta does
+    fields.pop("rope_parameters", None)  # newer, and the same as rope_theta
     fields["torch_dtype"] = dtype or np.dtype(shapes[TABLE].dtype).name
     if PROJECTOR not in shapes:  # the official class would look for an encoder
         fields = {name: value for name, value in fields.items() if name not in VISION}

@@ -53,7 +53,7 @@ class PublishedImage:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedConfig:
-    """What a `config.json` says of the network, in the names of transformers; `image` is None for a Llama,
+    """The network of a `config.json`, in the names of transformers; `image` is None for a Llama,
     and `vision` where nothing understands images."""
 
     architecture: str

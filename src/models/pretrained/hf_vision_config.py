@@ -1,4 +1,4 @@
-"""The frozen vision encoder as a published `config.json` says it <-> the links of `config.fields.vision.codec`.
+"""The frozen vision encoder of a published `config.json` <-> the links of `config.fields.vision.codec`.
 
 The official class builds its encoder of three fields: `vision_encoder` (clip | vae), `vision_encoder_path`, a folder or
 a name of the hub, from which the encoder's own weights come, and `vision_encoder_args`, of a vae `patch_size` and
@@ -25,7 +25,7 @@ LINKS: dict[str, dict[str, str]] = {
         "device.name": "patch",
     },
 }
-# Of each encoder's args: our options, the value where neither says one, and the lowest and highest.
+# For each encoder's args: our options, the default, and the lowest and highest value.
 ARGS: dict[str, dict[str, tuple[tuple[str, ...], int, int, int]]] = {
     "clip": {},
     "vae": {
@@ -44,7 +44,7 @@ class PublishedVision:
     vision_encoder_args: Mapping[str, int]
 
     def about(self) -> dict[str, Any]:
-        """The fields of a config that say the same, by dotted name; not the path, which may differ."""
+        """The same as options of a config, by dotted name; without the path, which may differ."""
         options: dict[str, Any] = dict(LINKS[self.vision_encoder])
         for name, (ours, usual, *_) in ARGS[self.vision_encoder].items():
             options |= dict.fromkeys(ours, self.vision_encoder_args.get(name, usual))
@@ -52,7 +52,7 @@ class PublishedVision:
 
 
 def parse_vision(fields: Mapping[str, Any]) -> PublishedVision | list[str] | None:
-    """What a `config.json` says, None where it has no encoder, or all that is wrong with it."""
+    """The encoder of a `config.json`, None where it has none, or a list of all errors."""
     encoder, path, args = (fields.get(name) for name in FIELDS)
     if not encoder:
         return None

@@ -71,7 +71,7 @@ def write_initial(
 
 
 def seal(meta: Mapping[str, Any]) -> str:
-    """The hash of what `weights.json` says of the model and its leaves; where they came from does not count."""
+    """The hash of the model and its leaves in `weights.json`; their origin does not count."""
     text = json.dumps([meta["format"], meta["about"], meta["leaves"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

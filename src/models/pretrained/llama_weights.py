@@ -86,7 +86,7 @@ def names_of(path: str, blocks: int) -> tuple[str, ...] | None:
 
 
 class Published:
-    """The tensors of a checkpoint as `Leaves`: nothing is read before it is asked for, and then one block at a time.
+    """The tensors of a checkpoint as `Leaves`: nothing is read before it is needed, and then one block at a time.
 
     `wrong` lists names that no Llama or MonoFormer has, tensors that are no floats of 16 bits or more, and leaves whose
     blocks are not 0, 1, 2, … of one shape and dtype; only where it is empty the leaves mean something.
@@ -148,7 +148,7 @@ def check_complete(found: Published, config: PublishedConfig) -> None:
 
 
 def expected(found: Mapping[str, Any], config: PublishedConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of our leaves by the config; `found` only says how wide the features of a vision encoder are."""
+    """Shapes of our leaves by the config; `found` is only read for the width of a vision encoder's features."""
     c, width = config, config.hidden_size
     heads = width // c.num_attention_heads * c.num_key_value_heads
     block = {

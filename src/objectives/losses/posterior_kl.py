@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from src.corruption.categorical import TINY, Categorical
+from src.corruption.categorical import Categorical
 from src.interfaces import Corrupted
 
+TINY = 1e-32  # smallest probability whose logarithm is taken: T / TINY, in its gradient, is a float32 still
 SNAP = 1e-3  # in units of one step: float32 errors of t T are far below it
 
 
@@ -31,7 +32,7 @@ class PosteriorKL:
     """
 
     steps: int = 1000
-    auxiliary: float = 0.0
+    auxiliary: float | int = 0.0
 
     def __post_init__(self):
         if self.steps < 1:

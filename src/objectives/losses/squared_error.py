@@ -1,7 +1,7 @@
 """Squared error of a Gaussian process's output, and the variational bound that a learned variance is trained on.
 
-1. mse = w(t) |value - target|^2, mean over the P numbers of a token; the target is told in the process's own
-   parameterization, and w by `weighting.py`.
+1. mse = w(t) |value - target|^2, mean over the P numbers of a token; the target is in the process's own
+   parameterization, and w is one of `weighting.py`.
 2. vlb = KL(q(x_u | x_t, x_0) || N(mean, variance)) in bits per dimension with the mean held fixed, u the index below
    t; at index 0 the negative log-likelihood of x_0 under the Gaussian discretised to bins of half-width 1/255.
 

@@ -3,7 +3,7 @@
 1. All five errors are multiples of the error in x_0 when x_t is given. With a = alpha, s = sigma, d = a s' - a' s:
        |d eps| = a/s |d x_0|,  |d v| = (a^2 + s^2)/s |d x_0|,  |d velocity| = d/s |d x_0|,  |d score| = a/s^2 |d x_0|.
 2. So a weight w on the x_0 error is the weight w / J^2 on another one, J being the factor above.
-3. The laws below are told on x_0 and converted, in logarithms because both factors may be extreme at the ends.
+3. The weights below are defined on x_0 and converted, in logarithms because both factors may be extreme at the ends.
 
 Sources: Hang et al. 2023 (Min-SNR), Kingma et al. 2021 (ELBO), Salimans & Ho 2022 (v).
 """

@@ -36,7 +36,7 @@ class Confidence(StepBase):
     Raises ValueError for a negative scale.
     """
 
-    gumbel: float = 4.5
+    gumbel: float | int = 4.5
     compound: bool = False
     of_all: bool = False
 

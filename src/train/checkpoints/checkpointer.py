@@ -1,8 +1,8 @@
 """Checkpoints that are verified when they are read, behind one class; Orbax writes them (imported when needed).
 
 One checkpoint is `<workdir>/checkpoints/<step>/` with three items: `state` (the arrays, as nested dictionaries of
-paths), `data` (JSON, where the input was) and `meta` (JSON); `contents.py` knows them. Orbax finds truncated files but
-restores flipped bits without a word, hence the fingerprints.
+paths), `data` (JSON, the position in the data) and `meta` (JSON), see `metadata.py`. Orbax finds truncated files but
+restores flipped bits without an error, hence the fingerprints.
 
 Several processes write one checkpoint together, each its own pieces, and make every decision together: what one of them
 cannot read is damaged for all.
@@ -37,7 +37,7 @@ class Checkpointer:
     every       only answers `due`
     keep_every  checkpoints at multiples of it stay, too; 0 is none
     best        `{"metric", "mode", "keep"}`: the `keep` best by a score stay, too (see `score`); no metric, none
-    readonly    touches nothing on disk, for looking at a run that may be going on
+    readonly    changes nothing on disk, to read a run that may still be training
 
     Raises ValueError for settings that mean nothing, and OSError at once when `workdir` cannot be written, before
     anything expensive starts.
@@ -76,7 +76,7 @@ class Checkpointer:
         return step > 0 and (regular or (evaluated and bool(self.retention.metric)))
 
     def all_steps(self) -> list[int]:
-        """The checkpoints that are there, as `latest_step` says of the newest."""
+        """The steps of the checkpoints, see `latest_step` for the newest."""
         return self._steps()
 
     def latest_step(self) -> int | None:
@@ -248,14 +248,14 @@ class Checkpointer:
         return self._opened
 
     def _steps(self) -> list[int]:
-        # Nothing to ask Orbax (a slow import) in a folder that does not exist yet; processes must ask together.
+        # No need for Orbax (a slow import) in a folder that does not exist yet; all processes must call it together.
         asked = self._opened or jax.process_count() > 1 or is_remote(self.directory)
-        if not (asked or self.directory.exists()):  # of a store that does not answer, `exists` says no
+        if not (asked or self.directory.exists()):  # `exists` is False for a store that does not answer
             return []
         return json.loads(gather_texts(json.dumps(list(self._manager().all_steps())))[0])
 
     def _known_scores(self) -> dict[int, dict[str, float]]:
-        """Those that process 0 sees."""
+        """Those that process 0 finds."""
         book = self._scores.read() if jax.process_index() == 0 else {}
         return {int(step): each for step, each in json.loads(gather_texts(json.dumps(book))[0]).items()}
 
@@ -292,7 +292,7 @@ class Checkpointer:
             keeping.sweep(self.directory)
 
     def _prune(self) -> None:
-        """Removes the checkpoints that need not stay; never the last one that is known to be sound."""
+        """Removes the checkpoints that need not stay; never the last one that was verified."""
         self._scored = False
         steps, scores = self._steps(), self._known_scores()
         kept = self.retention.kept(steps, scores)
@@ -309,7 +309,7 @@ class Checkpointer:
         self._manager().reload()
 
     def _make_room(self) -> None:
-        """After a full disk: the oldest goes, and so many fewer stay, if a newer one is known to be sound."""
+        """After a full disk: the oldest is removed, and so many fewer stay, if a newer one was verified."""
         steps = sorted(self._steps())
         free = [s for s in steps if s not in self.retention.chosen(steps, self._known_scores())]
         if not free or not any(step > free[0] for step in self._sound & set(steps)):

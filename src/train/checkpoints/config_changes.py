@@ -1,4 +1,4 @@
-"""Whether a run may go on from what another config left behind."""
+"""Config changes: whether a run may resume from the checkpoint of another config."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _elsewhere(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def _equal(before: dict[str, Any], after: dict[str, Any], name: str) -> bool:
-    """Whether both know something below a name, and it is the same."""
+    """Whether both have something below a name, and it is the same."""
     old, new = ({f: value for f, value in each.items() if _lies_below(f, name)} for each in (before, after))
     return bool(old) and old == new and None not in old.values()
 
@@ -117,7 +117,7 @@ def _places(row: str) -> list[str]:
 
 
 def _as_before(field: str, was: Any, now: Any, config: dict[str, Any]) -> bool:
-    """Whether a field that one of the configs does not have says in the other one what was always done."""
+    """Whether an option that one of the configs lacks has in the other one the value that was always used."""
     if ABSENT not in (was, now):
         return False
     value = now if was == ABSENT else was
@@ -130,7 +130,7 @@ def _is(field: str, name: str) -> bool:
 
 
 def _default(field: str, config: dict[str, Any]) -> Any:
-    """What the class of a part takes where an option is absent; ABSENT for what is no option of a part."""
+    """The default of an option of a part's class; ABSENT for what is no option of a part."""
     group, _, option = field.rpartition(".")
     folder = next((folder for name, folder in PARTS.items() if _is(group, name)), None)
     if folder is None or option == "name" or f"{group}.name" not in config:
@@ -144,7 +144,7 @@ def _default(field: str, config: dict[str, Any]) -> Any:
 
 
 def _advice(field: str, was: Any, now: Any, config: dict[str, Any]) -> str:
-    """What a person does about one field."""
+    """Advice about one option."""
     if field == "weights":
         return "give the initial weights that it began from (init_from), whose hash is the first of the two"
     if field.startswith("codecs."):  # found in files, no field that can be set
@@ -154,7 +154,7 @@ def _advice(field: str, was: Any, now: Any, config: dict[str, Any]) -> str:
         return f"take {field} out of the config file"
     if now == ABSENT:
         return f"put {field} = {was!r} into the config file"
-    if isinstance(was, str | int | float):  # what a flag can say
+    if isinstance(was, str | int | float):  # the values that a flag can have
         return f"add --config.{field}={was}"
     return f"set {field} back to {was!r} in the config file"
 

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be trusted: which file is to blame, and out of the way with them.
+"""Damaged checkpoints: which file is damaged, and how they are moved aside.
 
 Every checkpoint that was written whole gets `files.json`: the size of each of its files, and a checksum of the small
 ones. It only serves to name files; whether a checkpoint is sound is decided by its seal and fingerprints, so that one
@@ -38,7 +38,7 @@ ORBAX = f"{os.sep}orbax{os.sep}"
 
 
 class DamageError(Exception):
-    """A checkpoint that cannot be trusted, and why."""
+    """A damaged checkpoint, and why it is."""
 
 
 def together(item: str, action: Callable[[], Any]) -> Any:
@@ -54,7 +54,7 @@ def together(item: str, action: Callable[[], Any]) -> Any:
 
 
 def explain(error: BaseException) -> str:
-    """An error in one line; a full disk is called that, wherever in a chain of errors it is told."""
+    """An error in one line; a full disk is named as such, wherever in a chain of errors it is."""
     chain, seen = [], error
     while seen is not None and seen not in chain:
         chain.append(seen)
@@ -121,7 +121,7 @@ def check_marker(folder: epath.Path, items: Sequence[str]) -> None:
 
 
 def note_files(folder: epath.Path) -> None:
-    """Writes the list of the files of a checkpoint that was just written; failing to is only told."""
+    """Writes the list of the files of a new checkpoint; a failure is only logged."""
     if is_remote(folder):
         return
     try:
@@ -133,7 +133,7 @@ def note_files(folder: epath.Path) -> None:
 
 
 def changed_files(folder: epath.Path) -> list[str]:
-    """What differs between a checkpoint's files and the list made when it was written, one phrase for each."""
+    """Differences between a checkpoint's files and the list made when it was written, one phrase each."""
     try:
         noted = {name: (size, crc) for name, (size, crc) in read_json(folder / LIST).items()}
     except FileNotFoundError:
@@ -156,7 +156,7 @@ def changed_files(folder: epath.Path) -> list[str]:
 
 
 def blame(folder: epath.Path, error: BaseException) -> str:
-    """Why a checkpoint is damaged, with the files that are known to be."""
+    """Why a checkpoint is damaged, with the damaged files that were found."""
     files = changed_files(folder)
     if not files:
         files = sorted(set(re.findall(re.escape(f"{folder}/") + r"([^\s\"'\]:,]+)", str(error))))
@@ -178,7 +178,7 @@ def _files(folder: epath.Path) -> dict[str, tuple[int, int | None]]:
 
 
 def move_damaged(workdir: epath.Path, steps: Sequence[int]) -> None:
-    """Moves checkpoints to `<workdir>/damaged/<step>-<number>`, and tells where. Raises what the disk raises."""
+    """Moves checkpoints to `<workdir>/damaged/<step>-<number>`, and gives the paths. Raises what the disk raises."""
     for step in steps:
         place = next(p for i in itertools.count() if not (p := workdir / "damaged" / f"{step}-{i}").exists())
         move_folder(workdir / "checkpoints" / str(step), place)

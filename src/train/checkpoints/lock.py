@@ -1,8 +1,8 @@
-"""One run at a time in a workdir: a lock file with who holds it, renewed while the run lives.
+"""One run at a time in a workdir: a lock file with its owner, renewed while the run is active.
 
-`<workdir>/lock.json` says host, process and since when. A run that finds one judges it so:
+`<workdir>/lock.json` has host, process and start time. A run that finds one acts by these rules:
 
-- the same machine and the process is alive: refused. It is gone, or the machine was started anew: taken over.
+- the same machine and the process is alive: refused. It is gone, or the machine was restarted: taken over.
 - another machine (or another container): it is watched. When it is renewed, refused; when it was not renewed for
   `LOST` seconds, by the file store's own clock or by watching, taken over.
 
@@ -77,7 +77,7 @@ class Lock:
     # ----------------------------------------------------------------------- judging another's lock
 
     def _is_dead(self, found: dict[str, Any]) -> bool:
-        """Whether its run is known to be over. Raises RuntimeError when it is known to live."""
+        """Whether its run has certainly ended. Raises RuntimeError when it is certainly active."""
         if found.get("host") == self._me["host"]:
             if found.get("boot") != self._me["boot"]:
                 return True
@@ -85,7 +85,7 @@ class Lock:
                 if _started(found.get("pid")) not in (None, found.get("started")) or not _exists(found.get("pid")):
                     return True
                 raise RuntimeError(self._refusal(found))
-        return not is_remote(self.path) and self._age() > LOST  # a store's client may remember an older time
+        return not is_remote(self.path) and self._age() > LOST  # a store's client may cache an older time
 
     def _age(self) -> float:
         """Seconds since the lock was renewed, by the clock of the file system."""
@@ -125,7 +125,7 @@ class Lock:
     # ----------------------------------------------------------------------- the file
 
     def _read(self) -> dict[str, Any] | None:
-        """What the file says; {} when it is no lock that can be read, None when there is no file."""
+        """The contents of the file; {} when it is no readable lock, None when there is no file."""
         try:
             found = json.loads(self.path.read_bytes())
             return found if isinstance(found, dict) else {}
@@ -146,7 +146,7 @@ class Lock:
                     self._lost(f"{_who(found)} has taken over {self.path}, which this run held: leaving it alone")
                     return
                 self._me["beat"] += 1
-                self._write()  # also where somebody removed it
+                self._write()  # also where it was removed
                 warned = False
             except Exception as error:
                 if not warned:
@@ -196,7 +196,7 @@ def _who(found: dict[str, Any]) -> str:
 
 
 def _started(pid: Any) -> str | None:
-    """When a process of this machine was started (clock ticks since the boot), or None where nobody says."""
+    """When a process of this machine was started (clock ticks since the boot), or None where that is unknown."""
     text = _text(f"/proc/{pid}/stat")
     fields = text.rpartition(")")[2].split() if text else []
     return fields[19] if len(fields) > 19 and fields[0] != "Z" else None

@@ -1,7 +1,8 @@
-"""What a checkpoint says of itself: its format, the seal over it, and a fingerprint for every leaf.
+"""Metadata of a checkpoint: its format, the seal over it, and a fingerprint for every leaf.
 
 `meta` is JSON: format, version of this framework, step, config, a checksum of `data`, for each leaf its fingerprint,
-dtype and shape, and the seal, a checksum of all of this. Every format keeps the seal, so that damage is told from news.
+dtype and shape, and the seal, a checksum of all of this. Every format keeps the seal, which separates damage
+from a newer format.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Found = tuple[Any, Any, dict[str, Any]]  # state, data state, meta
 def read(folder: epath.Path, abstract_state: Any, accept: Callable[[Any], Any] | None) -> Found:
     """A checkpoint, verified: marker, seal, data, config, then every leaf's dtype, shape and bits.
 
-    Raises DamageError where it cannot be trusted, and ValueError where it is not for this run.
+    Raises DamageError where it is damaged, and ValueError where it is not for this run.
     """
     import orbax.checkpoint as ocp
 
@@ -95,7 +96,7 @@ def _is_leaf(leaf: Any) -> bool:
 
 
 def checked_data(data: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` itself. Raises DamageError unless it has the checksum that `meta` tells."""
+    """`data` itself. Raises DamageError unless it has the checksum in `meta`."""
     if not isinstance(data, dict) or meta["data"] != checksum(data):
         raise DamageError("not what was saved")
     return data
@@ -111,7 +112,7 @@ def migrated(meta: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any]
         number = meta["format"]
         meta, data = MIGRATIONS[number](meta, data)
         meta = meta | {"format": number + 1}
-    # A seal is a checksum and no signature: a stranger's may be right around anything.
+    # A seal is a checksum and no signature: in an untrusted file it may be valid around anything.
     wrong = [name for name, kind in META.items() if not isinstance(meta.get(name), kind)]
     wrong = wrong or [path for path, leaf in meta["leaves"].items() if not _is_leaf(leaf)]
     wrong += [] if "value" in data else ["value"]
@@ -148,7 +149,7 @@ def arrays(state: Any) -> dict[str, Array]:
 
 def target(leaf: Any) -> jax.ShapeDtypeStruct:
     """Shape, dtype and place that a leaf is to be read into."""
-    # Without a sharding Orbax would ask for the devices that saved, which may not exist here.
+    # Without a sharding Orbax would need the devices that saved, which may not exist here.
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
 

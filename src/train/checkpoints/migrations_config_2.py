@@ -61,7 +61,7 @@ def renamed(then: str, part: Any) -> Any:
 def _rows(old: Group, params: Iterable[str]) -> list[str]:
     """The rows of the table that a run had."""
     found = {path_now(path).split("/")[1] for path in params if path_now(path).startswith("fields/")}
-    if not found:  # nobody says which parameters there were
+    if not found:  # the parameters are unknown
         found |= {"text"} if (old.get("text_codec") or {}).get("name") else set()
         found |= {"vision"} if (old.get("vision") or {}).get("name") else set()
         found |= {"image"} if any(image_shape(task.get("data") or {}) for task in old["tasks"].values()) else set()

@@ -76,7 +76,7 @@ TASKS: dict[str, tuple[str, tuple[str, ...], str, dict[str, str]]] = {
 }
 SHARED = ("held_out", "names", "ambiguous")  # of every source that has them
 RENAMED = {"files": "names"}
-# What options were where the config did not say it, and now are not.
+# Defaults of then that are no defaults now.
 USUAL: dict[str, Group] = {
     "journeydb:CaptionToImage": {"text": "prompt", "phrase": JOURNEYDB},
     "journeydb:ImageToCaption": {"text": "caption"},
@@ -101,7 +101,7 @@ def task_now(task: Mapping[str, Any], renamed: Callable[[str, Any], Any], latent
 
 
 def _parts(data: Group, latents: int) -> Group:
-    """Source and template of a task. A class that nobody knows here is named as it was, and so is refused in words."""
+    """Source and template of a task. An unknown class keeps its name, and so is refused."""
     name = data.pop("name", "")
     if name not in TASKS:
         return {"source": {"name": name} | data, "template": {}}
@@ -144,7 +144,7 @@ def _objective(group: Mapping[str, Any], renamed: Callable[[str, str], Any]) -> 
 
 
 def image_shape(data: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """Height, width and channels of what a task made images of; None where it had none, or nobody knows."""
+    """Height, width and channels of what a task made images of; None where it had none, or they are unknown."""
     kind = str(data.get("name", "")).partition(":")[0]
     if kind in ("digits", "labels") and not str(data["name"]).endswith("NumberSentences"):
         return 8, 8, 1

@@ -1,4 +1,4 @@
-"""The parameters of a checkpoint alone, one leaf at a time, for whoever has neither the devices nor the memory for a
+"""The parameters of a checkpoint alone, one leaf at a time, without the devices or the memory for a
 whole train state."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Trained:
         try:
             data = metadata.checked_data(metadata.read_item(folder / "data"), meta)
             meta, _ = metadata.migrated(meta, data)
-        except Exception as error:  # in what a stranger sealed anything may be missing
+        except Exception as error:  # an untrusted file may lack anything
             raise self._damaged(error) from error
         self._moved: dict[str, str] = meta.get("moved", {})
         self.config: dict[str, Any] = meta["config"]

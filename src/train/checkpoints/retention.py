@@ -1,4 +1,4 @@
-"""Which checkpoints stay on disk, and the scores that tell the best ones.
+"""Which checkpoints stay on disk, and the scores by which some are the best.
 
 A checkpoint is removed only after a newer one was written whole, by renaming it first, so that a run that is killed
 meanwhile leaves too many checkpoints and never half of one.
@@ -81,7 +81,7 @@ class ScoreBook:
             return {}
 
     def write(self, step: int, scalars: Mapping[str, Any], steps: Iterable[int]) -> None:
-        """Adds a step's scores and forgets those of checkpoints that are gone; failing to is only told."""
+        """Adds a step's scores and removes those of checkpoints that are gone; a failure is only logged."""
         book = {s: each for s, each in self.read().items() if s in set(steps)}
         book[step] = {k: float(v) for k, v in scalars.items() if math.isfinite(v)}
         self._save(book)
