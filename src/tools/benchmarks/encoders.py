@@ -72,7 +72,7 @@ def measure_encoder(
 
     `seconds` and images_per_second are of the wall, `seconds_per_image` those of the processor.
     """
-    params = jax.device_put(net.needed(random_params(net), [shape]))
+    params = jax.device_put(net.needed(random_params(net), [shape[1:]]))
     pictures = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, shape), jnp.float32)
     compiled = jax.jit(net.compute).lower(params, pictures).compile()
     flops = matmul_flops(compiled.as_text()) / shape[0]
