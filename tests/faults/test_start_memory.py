@@ -16,9 +16,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from src.common.files.lazy_arrays import place
 from src.common.mesh.sharding import make_mesh
 from src.models.pretrained.initial_weights import Initial, write_initial
-from src.train import start
+from src.train import init_from
 
-PATH, TABLE, SHAPE = "trunk/layers/mlp/up/kernel", "text/table/embedding", (32, 2048, 1024)
+PATH, TABLE, SHAPE = "trunk/layers/mlp/up/kernel", "fields/text/embed/table/embedding", (32, 2048, 1024)
 
 class Made:
     shapes = {PATH: jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16), TABLE: jax.ShapeDtypeStruct((32768, 2048), jnp.bfloat16)}
@@ -41,7 +41,7 @@ for path, spec in ((PATH, (None, None, "fsdp")), (TABLE, ("fsdp",))):
     told[path] = [leaf.nbytes, memory("VmHWM") - before]
     open("/proc/self/clear_refs", "w").write("5")
     before = memory("VmRSS")
-    found.check(start._prints({path: leaf}, found))
+    found.check(init_from._prints({path: leaf}, found))
     told[path].append(memory("VmHWM") - before)
     del leaf
 print(json.dumps(told))

@@ -32,8 +32,7 @@ def _from_2(meta: Meta, data: Meta) -> tuple[Meta, Meta]:
     parameters = {path.removeprefix("params/") for path in meta["leaves"] if path.startswith("params/")}
     moved = {_leaf_now(path, parameters): path for path in meta["leaves"]}
     leaves = {now: meta["leaves"][then] for now, then in moved.items()}
-    earlier = meta.get("moved", {})
-    moved = {now: earlier.get(then, then) for now, then in moved.items()}
+    moved = {now: then for now, then in moved.items() if now != then}
     config = config_now(meta["config"], meta["leaves"])
     value = data["value"]
     if isinstance(value, dict) and isinstance(value.get("meter"), dict):

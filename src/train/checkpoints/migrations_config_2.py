@@ -32,21 +32,25 @@ def config_now(old: Group, leaves: Mapping[str, Any]) -> Group:
     if "model" not in old or "tasks" not in old:
         return old
     params = {path.removeprefix("params/"): leaf for path, leaf in leaves.items() if path.startswith("params/")}
-    rows = _rows(old, params)
+    fields = {row: FIELDS[row](old, params) for row in _rows(old, params)}
+    prints = {row: _prints(old, row, field) for row, field in fields.items()}
+    latents = _latents(old)
     new = {key: value for key, value in old.items() if key not in GONE}
-    new["fields"] = {row: FIELDS[row](old, params) for row in rows}
-    new["model"] = _model(old["model"])
-    codec = old.get("image_codec") or {}
-    latents = codec.get("channels", 4) if codec.get("name") else 0
+    new["fields"], new["codecs"] = fields, {row: found for row, found in prints.items() if found}
+    new["model"], new["optim"] = _model(old["model"]), _optim(old.get("optim") or {})
     new["tasks"] = {name: task_now(task, renamed, latents) for name, task in old["tasks"].items()}
-    new["codecs"] = {row: prints for row in rows if (prints := _prints(old, row, new["fields"][row]))}
     new |= _made(old.get("sample") or {}, (old.get("patch") or {}).get("size", 1))
-    new["optim"] = _optim(old.get("optim") or {})
     if "sharding" in old:
         new["sharding"] = old["sharding"] | {"tensor": _rules(old["sharding"].get("tensor", ()))}
     if "init_from" in old:
         new["init_from"] = old["init_from"] | {"skip": [_path(rule) for rule in old["init_from"].get("skip", ())]}
     return new
+
+
+def _latents(old: Group) -> int:
+    """Channels of the latents that images were made as; 0 where they were made as they are."""
+    codec = old.get("image_codec") or {}
+    return codec.get("channels", 4) if codec.get("name") else 0
 
 
 def renamed(then: str, part: Any) -> Any:
@@ -81,35 +85,37 @@ def _text(old: Group, params: Mapping[str, Any]) -> Group:
 
 
 def _image(old: Group, params: Mapping[str, Any]) -> Group:
-    model = old["model"]
-    head = {"order": "crs", "variance": "none"} | model.get("image_head", {})
+    head = {"order": "crs", "variance": "none"} | old["model"].get("image_head", {})
     order, variance = head.pop("order"), head.pop("variance")
-    shapes = [image_shape(task.get("data") or {}) for task in old["tasks"].values()]
-    codec = old.get("image_codec") or {}
-    shape = next((shape for shape in shapes if shape), None)
-    host: Group = {"name": "pixels"}
-    links: Group = {"host": host}
-    if codec.get("name"):
-        links["frozen"] = codec | {"name": "vae_latents" if codec["name"].startswith("latents") else codec["name"]}
-        factor = codec.get("factor", 8)
-        if shape and shape[2] not in COLOURS:
-            shape = shape[0] * factor, shape[1] * factor, 3
-    if shape:
-        host |= dict(zip(("height", "width", "channels"), shape, strict=True))
-    links["device"] = {"name": "patch"} | (old.get("patch") or {})
+    codec = _image_codec(old)
     if order != "crs":
-        channels = codec.get("channels", 4) if codec.get("name") else shape and shape[2]
-        head |= {"order": order, "channels": channels}
+        head |= {"order": order, "channels": _latents(old) or codec["host"].get("channels")}
     head |= {"unused_variance": True} if variance == "unused" else {}
-    sampler = ((old.get("sample") or {}).get("image") or {}).get("sampler", {})
-    return {
-        "codec": links,
-        "embed": {"name": "patches"} | model.get("image", {}),
+    new = {
+        "codec": codec,
+        "embed": {"name": "patches"} | old["model"].get("image", {}),
         "process": old["process"],
         "head": {"name": "adaln"} | head,
-        "step": sampler | {"name": SAMPLERS.get(sampler.get("name"), sampler.get("name", ""))},
         "time_token": True,
     }
+    sampler = ((old.get("sample") or {}).get("image") or {}).get("sampler")
+    return new | ({"step": sampler | {"name": SAMPLERS.get(sampler["name"], sampler["name"])}} if sampler else {})
+
+
+def _image_codec(old: Group) -> Group:
+    """Pixels, the autoencoder where there was one, and patches. The tasks said how large images were, in pixels or
+    latents."""
+    codec = dict(old.get("image_codec") or {})
+    shapes = [image_shape(task.get("data") or {}) for task in old["tasks"].values()]
+    height, width, channels = next((shape for shape in shapes if shape), (None, None, None))
+    if codec.get("name") and channels not in COLOURS and height:
+        factor = codec.get("factor", 8)
+        height, width, channels = height * factor, width * factor, 3
+    sizes = {"height": height, "width": width, "channels": channels} if height else {}
+    links: Group = {"host": {"name": "pixels"} | sizes, "device": {"name": "patch"} | (old.get("patch") or {})}
+    if codec.get("name"):
+        links["frozen"] = codec | {"name": "vae_latents" if codec["name"].startswith("latents") else codec["name"]}
+    return links
 
 
 def _vision(old: Group, params: Mapping[str, Any]) -> Group:
