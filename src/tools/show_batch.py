@@ -2,10 +2,10 @@
 
 python -m src.tools.show_batch --config=configs/digits.py --rows=4 --out=batch
 
-For each task: the segments of its rows; of each row the text, with [[what is learned]] in brackets, its ids below it,
-with the same brackets, and where its images are; in `<out>/<task>.png` the images as the data deliver them, as they
-come back from the codec, and noised as the network gets them; in `<out>/<task>-mask-<row>.png` who sees whom: a line
-for each token, dark what it sees, colored by the part that is seen.
+For each task: the segments of its rows; of each row what lies under each name: the text, with [[targets]] in brackets,
+its ids below it, with the same brackets, and where other tokens are; in `<out>/<task>.png` the images as the data
+deliver them, as they come back from the codec, and noised as the network gets them; in `<out>/<task>-mask-<row>.png`
+who sees whom: a line for each token, dark what it sees, colored by the part that is seen.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a few rows
 import jax
 import numpy as np
 from absl import flags
+from flax import nnx
 
 from src.build import build_system
 from src.common.rng import step_key
+from src.common.tree import flatten
 from src.data.pipeline.stream import Mixture
-from src.doctor.context import row_valid
 from src.evals.grid import caption_grid, save_png
-from src.interfaces import Batch, BucketField, ImageField, LabelField, SequenceSpec, TokenField
-from src.sequence.layout import Layout
+from src.interfaces import Batch, Layout, SequenceSpec, Tokens, View, row_of
+from src.models.model import Network, bind
+from src.sampling.raw_values import decoded
 from src.sequence.mask import visible
-from src.sequence.packed import Document, placed
 from src.tools.datasets import sources
-from src.train.system import System, prepare
-from src.train.trainer import make_trainer
+from src.train.system import System, draw, prepare
+from src.train.trainer import Trainer, make_trainer
 
 CELL = 640  # pixels of a mask's side, about
-Shown = Mapping[str, Mapping[str, Batch]]
 
 
 def define() -> flags.FlagValues:
@@ -53,59 +53,77 @@ def define() -> flags.FlagValues:
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """The slots of one row: ids (-1: no text), which are no padding, which are learned, and the part they belong to."""
+    """The slots of one row: the part that each belongs to, which are no padding, which are targets, and by name of the
+    tokens the ids there, -1 where there is none."""
 
-    ids: np.ndarray
-    valid: np.ndarray
-    loss: np.ndarray
     parts: list[str]
+    valid: np.ndarray
+    target: np.ndarray
+    ids: dict[str, np.ndarray]
 
 
 def slots_of(layout: Layout, batch: Batch, row: int) -> Slots:
-    """What each slot of a row holds."""
-    ids, loss = np.full(layout.length, -1), np.zeros(layout.length, bool)
-    valid = row_valid(layout, batch)[row]
-    if isinstance(layout, Document):
-        text, parts = batch[layout.text], [layout.text] * layout.length
-        ids, loss = np.asarray(text.ids[row]).copy(), np.asarray(text.loss[row])
-        places, _ = placed(layout, batch)
-        for segment in layout.images:
-            for kind in ("patches", "time")[: 1 + layout.time]:
-                owner = np.asarray(layout.owner(places, segment.name, kind)[0][row])
-                for slot in np.flatnonzero(owner >= 0):
-                    parts[slot] = f"{segment.name} {owner[slot] + 1}" + (" (time)" if kind == "time" else "")
-                    ids[slot] = -1
-        return Slots(np.where(valid, ids, -1), valid, loss & valid, parts)
-    for name, where in layout.slices().items():
-        if isinstance(field := batch.get(name), TokenField):
-            ids[where], loss[where] = np.where(field.valid[row], field.ids[row], -1), (field.loss & field.valid)[row]
-    return Slots(ids, valid, loss, [s.name for s in layout.segments for _ in range(s.length)])
+    """What each slot of a row holds; `batch` as the model sees it, behind the codecs."""
+
+    def lay(values: Mapping[tuple[str, str], np.ndarray], fill: int) -> np.ndarray:
+        return np.asarray(layout.join(batch, values, fill))[row]
+
+    targets, ids = {}, {}
+    for name, tokens in batch.tokens.items():
+        valid, value = np.asarray(tokens.valid), np.asarray(tokens.value)
+        targets[name, "clean"] = (np.asarray(tokens.target) & valid).astype(np.int32)
+        targets[name, "noisy"] = targets[name, "clean"]
+        if value.ndim == valid.ndim and np.issubdtype(value.dtype, np.integer):
+            found = np.where(valid, value, -1)
+            ids[name] = lay({(name, copy): found + 1 for copy in ("clean", "noisy")}, 0) - 1
+    valid = np.asarray(layout.spec(batch).segment)[row] > 0
+    ids = {name: np.where(valid, found, -1) for name, found in ids.items() if (found >= 0).any()}
+    return Slots(_parts(layout, batch, row), valid, lay(targets, 0) > 0, ids)
 
 
-def described(slots: Slots, codec: Any) -> Iterator[str]:
-    """A line for each run of slots of one part, and one of ids for texts."""
+def _parts(layout: Layout, batch: Batch, row: int) -> list[str]:
+    """The name of the part that each slot of a row belongs to: a segment's, with the number of its part in rows that
+    have several, and what is special about it."""
+    labels, numbers = [""], {}
+    for segment in layout.segments:
+        rows, *several, length = np.shape(batch.tokens[segment.name].valid)
+        special = {"clean": "", "noisy": " (noisy copy)" if segment.role == "copies" else "", "lead": " (lead)"}
+        for copy, size in (("clean", length), ("noisy", length), ("lead", segment.lead)):
+            if not size:
+                continue
+            counts = [f" {part + 1}" for part in range(several[0])] if several else [""]
+            own = len(labels) + np.arange(len(counts))
+            labels += [f"{', '.join(segment.names)}{count}{special[copy]}" for count in counts]
+            numbers[segment.name, copy] = np.broadcast_to(own[:, None] if several else own, (rows, *several, size))
+    return [labels[number] for number in np.asarray(layout.join(batch, numbers))[row]]
+
+
+def described(slots: Slots, system: System) -> Iterator[str]:
+    """A line for each run of slots of one part, and one of ids for each name that has some there."""
     starts = [i for i, part in enumerate(slots.parts) if not i or part != slots.parts[i - 1]]
     for start, end in zip(starts, [*starts[1:], len(slots.parts)], strict=True):
         here = slice(start, end)
-        padding = int((~slots.valid[here]).sum())
-        said = words(slots.ids[here], slots.loss[here], codec) if (slots.ids[here] >= 0).any() else ""
-        said = said or (
-            f"{end - start - padding} token{'s' * (end - start - padding != 1)}" if padding < end - start else ""
-        )
-        yield f"{slots.parts[start]:>12}  {said}" + (f"  (+{padding} padding)" if padding else "")
-        if (slots.ids[here] >= 0).any():
-            yield f"{'ids':>12}  {numbers(slots.ids[here], slots.loss[here])}"
+        count, padding = int(slots.valid[here].sum()), int((~slots.valid[here]).sum())
+        targets = int(slots.target[here].sum())
+        names = [name for name, ids in slots.ids.items() if (ids[here] >= 0).any()]
+        codecs = {name: system.fields[row_of(name)].codec.host for name in names}
+        said = [words(slots.ids[n][here], slots.target[here], c) for n, c in codecs.items() if hasattr(c, "bos")]
+        told = f"{count} token{'s' * (count != 1)}" + (f", {targets} of them targets" if targets else "")
+        text = " | ".join(said) if said else told if count else ""
+        yield f"{slots.parts[start]:>14}  {text}" + (f"  (+{padding} padding)" if padding else "")
+        for name in names:
+            yield f"{'ids':>14}  {numbers(slots.ids[name][here], slots.target[here])}"
 
 
 def numbers(ids: np.ndarray, loss: np.ndarray) -> str:
-    """Ids (-1 is left out), each run of learned ones in double brackets."""
+    """Ids (-1 is left out), each run of targets in double brackets."""
     kept = [(str(i), bool(learned)) for i, learned in zip(ids.tolist(), loss.tolist(), strict=True) if i >= 0]
     runs = [(learned, " ".join(i for i, _ in run)) for learned, run in itertools.groupby(kept, lambda pair: pair[1])]
     return " ".join(f"[[{run}]]" if learned else run for learned, run in runs)
 
 
 def words(ids: np.ndarray, loss: np.ndarray, codec: Any) -> str:
-    """The text of ids (-1 is left out), special tokens by name, what is learned in double brackets."""
+    """The text of ids (-1 is left out), special tokens by name, targets in double brackets."""
     special = {codec.pad: "<PAD>", codec.image: "<image>", codec.image_start: "<|im_start|>",
                codec.image_end: "<|im_end|>", codec.bos: "<s>", codec.eos: "</s>"}  # fmt: skip
     pieces: list[tuple[bool, str]] = []
@@ -138,6 +156,7 @@ def mask_picture(spec: SequenceSpec, row: int, parts: list[str]) -> np.ndarray:
     """Who sees whom in a row, `[height, width, 3]` uint8: a line for each query, a column for each key."""
     pick = lambda a: None if a is None else np.asarray(a[row] if np.ndim(a) > 1 else a)
     one = SequenceSpec(*(pick(getattr(spec, name)) for name in ("read", "write", "group", "segment", "position")))
+    one = one if spec.relation is None else one.replace(relation=np.asarray(spec.relation[row]))
     seen = np.asarray(visible(one, one))
     names = list(dict.fromkeys(parts))
     hues = np.array([colorsys.hsv_to_rgb(i / len(names), 0.9, 0.65) for i in range(len(names))])
@@ -151,53 +170,59 @@ def mask_picture(spec: SequenceSpec, row: int, parts: list[str]) -> np.ndarray:
     return pixels
 
 
-def pictures(system: System, name: str, raw: Batch, ready: Batch, view: Any, rows: int) -> Iterator[tuple[str, Any]]:
-    """(title, image `[h, w, C]` in [-1, 1]) of the images of some rows: delivered, decoded, noised."""
-    layout, predict = system.tasks[name].layout, system.predictor
-    for field, values in ((s.name, raw[s.name].values) for s in layout.segments if s.kind in ("image", "vision")):
-        kind, grids = layout.segment(field).kind, grids_of(raw[field], system.tasks[name].task)
-        if values.shape[-1] in (1, 3):
-            flat = np.asarray(values).reshape(-1, *values.shape[-3:])
-            flat = flat if kind == "image" else 2 * (flat - flat.min()) / max(np.ptp(flat), 1e-6) - 1
-            if grids:
-                flat = map(system.tasks[name].task.buckets.unfold, flat, grids)
-            yield from ((f"{field} {i + 1}", image) for i, image in enumerate(flat))
-        if kind == "vision":
+def pictures(system: System, task: str, raw: Batch, ready: Batch, view: View) -> Iterator[tuple[str, np.ndarray]]:
+    """(title, image `[h, w, C]` in [-1, 1]) of the images of some rows: delivered, decoded, noised.
+
+    raw, ready   as the data deliver them, and as the step gets them; `view` as the network does
+    """
+    plan = system.tasks[task]
+    for name, tokens in raw.tokens.items():
+        field = system.fields[row_of(name)]
+        if len(field.codec.delivered) != 3:
             continue
-        shown = {"decoded": predict.encode(jax.numpy.asarray(_fold(ready[field].values, 3)))}
-        if field in view.times:
-            shown["noised"] = _fold(view.inputs[field], 2)
-        for title, patches in shown.items():
-            if title == "decoded" and system.frozen.image is None:
-                continue  # it is what was delivered
-            for i, image in enumerate(decoded(predict, jax.numpy.asarray(patches), grids)):
+        own, grids = field.codec.host.where == "frozen", grids_of(tokens)
+        values = _fold(tokens.value, 3)
+        if values.shape[-1] in (1, 3):
+            images = 2 * (values - values.min()) / max(np.ptp(values), 1e-6) - 1 if own else values
+            images = map(plan.task.buckets.unfold, images, grids) if grids else images
+            yield from ((f"{name} {i + 1}", image) for i, image in enumerate(images))
+        if own or field.spec.vocab is not None:
+            continue
+        stages = {"decoded": view.batch.tokens[name].value} if field.codec.frozen is not None else {}
+        stages |= {"noised": view.noisy[name]} if name in view.noisy else {}
+        for title, value in stages.items():
+            for i, image in enumerate(images_of(system, name, value, ready.tokens[name])):
                 if image.shape[-1] in (1, 3):
-                    yield f"{field} {i + 1}, {title}", np.clip(image, -1, 1)
+                    yield f"{name} {i + 1}, {title}", np.clip(image, -1, 1)
 
 
-def decoded(predict: Any, patches: Any, grids: list[tuple[int, int]]) -> list[np.ndarray]:
-    """Pictures of patches `[n, N, P]`, `[h, w, C]` each, in the grids of their buckets if they have some."""
-    if not grids:
-        return list(np.asarray(predict.pictures(np.asarray(predict.decode(patches)))))
-    out: dict[int, np.ndarray] = {}
-    for grid in dict.fromkeys(grids):
-        chosen = [i for i, own in enumerate(grids) if own == grid]
-        images = predict.pictures(np.asarray(predict.shaped(grid)(patches[np.asarray(chosen)])))
-        out |= dict(zip(chosen, images, strict=True))
-    return [out[i] for i in range(len(grids))]
+def images_of(system: System, name: str, value: Any, tokens: Tokens) -> Any:
+    """Images of patches `[…, N, P]`, `[h, w, C]` each, in the grids of their buckets if they have some."""
+    flat = jax.tree.map(lambda a: np.asarray(a).reshape(-1, *np.shape(a)[np.ndim(tokens.valid) - 1 :]), tokens)
+    frozen = lambda row, values: system.pipeline.frozen.decode(row, values, None)
+    return decoded(system.fields[row_of(name)], _fold(value, 2), flat, frozen)
 
 
-def grids_of(field: ImageField, task: Any) -> list[tuple[int, int]]:
-    """Rows and columns of each image of a bucket, the first bucket's in a row that was refused; empty without
-    buckets."""
-    if not isinstance(field, BucketField):
+def grids_of(tokens: Tokens) -> list[tuple[int, int]]:
+    """Rows and columns of each image of a bucket; empty without buckets."""
+    if tokens.place is None:
         return []
-    grids = map(tuple, np.asarray(field.grid).reshape(-1, 2).tolist())
-    return [grid if all(grid) else task.buckets.grids[0] for grid in grids]
+    return list(map(tuple, (_fold(tokens.place, 2).max(axis=1) + 1).tolist()))
 
 
 def _fold(a: Any, keep: int) -> np.ndarray:
     return np.asarray(a).reshape(-1, *np.shape(a)[-keep:])
+
+
+def network_of(trainer: Trainer) -> Network:
+    """A network for what objectives make of rows: without parameters, unless they need some."""
+    architecture = trainer.system.architecture
+    shapes = trainer.abstract.params
+    objectives = [o for plan in trainer.system.tasks.values() for o, _ in plan.objectives.values()]
+    learned = any(path.startswith("fields/") and "/codec/" in path for path in flatten(shapes))
+    if learned or any(getattr(objective, "hint", 0) for objective in objectives):
+        return bind(architecture, trainer.init_params())
+    return Network(architecture, nnx.merge(architecture.graph, nnx.State(shapes)))
 
 
 def run(values: flags.FlagValues, config: Any) -> None:
@@ -215,48 +240,47 @@ def run(values: flags.FlagValues, config: Any) -> None:
     system = dataclasses.replace(system, tasks=plans)
     trainer = make_trainer(system, jax.devices()[:1])
     for name, plan in plans.items():
-        system.frozen.check(name, getattr(plan.task, "latents_of", None))
+        system.encoders.check(name, getattr(plan.task, "latents_of", None))
     data = Mixture({n: p.task for n, p in plans.items()}, dict.fromkeys(plans, values.rows), config.seed)
     raw = next(data)
     data.close()
     ready = jax.device_get(trainer.place(raw, 0))
-    views, _ = jax.jit(lambda batch: prepare(system, batch, step_key(config.seed, 0), True))(ready)
+    drawn = draw(system, ready, step_key(config.seed, 0))
+    views, _ = prepare(system, network_of(trainer), drawn)
     for name in names:
         show(system, name, raw[name], ready[name], jax.device_get(views[name]), values)
 
 
-def show(system: System, name: str, raw: Batch, ready: Batch, view: Any, values: flags.FlagValues) -> None:
+def show(system: System, name: str, raw: Batch, ready: Batch, view: View, values: flags.FlagValues) -> None:
     """Prints and draws the rows of one task."""
-    layout, rows = system.tasks[name].layout, values.rows
-    parts = ", ".join(f"{s.name} ({s.kind}, {s.length}, {s.mode})" for s in layout.segments)
+    layout, batch = system.tasks[name].layout, view.batch
+    parts = ", ".join(f"{', '.join(s.names)} ({_mode(s)})" for s in layout.segments)
     print(f"\n{name}: rows of {layout.length} tokens: {parts}")
-    owned = {field for objective, _ in system.tasks[name].objectives.values() for field in objective.fields}
-    drawn = [s.name for s in layout.segments if s.kind == "image" and s.name in owned]
-    valid = row_valid(layout, ready)
-    spec = jax.device_get(
-        layout.spec_of(jax.numpy.asarray(valid), placed(layout, ready)[0])
-        if isinstance(layout, Document)
-        else layout.spec(jax.numpy.asarray(valid))
-    )
-    for row in range(rows):
-        slots = slots_of(layout, ready, row)
-        labels = [f"class {f.ids[row]}" for f in ready.values() if isinstance(f, LabelField)]
-        learned = [f"{int(slots.loss.sum())} of text"] * bool(slots.loss.any()) + drawn
-        told = [f"{int(valid[row].sum())} tokens", f"learned: {', '.join(learned) or 'nothing'}", *labels]
+    spec = jax.device_get(layout.spec(batch))
+    for row in range(values.rows):
+        slots = slots_of(layout, batch, row)
+        marked = {n: int((np.asarray(t.target) & np.asarray(t.valid))[row].sum()) for n, t in batch.tokens.items()}
+        learned = ", ".join(f"{count} of {n}" for n, count in marked.items() if count)
+        told = [f"{int(slots.valid.sum())} tokens", f"targets: {learned or 'none'}"]
+        told += [f"{n} {np.asarray(value)[row].tolist()}" for n, value in batch.cond.items()]
         print(f"  row {row + 1}: {'; '.join(told)}")
-        print("\n".join(f"    {line}" for line in described(slots, system.codec)))
+        print("\n".join(f"    {line}" for line in described(slots, system)))
         path = os.path.join(values.out, f"{name}-mask-{row + 1}.png")
         save_png(path, mask_picture(spec, row, slots.parts))
-    if any(isinstance(field, ImageField) for field in raw.values()):
-        found = list(pictures(system, name, raw, ready, view, rows))
-        if found:
-            titles, images = zip(*found, strict=True)
-            for shape in dict.fromkeys(image.shape for image in images):
-                chosen = [i for i, image in enumerate(images) if image.shape == shape]
-                stem = name if shape == images[0].shape else f"{name}-{shape[0]}x{shape[1]}x{shape[2]}"
-                page = caption_grid(np.stack([images[i] for i in chosen]), [titles[i] for i in chosen], 8)
-                save_png(os.path.join(values.out, f"{stem}.png"), page)
+    found = list(pictures(system, name, raw, ready, view))
+    for shape in dict.fromkeys(image.shape for _, image in found):
+        titles, images = zip(*(pair for pair in found if pair[1].shape == shape), strict=True)
+        stem = name if shape == found[0][1].shape else f"{name}-{shape[0]}x{shape[1]}x{shape[2]}"
+        save_png(os.path.join(values.out, f"{stem}.png"), caption_grid(np.stack(images), titles, 8))
     print(f"  pictures in {values.out}/")
+
+
+def _mode(segment: Any) -> str:
+    """Length, role and blocks of a segment, and the tokens in front of it."""
+    modes = {0: "bidirectional", 1: "causal"}
+    blocks = segment.blocks if isinstance(segment.blocks, tuple) else modes.get(segment.blocks)
+    lead = f", {segment.lead} in front" * bool(segment.lead)
+    return f"{segment.length}, {segment.role}, {blocks or f'block:{segment.blocks}'}{lead}"
 
 
 def main(argv: list[str]) -> int:

@@ -1,38 +1,45 @@
-"""What is shown of a batch: the very tokens, what is learned of them, and who sees whom."""
+"""What is shown of a batch: the very tokens, the targets among them, and who sees whom."""
 
 import json
 import re
 
-import jax
 import numpy as np
 from PIL import Image
 
 from src.codecs.text import Bytes
-from src.codecs.vae import Vae, VaeConfig
-from src.codecs.vae_files import write_vae
 from src.tools import show_batch
 from tests.helpers import formats
+from tests.helpers.autoencoder import write_tiny
 
-TINY = VaeConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)  # one latent for 2 x 2 pixels
 CONFIG = """
 from configs import common
 def get_config(name=None):
     config = common.base()
-    config.text_codec.name = "text:Bytes"
-    data = {{"name": "pictures:CaptionToImage", "folder": "{0}/captions", "size": 8, "length": 32}}
-    packed = {{"name": "documents:Documents", "folder": "{0}/documents", "length": 64, "images": 1, "size": 8}}
-    config.tasks = {{
-        "draw": {{"share": 1.0, "data": data, "objectives": {{"diffusion": common.diffusion()}}}},
-        "packed": {{"share": 1.0, "data": packed, "objectives": {{"text": common.next_token("text")}}}},
-    }}
+    image = common.image(8, 8, 3)
+    image["codec"]["frozen"] = {{"name": "vae_latents", "path": "{0}/vae", "factor": 2}}
+    packed = {{"name": "packed", "length": 64, "images": 1}}
     with config.unlocked():
-        config.image_codec = {{"name": "vae_latents", "path": "{0}/vae", "factor": 2}}
+        config.fields = {{"text": common.text(name="text:Bytes"), "image": image}}
+        config.tasks = {{
+            "draw": {{
+                "weight": 1.0,
+                "source": {{"name": "captions", "folder": "{0}/captions"}},
+                "template": {{"name": "caption_to_image", "length": 32}},
+                "objectives": {{"diffusion": common.diffusion()}},
+            }},
+            "packed": {{
+                "weight": 1.0,
+                "source": {{"name": "documents", "folder": "{0}/documents"}},
+                "template": packed,
+                "objectives": {{"text": common.next_token("text")}},
+            }},
+        }}
     return common.debug(config).lock()
 """
 
 
 def test_rows_are_shown_as_the_model_sees_them(tmp_path, capsys):
-    write_vae(tmp_path / "vae", Vae(TINY), Vae(TINY).init(jax.random.key(0)))
+    write_tiny(tmp_path / "vae")
     formats.make_captions(tmp_path / "captions")
     (tmp_path / "documents").mkdir()
     Image.fromarray(formats.picture(0)).save(tmp_path / "documents" / "a.png")
@@ -42,15 +49,17 @@ def test_rows_are_shown_as_the_model_sees_them(tmp_path, capsys):
     flags = [f"--config={tmp_path}/config.py", f"--out={tmp_path}/out", "--rows=1"]
     assert show_batch.main(["show_batch", *flags]) == 0
     said = capsys.readouterr().out
-    assert "rows of 39 tokens: prompt (text, 32, causal), image.time (time, 1, causal), image (image, 4, bi" in said
-    assert "<|im_start|>" in said and "image  4 tokens" in said
+    assert (
+        "rows of 39 tokens: text.prompt (32, clean, causal), image (4, noisy, bidirectional, 1 in front), text." in said
+    )
+    assert "<|im_start|>" in said and "image  4 tokens, 4 of them targets" in said and "targets: 4 of image" in said
     packed = said[said.index("packed: rows of") :]
     assert "<s> [[see" in packed and "no [[yes </s>]]" in packed, packed
     codec, lines = Bytes(), "\n".join(re.findall(r"^ +ids  (.*)$", packed, re.MULTILINE))
     assert lines.startswith(f"{codec.bos} [[{' '.join(map(str, codec.encode('see')))}"), packed
     learned = " ".join(re.findall(r"\[\[([\d ]+)\]\]", lines)).split()
-    assert f"learned: {len(learned)} of text" in packed and learned[-1] == str(codec.eos)
-    assert "image 1  4 tokens" in packed and "image 1 (time)  1 token\n" in packed
+    assert f"targets: 4 of image, {len(learned)} of text" in packed and learned[-1] == str(codec.eos)
+    assert "image 1  4 tokens" in packed and "image 1 (lead)  1 token\n" in packed
     for name, length in (("draw", 39), ("packed", 64)):
         mask = np.asarray(Image.open(tmp_path / "out" / f"{name}-mask-1.png"))
         scale = show_batch.CELL // length
@@ -70,8 +79,8 @@ def test_a_refused_row_in_buckets_is_shown_as_an_empty_image(tmp_path, capsys):
     formats.make_captions(tmp_path / "captions", rows=4)
     for i in range(3):
         (tmp_path / "captions" / f"{i}.png").write_bytes(b"broken")
-    told = CONFIG.replace("pictures:CaptionToImage", "buckets:CaptionToImage")
-    told = told.replace('"length": 32}}', '"length": 32, "buckets": ((4, 4), (2, 8))}}').replace('"vae_latents"', '""')
+    told = CONFIG.replace('"length": 32}}', '"length": 32, "buckets": ((4, 4), (2, 8))}}')
+    told = "\n".join(line for line in told.splitlines() if "frozen" not in line)
     told = told.replace("return common.debug(config)", "config.data.max_bad.share = 1.0; return common.debug(config)")
     (tmp_path / "config.py").write_text(told.format(tmp_path))
     flags = [f"--config={tmp_path}/config.py", f"--out={tmp_path}/out", "--task=draw"]
@@ -79,7 +88,7 @@ def test_a_refused_row_in_buckets_is_shown_as_an_empty_image(tmp_path, capsys):
     assert list((tmp_path / "out").glob("draw*.png"))
 
 
-def test_what_is_learned_stands_in_brackets():
+def test_targets_stand_in_brackets():
     class Letters:
         pad, image, image_start, image_end, bos, eos = range(26, 32)
 
