@@ -158,12 +158,14 @@ def step_case(monoformer):
     times = jnp.asarray((want["t"][[0, 2]] + 1) / 1000, jnp.float32)[:, None]
     draws = {"image": {"denoise": {"times": times, "noise": {"image": patches(want["noise"])}}},
              "text": {"lm": {"text": ()}}}  # fmt: skip
+    unread = lambda *given: None  # there are no data
+    task = types.SimpleNamespace(layout=None, fill=(), element_spec=unread, fake=unread, prompt=unread)
     denoise = Diffusion(("image",), SquaredError(), Grid())
     tasks = {
-        "image": TaskPlan(None, pictured.layout, 2, {"denoise": (denoise, 1.0)}),
-        "text": TaskPlan(None, written.layout, 2, {"lm": (NextToken(("text",)), 0.01)}),
+        "image": TaskPlan(task, pictured.layout, 2, {"denoise": (denoise, 1.0)}),
+        "text": TaskPlan(task, written.layout, 2, {"lm": (NextToken(("text",)), 0.01)}),
     }
-    system = System(None, architecture.table, architecture, None, tasks)
+    system = System(None, architecture.table, architecture, unread, tasks)
     drawn = jax.tree.map(jnp.asarray, ({"image": pictured, "text": written}, draws))
     return system, params, drawn, want
 

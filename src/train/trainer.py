@@ -117,7 +117,7 @@ class Trainer:
 
         @functools.cache
         def some(paths: tuple[str, ...]) -> Callable[[np.uint32], dict[str, jax.Array]]:
-            def make(seed: np.uint32) -> dict[str, jax.Array]:
+            def make(seed: jax.Array) -> dict[str, jax.Array]:
                 leaves = flatten(init_params(self.system.init, seed))
                 return {path: leaves[path] for path in paths}
 

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from configs import common
 from src.build import build_system
+from src.common.runtime.writers import Many
 from src.common.tree import flatten, joined
 from src.models import lora
 from src.models import mixture_of_transformers as mot
@@ -121,7 +122,9 @@ def test_a_resumed_run_has_the_teacher_of_the_first(tmp_path):
         system = build_system(config_with(steps=6, **ALL | {"checkpoint.every": 3}))
         checkpoints, recorder = Checkpointer(str(folder), every=3), Recorder(last)
         with contextlib.closing(checkpoints), contextlib.suppress(KeyboardInterrupt):
-            return jax.device_get(loop.train(make_trainer(system, jax.devices()[:1]), checkpoints, recorder, 0.0)[0])
+            return jax.device_get(
+                loop.train(make_trainer(system, jax.devices()[:1]), checkpoints, Many([recorder]), 0.0)[0]
+            )
 
     straight = run(tmp_path / "straight")
     assert run(tmp_path / "cut", last=4) is None

@@ -193,7 +193,7 @@ def test_what_does_not_fit_is_told_before_anything_is_read(world):
     like["trunk/layers/mlp/down/kernel"] = jax.ShapeDtypeStruct((2, 96, 32), "float32")
     start = Start(str(folder / "init"), config={"model": model})
     with pytest.raises(ValueError, match=r"for another model \(.*\): set .*model\.trunk\.heads=2") as error:
-        start.read(like, None)
+        start.read(like, zeros)
     for words in ("model.trunk.heads is 2 there and 4 here", "model.trunk.rope_theta is 10000.0 there and 500000.0",
                   "trunk/layers/mlp/down/kernel is [2, 64, 32] there and [2, 96, 32] here"):  # fmt: skip
         assert words in str(error.value)

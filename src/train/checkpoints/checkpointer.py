@@ -19,6 +19,7 @@ from typing import Any
 import jax
 from absl import logging
 from etils import epath
+from ml_collections import ConfigDict
 
 from src.common import tree
 from src.common.files.store import is_remote
@@ -49,7 +50,7 @@ class Checkpointer:
         keep: int = 3,
         every: int = 1000,
         keep_every: int = 0,
-        best: Mapping[str, Any] | None = None,
+        best: Mapping[str, Any] | ConfigDict | None = None,
         readonly: bool = False,
     ):
         best = {"metric": "", "mode": "max", "keep": 1} | dict(best or {})

@@ -4,6 +4,7 @@ whole train state."""
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,8 @@ class Trained:
     of another format; reading a leaf raises it, too.
     """
 
-    def __init__(self, folder: epath.Path, average: bool = False):
+    def __init__(self, folder: str | os.PathLike[str], average: bool = False):
+        folder = epath.Path(folder)
         self.folder, self._part = folder, "ema" if average else "params"
         try:
             check_marker(folder, metadata.ITEMS)

@@ -14,7 +14,7 @@ from src.common.mesh.distributed import agree, gather_texts
 from src.common.runtime.errors import brief
 
 
-def check_writable(workdir: str) -> epath.Path:
+def check_writable(workdir: str | os.PathLike[str]) -> epath.Path:
     """The folder, made if need be, after a file was written there, seen by every process and removed.
 
     Raises OSError in one sentence, on every process.
