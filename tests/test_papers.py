@@ -78,7 +78,12 @@ def pieces(home):
 
 def train(home, config, variant, workdir, *flags):
     """A run of so many steps more, then a second start of the same command that goes on."""
-    small = [f"--config.text_codec.pieces={pieces(home)}", f"--workdir=runs/{workdir}", "--config.mesh.data=1", *flags]
+    small = [
+        f"--config.fields.text.codec.pieces={pieces(home)}",
+        f"--workdir=runs/{workdir}",
+        "--config.mesh.data=1",
+        *flags,
+    ]
     command = f"python -m src.main --config=configs/{config}.py:{variant} {' '.join(small)}"
     run(home, f"{command} --config.steps=4")
     said = run(home, command)
@@ -106,10 +111,10 @@ def made(home):
     if not (home / "data" / "tinyllama").exists():
         run(home, documented()[0])
     if not (home / "data" / "journeydb256").exists():
-        run(home, "python -m src.tools.prepare --source=journeydb:Journey --out=data/journeydb-shards --processes=2"
+        run(home, "python -m src.tools.prepare --source=journeydb --out=data/journeydb-shards --processes=2"
                   " --set=annotations=data/journeydb/train_anno.jsonl --set=images=data/journeydb/imgs"
                   " --rows=30")  # fmt: skip
-        run(home, "python -m src.tools.latents --source=files/shards:Shards --set=folder=data/journeydb-shards"
+        run(home, "python -m src.tools.latents --source=records --set=folder=data/journeydb-shards"
                   " --vae=data/sd-vae --size=8 --out=data/journeydb256 --rows=30")  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from configs import digits
 from src.build import build_system
 from src.common.mesh.distributed import put_batch
 from src.common.runtime.writers import Many
-from src.models.heads.linear import TextHead
+from src.models.heads.categorical import Categorical
 from src.models.layers import SwiGLU
 from src.train import loop, skip_nonfinite
 from src.train.checkpoints.checkpointer import Checkpointer
@@ -43,25 +43,25 @@ def trainer():
     with config.unlocked():
         config.eval.evaluators = {}
         del config.tasks["number_sentences"]
-        config.tasks[IMAGES].share = config.tasks[TEXTS].share = 1
+        config.tasks[IMAGES].weight = config.tasks[TEXTS].weight = 1
         config.batch, config.accumulate, config.optim.steps = 16, 2, 20
         config.model.dtype = config.optim.moments = "bfloat16"
         config.optim.warmup = 0
         config.mesh.data, config.mesh.fsdp, config.sharding.min_size = 2, 2, 1
         config.model.trunk.update({"depth": 4, "width": 16, "mlp_width": 32})
         config.log.every, config.guard.spike = 1, 6.0
-    mlp, nats = SwiGLU.__call__, TextHead.nats
+    mlp, nll = SwiGLU.__call__, Categorical.nll
 
     def failing_mlp(self, x):
         mark = self.up.kernel[...][0, 0]
         return spoil_gradient(jnp.where(mark == FORWARD, jnp.nan, mlp(self, x)), mark == BACKWARD)
 
-    def failing_head(self, hidden, ids):
-        return jnp.where(self.linear.kernel[...][0, 0] == HEAD, jnp.inf, nats(self, hidden, ids))
+    def failing_head(self, hidden, target, noise=()):
+        return jnp.where(self.linear.kernel[...][0, 0] == HEAD, jnp.inf, nll(self, hidden, target, noise))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SwiGLU, "__call__", failing_mlp)
-        patch.setattr(TextHead, "nats", failing_head)
+        patch.setattr(Categorical, "nll", failing_head)
         patch.setattr(skip_nonfinite, "WINDOW", 4)
         trainer = make_trainer(build_system(config), jax.devices()[:4])
         compiled = trainer.compile()
@@ -77,9 +77,15 @@ def mark(params, path, place, value):
 
 def spoil(batch, task, row, value):
     """A batch with one row of images changed."""
-    values = np.array(batch[task]["image"].values)
-    values[row] = value(values[row])
-    return batch | {task: batch[task] | {"image": batch[task]["image"].replace(values=values)}}
+    return put(batch, task, "image", row, value)
+
+
+def put(batch, task, name, row, change):
+    """A batch with some values of a name changed."""
+    tokens = batch[task].tokens
+    values = np.array(tokens[name].value)
+    values[row] = change(values[row])
+    return batch | {task: batch[task].replace(tokens=tokens | {name: tokens[name].replace(value=values)})}
 
 
 def nan_at(row, task=IMAGES):
@@ -87,9 +93,7 @@ def nan_at(row, task=IMAGES):
 
 
 def token(batch, row):
-    ids = np.array(batch[TEXTS]["caption"].ids)
-    ids[row, 0] = 10**6
-    return batch | {TEXTS: batch[TEXTS] | {"caption": batch[TEXTS]["caption"].replace(ids=ids)}}
+    return put(batch, TEXTS, "text.caption", (row, 0), lambda x: 10**6)
 
 
 def louder(batch):
@@ -98,16 +102,16 @@ def louder(batch):
 
 UP = "trunk/layers/mlp/up/kernel"
 PLANTS = {
-    "one value of one row": (None, nan_at(5), f"data: task {IMAGES}, field image, row 5"),
+    "one value of one row": (None, nan_at(5), f"data: task {IMAGES}, image, row 5"),
     "infinite data of another task": (
         None,
         lambda batch: spoil(batch, TEXTS, slice(2, 4), lambda x: x + np.inf),
-        f"data: task {TEXTS}, field image, row 2, 3",
+        f"data: task {TEXTS}, image, row 2, 3",
     ),
     "a token that there is none of": (None, lambda batch: token(batch, 5), f"embedding: task {TEXTS}, row 5"),
     "a weight": ((UP, (1, 0, 0), np.inf), None, f"parameter: {UP}, layer 2 of 4"),
     "the second of four blocks": ((UP, (1, 0, 0), FORWARD), None, f"block 2 of 4 of the trunk, in task {IMAGES}"),
-    "a head": (("text_head/linear/kernel", (0, 0), HEAD), None, f"head: task {TEXTS}, text, text nats, row 0, 1"),
+    "a head": (("fields/text/head/linear/kernel", (0, 0), HEAD), None, f"head: task {TEXTS}, text, text.caption, row 0, 1"),
     "one layer's gradient": (
         (UP, (2, 0, 0), BACKWARD),
         None,
@@ -220,7 +224,7 @@ def test_forever_stops_the_run_and_nothing_spoilt_is_saved(trainer, monkeypatch,
     assert message.startswith(
         f"step 5 is the last of 3 in a row that were skipped: {IMAGES}/diffusion/mse, the gradient"
     )
-    assert f"(first seen in data: task {IMAGES}, field image, row 6)" in message
+    assert f"(first seen in data: task {IMAGES}, image, row 6)" in message
     assert f"the last good checkpoint is that of step 4 in {tmp_path / 'checkpoints'}:" in message
     assert "\n" not in message
     last = saved(trainer, tmp_path)
