@@ -101,6 +101,7 @@ def louder(batch):
 
 
 UP = "trunk/layers/mlp/up/kernel"
+KERNEL = "fields/text/head/linear/kernel"
 PLANTS = {
     "one value of one row": (None, nan_at(5), f"data: task {IMAGES}, image, row 5"),
     "infinite data of another task": (
@@ -111,7 +112,7 @@ PLANTS = {
     "a token that there is none of": (None, lambda batch: token(batch, 5), f"embedding: task {TEXTS}, row 5"),
     "a weight": ((UP, (1, 0, 0), np.inf), None, f"parameter: {UP}, layer 2 of 4"),
     "the second of four blocks": ((UP, (1, 0, 0), FORWARD), None, f"block 2 of 4 of the trunk, in task {IMAGES}"),
-    "a head": (("fields/text/head/linear/kernel", (0, 0), HEAD), None, f"head: task {TEXTS}, text, text.caption, row 0, 1"),
+    "a head": ((KERNEL, (0, 0), HEAD), None, f"head: task {TEXTS}, text, text.caption, row 0, 1"),
     "one layer's gradient": (
         (UP, (2, 0, 0), BACKWARD),
         None,
