@@ -12,12 +12,13 @@ from configs import common
 def get_config(name: str | None = None):
     """Variants: debug."""
     image = common.image(8, 8, 1) | {
-        "process": {"name": "counts", "rounding": "stochastic"},
+        "process": {"name": "counts", "rounding": "stochastic", "end": 7.0, "scale": 2.0},
         "head": {"name": "adaln", "init": "zeros", "adaln_init": "zeros"},
         "step": {"name": "ancestral"},
     }
     image["codec"]["codes"] = {"name": "levels", "levels": 17}
     objective = common.diffusion(timesteps="timesteps:Stratified") | {"loss": {"name": "poisson"}}
     config = common.words_and_digits(common.base(), image, {}, objective)
+    config.steps = 1500
     config.decode.image.steps = 40
     return common.variant(config, name)

@@ -23,5 +23,6 @@ def get_config(name: str | None = None):
     loss = {"name": "cross_entropy", "on": "changed"}
     objective = common.diffusion(timesteps="timesteps:Stratified") | {"loss": loss}
     config = common.words_and_digits(common.base(), image, {}, objective)
+    config.steps = 1500
     config.decode.image.steps = 12
     return common.variant(config, name)

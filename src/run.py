@@ -166,7 +166,7 @@ def _build(flags: Any) -> Any:
         facts |= {"python": platform.python_version(), "the source code": source.hexdigest()[:16]}
         check_same(facts | fields(plain(flags.config), "config"))
     system = build_system(flags.config)
-    check_same({"the tokenizer": system.identity()["tokenizer"]})
+    check_same({f"the codec of the field {row}": prints for row, prints in system.identity()["codecs"].items()})
     return system
 
 

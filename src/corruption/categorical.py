@@ -83,7 +83,10 @@ class Categorical(ProcessBase):
         return self.field.vocab * (self.field.features or 1)
 
     def masses(self, t: Float[Array, "..."]) -> tuple[Array, Array, Array]:
-        """a_t, m_t and 1 - a_t - m_t: what is kept, masked, and drawn from the law."""
+        """a_t, m_t and 1 - a_t - m_t: what is kept, masked, and drawn from the law.
+
+        All else follows from them, so a subclass may let the share of masks move in time (VQ-Diffusion, GIDD).
+        """
         keep = self.schedule.keep(t)
         return keep, self.mask * (1 - keep), (1 - self.mask) * (1 - keep)
 

@@ -1,25 +1,19 @@
 """Keep probabilities of a categorical process: abar(t) = the chance that a token is still what it was, 1 at t = 0.
 
+Every class has `keep`, which is abar(t), and `slope`, its derivative, both of the shape of t.
+
 Sources: Sahoo et al. 2024 "MDLM" (linear), Chang et al. 2022 "MaskGIT" (cosine), Shi et al. 2024 "MD4" (power).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from src.corruption.schedules import as_time
-
-
-class _Keep(Protocol):
-    """abar(t) and its derivative, of the shape of t."""
-
-    def keep(self, t: ArrayLike) -> Float[Array, "..."]: ...
-    def slope(self, t: ArrayLike) -> Float[Array, "..."]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

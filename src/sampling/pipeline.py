@@ -128,6 +128,10 @@ class Pipeline:
         frozen = lambda row, values: self.frozen.decode(row, values, mesh)
         return {n: decoded(self.fields[row_of(n)], value, job.batch.tokens[n], frozen) for n, value in tokens.items()}
 
+    def check(self, task: str, given: Sequence[Mapping[str, Any]]) -> None:
+        """Raises what a call would raise for these examples; parameters are not needed, frozen networks not read."""
+        self._planned(task, given, self.decoders)
+
     def lower(
         self, task: str, given: Sequence[Mapping[str, Any]], scale: float | None = None, guided: bool = False
     ) -> jax.stages.Lowered:

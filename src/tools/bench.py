@@ -54,8 +54,8 @@ def bench(
         missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
         if missing:
             raise ImportError(f"{' and '.join(missing)} is missing: pip install -r requirements-peers.txt")
-        if importlib.util.find_spec(f"src.tools.peers.{peer or 'transformers'}") is None:
-            raise ValueError(f"--peer={peer} is no file of src/tools/peers; there is transformers")
+        if importlib.util.find_spec(f"src.tools.benchmarks.peers.{peer or 'transformers'}") is None:
+            raise ValueError(f"--peer={peer} is no file of src/tools/benchmarks/peers; there is transformers")
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise ValueError(f"--only={unknown[0]} is no part of the bench; there are {', '.join(PARTS)}")
@@ -132,7 +132,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer("steps", 0, "Calls of each part, instead of --seconds.", 0, **common)
     flags.DEFINE_string("json", None, "File that gets the figures.", **common)
     flags.DEFINE_float("save_gb", 0.0, "--only=save: random numbers, not the state.", **common)
-    flags.DEFINE_string("peer", None, "A file of src/tools/peers: transformers.", **common)
+    flags.DEFINE_string("peer", None, "A file of src/tools/benchmarks/peers: transformers.", **common)
     return values
 
 

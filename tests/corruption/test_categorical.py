@@ -1,6 +1,7 @@
 """The categorical process against Bayes' rule in float64, against its own algebra, and against published numbers."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -199,16 +200,21 @@ def test_numbers_of_a_token_are_independent():
     x0 = jnp.asarray(np.random.default_rng(0).integers(0, V, size=(2, 5, 3)))
     noise = process.noise(jax.random.key(0), (2, 5))
     t, s = jnp.array([[0.4], [0.9]]), jnp.array([[0.1], [0.0]])
-    c = process.corrupt(x0, noise, t)
     output = jax.random.normal(jax.random.key(1), (2, 5, 3 * V))
-    estimate = process.estimate(output, c.xt, t)
-    p = process.reverse(c.xt, jnp.exp(estimate), t, s)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(process, x0, noise, output):
+        c = process.corrupt(x0, noise, t)
+        estimate = process.estimate(output, c.xt, t)
+        return c, estimate, process.reverse(c.xt, jnp.exp(estimate), t, s)
+
+    c, estimate, p = run(process, x0, noise, output)
     for i in range(3):
-        alone = one.corrupt(x0[..., i], jax.tree.map(lambda a, i=i: a[..., i], noise), t)
+        own = jax.tree.map(lambda a, i=i: a[..., i], noise)
+        alone, part, reverse = run(one, x0[..., i], own, output[..., i * V : (i + 1) * V])
         np.testing.assert_array_equal(alone.xt, c.xt[..., i])
-        part = one.estimate(output[..., i * V : (i + 1) * V], alone.xt, t)
         np.testing.assert_array_equal(part, estimate[..., i, :])
-        np.testing.assert_allclose(one.reverse(alone.xt, jnp.exp(part), t, s), p[..., i, :], rtol=1e-6)
+        np.testing.assert_allclose(reverse, p[..., i, :], rtol=1e-6)
     assert process.posterior(jax.random.key(2), c.xt, estimate, t, s).shape == (2, 5, 3)
     assert process.prior(jax.random.key(3), (2, 5)).shape == (2, 5, 3)
     assert process.hint(estimate).shape == (2, 5, 3 * V)

@@ -11,8 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from src.corruption._base import expand
 
+from src.corruption.base import expand
 from src.interfaces import Corrupted
 
 SAMPLES = 8_000

@@ -1,36 +1,21 @@
 """The bench of the frozen encoders: operations as counted by hand, rates that agree, and no step is compiled for it."""
 
 import jax
-import numpy as np
 import pytest
 
-from configs import common
-from src.codecs.vae import Vae, VaeConfig
-from src.codecs.vae_files import write_vae
 from src.tools import bench as tool
 from src.tools.benchmarks import parts
-
-TINY = VaeConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)  # one latent for 2 x 2 pixels
-
-
-def config_of(folder):
-    config = common.base()
-    config.text_codec.name = ""
-    data = {"name": "imagenet:ClassToImage", "folder": str(folder), "size": 16, "classes": 5}
-    config.tasks = {"draw": {"share": 1.0, "data": data, "objectives": {"diffusion": common.diffusion()}}}
-    with config.unlocked():
-        config.image_codec = {"name": "vae_latents", "path": str(folder / "vae"), "factor": 2, "rows": 4}
-    return common.debug(config)
+from tests.helpers import runs
+from tests.helpers.autoencoder import config_of, write_tiny
 
 
 @pytest.mark.faults
 def test_figures_of_an_encoder_and_of_its_latents(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "start", None)
-    draw = lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(np.float32)
-    write_vae(tmp_path / "vae", Vae(TINY), jax.tree.map(draw, Vae(TINY).shapes()))
-    found = tool.bench(config_of(tmp_path), ("encode",), steps=2, peak_size=64)["encode"]
-    image, latents = found["image"], found["latents"]
-    assert found["assumed"] == "nothing" and "vision" not in found
+    write_tiny(tmp_path / "vae")
+    found = tool.bench(config_of(tmp_path, rows=4), ("encode",), steps=2, peak_size=64)["encode"]
+    image, latents = found["image"], found["image latents"]
+    assert found["assumed"] == "nothing" and set(found) == {"assumed", "image", "image latents", "where"}
     # 3 x 3 windows that touch the image: 3 n - 2 along a side of n, where a half of the side is taken 3 n - 1
     convolutions = 46**2 * (3 * 8 + 2 * 64) + 23**2 * 64 + 22**2 * (2 * 64 + 4 * 64 + 64) + 64 * 64
     attention = 64 * 4 * 64 + 2 * 64 * 64 * 8
@@ -44,8 +29,6 @@ def test_figures_of_an_encoder_and_of_its_latents(tmp_path, monkeypatch):
     assert "share_of_matmul_peak" in tool.table(found)
 
 
-def test_a_config_without_frozen_networks_is_told(tmp_path):
-    config = config_of(tmp_path)
-    config.image_codec.name = ""
-    with pytest.raises(ValueError, match="no frozen network: set image_codec or vision"):
-        tool.bench(config, ("encode",))
+def test_a_config_without_frozen_encoders_is_told():
+    with pytest.raises(ValueError, match=r"no frozen encoder: .*fields\.<name>\.codec\.frozen"):
+        tool.bench(runs.config_of(), ("encode",))

@@ -136,7 +136,7 @@ def lay_out(turns: Sequence[Turn], codec: Any, room: Room, lengths: dict[str, in
     loss: list[bool] = []
     images: dict[str, list[tuple[Any, int]]] = {"image": [], "vision": []}
 
-    def add(new: Sequence[int], what: int, target: bool) -> bool:
+    def add(new: Sequence[int], what: int, target: bool) -> None:
         new = new[: room.slots - len(ids)]
         ids.extend(new)
         kind.extend([what] * len(new))

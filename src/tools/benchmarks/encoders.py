@@ -34,25 +34,28 @@ HEIGHT, WIDTH = 375, 500  # of generated files, as those of ImageNet
 def measure_encoders(
     system: System, seconds: float, steps: int, say: Callable[[str], None], size: int | None = None, files: int = 64
 ) -> dict[str, Any]:
-    """Figures by network, and of making latents where images are drawn as latents.
+    """Figures by field, and of making latents where its images are made as latents.
 
     seconds, steps   how long each network is measured, or how often; `size` is that of the matrix products
     files            pictures that are made latents without the network; with it some calls are enough
 
-    Raises ValueError for a config without frozen networks.
+    Raises ValueError for a config without frozen encoders.
     """
-    frozen, assumed = system.frozen.sketch()
-    if not frozen.nets:
-        raise ValueError("this config has no frozen network: set image_codec or vision, or leave out --only=encode")
+    encoders, assumed = system.encoders.sketch()
+    if not encoders.nets:
+        raise ValueError(
+            "this config has no frozen encoder: give the codec of a field one (fields.<name>.codec.frozen), or leave"
+            " out --only=encode"
+        )
     figures: dict[str, Any] = {"assumed": "; ".join(assumed) or "nothing"}
-    for kind, net in frozen.nets.items():
-        shape = system.predictor.shape if kind == "image" else net.shape
+    for row, net in encoders.nets.items():
+        shape = net.takes
         rows = min(net.rows, ROWS) if jax.default_backend() == "cpu" else net.rows
-        say(f"encoder of {kind}s, {shape[0]} x {shape[1]}")
-        figures[kind] = measure_encoder(net, (rows, *shape), seconds, steps, size)
-        if kind == "image":
+        say(f"encoder of the field {row}, {shape[0]} x {shape[1]}")
+        figures[row] = measure_encoder(net, (rows, *shape), seconds, steps, size)
+        if hasattr(net, "moments"):
             say("latents of generated files")
-            figures["latents"] = measure_latents(frozen.image, shape[0], rows, files, max(steps, 2))
+            figures[f"{row} latents"] = measure_latents(net, shape[0], rows, files, max(steps, 2))
     return figures
 
 
@@ -69,7 +72,7 @@ def measure_encoder(
 
     `seconds` and images_per_second are of the wall, `seconds_per_image` those of the processor.
     """
-    params = jax.device_put(net.needed(random_params(net), [shape]))
+    params = jax.device_put(net.needed(random_params(net), [shape[1:]]))
     pictures = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, shape), jnp.float32)
     compiled = jax.jit(net.compute).lower(params, pictures).compile()
     flops = matmul_flops(compiled.as_text()) / shape[0]

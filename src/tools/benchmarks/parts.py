@@ -1,4 +1,4 @@
-"""The parts of the bench that measure this framework: step, data pipeline, image sampling, text decoding."""
+"""The parts of the bench that measure this framework: step, data pipeline, sampling of images and of text."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import numpy as np
 
 from src.build import build_system
 from src.common.mesh.distributed import data_shard
 from src.common.tree import count_parameters
+from src.interfaces import row_of
 from src.tools.benchmarks import clock
 from src.tools.compile import flops as operations
-from src.train.state import TrainState
+from src.tools.compile.report import made_in_a_call
+from src.train.state import TrainState, with_extras
 from src.train.system import System
 from src.train.trainer import Trainer, make_trainer, open_data
 
@@ -48,6 +49,10 @@ class Bench:
     def on_device(self) -> itertools.cycle:
         """The batches as the step takes them, for ever."""
         return itertools.cycle([self.trainer.place(batch, 0) for batch in self.batches])
+
+    def pipeline(self) -> Any:
+        """The pipeline of the averaged parameters."""
+        return self.system.pipeline.with_params(with_extras(self.state, self.state.ema))
 
     def step(self, batch: Any) -> Any:
         """One train step; returns its measurements."""
@@ -86,9 +91,7 @@ def start(
 
 def tokens_and_images(system: System) -> tuple[int, int]:
     """Tokens (padding included) and images of one step."""
-    plans = system.tasks.values()
-    return (sum(p.rows * p.layout.length for p in plans),
-            sum(p.rows * p.layout.copies(name) for p in plans for name in p.layout.named("image")))  # fmt: skip
+    return sum(p.rows * p.layout.length for p in system.tasks.values()), operations.images(system)
 
 
 def speed(system: System, median: float, flops: int, peak: float) -> dict[str, float]:
@@ -161,72 +164,78 @@ def measure_data(bench: Bench, step_seconds: float | None) -> dict[str, Any]:
     return found | ({"times_what_the_step_takes": step_seconds / seconds} if step_seconds else {})
 
 
-def drawing(system: System) -> tuple[str, dict[str, list]] | None:
-    """The first task that draws, and what to draw on one full call: all its prompts or labels in turn."""
-    for name, (task, layout, generated) in system.predictor.tasks.items():
-        if layout.segment(generated).kind == "image":
-            rows = system.predictor.rows
-            if task.classes is not None:
-                return name, {"labels": [i % task.classes for i in range(rows)]}
-            prompts = [words for words, _ in task.prompts("test")]
-            return name, {"words": [prompts[i % len(prompts)] for i in range(rows)]}
-    return None
+def drawing(system: System) -> tuple[str, list[Any]] | None:
+    """The first task that makes images, and the prompts of one full call."""
+    return next(((task, prompts(system, task)) for task in system.tasks if unit_of(system, task) == "image"), None)
 
 
-def writing(system: System) -> tuple[str, dict[str, Any]] | None:
-    """The task that writes (one of text alone comes first), and what it starts from on one full call."""
-    rows = system.predictor.rows
-    found = [
-        (bool(layout.named("image")), name, task)
-        for name, (task, layout, generated) in system.predictor.tasks.items()
-        if layout.segment(generated).kind == "text"
-    ]
+def writing(system: System) -> tuple[str, list[Any]] | None:
+    """The task that makes text (one that reads no image comes first), and what it starts from on one full call."""
+    found = [task for task in system.tasks if unit_of(system, task) == "token"]
     if not found:
         return None
-    with_image, name, task = min(found, key=lambda entry: entry[0])
-    given = [start for start, _ in task.prompts("test")]
-    given = [given[i % len(given)] for i in range(rows)]
-    return name, {"images": np.stack(given)} if with_image else {"words": given}
+    task = min(found, key=lambda name: reads_images(system, name))
+    return task, prompts(system, task)
+
+
+def unit_of(system: System, task: str) -> str:
+    """What a task makes: an `image` or `token`s."""
+    return made_in_a_call(system, task)[0]
+
+
+def reads_images(system: System, task: str) -> bool:
+    """Whether the rows of a task have tokens of a grid."""
+    names = [name for segment in system.tasks[task].layout.segments for name in segment.names]
+    return any(system.fields[row_of(name)].spec.grid for name in names)
+
+
+def prompts(system: System, task: str) -> list[Any]:
+    """As many prompts as one call takes, of held-out rows where there are some; some of them again and again."""
+    rows, data = system.pipeline.batch_size, system.tasks[task].task
+    try:
+        found = data.questions(rows, "test")
+    except ValueError:  # the split is empty
+        found = data.questions(rows, "train")
+    return [found[i % len(found)] for i in range(rows)]
 
 
 def measure_sample(bench: Bench) -> dict[str, Any]:
     """Images a second of full calls of the sampler, without guidance and with it (two networks' worth of rows)."""
     found = drawing(bench.system)
     if found is None:
-        return {"skipped": "no task draws images"}
-    task, what = found
-    predict = bench.system.predictor.with_params(bench.state.ema)
-    settings = {"task": task, "rows": predict.rows, "steps": predict.image.steps,
-                "sampler": type(predict.image.sampler).__name__}  # fmt: skip
-    scale = predict.image.guidance.scale
-    for name, value in (("plain", 1.0), ("guided", 2.0 if scale == 1 else scale)):
+        return {"skipped": "no task makes images"}
+    task, given = found
+    row = row_of(bench.system.tasks[task].task.fill[0])
+    pipeline = bench.pipeline()
+    settings = {"task": task, "rows": len(given), "steps": getattr(pipeline.decoders[row], "steps", None),
+                "sampler": type(bench.system.fields[row].step).__name__}  # fmt: skip
+    scale = guided_scale(pipeline)
+    for name, value in (("plain", 1.0), ("guided", scale)):
         bench.say(f"drawing, {name}")
-        chosen = with_guidance(predict, value)
-        draw = lambda chosen=chosen: chosen.draw(task, **what)
+        draw = lambda value=value: pipeline.values(task, given, 0, scale=value)
         compile_seconds = clock.clock(draw)
         taken = clock.spread(clock.repeat(draw, bench.seconds, bench.steps))
-        settings[name] = {"seconds": taken, "images_per_second": predict.rows / taken["median"],
+        settings[name] = {"seconds": taken, "images_per_second": len(given) / taken["median"],
                           "first_call_seconds": compile_seconds}  # fmt: skip
     return settings
 
 
-def with_guidance(predict: Any, scale: float) -> Any:
-    """The predictor with another guidance scale; 1 is without guidance."""
-    guidance = dataclasses.replace(predict.image.guidance, scale=scale)
-    return dataclasses.replace(predict, image=dataclasses.replace(predict.image, guidance=guidance))
+def guided_scale(pipeline: Any) -> float:
+    """The guidance scale of a config, or 2 where that is none."""
+    return 2.0 if pipeline.guidance.scale == 1 else pipeline.guidance.scale
 
 
 def measure_decode(bench: Bench) -> dict[str, Any]:
-    """Tokens a second of full calls with the key-value cache; every row makes `longest` tokens, stopped or not."""
+    """Tokens a second of full calls with the key-value cache; every row makes all tokens, stopped or not."""
     found = writing(bench.system)
     if found is None:
-        return {"skipped": "no task writes text"}
-    task, what = found
-    predict = bench.system.predictor.with_params(bench.state.ema)
+        return {"skipped": "no task makes text"}
+    task, given = found
     bench.say("writing")
-    write = lambda: predict.write(task, **what)
+    pipeline = bench.pipeline()
+    write = lambda: pipeline(task, given, 0)
     compile_seconds = clock.clock(write)
     taken = clock.spread(clock.repeat(write, bench.seconds, bench.steps))
-    tokens = predict.rows * predict.longest
-    return {"task": task, "rows": predict.rows, "tokens": tokens, "seconds": taken,
+    _, tokens = made_in_a_call(bench.system, task)
+    return {"task": task, "rows": len(given), "tokens": tokens, "seconds": taken,
             "tokens_per_second": tokens / taken["median"], "first_call_seconds": compile_seconds}  # fmt: skip
