@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from src.common.files.lazy_arrays import LazyArrays
 from src.common.tree import unflatten
 from src.models.pretrained import initial_weights
 from src.models.pretrained.about import renamed, value_of
