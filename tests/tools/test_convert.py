@@ -17,41 +17,13 @@ from src.common.files.lazy_arrays import LazyArrays
 from src.common.files.safetensors import SafeTensors
 from src.common.lookup import lookup
 from src.common.tree import flatten, unflatten
-from src.models.pretrained import hf_vision_config, initial_weights
-from src.models.pretrained.about import renamed, value_of
+from src.models.pretrained import hf_vision_config
+from src.models.pretrained.about import value_of
 from src.models.pretrained.initial_weights import Initial, write_initial
 from src.models.pretrained.llama_weights import HEAD, TABLE, names_of, place_of, read_checkpoint
-from src.models.pretrained.old_paths import MOVED
-from src.tools import convert
 from src.tools.conversion import convert as conversion
 from src.tools.conversion import tokenizer, vision_tower
-
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-
-
-def run(capsys, **flags):
-    """(exit code, standard output, standard error) of the tool."""
-    words = [f"--{name}={value}" for name, value in flags.items()]
-    code = convert.main(["convert", *words])
-    return code, *capsys.readouterr()
-
-
-def copied(name, folder, change=None, shards=1):
-    """A golden checkpoint, in files of an index, as `change(tensors, config)` leaves it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = load_file(GOLDEN / name / "model.safetensors")
-    config = json.loads((GOLDEN / name / "config.json").read_text())
-    if change:
-        change(tensors, config)
-    (folder / "config.json").write_text(json.dumps(config))
-    if shards == 1:
-        save_file(tensors, folder / "model.safetensors")
-        return tensors
-    table = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(sorted(tensors))}
-    for file in set(table.values()):
-        save_file({n: t for n, t in tensors.items() if table[n] == file}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": table}))
-    return tensors
+from tests.helpers.published import GOLDEN, copied, run, same, understanding, understanding_clip
 
 
 def halves(tensors, config):
@@ -60,12 +32,6 @@ def halves(tensors, config):
         tensors[name] = tensors[name].astype(ml_dtypes.bfloat16)
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)  # of older files
     config["torch_dtype"] = "bfloat16"
-
-
-def same(ours, theirs):
-    assert sorted(ours) == sorted(theirs)
-    for name, tensor in theirs.items():
-        assert ours[name].dtype == tensor.dtype and ours[name].tobytes() == tensor.tobytes(), name
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -116,21 +82,6 @@ def test_new_words_may_begin_as_the_mean(tmp_path, capsys):
                         ("lm_head.weight", leaves[HEAD].T)):  # fmt: skip
         np.testing.assert_array_equal(there[:97], tensors[name])
         np.testing.assert_allclose(there[97:], np.tile(tensors[name].mean(0), (2, 1)), rtol=1e-5, atol=1e-8)
-
-
-def understanding(tensors, config):
-    """With the projector of a vision encoder and, as some were saved, its frozen tower."""
-    rng = np.random.default_rng(0)
-    shapes = {"0.weight": (64, 24), "0.bias": (64,), "2.weight": (64, 64), "2.bias": (64,)}
-    tensors |= {f"im_embedder.{n}": rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
-    tensors["vision_encoder.vision_tower.vision_model.x"] = np.zeros(3, np.float16)
-
-
-def understanding_clip(tensors, config):
-    """As today's official code writes it."""
-    understanding(tensors, config)
-    encoder = {"vision_encoder": "clip", "vision_encoder_path": "openai/clip-vit-large-patch14"}
-    config |= encoder | {"vision_encoder_args": {}}
 
 
 def adaptive(tensors, config):
@@ -420,47 +371,6 @@ def test_initial_weights_are_known_by_their_hash_and_damage_is_found(tmp_path):
         Initial(tmp_path / "0")
     with pytest.raises(FileNotFoundError, match=r"have no weights\.json: give a folder that"):
         Initial(tmp_path)
-
-
-def test_weights_of_format_1_are_read_as_if_they_were_written_today(tmp_path, capsys):
-    """Their parameters had other paths, and their `about` other names; the hash is that of their file."""
-    copied("monoformer", tmp_path / "there", understanding_clip)
-    assert run(capsys, source=tmp_path / "there", out=tmp_path / "now")[0] == 0
-    now = Initial(tmp_path / "now")
-    then = {path: path_then(path) for path in now.shapes}
-    assert then[TABLE] == "text/table/embedding" and sum(path != old for path, old in then.items()) == 12
-    told = {name.removeprefix("model."): value for name, value in now.meta["about"].items() if "fields" not in name}
-    told |= {"image_head.order": "rsc", "image_head.variance": "learned", "vision.name": "vision:Clip"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(initial_weights, "FORMAT", 1)
-        write_initial(tmp_path / "old", LazyArrays({old: now.tensors[new] for new, old in then.items()}), told,
-                      now.meta["published"])  # fmt: skip
-    old = Initial(tmp_path / "old")
-    assert json.loads((tmp_path / "old" / "weights.json").read_text())["hash"] == old.hash != now.hash
-    assert old.meta["about"] == now.meta["about"] and old.shapes == now.shapes
-    for path in now.shapes:
-        for a, b in zip(old.blocks(path), now.blocks(path), strict=True):
-            np.testing.assert_array_equal(a, b)
-    old.check({path: leaf["print"] for path, leaf in now.meta["leaves"].items()})
-    assert run(capsys, source=tmp_path / "old", out=tmp_path / "back")[0] == 0
-    kept = {n: t for n, t in load_file(tmp_path / "there" / "model.safetensors").items() if "vision_tower" not in n}
-    same(load_file(tmp_path / "back" / "model.safetensors"), kept)
-
-
-def path_then(path):
-    """The path that a parameter had."""
-    for then, now in MOVED:
-        if path.startswith(now):
-            return then + path.removeprefix(now)
-    return path
-
-
-def test_an_encoder_of_format_1_has_the_names_of_its_links():
-    told = {"vision.name": "vision:Latents", "vision.size": 64, "vision.patch": 4, "trunk.depth": 2}
-    codec = {"host": SQUARE, "frozen": VAE, "device": {"name": "patch", "size": 4}}
-    found = renamed(told, {})
-    assert found.pop("model.trunk.depth") == 2 and len(found) == 7
-    assert found == {name: value_of({"fields": {"vision": {"codec": codec}}}, name) for name in found}
 
 
 def test_the_tokenizers_files_learn_the_new_words(tmp_path):
