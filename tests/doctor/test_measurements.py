@@ -50,7 +50,7 @@ from tests.helpers.runs import close, config_of
 
 def test_quarters_of_diffusion_time_add_up_and_are_told_aside():
     """A network that is bad where there is much noise is seen in the last quarter; progress does not print them."""
-    t = jnp.asarray([0.0, 0.1, 0.25, 0.4, 0.6, 0.74, 0.75, 0.9, 1.0])
+    t = jnp.asarray([0.0, 0.1, 0.25, 0.4, 0.6, 0.74, 0.75, 0.9, 1.0])[:, None]
     loss = jnp.where(t > 0.8, 9.0, 1.0)
     terms = by_time("mse", loss, t, t >= 0)
     means = {k.removeprefix("mse@"): float(v.total / v.count) for k, v in terms.items()}

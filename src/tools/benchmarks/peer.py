@@ -21,10 +21,10 @@ import numpy as np
 from src.common.lookup import lookup
 from src.common.rng import step_key, stream
 from src.common.tree import flatten
-from src.interfaces import TokenField
+from src.interfaces import row_of
 from src.objectives.diffusion import Diffusion
 from src.tools.benchmarks import clock, parts
-from src.train.system import prepare
+from src.train.system import draw
 
 CHECKED_STEPS = 3
 TOLERANCE = 1e-4  # of losses and norms, relative
@@ -64,7 +64,7 @@ def alternate(
 
 
 def measure_peer(bench: parts.Bench, name: str) -> dict[str, Any]:
-    """Compares step, drawing and writing with the peer `src/tools/peers/<name>.py`.
+    """Compares step, drawing and writing with the peer `peers/<name>.py`.
 
     Raises ValueError when the peer is unknown or does not compute the same, ImportError without its libraries.
     """
@@ -113,16 +113,16 @@ def refuse(what: str, difference: float, tolerance: float) -> None:
 
 
 def drawn_noise(bench: parts.Bench, batch: Any, step: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(t, eps) that our step number `step` draws, by "task/segment"."""
+    """(t, eps) that our step number `step` draws, by "task/name"."""
     system = bench.system
     key = step_key(system.config.seed, step)
-    _, aux = jax.jit(lambda b: prepare(system, b, key, True))(batch)
+    _, draws = jax.jit(lambda b: draw(system, b, key))(batch)
     found = {}
-    for name, plan in system.tasks.items():
+    for task, plan in system.tasks.items():
         for label, (objective, _) in plan.objectives.items():
             if isinstance(objective, Diffusion):
-                _, noised, t = aux[name][label]
-                found[f"{name}/{objective.field}"] = (np.asarray(t), np.asarray(noised.targets["eps"]))
+                drawn = draws[task][label]
+                found |= {f"{task}/{n}": (np.asarray(drawn["times"]), np.asarray(x)) for n, x in drawn["noise"].items()}
     return found
 
 
@@ -155,31 +155,29 @@ def compare_steps(bench: parts.Bench, peer: Any, flat: Any) -> dict[str, Any]:
 def compare_drawing(bench: parts.Bench, peer: Any) -> dict[str, Any]:
     """Guided images from the same noise: equality, then times."""
     system = bench.system
-    task, what = parts.drawing(system)
-    predict = system.predictor.with_params(bench.state.ema)
-    scale = predict.image.guidance.scale
-    scale = 2.0 if scale == 1 else scale
-    predict = parts.with_guidance(predict, scale)
-    data, layout, name = predict.task(task, "image")
-    prompts = [data.encode_prompt(words) for words in (*what["words"], *[""] * predict.rows)]
-    given = TokenField(*(np.concatenate([getattr(p, k) for p in prompts]) for k in ("ids", "valid", "loss")))
-    # the first noise of `generate`, which folds these names into the key
+    task, examples = parts.drawing(system)
+    plan, pipeline = system.tasks[task], bench.pipeline()
+    name, scale = plan.task.fill[0], parts.guided_scale(pipeline)
+    field, decoder = system.fields[row_of(name)], pipeline.decoders[row_of(name)]
+    prompts = [plan.task.prompt(examples, null=null)[1].tokens for null in (False, True)]
+    (text,) = [s.name for s in plan.layout.segments[: plan.layout.segments.index(plan.layout.segment(name))]]
+    given = jax.tree.map(lambda *a: np.concatenate(a), *(tokens[text] for tokens in prompts))
+    # the first noise of the decoder `blocks`, which folds these names into the key
     key = stream(stream(jax.random.key(0), name, 0), name)
-    tokens = layout.segment(name).length
-    noise = predict.image.process.prior(jax.random.split(key)[0], (predict.rows, tokens, predict.image.features))
-    times = np.asarray(predict.image.sampler.times(predict.image.process, predict.image.steps)).tolist()
-    draw = lambda: predict.draw(task, **what)
-    ours = np.asarray(predict.encode(jnp.asarray(draw())))
-    sides: dict[str, Callable[[], Any]] = {"ours": draw}
+    noise = field.process.prior(jax.random.split(key)[0], (len(examples), field.spec.tokens))
+    times = np.asarray(field.step.times(field.process, decoder.steps)).tolist()
+    draw_ours = lambda: pipeline.values(task, examples, 0, scale=scale)[name]
+    ours = np.asarray(field.codec.encode(jnp.asarray(draw_ours())))
+    sides: dict[str, Callable[[], Any]] = {"ours": draw_ours}
     worst = {}
-    for side, action in peer.drawing(system.tasks[task], given, np.asarray(noise), times, scale).items():
+    for side, action in peer.drawing(plan, given, np.asarray(noise), times, scale).items():
         bench.say(f"comparing guided images, {side}")
         worst[side] = float(np.abs(np.asarray(action()) - ours).max() / np.abs(ours).max())
         refuse(f"images ({side})", worst[side], 10 * TOLERANCE)
         sides[side] = action
     bench.say(f"drawing, alternately; images differ by {max(worst.values()):.1e} of their range")
     times_taken = alternate(sides, peer, bench, turn=1)
-    return {"task": task, "rows": predict.rows, "steps": predict.image.steps, "scale": scale,
+    return {"task": task, "rows": len(examples), "steps": decoder.steps, "scale": scale,
             "largest_difference": worst, **times_taken}  # fmt: skip
 
 
@@ -188,19 +186,27 @@ def compare_drawing(bench: parts.Bench, peer: Any) -> dict[str, Any]:
 
 def compare_writing(bench: parts.Bench, peer: Any) -> dict[str, Any]:
     """Greedy text after the same beginnings: equality, then times."""
-    task, what = parts.writing(bench.system)
-    if "words" not in what:
+    system = bench.system
+    task, examples = parts.writing(system)
+    if parts.reads_images(system, task):
         return {"skipped": "no task writes without an image"}
-    predict, codec = bench.system.predictor.with_params(bench.state.ema), bench.system.codec
-    predict = dataclasses.replace(predict, text=dataclasses.replace(predict.text, stop=-1))  # none stops, as theirs
-    starts = [np.asarray(p.ids)[0][np.asarray(p.valid)[0]].tolist()
-              for p in map(predict.task(task)[0].encode_prompt, what["words"])]  # fmt: skip
-    write = lambda: predict.write(task, **what)
-    theirs = lambda: peer.write(starts, predict.longest)
-    said = [codec.decode(row) for row in np.asarray(theirs()).tolist()]
-    different = float(np.mean([a != b for a, b in zip(said, write(), strict=True)]))
+    data, pipeline = system.tasks[task].task, bench.pipeline()
+    name = data.fill[0]
+    row, codec = row_of(name), system.fields[row_of(name)].codec.host
+    decoder = dataclasses.replace(pipeline.decoders[row], stop=False)  # none stops, as theirs
+    tokens = data.prompt(examples)[1].tokens[name]
+    begun = np.asarray(tokens.valid) & ~np.asarray(tokens.target)
+    starts = [ids[flags].tolist() for ids, flags in zip(np.asarray(tokens.value), begun, strict=True)]
+    write = lambda: pipeline(task, examples, 0, decoders={row: decoder})
+    theirs = lambda: peer.write(starts, decoder.max_new_tokens)
+    said = [codec.decode(_until(ids, codec.eos)) for ids in np.asarray(theirs()).tolist()]
+    different = float(np.mean([a != b[name] for a, b in zip(said, write(), strict=True)]))
     bench.say(f"writing, alternately; {different:.1%} of the texts differ")
     refuse("written texts", different, 0.05)  # a tie of two tokens may fall either way
-    return {"task": task, "rows": predict.rows, "tokens": predict.rows * predict.longest,
+    return {"task": task, "rows": len(examples), "tokens": len(examples) * decoder.max_new_tokens,
             "texts_that_differ": different,
             **alternate({"ours": write, "generate": theirs}, peer, bench, turn=2)}  # fmt: skip
+
+
+def _until(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids

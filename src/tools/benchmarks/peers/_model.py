@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from src.interfaces import SequenceSpec
+from src.interfaces import Layout, SequenceSpec, row_of
 from src.models.layers import sincos_2d
 from src.objectives.diffusion import Diffusion
-from src.sequence.layout import Layout
 from src.sequence.mask import visible
 
 TIME_FEATURES = 256
@@ -34,18 +33,30 @@ def allowed(layout: Layout) -> torch.Tensor:
     return torch.tensor(np.asarray(visible(spec, spec)))
 
 
+def places(layout: Layout) -> dict[str, slice]:
+    """Where the tokens of each name lie."""
+    found = {}
+    for segment in layout.segments:
+        part = layout.part(segment.name, "clean")
+        found[segment.name] = slice(part.start, part.start + part.length)
+    return found
+
+
 class Joint(nn.Module):
     """Text and noised images through one trunk; `forward` is the weighted loss of one batch.
 
-    system  ours, already checked by `transformers.check_supported`
+    system       ours, already checked by `transformers.check_supported`
+    text, image  names of the two fields
     """
 
-    def __init__(self, system: Any, vocab: int):
+    def __init__(self, system: Any, text: str, image: str):
         super().__init__()
         trunk, plans = system.config.model.trunk, system.tasks
         width, self.plans, self.weights = trunk.width, plans, system.weights
+        words, process = system.fields[text].codec.host, system.fields[image].process
+        self.image_row = image
         sizes = {
-            "vocab_size": vocab,
+            "vocab_size": system.fields[text].spec.vocab,
             "hidden_size": width,
             "intermediate_size": trunk.mlp_width,
             "num_hidden_layers": trunk.depth,
@@ -57,13 +68,14 @@ class Joint(nn.Module):
             "attention_bias": trunk.bias,
             "tie_word_embeddings": False,
             "attn_implementation": "sdpa",
-            "bos_token_id": system.codec.bos,
+            "bos_token_id": words.bos,
             "eos_token_id": None,
-            "pad_token_id": system.codec.pad,
+            "pad_token_id": words.pad,
         }
         kind, config = (Qwen3ForCausalLM, Qwen3Config) if trunk.qk_norm else (LlamaForCausalLM, LlamaConfig)
         self.lm = kind(config(**sizes))
-        self.patch, self.features = system.encode.__self__, system.encode.__self__.features
+        (self.patch,) = system.fields[image].codec.device
+        self.features = self.patch.features
         self.embed = nn.Linear(self.features, width)
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         self.token = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
@@ -73,9 +85,7 @@ class Joint(nn.Module):
         self.register_buffer("frequency", frequency)
         for name, plan in plans.items():
             self.register_buffer(f"see_{name}", allowed(plan.layout))
-        self.time_scale = next(
-            (float(o.process.time_input(1.0)) for p in plans.values() for o, _ in p.objectives.values()
-             if isinstance(o, Diffusion)), 1.0)  # fmt: skip
+        self.time_scale = float(process.schedule.time_input(1.0))
 
     # ------------------------------------------------------------------ parts
 
@@ -103,56 +113,56 @@ class Joint(nn.Module):
     # ------------------------------------------------------------------ the joint step
 
     def noise(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Times `[B, 1]` (logit-normal) and noise `[B, N, P]` of one step, by "task/segment"."""
+        """Times `[B, 1]` (logit-normal) and noise `[B, N, P]` of one step, by "task/name"."""
         found = {}
-        for name, plan in self.plans.items():
-            for objective, _ in plan.objectives.values():
-                if isinstance(objective, Diffusion):
-                    eps = torch.randn(plan.rows, self.patch.tokens, self.patch.features)
-                    found[f"{name}/{objective.field}"] = torch.sigmoid(torch.randn(plan.rows, 1)), eps
+        for task, plan in self.plans.items():
+            for name in noised(plan):
+                eps = torch.randn(plan.rows, self.patch.tokens, self.patch.features)
+                found[f"{task}/{name}"] = torch.sigmoid(torch.randn(plan.rows, 1)), eps
         return found
 
     def forward(self, batch: Mapping[str, Any], noise: Mapping[str, Any]) -> torch.Tensor:
         """Weighted sum of the losses. noise: see the method of this name."""
         rows, drawn = {}, {}
-        for name, plan in self.plans.items():
-            rows[name] = self.row(name, plan, batch[name], noise, drawn)
+        for task, plan in self.plans.items():
+            rows[task] = self.row(task, plan, batch[task], noise, drawn)
         hidden = self.trunk(rows)
         total = torch.zeros(())
-        for name, plan in self.plans.items():
-            places = plan.layout.slices()
-            for objective, weight in plan.objectives.values():
+        for task, plan in self.plans.items():
+            where = places(plan.layout)
+            for label, (objective, _) in plan.objectives.items():
                 if isinstance(objective, Diffusion):
-                    vector, target = drawn[f"{name}/{objective.field}"]
-                    value = self.velocity(hidden[name][:, places[objective.field]], vector)
-                    total = total + weight * F.mse_loss(value, target)
+                    (name,) = objective.names
+                    vector, target = drawn[f"{task}/{name}"]
+                    error = (self.velocity(hidden[task][:, where[name]], vector) - target) ** 2
+                    loss = error[batch[task][name]["target"]].mean()
                 else:
-                    total = total + weight * self.nats(hidden[name], batch[name], places, objective.fields)
+                    loss = self.nll(hidden[task], [batch[task][name] for name in objective.names])
+                total = total + self.weights[f"{task}/{label}"] * loss
         return total
 
-    def row(self, name: str, plan: Any, batch: Any, noise: Any, drawn: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    def row(self, task: str, plan: Any, batch: Any, noise: Any, drawn: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """Vectors `[B, S, D]`, flags of validity `[B, S]` and visibility `[B, S, S]` of a task's rows."""
-        noised = {o.field for o, _ in plan.objectives.values() if isinstance(o, Diffusion)}
         parts, valid = [], []
         for segment in plan.layout.segments:
-            if segment.kind == "text":
-                parts.append(self.lm.model.embed_tokens(batch[segment.name]["ids"]))
-                valid.append(batch[segment.name]["valid"])
-            elif segment.kind == "image":
-                x = self.patches(batch[segment.name])
-                t = x.new_zeros(x.shape[0], 1)
-                if segment.name in noised:
-                    key = f"{name}/{segment.name}"
-                    t, eps = noise[key]
-                    x, target = (1 - t[..., None]) * x + t[..., None] * eps, eps - x
-                vector = self.vector(t)
-                if segment.name in noised:
-                    drawn[key] = (vector, target)
-                parts.append(self.image(x, vector))
-                valid.append(torch.ones(x.shape[0], 1 + x.shape[1], dtype=torch.bool))
+            name = segment.name
+            if row_of(name) != self.image_row:
+                parts.append(self.lm.model.embed_tokens(batch[name]["ids"]))
+                valid.append(batch[name]["valid"])
+                continue
+            x = self.patches(batch[name]["images"])
+            t = x.new_zeros(x.shape[0], 1)
+            if name in noised(plan):
+                t, eps = noise[f"{task}/{name}"]
+                x, target = (1 - t[..., None]) * x + t[..., None] * eps, eps - x
+            vector = self.vector(t)
+            if name in noised(plan):
+                drawn[f"{task}/{name}"] = (vector, target)
+            parts.append(self.image(x, vector))
+            valid.append(torch.ones(x.shape[0], 1 + x.shape[1], dtype=torch.bool))
         flags = torch.cat(valid, dim=1)
         # A padded query is let see the valid keys: nobody reads it, and no row of the softmax is empty.
-        return torch.cat(parts, dim=1), flags, getattr(self, f"see_{name}") & flags[:, None, :]
+        return torch.cat(parts, dim=1), flags, getattr(self, f"see_{task}") & flags[:, None, :]
 
     def trunk(self, rows: Mapping[str, tuple[torch.Tensor, ...]]) -> dict[str, torch.Tensor]:
         """Hidden states of every task; tasks of one row length go through the trunk together, as ours do."""
@@ -173,30 +183,40 @@ class Joint(nn.Module):
         given = {"inputs_embeds": x, "attention_mask": mask, "position_ids": positions}
         return self.lm.model(**given, past_key_values=cache, use_cache=cache is not None).last_hidden_state
 
-    def nats(self, hidden: torch.Tensor, batch: Any, places: Mapping[str, slice], fields: Any) -> torch.Tensor:
-        """Mean cross-entropy of the marked tokens, each predicted from the state before its place."""
+    def nll(self, hidden: torch.Tensor, names: list[Any]) -> torch.Tensor:
+        """Mean cross-entropy of the targets, each predicted from the state before it."""
         total, count = 0.0, 0
-        for name in fields:
-            where, field = places[name], batch[name]
-            first = 1 if where.start == 0 else 0  # nothing stands before the first token of a row
-            logits = self.lm.lm_head(hidden[:, where.start - 1 + first : where.stop - 1])
-            target = field["target"][:, first:]
-            total = total + F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
-            count = count + (target != -100).sum()
+        for tokens in names:
+            logits = self.lm.lm_head(hidden[:, tokens["before"]])
+            total = total + F.cross_entropy(logits.flatten(0, 1), tokens["target"].flatten(), reduction="sum")
+            count = count + (tokens["target"] != -100).sum()
         return total / count
 
 
+def noised(plan: Any) -> set[str]:
+    """Names that a diffusion objective of a task adds noise to."""
+    return {
+        name
+        for objective, _ in plan.objectives.values()
+        if isinstance(objective, Diffusion)
+        for name in objective.names
+    }
+
+
 @torch.no_grad()
-def load(model: Joint, params: Mapping[str, np.ndarray]) -> None:
-    """Copies our parameters, by path. Raises ValueError when one has no place or a place stays empty."""
+def load(model: Joint, params: Mapping[str, np.ndarray], text: str, image: str) -> None:
+    """Copies our parameters, by path; `text` and `image` are the names of the fields.
+
+    Raises ValueError when one has no place or a place stays empty.
+    """
     pairs = {
-        "text/table/embedding": model.lm.model.embed_tokens.weight,
-        "text_head/linear/kernel": model.lm.lm_head.weight,
+        f"fields/{text}/embed/table/embedding": model.lm.model.embed_tokens.weight,
+        f"fields/{text}/head/linear/kernel": model.lm.lm_head.weight,
         "trunk/final_norm/scale": model.lm.model.norm.weight,
     }
-    linears = {"image/linear": model.embed, "time/first": model.time[0], "time/second": model.time[2],
+    linears = {f"fields/{image}/embed/linear": model.embed, "time/first": model.time[0], "time/second": model.time[2],
                "conditioning/first": model.token[0], "conditioning/second": model.token[2],
-               "image_head/adaln": model.adaln, "image_head/linear": model.out}  # fmt: skip
+               f"fields/{image}/head/adaln": model.adaln, f"fields/{image}/head/linear": model.out}  # fmt: skip
     for path, linear in linears.items():
         pairs |= {f"{path}/kernel": linear.weight, f"{path}/bias": linear.bias}
     inner = {"attention/q": "self_attn.q_proj", "attention/k": "self_attn.k_proj", "attention/v": "self_attn.v_proj",

@@ -14,22 +14,32 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 from transformers import DynamicCache
 
+from src.interfaces import row_of
 from src.objectives.diffusion import Diffusion
 from src.objectives.next_token import NextToken
-from src.tools.benchmarks.peers._model import Joint, load
+from src.tools.benchmarks.peers._model import Joint, load, places
 
 TRIALS = 3
 IGNORED = -100  # PyTorch's mark of a target that does not count
 
 
-def check_supported(system: Any) -> None:
-    """Raises ValueError for what the peer does not do: anything but MonoFormer with straight-line flow in f32."""
-    model, process = system.config.model, system.config.process
+def check_supported(system: Any) -> tuple[str, str]:
+    """The names of the fields of text and of images. Raises ValueError for what the peer does not do: anything but
+    MonoFormer with straight-line flow in f32."""
+    denoised = [name for name, field in system.fields.items() if field.process is not None]
+    read = [name for name in system.fields if name not in denoised]
+    if len(denoised) != 1 or len(read) != 1:
+        raise ValueError(
+            f"the peer does one field of text and one of images that are denoised, not {', '.join(system.fields)}"
+        )
+    (text,), (image,) = read, denoised
+    model, words, pixels = system.config.model, system.config.fields[text], system.config.fields[image]
     wanted = {
         "model.dtype": (model.dtype, "float32"),
         "model.conditioning.name": (model.conditioning.name, "conditioning:TimeToken"),
@@ -37,19 +47,39 @@ def check_supported(system: Any) -> None:
         "model.trunk.mlp": (model.trunk.mlp, "swiglu"),
         "model.trunk.rope": (model.trunk.rope, True),
         "model.trunk.final_norm": (model.trunk.final_norm, True),
-        "model.image_head.variance": (model.image_head.variance, "none"),
-        "model.image_head.order": (model.image_head.order, "crs"),
-        "process.schedule.name": (process.schedule.name, "schedules:Linear"),
-        "process.parameterization": (process.parameterization, "velocity"),
-        "sample.image.sampler.name": (system.config.sample.image.sampler.name, "gaussian:Euler"),
+        "model.trunk.mot": (tuple(model.trunk.mot), ()),
+        "model.lora.rank": (model.lora.rank, 0),
+        f"fields.{text}.embed.name": (words.embed.name, "tokens"),
+        f"fields.{text}.head.name": (words.head.name, "categorical"),
+        f"fields.{image}.embed.name": (pixels.embed.name, "patches"),
+        f"fields.{image}.head.name": (pixels.head.name, "adaln"),
+        f"fields.{image}.head.order": (pixels.head.get("order", "crs"), "crs"),
+        f"fields.{image}.head.unused_variance": (pixels.head.get("unused_variance", False), False),
+        f"fields.{image}.process.name": (pixels.process.name, "gaussian:Gaussian"),
+        f"fields.{image}.process.schedule.name": (pixels.process.schedule.name, "schedules:Linear"),
+        f"fields.{image}.process.parameterization": (pixels.process.parameterization, "velocity"),
+        f"fields.{image}.step.name": (pixels.step.name, "gaussian:Euler"),
+        f"fields.{image}.time_token": (system.fields[image].time_token, True),
         "accumulate": (system.config.accumulate, 1),
     }
+    for task, plan in system.tasks.items():
+        roles = {s.role for s in plan.layout.segments} - {"clean", "noisy"} or [
+            s for s in plan.layout.segments if s.names[1:]
+        ]
+        wanted[f"tasks.{task}.template.segment"] = (bool(roles), False)
+        wanted[f"conditions of tasks.{task}"] = ([*plan.task.element_spec(1).cond], [])
+        for label, (objective, _) in plan.objectives.items():
+            plain = type(objective) is NextToken or (
+                type(objective) is Diffusion and (objective.per, objective.given, objective.hint) == ("row", False, 0)
+            )
+            wanted[f"tasks.{task}.objectives.{label} beyond diffusion by row and next_token"] = (not plain, False)
     for name, (value, needed) in wanted.items():
         if value != needed:
             raise ValueError(f"the peer cannot do {name}={value!r}, only {needed!r}; leave out --peer or change it")
-    kinds = {type(o) for plan in system.tasks.values() for o, _ in plan.objectives.values()}
-    if kinds - {Diffusion, NextToken} or system.codec is None or system.encode is None:
-        raise ValueError("the peer does rows of text and images with the objectives diffusion and next_token only")
+    (patch,) = system.fields[image].codec.device or (None,)
+    if patch is None or system.fields[image].codec.frozen is not None:
+        raise ValueError(f"the peer does images of pixels in patches; fields.{image}.codec has other links")
+    return text, image
 
 
 class Transformers:
@@ -60,17 +90,17 @@ class Transformers:
     """
 
     def __init__(self, system: Any, params: Mapping[str, np.ndarray], rates: Sequence[float]):
-        check_supported(system)
+        self.text, self.image = check_supported(system)
         torch.set_num_threads(os.cpu_count() or 1)
         torch.manual_seed(system.config.seed)
-        self.system, self.model, self.rates = system, Joint(system, system.codec.vocab_size), list(map(float, rates))
+        self.system, self.model, self.rates = system, Joint(system, self.text, self.image), list(map(float, rates))
         self.compiled = torch.compile(self.model, dynamic=False)
         self.parameters = list(self.model.parameters())
         self.reset(params)
 
     def reset(self, params: Mapping[str, np.ndarray]) -> None:
         """Starts anew from these parameters, at step 0."""
-        load(self.model, params)
+        load(self.model, params, self.text, self.image)
         c = self.system.config.optim
         self.step, self.ema = 0, [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
@@ -78,24 +108,31 @@ class Transformers:
         )
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch as tensors; a token's target is IGNORED where our objective does not count it."""
+        """A batch as tensors; a token's target is IGNORED where our objective does not count it, and `before` are the
+        slots whose states predict the tokens of a text."""
         out: dict[str, Any] = {}
         for task, plan in self.system.tasks.items():
-            out[task], before = {}, np.zeros((plan.rows, 1), bool)  # whether the place before is there
-            for segment in plan.layout.segments:
-                if segment.kind == "text":
-                    field = batch[task][segment.name]
-                    exists = np.concatenate([before, np.asarray(field.valid)[:, :-1]], axis=1)
-                    target = np.where(field.loss & field.valid & exists, field.ids, IGNORED)
-                    values = {"ids": field.ids, "valid": field.valid, "target": target}
-                    out[task][segment.name] = {
-                        k: torch.tensor(np.asarray(v, bool if k == "valid" else np.int64)) for k, v in values.items()
-                    }
-                    before = np.asarray(field.valid)[:, -1:]
-                else:
-                    before = np.ones((plan.rows, 1), bool)
-                    if segment.kind == "image":
-                        out[task][segment.name] = torch.tensor(np.asarray(batch[task][segment.name].values))
+            rows, layout = batch[task], plan.layout
+            slots = np.broadcast_to(np.arange(layout.length)[None, :, None], (plan.rows, layout.length, 1))
+            out[task] = {}
+            for segment in layout.segments:
+                name, tokens = segment.name, rows.tokens[segment.name]
+                counted = np.asarray(tokens.target) & np.asarray(tokens.valid)
+                if row_of(name) == self.image:
+                    images = torch.tensor(np.asarray(tokens.value))
+                    out[task][name] = {"images": images, "target": torch.tensor(counted)}
+                    continue
+                before, exists = map(np.asarray, layout.before(rows, jnp.asarray(slots), name))
+                if (before != before[:1]).any():
+                    raise ValueError(f"the peer cannot do task {task}: texts follow padding of different lengths")
+                kept = exists.any(axis=0)  # nothing stands before the first token of a row
+                target = np.where(counted & exists, tokens.value, IGNORED)[:, kept]
+                out[task][name] = {
+                    "ids": torch.tensor(np.asarray(tokens.value, np.int64)),
+                    "valid": torch.tensor(np.asarray(tokens.valid)),
+                    "target": torch.tensor(np.asarray(target, np.int64)),
+                    "before": torch.tensor(before[0, kept, 0].astype(np.int64)),
+                }
         return out
 
     # ------------------------------------------------------------------ training
@@ -154,11 +191,11 @@ class Transformers:
     def drawing(
         self, plan: Any, given: Any, noise: np.ndarray, times: Sequence[float], scale: float
     ) -> dict[str, Callable[[], torch.Tensor]]:
-        """The ways to draw, by name; see `draw`. given: prompts `[B, N]` with `ids` and `valid`."""
-        shown = {"ids": torch.tensor(np.asarray(given.ids, np.int64)), "valid": torch.tensor(given.valid)}
+        """The ways to draw, by name; see `draw`. given: the prompts' tokens `[B, N]`."""
+        prompts = {"ids": torch.tensor(np.asarray(given.value, np.int64)), "valid": torch.tensor(given.valid)}
         start = torch.tensor(noise)
         return {
-            name: functools.partial(self.draw, plan, shown, start, times, scale, cached=cached)
+            name: functools.partial(self.draw, plan, prompts, start, times, scale, cached=cached)
             for name, cached in (("prompt_cached", True), ("whole_row", False))
         }
 
@@ -171,7 +208,7 @@ class Transformers:
         cached: the prompt's keys and values are kept; otherwise every step runs the whole row
         """
         model, layout = self.model, plan.layout
-        end = next(s.stop for name, s in layout.slices().items() if name in layout.named("image"))
+        end = next(where.stop for name, where in places(layout).items() if row_of(name) == self.image)
         valid, length = given["valid"], given["valid"].shape[1]
         rows, new = valid.shape[0], end - length
         flags = torch.cat([valid, valid.new_ones(rows, new)], dim=1)
@@ -205,7 +242,7 @@ class Transformers:
     @torch.inference_mode()
     def write(self, starts: Sequence[Sequence[int]], tokens: int) -> torch.Tensor:
         """Ids `[B, tokens]` that follow the beginnings, greedily, by `generate` with its key-value cache."""
-        longest, pad = max(map(len, starts)), self.system.codec.pad
+        longest, pad = max(map(len, starts)), self.system.fields[self.text].codec.host.pad
         ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in starts])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in starts])
         out = self.model.lm.generate(
