@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src import main
+from src import main, run
 from src.train.trainer import Trainer
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -31,7 +31,7 @@ def call(capsys, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", argv)  # config flags look for their overrides there
     for name in [n for n in main.FLAGS if n.startswith("config.")]:
         delattr(main.FLAGS, name)
-    for name in ("config", "workdir", "mode", "prompt", "image", "label", "task", "output", "step"):
+    for name in ("config", "workdir", "mode", "given", "prompt", "image", "label", "task", "count", "output", "step"):
         main.FLAGS[name].unparse()
     main.FLAGS.unparse_flags()
     code = main.main(argv)
@@ -51,7 +51,7 @@ def test_training_leaves_metrics_pictures_and_logs(trained):
     folder, result = trained
     metrics = json.loads((folder / "metrics.json").read_text())
     expected = "digit_accuracy caption_accuracy text_accuracy judge_accuracy frechet_distance frechet_floor"
-    expected += " seconds_to_first_step seconds_total parameters steps"
+    expected += " fdpx fdpx_floor_held_out fdpx_floor_patches seconds_to_first_step seconds_total parameters steps"
     assert set(expected.split()) <= set(metrics) and metrics["steps"] == 8
     for key in expected.split():
         assert key in result.stdout
@@ -73,21 +73,36 @@ def test_sampling_writes_pictures_and_text(trained, tmp_path, capsys, monkeypatc
     base = ["--config=configs/digits.py:debug", f"--workdir={folder}", "--mode=sample", "--config.optim.lr=1e-3"]
     picture = tmp_path / "three.png"
     assert call(capsys, monkeypatch, *base, "--prompt=a handwritten three", f"--output={picture}")[0] == 0
-    assert np.asarray(Image.open(picture)).std() > 0
+    eight = np.asarray(Image.open(picture))
+    same = [*base, "--given=prompt=a handwritten three", "--task=caption_to_image", f"--output={picture}"]
+    assert call(capsys, monkeypatch, *same)[0] == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(picture)), eight)
+    assert call(capsys, monkeypatch, *same, "--count=2")[0] == 0
+    assert eight.std() > 0 and np.asarray(Image.open(picture)).shape[1] < eight.shape[1] / 3
     image = tmp_path / "digit.png"
     Image.fromarray(np.zeros((20, 20), np.uint8)).save(image)
     assert call(capsys, monkeypatch, *base, f"--image={image}")[0] == 0
-    code, error = call(capsys, monkeypatch, *base, "--prompt=a handwritten Ω")
-    assert code == 1 and "'Ω'" in error and "\n" not in error
-    code, error = call(capsys, monkeypatch, *base, f"--image={folder / 'metrics.json'}")
-    assert code == 1 and "is not an image that can be read" in error
+    assert call(capsys, monkeypatch, *base, f"--given=image={image}", "--given=prompt=a")[0] == 0
+
+
+def test_mistakes_of_sampling_are_told_before_parameters_are_read(trained, tmp_path, capsys, monkeypatch):
+    folder, _ = trained
+    base = ["--config=configs/digits.py:debug", f"--workdir={folder}", "--mode=sample"]
+    image = tmp_path / "digit.png"
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(image)
+    monkeypatch.setattr(run, "_restored", None)
     for wrong, said in (
-        ([], "--mode=sample needs --prompt"),
-        (["--prompt=a", "--count=0"], "--count=0 images cannot be drawn"),
-        (["--label=3"], "task caption_to_image starts from --prompt, not --label"),
+        ([], "--mode=sample needs something to start from"),
+        (["--prompt=a", "--count=0"], "--count=0"),
+        (["--given=three"], "--given=three is no name=value"),
+        (["--prompt=a", "--given=prompt=b"], "prompt is given twice"),
+        (["--label=3"], "no task starts from --label: caption_to_image from --prompt"),
         (["--task=number_sentences", f"--image={image}"], "task number_sentences starts from --prompt, not --image"),
+        (["--given=caption=3", f"--given=image={image}"], "task caption_to_image makes image"),
         (["--prompt=a", "--grid=2x8"], "--grid=2x8 is no bucket of task caption_to_image; it has none"),
         (["--task=poems", "--prompt=a"], "there is no task 'poems'"),
+        (["--prompt=a handwritten Ω"], "'Ω'"),
+        ([f"--image={folder / 'metrics.json'}"], "is not an image that can be read"),
     ):
         code, error = call(capsys, monkeypatch, *base, *wrong)
         assert code == 1 and said in error and "\n" not in error, error
@@ -101,7 +116,7 @@ def test_sampling_writes_pictures_and_text(trained, tmp_path, capsys, monkeypatc
         (["--config=configs/digit.py", "--workdir=x"], "there is no config file 'configs/digit.py'"),
         (["--config=configs/digits.py:debgu", "--workdir=x"], "config variant debgu is unknown"),
         (["--config=configs/digits.py:debug", "--workdir=x", "--config.optim.lrr=1"], "no such field: lrr"),
-        (["--config=configs/digits.py:debug", "--workdir=x", "--config.sample.rows=0"], "sample.rows=0; it must be at"),
+        (["--config=configs/digits.py:debug", "--workdir=x", "--config.sample.batch_size=0"], "sample.batch_size=0; it must"),
         (["--config=configs/digits.py:debug", "--workdir=x", "--config.seed=-1"], "seed=-1; it must be at least 0"),
         (["--config=configs/digits.py:debug", "--workdir=x", "--config.optim.lr=fast"], "fast"),
         (["--config=configs/digits.py:debug", "--workdir=/proc/nowhere"], "workdir /proc/nowhere cannot be written"),
@@ -171,7 +186,7 @@ def test_the_doctor_finds_bad_data_before_anything_is_compiled_or_written(tmp_pa
     np.save(tmp_path / "labels.npy", np.zeros(16, np.int64))
     before = sorted(tmp_path.iterdir())
     arguments = ["--config=configs/sit_xl2_imagenet256.py:debug", "--config.mesh.fsdp=1", "--config.batch=8"]
-    arguments += [f"--config.tasks.class_to_image.data.folder={tmp_path}", "--mode=doctor"]
+    arguments += [f"--config.tasks.class_to_image.source.folder={tmp_path}", "--mode=doctor"]
     monkeypatch.setattr(Trainer, "compile", None)
     code, error = call(capsys, monkeypatch, *arguments)
     said = "error: the doctor found 1 error(s), listed above; the first: image of task class_to_image has NaN"
