@@ -116,7 +116,7 @@ def test_mistakes_of_sampling_are_told_before_parameters_are_read(trained, tmp_p
         (["--config=configs/digit.py", "--workdir=x"], "there is no config file 'configs/digit.py'"),
         (["--config=configs/digits.py:debgu", "--workdir=x"], "config variant debgu is unknown"),
         (["--config=configs/digits.py:debug", "--workdir=x", "--config.optim.lrr=1"], "no such field: lrr"),
-        (["--config=configs/digits.py:debug", "--workdir=x", "--config.sample.batch_size=0"], "sample.batch_size=0; it must"),
+        (["--config=configs/digits.py:debug", "--workdir=x", "--config.sample.batch_size=0"], "batch_size=0; it must"),
         (["--config=configs/digits.py:debug", "--workdir=x", "--config.seed=-1"], "seed=-1; it must be at least 0"),
         (["--config=configs/digits.py:debug", "--workdir=x", "--config.optim.lr=fast"], "fast"),
         (["--config=configs/digits.py:debug", "--workdir=/proc/nowhere"], "workdir /proc/nowhere cannot be written"),
