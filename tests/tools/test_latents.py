@@ -10,10 +10,14 @@ import pytest
 
 from configs import common
 from src.build import build_system
+from src.codecs.pixels import Pixels
 from src.codecs.vae import Vae, VaeConfig
 from src.codecs.vae_files import read_vae, write_vae
-from src.data import imagenet, prepare
-from src.data.pipeline.bad_rows import BadRow
+from src.common.files.images import read_image
+from src.data import prepare
+from src.data.example import BadRow
+from src.data.sources.image_folders import ImageFolders
+from src.data.sources.records import Records
 from src.tools import latents
 from src.tools import prepare as prepare_tool
 from src.train.trainer import make_trainer, open_data
@@ -33,7 +37,7 @@ def files(tmp_path_factory):
             write_vae(folder / f"vae{seed}", Vae(TINY), Vae(TINY).init(jax.random.key(seed)))
         images, names = formats.make_imagenet(folder)
         (images / "n02012849" / "n02012849_1.JPEG").write_bytes(b"broken")
-        flags = ["latents", "--source=imagenet:ImageFolders", f"--set=folder={images}", f"--set=names={names}"]
+        flags = ["latents", "--source=image_folders", f"--set=folder={images}", f"--set=names={names}"]
         flags += [f"--vae={folder}/vae0", f"--size={SIZE}", "--rows=8", "--batch=1", f"--out={folder}/moments"]
         # The second shard fails once, as if the process had been ended there.
         part, failed = prepare._part, []
@@ -52,11 +56,6 @@ def files(tmp_path_factory):
         yield folder
 
 
-def task(files, records, **changes):
-    options = {"size": SIZE // 2, "channels": 8, "classes": 5} | changes
-    return imagenet.ClassToImage(records=str(files / records), **options)
-
-
 def test_moments_are_those_of_the_autoencoder(files):
     manifest = json.loads((files / "moments" / "manifest.json").read_text())
     vae, params = read_vae(files / "vae0")
@@ -64,37 +63,38 @@ def test_moments_are_those_of_the_autoencoder(files):
     assert manifest["schema"]["image"] == image | {"codec": vae.latents_hash(params)}
     assert (manifest["rows"], manifest["bad_rows"]) == (19, 1)
     assert "n02012849_1.JPEG" in (files / "moments" / "skipped.jsonl").read_text()
-    pictures = imagenet.ClassToImage(SIZE, 5, folder=files / "train", names=files / "names.json")
-    seen, made, place = [], task(files, "moments"), 0
-    for row in range(pictures.rows("train")):
+    images = ImageFolders(files / "train", names=files / "names.json")
+    seen, made, place = [], Records(files / "moments", moments=True), 0
+    for number in range(len(images)):
         try:
-            want = pictures.read("train", row)
-        except BadRow:
+            want = images[number]
+            pixels = Pixels(SIZE, SIZE).encode(read_image(want["image"], channels=3))
+        except (BadRow, ValueError, OSError):
             continue
-        have = made.read("train", place)
-        moments = np.concatenate(
-            vae.moments(params, jnp.asarray(want["image"][None] / 127.5 - 1, jnp.float32)), axis=-1
-        )
-        np.testing.assert_allclose(have["image"], moments[0], atol=2e-3 * np.abs(moments).max())
-        assert have["label"] == want["label"] and have["image"].dtype == np.float16
+        have = made[place]
+        moments = np.concatenate(vae.moments(params, jnp.asarray(pixels[None] / 127.5 - 1, jnp.float32)), axis=-1)
+        found = np.frombuffer(have["image"], "<f2").reshape(4, 4, 8)
+        np.testing.assert_allclose(found, moments[0], atol=2e-3 * np.abs(moments).max())
+        assert have["label"] == want["label"]
         seen.append(have["image"])
         place += 1
-    assert place == made.rows("train") and len({m.tobytes() for m in seen}) == place
+    assert place == len(made) and len(set(seen)) == place
 
 
-def config_of(files, codec="vae0", **data):
+def config_of(files, codec="vae0", moments=True):
     config = common.base()
-    config.text_codec.name = ""
-    options = {"records": str(files / "moments"), "size": 4, "channels": 8, "classes": 5}
+    image = common.image(SIZE, SIZE, 3)
+    if codec:
+        image["codec"]["frozen"] = {"name": "vae_latents", "path": str(files / codec), "factor": 2}
+    config.fields = {"image": image, "label": common.label(5)}
     config.tasks = {
         "draw": {
-            "share": 1.0,
-            "data": {"name": "imagenet:ClassToImage"} | options | data,
+            "weight": 1.0,
+            "source": {"name": "records", "folder": str(files / "moments"), "moments": moments},
+            "template": {"name": "class_label"},
             "objectives": {"diffusion": common.diffusion()},
         }
     }
-    with config.unlocked():
-        config.image_codec = {"name": "vae_latents" if codec else "", "path": str(files / codec), "factor": 2}
     config = common.debug(config)
     config.batch, config.mesh.data = 8, 1
     return config
@@ -104,15 +104,15 @@ def test_training_draws_from_moments_and_refuses_those_of_another_codec(files):
     trainer = make_trainer(build_system(config_of(files)), jax.devices()[:1])
     data = open_data(trainer)
     rows = next(data)
-    first, second = (np.asarray(trainer.place(rows, step)["draw"]["image"].values) for step in (0, 1))
+    first, second = (np.asarray(trainer.place(rows, step)["draw"].tokens["image"].value) for step in (0, 1))
     assert first.shape == (8, 4, 4, 4) and np.abs(first - second).max() > 1e-3
     data.close()
     with pytest.raises(ValueError, match="latents of another autoencoder"):
         open_data(make_trainer(build_system(config_of(files, "vae1")), jax.devices()[:1]))
-    with pytest.raises(ValueError, match="set image_codec to their autoencoder"):
-        open_data(make_trainer(build_system(config_of(files, "")), jax.devices()[:1]))
-    with pytest.raises(ValueError, match=r"moments of latents 4 x 4 x 8.*set size=4, channels=8"):
-        open_data(make_trainer(build_system(config_of(files, size=8, channels=3)), jax.devices()[:1]))
+    with pytest.raises(ValueError, match=r"tasks\.draw.*fields\.image\.codec"):
+        build_system(config_of(files, ""))
+    with pytest.raises(ValueError, match=r"tasks\.draw.*moments"):
+        open_data(make_trainer(build_system(config_of(files, moments=False)), jax.devices()[:1]))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_training_draws_from_moments_and_refuses_those_of_another_codec(files):
     ],
 )
 def test_what_cannot_be_encoded_is_one_sentence(files, tmp_path, capsys, flags, words):
-    source = ["--source=imagenet:ImageFolders", f"--set=folder={files}/train", f"--set=names={files}/names.json"]
+    source = ["--source=image_folders", f"--set=folder={files}/train", f"--set=names={files}/names.json"]
     given = [*source, f"--vae={files}/vae0", f"--out={tmp_path}/out", *flags]
     assert latents.main(["latents", *given]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
@@ -138,7 +138,7 @@ def test_what_cannot_be_encoded_is_one_sentence(files, tmp_path, capsys, flags, 
 
 
 def test_the_report_ends_with_the_files(files, tmp_path, capsys):
-    source = ["--source=imagenet:ImageFolders", f"--set=folder={files}/train", f"--set=names={files}/names.json"]
+    source = ["--source=image_folders", f"--set=folder={files}/train", f"--set=names={files}/names.json"]
     assert prepare_tool.main(["prepare", *source, f"--out={tmp_path}/out", "--processes=1"]) == 0
     said = capsys.readouterr().out
     assert said.endswith(f"; 1 bad row is in {tmp_path}/out/skipped.jsonl\n  1 file: the image cannot be read\n"), said
@@ -149,7 +149,7 @@ def test_what_was_begun_in_another_precision_or_holds_other_files_is_not_mixed(f
         raise OSError("ended")
 
     monkeypatch.setattr(prepare, "_part", stopped)
-    source = ["--source=imagenet:ImageFolders", f"--set=folder={files}/train", f"--set=names={files}/names.json"]
+    source = ["--source=image_folders", f"--set=folder={files}/train", f"--set=names={files}/names.json"]
     given = ["latents", *source, f"--vae={files}/vae0", f"--size={SIZE}", "--batch=1"]
     for flags, words in (
         ([f"--out={tmp_path}/out"], "ended"),
@@ -167,7 +167,7 @@ def test_what_was_begun_in_another_precision_or_holds_other_files_is_not_mixed(f
 
 @pytest.mark.parametrize("tool, flags", [(latents, ["--vae={}/vae0", "--size=8"]), (prepare_tool, ["--nocheck"])])
 def test_moments_are_not_encoded_or_written_anew(files, tmp_path, capsys, tool, flags):
-    source = ["--source=files/shards:Shards", f"--set=folder={files}/moments", "--set=kind=classes"]
+    source = ["--source=records", f"--set=folder={files}/moments", "--set=moments=true"]
     given = [*source, f"--out={tmp_path}/out", *(flag.format(files) for flag in flags)]
     assert tool.main(["tool", *given]) == 1
     assert "has moments of latents, which are shards already" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from src.tools.compile.flops import step_flops
 from src.tools.compile.hlo import communications, parse
 from src.train import loop
 from src.train.checkpoints.checkpointer import Checkpointer
-from src.train.metrics import Meter
+from src.train.metrics import Metrics
 from src.train.nonfinite.locate import Finder
 from src.train.trainer import make_trainer, open_data
 from tests.data.test_documents import corpus
@@ -34,18 +34,16 @@ def folder(tmp_path_factory):
 
 def config_of(folder, mesh=(1, 1, 1, 1), **changes):
     config = common.base()
-    config.text_codec.name = "text:Bytes"
-    config.patch.size = 4
-    data = {"name": "documents:Documents", "folder": str(folder), "length": 48, "images": 2, "pictures": 2, "size": 8}
+    vision = common.vision(**common.patches_of_squares(8, patch=4))
+    config.fields = {"text": common.text(name="text:Bytes"), "image": common.image(8, 8, 3, patch=4), "vision": vision}
     config.tasks = {
         "documents": {
-            "share": 1.0,
-            "data": data | {"drop": 0.2, "prompt": 16},
+            "weight": 1.0,
+            "source": {"name": "documents", "folder": str(folder)},
+            "template": {"name": "packed", "length": 48, "images": 2, "visions": 2, "drop": 0.2, "prompt_length": 16},
             "objectives": {"diffusion": common.diffusion(), "text": common.next_token("text", weight=0.5)},
         }
     }
-    with config.unlocked():
-        config.vision = {"name": "vision:Pixels", "size": 8, "patch": 4}
     config = common.debug(config)
     config.batch, config.steps, config.log.every, config.sharding.min_size = 16, 6, 1, 1
     config.checkpoint.every, config.model.trunk.kv_heads = 3, 2
@@ -61,27 +59,29 @@ def told(findings):
 
 def test_a_system_of_packed_documents_fits_together_and_is_found_healthy(folder):
     system = build_system(config_of(folder))
-    assert system.tasks["documents"].layout.time and system.predictor.tasks["documents"][1].length == 16 + 1 + 4
+    assert [s.lead for s in system.tasks["documents"].layout.segments] == [0, 1, 1]
+    assert system.tasks["documents"].task.prompt([{"prompt": "a"}])[0].length == 16 + 4
     trainer = make_trainer(system, jax.devices()[:1])
-    assert Meter(system, trainer.schedule).images == 16 * 2 and step_flops(system)["vision"] == 6 * 16 * 2 * 4 * (
-        48 * 32 + 32 * 32
-    )
+    assert Metrics(system, trainer.schedule).images == 16 * 2
+    assert step_flops(system)["fields/vision"] == 6 * 16 * 2 * 4 * (48 * 32 + 32 * 32)
     with contextlib.closing(open_data(trainer)) as data:
         batch = trainer.place(next(data), 0)
     case = open_case(trainer, batch)
     found = [f for check in (spec, *SCREENS) for f in check(case)]
     assert told(found) == []
-    assert any("reads picture and predicts image, text" in str(f) for f in found), found
+    assert any("reads vision and predicts image, text" in str(f) for f in found), found
 
-    bare = {t: dict(fields) for t, fields in case.batch.items()}
-    field = bare["documents"]["picture"]
-    bare["documents"]["picture"] = field.replace(valid=np.zeros_like(field.valid))
-    text = bare["documents"]["text"]
-    first = np.diff(bare["documents"]["places"].segment, axis=1, prepend=0) > 0
-    bare["documents"]["text"] = text.replace(loss=text.loss | first & text.valid)
+    rows = case.batch["documents"]
+    read, text = rows.tokens["vision"], rows.tokens["text"]
+    first = np.diff(np.asarray(rows.packing.segment), axis=1, prepend=0) > 0
+    tokens = {
+        "vision": read.replace(valid=np.zeros_like(read.valid)),
+        "text": text.replace(target=text.target | first & text.valid),
+    }
+    bare = {"documents": rows.replace(tokens=rows.tokens | tokens)}
     found = [f for check in SCREENS for f in check(open_case(trainer, bare))]
     assert len(told(found)) == 2 and f"{first.sum()} tokens in text" in told(found)[0]
-    assert "no row of the first batch of task documents has one of its 2 images in picture" in told(found)[1]
+    assert re.search(r"task documents.*vision", told(found)[1])
 
 
 def run(folder, data, **changes):
@@ -98,8 +98,8 @@ def run(folder, data, **changes):
 @pytest.mark.faults
 def test_a_resumed_run_is_the_same_run(folder, tmp_path):
     weights, lines = run(tmp_path / "one", folder)
-    assert len(lines) == 6 and {"loss/documents/diffusion/mse", "loss/documents/text/nats"} <= lines[0].keys()
-    assert lines[-1]["loss/documents/text/nats"] < lines[0]["loss/documents/text/nats"]
+    assert len(lines) == 6 and {"loss/documents/diffusion/mse", "loss/documents/text/nll"} <= lines[0].keys()
+    assert lines[-1]["loss/documents/text/nll"] < lines[0]["loss/documents/text/nll"]
     run(tmp_path / "two", folder, steps=3)
     again, resumed = run(tmp_path / "two", folder)
     assert resumed == lines
@@ -155,7 +155,7 @@ def test_a_collective_that_not_all_devices_run_is_seen(branch):
 @pytest.mark.parametrize("mesh", [(2, 4, 1, 1), (8, 1, 1, 1), (1, 2, 2, 2), (2, 1, 1, 1)], ids=str)
 def test_any_mesh_learns_the_same(folder, mesh):
     expected, weights = steps(folder, (1, 1, 1, 1))
-    assert all(step["documents/diffusion/mse"] > 0 and step["documents/text/nats"] > 0 for step in expected)
+    assert all(step["documents/diffusion/mse"] > 0 and step["documents/text/nll"] > 0 for step in expected)
     found, other = steps(folder, mesh, accumulate=8 // math.prod(mesh))
     close(found, expected, rtol=3e-4, atol=1e-5)
     close(other, weights, rtol=0, atol=3e-4)
@@ -172,7 +172,9 @@ def test_the_doctor_and_the_search_for_bad_values_know_packed_rows(folder):
     params = trainer.init_params()
     find = lambda: Finder(trainer).find(params, batch, 0, {})
     assert find() == ""
-    params["image_head"]["linear"]["kernel"] = params["image_head"]["linear"]["kernel"] + 3e38
-    assert re.match(r"head: task documents, diffusion, image prediction, row 0, 1, 2", find())
-    images = system.predictor.with_params(trainer.init_params()).draw("documents", words=["draw 3", "a"])
-    assert images.shape == (2, 8, 8, 3)
+    head = params["fields"]["image"]["head"]["linear"]
+    head["kernel"] = head["kernel"] + 3e38
+    assert re.match(r"head: task documents, diffusion, image, row 0, 1, 2", find())
+    pipeline = system.pipeline.with_params(trainer.init_params())
+    made = pipeline("documents", [{"prompt": "draw 3"}, {"prompt": "a"}], seed=0)
+    assert [row["image"].shape for row in made] == [(8, 8, 3)] * 2
