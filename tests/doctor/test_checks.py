@@ -240,7 +240,9 @@ def test_the_observer_stops_a_run_with_the_whole_list(official):
 
 
 @pytest.mark.faults  # the suite looks at a run of tests/test_main.py
-@pytest.mark.parametrize("name", ["sit_digits", "digits", "digits_canvas"])
+@pytest.mark.parametrize(
+    "name", ["sit_digits", "digits", "digits_canvas", "showo_digits", "blackout_digits", "latentlm_digits"]
+)
 def test_healthy_configs_are_silent(name, monkeypatch):
     """Checks and rehearsal. SiT's blocks are behind zero gates behind a zero head, here with a warm-up from nothing."""
     monkeypatch.setattr(dry_run, "WAITING", 1.0)  # which of two small times is longer depends on what else runs
@@ -249,7 +251,7 @@ def test_healthy_configs_are_silent(name, monkeypatch):
     report = consult(system, devices=jax.devices()[:1])
     assert told(report.findings) == []
     assert report.text.startswith("doctor: 0 errors, 0 warnings") and "rehearsal: 8 steps on 1 cpu" in report.text
-    assert re.search(r"diffusion/mse: \d.* -> \d", report.text) and re.search(r"block_01 \d\.\de-0\d", report.text)
+    assert re.search(r"loss/\w+/\w+/\w+: \d.* -> \d", report.text) and re.search(r"block_01 \d\.\de-0\d", report.text)
 
 
 @pytest.mark.faults
@@ -278,5 +280,7 @@ def test_the_large_configs_in_small_are_silent(tmp_path, name, monkeypatch):
         config.mesh.update({"data": 1, "fsdp": 2, "tensor": 2} if task == "class_to_image" else {"data": 2, "fsdp": 2})
     report = consult(build_system(config), devices=jax.devices()[:4])
     said = [re.sub(r"\(.*? numbers\)", "", text) for text in told(report.findings)]
-    head = "warning: no objective trains 1 tensors , whose gradient is 0 in 6 steps on the first batch: fields/text/head/"
+    head = (
+        "warning: no objective trains 1 tensors , whose gradient is 0 in 6 steps on the first batch: fields/text/head/"
+    )
     assert said == [] if task == "class_to_image" else len(said) == 1 and said[0].startswith(head), said

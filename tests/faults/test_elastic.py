@@ -82,7 +82,7 @@ def digest(batch):
 def leg(path, monkeypatch, mesh, changes, steps):
     """Trains up to `steps`: the rows of every batch by task, and what the devices got of them."""
     sizes = {f"mesh.{axis}": size for axis, size in zip(("data", "fsdp", "tensor", "context"), mesh, strict=True)}
-    fixed = {"model.trunk.kv_heads": 2, "optim.steps": STEPS, "text_codec.vocab_size": 200, "steps": steps}
+    fixed = {"model.trunk.kv_heads": 2, "optim.steps": STEPS, "fields.text.codec.vocab_size": 200, "steps": steps}
     config = config_of(**fixed | sizes | changes)
     with config.unlocked():
         config.batch = 112

@@ -15,15 +15,15 @@ from PIL import Image
 
 from src.build import build_system
 from src.codecs.buckets import Buckets
-from src.codecs.vae import Vae, VaeConfig
-from src.codecs.vae_files import read_vae, write_vae
+from src.codecs.vae_files import read_vae
 from src.common.rng import step_key, stream
 from src.tools import latents, show_batch
+from src.train.system import draw
 from src.train.trainer import make_trainer, open_data
+from tests.helpers.autoencoder import write_tiny
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 ROOT = pathlib.Path(__file__).parents[2]
-TINY = VaeConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)  # one latent for 2 x 2 pixels
 GRIDS = ((4, 4), (2, 8), (8, 2))
 PIXELS, LATENTS = Buckets(GRIDS, 4), Buckets(GRIDS, 2)
 SIDES = [(20, 18), (9, 35), (40, 9), (17, 16), (8, 40), (33, 8), (16, 16), (12, 40)]
@@ -31,18 +31,26 @@ CONFIG = f"""
 from configs import common
 def get_config(name=""):
     config = common.base()
-    config.text_codec.name = "text:Bytes"
-    data = {{"length": 16, "buckets": {GRIDS}}}
-    shape = {{"size": 8, "channels": 8, "records": "moments"}} if "moments" in name else {{"size": 16}}
-    packed = {{"name": "buckets:Documents", "length": 64, "images": 2, "folder": "documents", "buckets": {GRIDS}}}
-    packed |= shape | ({{"records": "documents-moments"}} if "moments" in name else {{}})
-    data |= {{"name": "buckets:CaptionToImage", "folder": "pictures", "drop": 0.0}} | shape
-    config.tasks = {{
-        "draw": {{"share": 1.0, "data": data, "objectives": {{"diffusion": common.diffusion()}}}},
-        "packed": {{"share": 1.0, "data": packed, "objectives": {{"diffusion": common.diffusion()}}}},
-    }}
+    image = common.image(16, 16, 3)
+    image["codec"]["frozen"] = {{"name": "vae_latents", "path": "vae", "factor": 2}}
+    sources = {{"draw": {{"name": "captions", "folder": "pictures"}}}}
+    sources["packed"] = {{"name": "documents", "folder": "documents"}}
+    if "moments" in name:
+        sources["draw"] = {{"name": "records", "folder": "moments", "moments": True}}
+        sources["packed"] = {{"name": "records", "folder": "documents-moments", "moments": True}}
+    templates = {{"draw": {{"name": "caption_to_image", "length": 16, "drop": 0.0, "buckets": {GRIDS}}}}}
+    templates["packed"] = {{"name": "packed", "length": 64, "images": 2, "buckets": {GRIDS}}}
     with config.unlocked():
-        config.image_codec = {{"name": "vae_latents", "path": "vae", "factor": 2}}
+        config.fields = {{"text": common.text(name="text:Bytes"), "image": image}}
+        config.tasks = {{
+            task: {{
+                "weight": 1.0,
+                "source": sources[task],
+                "template": templates[task],
+                "objectives": {{"diffusion": common.diffusion()}},
+            }}
+            for task in sources
+        }}
     config = common.debug(config)
     config.batch, config.checkpoint.every = 16, 2
     config.mesh.data = 1 if "one" in name else 8
@@ -57,7 +65,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("buckets")
     for name in ("src", "configs"):
         (home / name).symlink_to(ROOT / name)
-    write_vae(home / "vae", Vae(TINY), Vae(TINY).init(jax.random.key(0)))
+    write_tiny(home / "vae")
     for folder, file in (("pictures", "captions.jsonl"), ("documents", "documents.jsonl")):
         (home / folder).mkdir()
         lines = []
@@ -89,6 +97,11 @@ def placed(name, devices):
     return trainer.system, rows, trainer.place(rows, 3)
 
 
+def grids_of(tokens):
+    """Rows and columns of each image."""
+    return tokens.place.max(axis=-2) + 1
+
+
 def moments(home, image):
     """Of one picture `[h, w, 3]` by itself, in its own shape."""
     vae, params = read_vae(home / "vae")
@@ -99,32 +112,32 @@ def test_pictures_and_their_moments_are_the_same_latents_on_any_number_of_device
     common = ["--vae=vae", "--batch=1"]
     flags = [*common, f"--config={home}/buckets.py", "--task=draw", "--out=moments"]
     assert latents.main(["latents", *flags]) == 0
-    flags = [*common, "--source=documents:DocumentFiles", "--set=folder=documents", "--out=documents-moments"]
+    flags = [*common, "--source=documents", "--set=folder=documents", "--out=documents-moments"]
     assert latents.main(["latents", *flags, "--size=16", "--buckets=16x16,8x32,32x8"]) == 0
     system, rows, first = placed("one", 1)
     for task in ("draw", "packed"):
-        field, found = rows[task]["image"], np.asarray(first[task]["image"].values)
-        assert {tuple(grid) for grid in field.grid.reshape(-1, 2).tolist()} == set(GRIDS)
-        assert found.shape == (*field.values.shape[:-3], 8, 8, 4)
+        tokens, found = rows[task].tokens["image"], np.asarray(first[task].tokens["image"].value)
+        assert {tuple(grid) for grid in grids_of(tokens).reshape(-1, 2).tolist()} == set(GRIDS)
+        assert found.shape == (*tokens.value.shape[:-3], 8, 8, 4)
         wanted = np.zeros((*found.shape[:-1], 8), np.float32)
         for at in np.ndindex(found.shape[:-3]):
-            if field.valid is None or field.valid[at]:
-                grid = tuple(field.grid[at].tolist())
-                wanted[at] = LATENTS.fold(moments(home, PIXELS.unfold(field.values[at], grid)), grid)
+            if tokens.valid[at].any():
+                grid = tuple(grids_of(tokens)[at].tolist())
+                wanted[at] = LATENTS.fold(moments(home, PIXELS.unfold(tokens.value[at], grid)), grid)
         key = stream(step_key(np.uint32(system.config.seed), np.int32(3)), f"{task}/image/codec")
-        drawn = system.frozen.image.draw(jnp.asarray(wanted.reshape(-1, 8, 8, 8)), key).reshape(found.shape)
+        net = system.encoders.nets["image"]
+        drawn = net.draw(jnp.asarray(wanted.reshape(-1, 8, 8, 8)), key).reshape(found.shape)
         np.testing.assert_allclose(found, drawn, atol=1e-5)
     for name, devices, far in (("eight", 8, 1e-5), ("moments,one", 1, 3e-3), ("moments,eight", 8, 3e-3)):
         _, other, second = placed(name, devices)
         for task in ("draw", "packed"):
-            a, b = first[task]["image"], second[task]["image"]
-            np.testing.assert_array_equal(rows[task]["image"].grid, other[task]["image"].grid)
-            counted = slice(None) if rows[task]["image"].valid is None else rows[task]["image"].valid
-            a, b = (np.asarray(field.values)[counted] for field in (a, b))
+            tokens = rows[task].tokens["image"]
+            np.testing.assert_array_equal(tokens.place, other[task].tokens["image"].place)
+            a, b = (np.asarray(batch[task].tokens["image"].value)[tokens.valid.any(-1)] for batch in (first, second))
             np.testing.assert_allclose(a, b, atol=far)
     config = config_of("moments,one")
-    config.tasks.draw.data.buckets = GRIDS[:2]
-    with pytest.raises(ValueError, match="holds moments of the buckets 8 x 8, 4 x 16, 16 x 4, and the task reads"):
+    config.tasks.draw.template.buckets = GRIDS[:2]
+    with pytest.raises(ValueError, match="hold moments of the buckets 8 x 8, 4 x 16, 16 x 4, and the task reads"):
         open_data(make_trainer(build_system(config), jax.devices()[:1]))
 
 
@@ -159,11 +172,12 @@ def test_a_run_is_resumed_and_draws_in_a_bucket(home):
 
 def test_a_batch_is_shown_in_its_buckets(home):
     system, rows, ready = placed("one", 1)
-    field, patches = rows["draw"]["image"], system.encode(ready["draw"]["image"].values)
-    grids = [tuple(grid) for grid in field.grid.tolist()]
+    tokens, views = ready["draw"].tokens["image"], draw(system, ready, jax.random.key(0))[0]
+    grids = [tuple(grid) for grid in grids_of(rows["draw"].tokens["image"]).tolist()]
     vae, params = read_vae(home / "vae")
-    for i, image in enumerate(show_batch.decoded(system.predictor, patches, grids)):
-        own = LATENTS.unfold(np.asarray(ready["draw"]["image"].values)[i], grids[i])
+    shown = show_batch.images_of(system, "image", views["draw"].batch.tokens["image"].value, tokens)
+    for i, image in enumerate(shown):
+        own = LATENTS.unfold(np.asarray(tokens.value)[i], grids[i])
         np.testing.assert_allclose(image, np.clip(vae.decode(params, jnp.asarray(own)[None])[0], -1, 1), atol=1e-5)
     assert show_batch.main(["show_batch", f"--config={home}/buckets.py", "--task=draw", f"--out={home}/seen"]) == 0
     files = {path.name for path in (home / "seen").glob("draw*x3.png")}
