@@ -1,5 +1,6 @@
 """A debug run in a process of its own, and a loop without a network, to be stopped, locked out and broken."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,12 +12,18 @@ import types
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
+from src.common.mesh.fsdp import Placement
+from src.data.pipeline.stream import Mixture
 from src.interfaces import LossTerm
 from src.train import loop, skip_nonfinite
+from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.state import TrainState
 from src.train.step import StepMetrics
+from src.train.trainer import Trainer
+from tests.helpers.numbers import bare
 
 ROOT = pathlib.Path(__file__).parents[2]
 MAIN = """
@@ -71,7 +78,7 @@ def losses(workdir):
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-class Checkpoints:
+class Checkpoints(Checkpointer):
     """Remembers what was saved."""
 
     directory = workdir = pathlib.Path("nowhere")
@@ -98,8 +105,11 @@ class Checkpoints:
     wait = close = complete = score = finish
 
 
-class Endless:
+class Endless(Mixture):
     """Batches without rows."""
+
+    def __init__(self):
+        """Opens nothing."""
 
     def __next__(self):
         return {}
@@ -142,15 +152,15 @@ def small_loop(monkeypatch, writer, data=None, update=None, compiles=None, evalu
     extra = {"guard": skip_nonfinite.fresh()}
     state = TrainState(step=jnp.int32(0), params={"w": jnp.ones(2)}, ema={}, opt_state=(), extra=extra)
     measured = StepMetrics({"total": LossTerm(jnp.ones(()), jnp.ones(()))}, {}, skip_nonfinite.fresh())
-    predictor = types.SimpleNamespace(with_params=lambda params: None)
-    system = types.SimpleNamespace(
-        config=ConfigDict(settings | config), tasks={}, evaluators=evaluators or {}, predictor=predictor, identity=dict
+    pipeline = types.SimpleNamespace(with_params=lambda params: None)
+    system = dataclasses.replace(
+        bare(config=ConfigDict(settings | config)), evaluators=evaluators or {}, pipeline=pipeline
     )
-    trainer = types.SimpleNamespace(
-        system=system, schedule=lambda step: 0.1, abstract=state, init=lambda: state,
-        mesh=jax.make_mesh((1,), ("data",)), place=lambda rows, step: rows,
-        compile=compiles or (lambda: update or (lambda state, batch: (state, measured))),
-    )  # fmt: skip
+    mesh = jax.make_mesh((1,), ("data",))
+    trainer = Trainer(system, mesh, optax.sgd(0.1), lambda step: 0.1, state, Placement({}, jnp.float32))
+    update = update or (lambda state, batch: (state, measured))
+    trainer.init, trainer.place = lambda: state, lambda rows, step: rows
+    trainer.compile = compiles or (lambda: update)
     monkeypatch.setattr(loop, "open_data", lambda trainer, workdir: data or Endless())
     checkpoints = Checkpoints()
     try:
