@@ -262,22 +262,21 @@ def test_the_large_configs_in_small_are_silent(tmp_path, name, monkeypatch):
     np.save(tmp_path / "labels.npy", rng.integers(0, 2, 64))
     (tmp_path / "names.json").write_text('["a", "b"]')
     config = config_of(importlib.import_module(f"configs.{name}"))
+    (task,) = config.tasks
     with config.unlocked():
-        config.text_codec = {"name": config.text_codec.name and "text:Bytes"}
-        (task,) = config.tasks
+        config.tasks[task].source = {"name": "arrays", "folder": str(tmp_path)}
         if name == "imagenet256":  # latents as they are, from random weights
-            data = {
-                "name": "arrays:ClassPromptToImage",
-                "height": 32,
-                "width": 32,
-                "channels": 4,
-                "prompt_length": 64,
+            config.fields.text.codec = {"name": "text:Bytes"}
+            config.fields.image.codec = {
+                "host": {"name": "pixels", "height": 32, "width": 32, "channels": 4},
+                "device": {"name": "patch", "size": 2},
             }
-            config.tasks[task].data, config.image_codec.name, config.init_from.path = data, "", ""
-        config.tasks[task].data.folder = str(tmp_path)
+            config.init_from.path = ""
+        else:
+            config.fields.label.codec.count = 2
         config.batch, config.sharding.min_size = 16, 2**10
         config.mesh.update({"data": 1, "fsdp": 2, "tensor": 2} if task == "class_to_image" else {"data": 2, "fsdp": 2})
     report = consult(build_system(config), devices=jax.devices()[:4])
     said = [re.sub(r"\(.*? numbers\)", "", text) for text in told(report.findings)]
-    head = "warning: no objective trains 1 tensors , whose gradient is 0 in 6 steps on the first batch: text_head/"
+    head = "warning: no objective trains 1 tensors , whose gradient is 0 in 6 steps on the first batch: fields/text/head/"
     assert said == [] if task == "class_to_image" else len(said) == 1 and said[0].startswith(head), said
