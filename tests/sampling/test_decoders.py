@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 
 from src.common.rng import stream
+from src.corruption.categorical import Categorical
+from src.corruption.gaussian import Gaussian
+from src.corruption.schedules import Linear
 from src.sampling.decoders.blocks import Blocks
 from src.sampling.decoders.left_to_right import LeftToRight
 from src.sampling.guidance import Guidance
 from src.sampling.loop import integrate
+from src.sampling.steps.ancestral import Ancestral
+from src.sampling.steps.categorical import Confidence
 from src.sampling.steps.gaussian import DPMSolverPP2M, Heun
 from src.sampling.steps.next_token import Sampled
 from src.sampling.walk import Walk, fill, plan_of
@@ -342,3 +347,57 @@ def test_rows_with_a_hint_see_their_own_last_estimate():
     close(out, xt, 1e-4)
     blind = sampled(dataclasses.replace(hinted), ONE[:2], rows, {"image": Blocks(steps=1)})["image"]
     assert np.abs(blind - out).max() > 1e-3
+
+
+class Coarse(Gaussian):
+    """A process of scales: a block begins around the mean of the finished ones, and reads as a pair."""
+
+    def prior(self, key, shape, past=None):
+        around = 0.0 if past is None else 3.0 * past.mean(axis=1, keepdims=True)
+        return super().prior(key, shape) + around
+
+
+def test_scales_begin_from_the_finished_blocks():
+    field = vector_field("line", grid=(7,))
+    process = Coarse(field=field.spec, schedule=Linear(), parameterization="velocity")
+    table = {"text": text_field(), "line": dataclasses.replace(field, process=process, timed=False)}
+    model = net(table, {"text": TEXT, "line": VECTORS | {"head": {"name": "linear", "init": 0.3}}})
+    for markov in (False, True):
+        layout = (PROMPT, Segment("line", 7, (1, 2, 4), "noisy", markov=markov))
+        prompt = tokens(*ids(PROMPTS, 3))
+        rows = batch(text__prompt=prompt, line=tokens(np.zeros((2, 7, 4), np.float32), target=True))
+        out = sampled(model, layout, rows, {"line": Blocks(steps=1)})["line"]
+        start, times = 0, field.step.times(process, 1)
+        for number, size in enumerate((1, 2, 4)):
+            first, loop = jax.random.split(jax.random.fold_in(stream(KEY, "line"), number))
+            xt = process.prior(first, (2, size), jnp.asarray(out[:, :start]) if start else None)
+            value = jnp.concatenate([out[:, :start], xt, np.zeros((2, 7 - start - size, 4), np.float32)], axis=1)
+            view = view_of(layout, batch(text__prompt=prompt, line=tokens(np.asarray(value))), {"line": value})
+            output = model.field("line")(model.hidden({"": view})[""].of("line"))[:, start : start + size]
+            estimate = process.estimate(output, xt, times[0])
+            again = lambda x, t, estimate=estimate: estimate
+            given = (jax.random.fold_in(loop, 0), estimate, xt, times[0], times[1], ())
+            close(out[:, start : start + size], field.step.step(process, *given, again)[0], 1e-4)
+            start += size
+
+
+@pytest.mark.parametrize("step", [Ancestral(), Confidence(gumbel=1.0)], ids=["ancestral", "confidence"])
+def test_one_field_both_ways_token_by_token_and_block_by_block(step):
+    """Clean tokens are causal, noisy copies denoise blocks of 4; given tokens stay, no mask is left."""
+    field = text_field(codec=Chain())
+    process = Categorical(field=field.spec)
+    table = {"text": dataclasses.replace(field, process=process, step=step, timed=False)}
+    model = net(table, {"text": TEXT | {"embed": {"name": "tokens", "init": 1.0}}})
+    layout = (Segment("text.source", 3), Segment("text", 8, 1, "copies", noisy_blocks=4))
+    value = np.random.default_rng(0).integers(0, 12, (2, 8)).astype(np.int32)
+    given = np.array([[1, 0, 0, 0, 0, 0, 1, 0], [1, 1, 0, 0, 0, 0, 0, 0]], bool)
+    source = tokens(*ids([[1, 5, 2], [1, 9]], 3))
+    rows = batch(text__source=source, text=tokens(value, target=~given))
+    out = sampled(model, layout, rows, {"text": Blocks(steps=3)})["text"]
+    np.testing.assert_array_equal(out[given], value[given])
+    assert out.min() >= 0 and out.max() < 13 and (out != value)[~given].any()
+    greedy = sampled(model, layout, rows, {"text": LeftToRight(stop=False)})["text"]
+    np.testing.assert_array_equal(greedy[given], value[given])
+    view = view_of(layout, batch(text__source=source, text=tokens(greedy)))
+    logits = model.field("text")(model.hidden({"": view})[""].before("text")[0])
+    np.testing.assert_array_equal(jnp.argmax(logits, axis=-1)[~given], greedy[~given])

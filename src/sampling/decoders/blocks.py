@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from src.common.rng import stream
 from src.interfaces import PyTree
+from src.sampling.loop import Course, integrate_all, wide
 from src.sampling.walk import Noised, Walk
 from src.sequence.segment import Segment
 
@@ -103,39 +103,21 @@ class Blocks:
         """The block's x at t = 0, by name. The first step has no hint, which is a hint of zeros."""
 
         def evaluate(xts: dict[str, PyTree], t: Array, hints: dict[str, Array]) -> dict[str, PyTree]:
-            tokens = {
-                name: Noised(xts[name], _of_rows(part.at(t), walk.rows), hints.get(name))
-                for name, part in parts.items()
-            }
+            tokens = {n: Noised(xts[n], _of_rows(part.at(t), walk.rows), hints.get(n)) for n, part in parts.items()}
             outputs = walk.predict(segment, tokens, start, size, t)
-            return {name: part.process.estimate(outputs[name], xts[name], part.at(t)) for name, part in parts.items()}
+            return {n: part.process.estimate(outputs[n], xts[n], part.at(t)) for n, part in parts.items()}
 
-        def step(carry: PyTree, now: tuple[Array, Array, Array]) -> tuple[PyTree, None]:
-            (xts, states, hints), (number, t, s) = carry, now
-            estimates = evaluate(xts, t, hints)
-            new = {}
-            for name, part in parts.items():
-
-                def again(x: PyTree, time: Array, name: str = name, part: _Part = part) -> PyTree:
-                    return evaluate(xts | {name: part.pin(x)}, jnp.max(time), hints)[name]
-
-                own = jax.random.fold_in(part.loop_key, number)
-                given = (estimates[name], xts[name], part.at(t), part.at(s), states[name], again)
-                new[name] = part.field.step.step(part.process, own, *given)
-            xts = {name: parts[name].pin(x) for name, (x, _) in new.items()}
-            hints = {name: parts[name].process.hint(estimates[name]) for name in hints}
-            return (xts, {name: state for name, (_, state) in new.items()}, hints), None
-
-        xts = {name: part.pin(part.first()) for name, part in parts.items()}
-        states = {name: part.field.step.init(part.process, xts[name]) for name, part in parts.items()}
+        xts = {name: wide(part.first()) for name, part in parts.items()}
         one = next(iter(parts.values()))  # names on the same tokens share one time
         times = jnp.asarray(one.field.step.times(one.process, self.steps))
         hinted = [name for name, part in parts.items() if part.field.hint]
         shapes = jax.eval_shape(lambda: evaluate(xts, times[0], {})) if hinted else {}
         hints = {n: jax.eval_shape(parts[n].process.hint, shapes[n]) for n in hinted}
         hints = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), hints)
-        numbers = jnp.arange(self.steps)
-        return jax.lax.scan(step, (xts, states, hints), (numbers, times[:-1], times[1:]))[0][0]
+        courses = {
+            n: Course(part.field.step, part.process, part.loop_key, part.pin, part.at) for n, part in parts.items()
+        }
+        return integrate_all(courses, evaluate, xts, times, hints)
 
 
 class _Part:
@@ -158,11 +140,11 @@ class _Part:
             noise = jax.eval_shape(lambda: self.process.noise(jax.random.key(0), self.shape))
             noise = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), noise)
             clean = jnp.zeros((walk.rows, 1), jnp.float32)
-            self.given = _wide(self.process.corrupt(self.bound.encode(self.value), noise, clean).xt)
+            self.given = wide(self.process.corrupt(self.bound.encode(self.value), noise, clean).xt)
 
     def first(self) -> PyTree:
         """Noise."""
-        return _wide(self.process.prior(self.start_key, self.shape, self.past))
+        return self.process.prior(self.start_key, self.shape, self.past)
 
     def at(self, t: Array) -> Array:
         """The scalar time t, or that of each token where some are given: these have time 0."""
@@ -181,13 +163,3 @@ class _Part:
 
 def _of_rows(t: Array, rows: int) -> Array:
     return t if t.ndim else jnp.broadcast_to(t, (rows, 1))
-
-
-def _wide(tree: PyTree) -> PyTree:
-    """Floats in float32 or wider."""
-
-    def wide(a: Array) -> Array:
-        floating = np.issubdtype(a.dtype, np.floating) or a.dtype == jnp.bfloat16
-        return a.astype(jnp.promote_types(a.dtype, jnp.float32)) if floating else a
-
-    return jax.tree.map(wide, tree)
