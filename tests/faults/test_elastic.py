@@ -91,9 +91,9 @@ def leg(path, monkeypatch, mesh, changes, steps):
     rows, digests = [], []
 
     def watch(name, build):
-        def watched(split, index, uniforms, extra):
-            rows.append((name, index.tolist()))
-            return build(split, index, uniforms, extra)
+        def watched(arrays):
+            rows.append((name, digest(arrays)))
+            return build(arrays)
 
         return watched
 

@@ -63,7 +63,7 @@ def test_a_system_of_packed_documents_fits_together_and_is_found_healthy(folder)
     assert system.tasks["documents"].task.prompt([{"prompt": "a"}])[0].length == 16 + 4
     trainer = make_trainer(system, jax.devices()[:1])
     assert Metrics(system, trainer.schedule).images == 16 * 2
-    assert step_flops(system)["fields/vision"] == 6 * 16 * 2 * 4 * (48 * 32 + 32 * 32)
+    assert step_flops(system)["vision/embed"] == 6 * 16 * 2 * 4 * (48 * 32 + 32 * 32)
     with contextlib.closing(open_data(trainer)) as data:
         batch = trainer.place(next(data), 0)
     case = open_case(trainer, batch)
