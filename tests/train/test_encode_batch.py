@@ -16,8 +16,8 @@ from src.codecs.clip_vision import ClipVision
 from src.codecs.pixels import letterbox
 from src.codecs.vae_files import read_vae
 from src.codecs.vae_latents import VaeLatents
+from src.sampling.frozen_links import FrozenLinks
 from src.train.checkpoints.config_changes import check_config
-from src.train.encode_batch import Encoders
 from src.train.trainer import make_trainer, open_data
 from tests.helpers.autoencoder import config_of, make_folder
 
@@ -107,7 +107,7 @@ def test_clip_gives_its_features_and_refuses_another_tower(tmp_path):
     pictures = [np.random.default_rng(i).integers(0, 256, (9, 12, 3), dtype=np.uint8) for i in range(3)]
     shown = jnp.stack([jnp.asarray(encoder.preprocess(pixels)) for pixels in pictures])
     assert shown.shape[1:] == encoder.takes and encoder.spec.tokens == 4
-    found = Encoders({"vision": encoder}).encode_on_host("vision", np.asarray(shown))
+    found = FrozenLinks({"vision": encoder}).encode("vision", np.asarray(shown), None)
     np.testing.assert_allclose(found, tower.features(encoder.params, shown), atol=1e-5)
     assert found.shape == (3, *encoder.shape) == (3, 4, 16)
     sent = pickle.loads(pickle.dumps(encoder))

@@ -1,5 +1,6 @@
 """A step that is not taken leaves no trace, a spike is told from a change, and the first bad place is found."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,16 +12,22 @@ from ml_collections import ConfigDict
 from configs import digits
 from src.build import build_system
 from src.common.mesh.fsdp import Placement
+from src.corruption.timesteps import Uniform
 from src.interfaces import Batch
 from src.models.heads.categorical import Categorical
 from src.models.layers import SwiGLU
+from src.models.model import bind
+from src.objectives.diffusion import Diffusion
+from src.objectives.losses.squared_error import SquaredError
 from src.train import skip_nonfinite
 from src.train import step as steps
+from src.train.nonfinite import locate
 from src.train.nonfinite.locate import Finder, first_bad_gradient
 from src.train.optim import build_optimizer
 from src.train.state import TrainState
 from src.train.trainer import make_trainer
-from tests.helpers.numbers import system_of
+from tests.helpers import models
+from tests.helpers.numbers import bare, plan_of, system_of
 
 
 def product(params, view, noise):
@@ -137,3 +144,35 @@ def test_gradients_are_searched_from_the_heads_back():
     head = "fields/image/head/linear/bias"
     assert first_bad_gradient(squares | {head: np.inf}) == f"gradient of {head}"
     assert first_bad_gradient({head: 1.0}) == ""
+
+
+def test_what_comes_before_the_blocks_is_told_apart():
+    """Values behind the codecs, noise and times, and the network's own first estimate, each by row."""
+    hinted = lambda: {n: dataclasses.replace(f, hint=n == "image") for n, f in models.table().items()}
+    architecture, params = models.make(rows=hinted)
+    objective = Diffusion("image", SquaredError(), Uniform(), hint=1.0)
+    view = models.row()
+    plan = plan_of({"noise": (objective, 1.0)}, models.ROWS, view.layout)
+    system = dataclasses.replace(bare({"t": plan}, fields=architecture.table), architecture=architecture)
+    draws = objective.draw(jax.random.key(0), architecture.table, view)
+
+    def first(params=params, view=view, draws=draws):
+        """The first stage with bad values, the name there, and the rows."""
+        net = bind(architecture, params, measure=locate._bad)
+        flags = locate._network(system, net, ({"t": view}, {"t": {"noise": draws}}))
+        flags = sorted(flags.items(), key=lambda entry: locate.KINDS.index(entry[0][0]))
+        (kind, _, name), count = next((entry for entry in flags if np.any(entry[1])), (("", "", ""), []))
+        return kind, name, np.flatnonzero(count).tolist()
+
+    assert first() == ("", "", [])
+    clean = view.batch.tokens["image"].value
+    assert first(view=models.value(view, "image", clean.at[1, 2, 0].set(jnp.inf))) == ("codec", "image", [1])
+    assert first(draws=draws | {"noise": {"image": draws["noise"]["image"] * jnp.nan}}) == (
+        "corruption",
+        "image",
+        [0, 1],
+    )
+    kernel = params["fields"]["image"]["head"]["linear"]
+    spoilt = jax.tree.map(lambda a: a, params)
+    spoilt["fields"]["image"]["head"]["linear"] = kernel | {"bias": kernel["bias"] * jnp.inf}
+    assert first(params=spoilt) == ("first estimate", "image", [0, 1])
