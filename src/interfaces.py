@@ -235,7 +235,10 @@ class Loss(Protocol):
 @runtime_checkable
 class Objective(Protocol):
     """Owns some names of a task. `draw` is random and knows no parameters, for the whole batch before it is split;
-    `prepare` is deterministic and lies inside the gradient; `loss` reads the trunk's output."""
+    `prepare` is deterministic and lies inside the gradient; `loss` reads the trunk's output.
+
+    It may say that it reads the state before each token (`predicts_next`), and that the run keeps a teacher for it
+    (`taught`)."""
 
     names: tuple[str, ...]
 

@@ -134,6 +134,7 @@ def table(initial: Mapping[str, float], now: Mapping[str, float]) -> str:
 def drawings(system: System, held_out: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
     """`drawings/<task>`: what each task that makes pictures makes of `count` of its prompts, held-out ones in the tasks
     that have some."""
+    from src.evals.given import title
     from src.evals.grid import caption_grid
 
     pictures = {}
@@ -146,15 +147,6 @@ def drawings(system: System, held_out: Mapping[str, Any], count: int) -> dict[st
             images = system.pipeline.values(name, given, system.config.seed)[made]
             pictures[f"drawings/{name}"] = caption_grid(images, titles, COLUMNS)
     return pictures
-
-
-def title(example: Mapping[str, Any], number: int) -> str:
-    """What a prompt says, of several texts that mean the same that of row `number`; else its class."""
-    for value in example.values():
-        texts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
-        if texts and all(isinstance(text, str) for text in texts):
-            return texts[number % len(texts)]
-    return f"class {example['label']}" if "label" in example else f"row {number}"
 
 
 def _held_out(name: str, plan: TaskPlan) -> bool:

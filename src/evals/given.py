@@ -86,11 +86,12 @@ def grid_of(task: Any, name: str, given: str | None) -> dict[str, tuple[int, int
     return {"grid": grids[names.index(given)]}
 
 
-def title(example: Mapping[str, Any]) -> str:
-    """What an image of the example was asked for by, in words."""
+def title(example: Mapping[str, Any], number: int = 0) -> str:
+    """What an image of the example was asked for by, in words; of several texts that mean the same, row `number` of a
+    call has another one than the row before."""
     for name in ("caption", "prompt", "label"):
         value = example.get(name)
-        value = value[0] if isinstance(value, list | tuple) and value else value
+        value = value[number % len(value)] if isinstance(value, list | tuple) and value else value
         if isinstance(value, str | int | np.integer):
             return f"class {value}" if name == "label" else str(value)
     return ""
