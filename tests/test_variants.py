@@ -20,7 +20,7 @@ ENDS = {
     ("imagenet256", "official", "debug"): {"batch": 88, "decode.image.steps": 2},
     ("imagenet256", "pixels", "debug"): {},
     ("journeydb_ultrachat", "official", "paper"): TIME,
-    ("journeydb_ultrachat", "official", "debug"): {"batch": 80, "decode.image.steps": 2},
+    ("journeydb_ultrachat", "official", "debug"): {"batch": 80, "decode.image.steps": 2, "tasks.chat.source.split": 0},
     ("journeydb_ultrachat", "pixels", "debug"): {},
     ("llava_journeydb", "official", "paper"): TIME | {"batch": 1024, "mesh.fsdp": 16},
     ("llava_journeydb", "official", "debug"): {"batch": 64, "mesh.fsdp": 1, "decode.image.steps": 2},

@@ -4,14 +4,14 @@ import pickle
 
 import pytest
 
-from src.codecs.text import Bytes, Llama, SentencePiece, train_sentencepiece
+from src.codecs.text import Bytes, Llama, SentencePiece, learned, train_sentencepiece
 
 TEXTS = ["a handwritten seven", "three plus four is seven", "a handwritten 3", "seven left of two"] * 3
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return SentencePiece.cached(TEXTS, 60, tmp_path_factory.mktemp("tokenizer"))
+    return SentencePiece(vocab_size=60, folder=tmp_path_factory.mktemp("tokenizer")).fit(TEXTS)
 
 
 def test_special_ids_follow_the_models_own_pieces(model):
@@ -49,7 +49,7 @@ def test_unknown_characters_are_named(model):
 
 
 def test_byte_fallback_and_bytes_take_any_text(tmp_path):
-    codec = SentencePiece.cached(TEXTS, 330, tmp_path, byte_fallback=True)
+    codec = SentencePiece(learned(TEXTS, 330, tmp_path, byte_fallback=True))
     for any_codec in (codec, Bytes()):
         assert any_codec.decode(any_codec.encode("seven Q é ∑ seven")) == "seven Q é ∑ seven"
     assert Bytes().decode([0x73, 0xC3]) == "s\ufffd"
@@ -66,13 +66,13 @@ def test_training_is_deterministic_and_atomic(tmp_path, capfd):
 
 
 def test_cache_is_reused_only_for_equal_texts_and_settings(tmp_path, monkeypatch):
-    codec = SentencePiece.cached(TEXTS, 60, tmp_path)
-    other = SentencePiece.cached(TEXTS, 50, tmp_path)
-    more = SentencePiece.cached([*TEXTS, "nine"], 60, tmp_path)
+    codec = SentencePiece(vocab_size=60, folder=tmp_path).fit(TEXTS)
+    other = SentencePiece(vocab_size=50, folder=tmp_path).fit(TEXTS)
+    more = SentencePiece(vocab_size=60, folder=tmp_path).fit([*TEXTS, "nine"])
     assert len(list(tmp_path.iterdir())) == 3
     assert len({codec.fingerprint(), other.fingerprint(), more.fingerprint(), Bytes().fingerprint()}) == 4
     monkeypatch.setattr("src.codecs.text.train_sentencepiece", None)  # a second training would fail
-    assert SentencePiece.cached(TEXTS, 60, tmp_path).fingerprint() == codec.fingerprint()
+    assert SentencePiece(vocab_size=60, folder=tmp_path).fit(TEXTS).fingerprint() == codec.fingerprint()
 
 
 def test_bad_files_are_refused_in_one_sentence(tmp_path):

@@ -86,8 +86,8 @@ def test_rows_of_scattered_blocks_are_those_of_the_whole_batch():
     for stream in (whole, *shares):
         stream.set_state(24)
     for _ in range(3):
-        rows = next(whole)["row"].reshape(4, 2)
-        parts = [next(share)["row"].reshape(2, 2) for share in shares]
+        rows = next(whole).cond["row"].reshape(4, 2)
+        parts = [next(share).cond["row"].reshape(2, 2) for share in shares]
         assert np.array_equal(parts[0], rows[[0, 2]]) and np.array_equal(parts[1], rows[[1, 3]])
 
 
@@ -102,15 +102,15 @@ class Numbers:
 
     def read(self, split, index, uniforms):
         """The number."""
-        return {"row": np.int64(index)}
+        return {"row": np.asarray(index)}
 
     def blank(self):
         """No row is bad."""
         raise AssertionError
 
     def build(self, rows):
-        """The numbers."""
-        return rows
+        """The numbers, as conditions."""
+        return Batch({}, cond=rows)
 
 
 def test_processes_that_differ_are_told(monkeypatch):
