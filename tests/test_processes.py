@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from src.common.mesh.distributed import put_batch
+from src.common.runtime.writers import Many
 from src.train import loop
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.trainer import make_trainer, open_data
@@ -28,10 +29,11 @@ ocp.PyTreeCheckpointHandler.restore = restore
 """
 
 
-class Losses:
+class Losses(Many):
     """A writer that keeps the losses."""
 
     def __init__(self):
+        super().__init__([])
         self.seen = []
 
     def write_scalars(self, step, scalars):
