@@ -92,7 +92,8 @@ def leg(path, monkeypatch, mesh, changes, steps):
 
     def watch(name, build):
         def watched(arrays):
-            rows.append((name, digest(arrays)))
+            if len(next(iter(arrays.values()))) > 1:  # one row is asked for its shapes
+                rows.append((name, digest(arrays)))
             return build(arrays)
 
         return watched
