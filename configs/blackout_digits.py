@@ -21,4 +21,5 @@ def get_config(name: str | None = None):
     config = common.words_and_digits(common.base(), image, {}, objective)
     config.steps = 1500
     config.decode.image.steps = 40
+    config.guidance.scale = 1.5
     return common.variant(config, name)

@@ -261,7 +261,7 @@ def words_and_digits(config: ConfigDict, image: dict, segment: dict, objective: 
     }
     config.optim.update({"lr": 3e-3, "schedule": "cosine", "warmup": 100, "b2": 0.98})
     config.ema.update({"decay": 0.99, "warmup": True})
-    config.guidance.scale = 1.5
+    config.guidance.scale = 1.0
     config.eval.evaluators = {"digits": {"name": "digits", "images": 500, "captions": 360, "sentences": 0}}
     config.checkpoint.every = 500
     return config
