@@ -12,6 +12,7 @@ from configs import digits
 from src.build import build_system
 from src.common.mesh.distributed import put_batch
 from src.common.runtime.writers import Many
+from src.data.pipeline.stream import Mixture
 from src.models.heads.categorical import Categorical
 from src.models.layers import SwiGLU
 from src.train import loop, skip_nonfinite
@@ -166,20 +167,20 @@ def run(trainer, monkeypatch, folder, steps, bad=(), change=None, **settings):
     config = trainer.system.config
     settings = {"patience": 3, "restore": False, "restores": 1} | settings
 
-    class Changed:
-        def __init__(self, trainer, workdir):
-            self.data = open_data(trainer)
-            self.rows = {name: plan.rows for name, plan in trainer.system.tasks.items()}
+    rows = {name: plan.rows for name, plan in trainer.system.tasks.items()}
 
-        def __getattr__(self, name):
-            return getattr(self.data, name)
-
+    class Changed(Mixture):
         def __next__(self):
-            batch = next(self.data)
-            number = self.data.get_state()[IMAGES] // self.rows[IMAGES]
+            batch = super().__next__()
+            number = self.get_state()[IMAGES] // rows[IMAGES]
             return change(batch) if number in bad else batch
 
-    monkeypatch.setattr(loop, "open_data", Changed)
+    def changed(trainer, workdir):
+        data = open_data(trainer)
+        data.__class__ = Changed
+        return data
+
+    monkeypatch.setattr(loop, "open_data", changed)
     with config.unlocked():
         config.steps, config.checkpoint.every = steps, 2
         config.guard.update(settings)
