@@ -205,10 +205,10 @@ def fitted(image: Any, where: str, channels: int, fit: Any) -> Any:
 
 def shift_images(images: np.ndarray, offsets: np.ndarray, background: float) -> np.ndarray:
     """Images [B, h, w, C] moved by whole pixels, `offsets` [B, 2] down and right; what enters is `background`."""
-    count, height, width, _ = images.shape
+    count, height, width, channels = images.shape
     margin = int(np.abs(offsets).max(initial=0))
-    pad = ((0, 0), (margin, margin), (margin, margin), (0, 0))
-    padded = np.pad(images, pad, constant_values=background)
+    padded = np.full((count, height + 2 * margin, width + 2 * margin, channels), background, images.dtype)
+    padded[:, margin : margin + height, margin : margin + width] = images
     rows = np.arange(height)[None] + margin - offsets[:, :1]
     columns = np.arange(width)[None] + margin - offsets[:, 1:]
     return padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -49,17 +49,13 @@ class Words:
     def row(self, parts: Parts, *, prompt: bool = False, make: bool = False) -> Row:
         """The arrays of a text that is given as parts; nothing of a `prompt` is a target, but what is to be made
         behind it, up to the end of the segment (`make`). What is too long is cut."""
-        ids = [int(i) for part, _ in parts for i in part][: self.length]
-        target = [wanted and not prompt for part, wanted in parts for _ in part][: self.length]
-        row = self.blank()
-        row[f"{self.name}/ids"][: len(ids)] = ids
-        row[f"{self.name}/ids"][len(ids) :] = 0 if make else self.codec.pad
-        row[f"{self.name}/valid"][: len(ids)] = True
-        row[f"{self.name}/target"][: len(ids)] = target
-        if make:
-            row[f"{self.name}/valid"][:] = True
-            row[f"{self.name}/target"][len(ids) :] = True
-        return row
+        given = [i for part, _ in parts for i in part][: self.length]
+        target = np.full(self.length, make)
+        target[: len(given)] = [wanted and not prompt for part, wanted in parts for _ in part][: self.length]
+        ids = np.full(self.length, 0 if make else self.codec.pad, np.int32)
+        ids[: len(given)] = given
+        valid = np.arange(self.length) < (self.length if make else len(given))
+        return {f"{self.name}/ids": ids, f"{self.name}/valid": valid, f"{self.name}/target": target}
 
     def blank(self) -> Row:
         """The arrays of a row that was refused."""
