@@ -2,8 +2,9 @@
 
     python -m src.main --config=configs/blackout_digits.py --workdir=runs/blackout_digits
 
-Two CPU cores, about two minutes. Pixels are counts from 0 to 16 that lose their units one by one; the network predicts
-how many are missing, and sampling adds them again in 40 steps. 277,636 parameters.
+Two CPU cores, two to three minutes. Pixels are counts from 0 to 16 that lose their units one by one; the network
+predicts how many are missing, and sampling adds them again in 40 steps. 277,636 parameters. Expect digit_accuracy 0.97
+and caption_accuracy 0.98 (README.md).
 """
 
 from configs import common

@@ -239,7 +239,7 @@ def distill(*names: str, weight: float = 1.0, temperature: float = 1.0) -> dict:
 
 def words_and_digits(config: ConfigDict, image: dict, segment: dict, objective: dict) -> ConfigDict:
     """Words -> handwritten digit and digit -> words, for a system with its own way to make images: the field `image`,
-    options of its segment, and its objective. Sizes and rates are those of configs/digits.py."""
+    options of its segment, and its objective. The sizes are those of configs/digits.py."""
     config.steps, config.batch = 1000, 56
     config.model.trunk.update({"width": 64, "depth": 4, "heads": 4, "kv_heads": 4, "mlp_width": 192})
     config.model.trunk.update({"qk_norm": True, "init": "lecun_normal"})

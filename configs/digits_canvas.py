@@ -3,7 +3,7 @@
     python -m src.main --config=configs/digits_canvas.py --workdir=runs/digits_canvas
 
 Two CPU cores, about six minutes. Expect canvas_accuracy and caption_accuracy 0.98 or more (docs/reproduce.md). An image
-of 16 x 16 is 16 tokens, patches of 4 x 4; a step has 48 images to make and 16 captions.
+of 16 x 16 is 16 tokens, patches of 4 x 4; a step has 48 images to generate and 16 captions.
 """
 
 from configs import common

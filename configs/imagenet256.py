@@ -7,12 +7,12 @@ commands make them from the downloads (docs/imagenet.md): data/tinyllama (src.to
 and data/imagenet256, the moments of all images' latents (src.tools.latents).
 
 Arithmetic: a row has 32 prompt + 1 time + 256 image + 2 tail = 291 tokens, and a step of 1024 rows 297,984. A step is
-1.77e15 FLOPs (the text head is not used). Weights, average and moments are 18 GB in float32, over fsdp=16 chips 1.1 GiB
+1.77e15 FLOPs (the text head is not used). Weights, average and moments are 18 GB in float32, over fsdp=16 chips 1.1 GB
 each; with 16 rows a chip the step takes 6.4 GiB. Predicted by `src.tools.aot` for 500,000 steps on 64 chips, from
 perfect overlap to none: v5e 0.8 to 1.6 days, v5p 0.35 to 0.6, v6e 0.2 to 0.6 (docs/performance.md). With fewer than
 16 chips: --config.mesh.fsdp=8.
 Expect the loss to fall fast at first and slowly for the rest of the run; the goal is table 1. It was not trained here.
-The text head is not trained, as published; the doctor has a note about it.
+The text head gets no gradient, as published; the checks before the first step warn of it (docs/checks.md).
 Variants: `official` (the released code), `paper` (adaLN before the trunk), `pixels` (images of a folder, encoded in
 training), `debug`.
 """
@@ -47,7 +47,7 @@ def get_config(name: str | None = None):
 
 
 def official(config):
-    """The released code: batch 256, dead time token, 20 steps, guidance on 3 channels, its phrases, a newline."""
+    """The released code: batch 256, a constant time token, 20 steps, guidance on 3 channels, its phrases, a newline."""
     config = common.official(config)
     config.batch = 256
     config.tasks.class_prompt_to_image.template.update({"newline": True, "phrases": "official"})

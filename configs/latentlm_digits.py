@@ -1,10 +1,10 @@
-"""LatentLM (arXiv 2412.08635) on handwritten digits: patches are generated one by one, like words, each by
-a small diffusion head on the state before it.
+"""LatentLM (arXiv 2412.08635) on handwritten digits: patches are generated one by one, like words, each by a small
+diffusion head that reads the hidden state before it.
 
     python -m src.main --config=configs/latentlm_digits.py --workdir=runs/latentlm_digits
 
-Two CPU cores, about three minutes. An image is 16 patches of 2 x 2 pixels, each sampled in 16 steps. 579,716
-parameters.
+It took 455 s on two CPU cores beside other work. An image is 16 patches of 2 x 2 pixels, each sampled in 16 steps.
+579,716 parameters. Expect digit_accuracy 0.98 and caption_accuracy 0.98 (README.md).
 """
 
 from configs import common

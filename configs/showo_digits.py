@@ -4,6 +4,7 @@
 
 Two CPU cores, about two minutes. A patch of 2 x 2 pixels is one of 64 codes (k-means); the process replaces codes by a
 mask, and sampling keeps the most confident codes first (MaskGIT, arXiv 2202.04200), in 12 steps. 248,128 parameters.
+Expect digit_accuracy 0.96 and caption_accuracy 0.93 (README.md).
 """
 
 from configs import common
