@@ -32,7 +32,7 @@ def get_config(name: str | None = None):
                 "folder": "data/imagenet256",
                 "moments": True,  # mean and log-variance of the latents
                 "ambiguous": "words",  # "crane" and "maillot" are two classes each: words tell them apart, or keep
-                "held_out": 0,  # images for the panels, spread over the classes
+                "held_out": 0,  # rows for the held-out losses, spread over the classes
             },
             "template": {"name": "class_prompt", "length": 32, "phrases": "fixed", "newline": False},
             "objectives": {"diffusion": common.diffusion(timesteps="timesteps:Grid")},
