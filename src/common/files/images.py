@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from src.common.files.image_metadata import JPEG, PNG, strip_jpeg, strip_png
 from src.common.files.paths import read_bounded, shown
 
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp")  # of what is read
 SCANS = 100  # of a progressive JPEG; a scan of ten bytes costs a pass over all pixels, and encoders write about ten
 
 
