@@ -77,12 +77,12 @@ class _Images:
         self._labels = np.array([numbers[name] for name in found])
         self._files, inside = self._list(folder)
         left.update(inside)
-        left.warn(folder)
         if not len(self._files):
             raise ValueError(
                 f"{os.fspath(folder)!r} has folders of classes and no image in them ({' '.join(ENDINGS)})"
                 + (f"; they have {left}" if left else "")
             )
+        left.warn(folder)
         filled = set(map(bytes, self._files[:, :NUMBER]))
         if empty := [name for place, name in enumerate(found) if place.to_bytes(NUMBER, "little") not in filled]:
             told = "%s: no image in the folders of %d classes, which keep their numbers: %s"
