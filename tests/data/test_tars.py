@@ -17,7 +17,8 @@ LONG = "deep/" * 30 + "x" * 90
 # name of an example in the archive -> its caption
 NAMES = {
     "1": "one", "a/2": "two", "a b/ü 水": "words", "v1.0/3": "folder with a dot", f"{LONG}": "long",
-    "p/a\\_b_2": "backslash", "C:\\x": "drive", "-x": "option", "~/y": "home", "quote'\"": "quotes", "tab\tx": "tab", "caf\udce9": "not UTF-8",
+    "p/a\\_b_2": "backslash", "C:\\x": "drive", "-x": "option", "~/y": "home", "quote'\"": "quotes", "tab\tx": "tab",
+    "caf\udce9": "not UTF-8",
     "IMG.2021.01": "dots", "IMG.2021.02": "dots again", "z/7.5..8": "numbers",
 }  # fmt: skip
 SYSTEMS = ("._1.jpg", "a/._2.txt", "__MACOSX/a/._2.jpg", "__MACOSX/1.jpg", "@eaDir/1.jpg/SYNO_M.jpg", ".DS_Store")
