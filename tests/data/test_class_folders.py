@@ -83,7 +83,12 @@ def test_a_folder_one_level_too_high_is_refused_with_what_it_has(tmp_path):
     folder = made(tmp_path / "f", "train/cat/1.jpg", "val/cat/1.jpg")
     with pytest.raises(ValueError, match=r"no image in them .* 2 folders inside those of the classes .*'train/cat'"):
         len(ImageFolders(folder))
-    for names, reason in (((), "is no folder"), (("@eaDir/1.jpg",), "should hold one folder for each class")):
+    one = "should hold one folder for each class, and has none"
+    for names, reason in (
+        ((), "is no folder"),
+        (("@eaDir/1.jpg",), f"{one}$"),
+        (("n01440764.tar", "n01443537.tar", ".DS_Store"), rf"{one}: it has 2 .tar \(such as 'n01440764.tar'\)"),
+    ):
         with pytest.raises((ValueError, FileNotFoundError), match=reason):
             len(ImageFolders(made(tmp_path / f"g{len(names)}", *names)))
 

@@ -113,15 +113,18 @@ def _folders(folder: epath.Path, named: Mapping[str, str]) -> tuple[list[str], L
         raise FileNotFoundError(f"{os.fspath(folder)!r} is no folder: give that of the classes' folders") from error
     folders = sorted(name for name, is_folder in entries if is_folder)
     classes = [name for name in folders if name in named or not (is_system_folder(name) or is_unusual(name))]
+    left, here = LeftOut(), LeftOut()
+    for name, is_folder in sorted(entries):
+        if not is_folder and not is_system_file(name):
+            here.add(ending_of(name), name)
+            if name.lower().endswith(ENDINGS):
+                left.add("images beside the folders of the classes", name)
     if not classes:
-        raise ValueError(f"{os.fspath(folder)!r} should hold one folder for each class, and has none")
+        told = f": it has {here}" if here else ""
+        raise ValueError(f"{os.fspath(folder)!r} should hold one folder for each class, and has none{told}")
     if other := sorted(set(folders) - set(classes)):
         told = "%s: folders that are no classes: %s (a file of names can make classes of them)"
         logging.log(logging.INFO if all(map(is_system_folder, other)) else logging.WARNING, told, folder, listed(other))
-    left = LeftOut()
-    for name, is_folder in entries:
-        if not is_folder and name.lower().endswith(ENDINGS) and not is_system_file(name):
-            left.add("images beside the folders of the classes", name)
     return classes, left
 
 
@@ -131,11 +134,13 @@ def _listing(parts: list[epath.Path]) -> tuple[np.ndarray, LeftOut]:
     for number, part in enumerate(parts):
         kept = []
         for name, is_folder in sorted(_entries(part)):
-            if is_folder and not is_system_folder(name):
+            if is_system_folder(name):
+                continue
+            if is_folder:
                 left.add("folders inside those of the classes", f"{part.name}/{name}")
-            elif name.lower().endswith(ENDINGS) and not is_folder and name[0] != ".":
+            elif name.lower().endswith(ENDINGS) and name[0] != ".":
                 kept.append(os.fsencode(name))
-            elif not is_folder and not is_system_file(name):
+            elif not is_system_file(name):
                 left.add(f"{ending_of(name)}{' (hidden)' * name.startswith('.')}", f"{part.name}/{name}")
         rows += [number.to_bytes(NUMBER, "little") + name for name in sorted(kept)]
     width = max(map(len, rows), default=NUMBER)
