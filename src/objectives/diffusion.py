@@ -31,6 +31,7 @@ class Diffusion:
     """
 
     PARTS: ClassVar[dict[str, str]] = {"loss": "objectives/losses", "timesteps": "corruption"}
+    adds_noise = True  # to its names
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ Sources: Chang et al. 2022 "MaskGIT" (changed); Shi et al. 2024 "MD4" and Sahoo 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ class CrossEntropy:
     Raises ValueError for an unknown `on`, or the bound on all tokens.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
     on: str = "changed"
     elbo: bool = False
 

@@ -7,6 +7,7 @@ Source: Santos et al. 2023, arXiv 2305.11089, with the weights of its instantane
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -28,6 +29,7 @@ class Poisson:
     Raises ValueError for an unknown weight.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("weights",)
     weight: str = "finite"
 
     def __post_init__(self):

@@ -9,6 +9,7 @@ Sources: Austin et al. 2021 "D3PM" (also the auxiliary term); Gu et al. 2022 "VQ
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ class PosteriorKL:
     Raises ValueError for steps < 1.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("reverse", "logits")
     steps: int = 1000
     auxiliary: float | int = 0.0
 

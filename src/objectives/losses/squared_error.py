@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ class SquaredError:
     weighting   (schedule, t, parameterization) -> w(t), a class of `weighting.py`
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("split", "targets")
     weighting: Callable = dataclasses.field(default_factory=Constant)
 
     def __call__(
