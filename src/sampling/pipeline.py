@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from src.common.lookup import build
+from src.common.lookup import build, check_arguments
 from src.common.mesh.distributed import to_host
 from src.common.mesh.fsdp import Placement
 from src.common.rng import stream
@@ -243,12 +243,31 @@ def build_pipeline(config: Any, architecture: Any, plans: Mapping[str, Any], enc
     """
     rows = {row: group for row, group in config.decode.items() if row in architecture.table}
     decoders = {row: build("sampling/decoders", group, where=f"decode.{row}") for row, group in rows.items()}
-    guidance = Guidance(**{**config.guidance, "interval": tuple(config.guidance.interval)})
+    options = {**config.guidance, "interval": tuple(config.guidance.interval)}
+    check_arguments(Guidance, options, where="guidance")
+    guidance = Guidance(**options)
+    check_times(architecture.table, {name: plan.layout for name, plan in plans.items()})
     leads = {(task, s.name): s.lead for task, plan in plans.items() for s in plan.layout.segments}
     tasks = {name: plan.task for name, plan in plans.items()}
     frozen = FrozenLinks(encoders.nets)
     size, dtype = config.sample.batch_size, jnp.dtype(config.model.dtype)
     return Pipeline(architecture.bind, architecture.table, tasks, leads, decoders, guidance, size, dtype, frozen)
+
+
+def check_times(fields: Mapping[str, Field], layouts: Mapping[str, Layout]) -> None:
+    """Raises ValueError for fields on the same tokens whose steps have other times: all share one."""
+    for task, layout in layouts.items():
+        for segment in layout.segments:
+            rows = [fields[row_of(name)] for name in segment.names]
+            rows = [field for field in rows if field.process is not None and field.step is not None]
+            grids = [np.asarray(field.step.times(field.process, 8)) for field in rows]
+            for field, grid in zip(rows[1:], grids[1:], strict=True):
+                if not np.allclose(grid, grids[0], atol=0.01):  # the first time may be 1 or a little less
+                    raise ValueError(
+                        f"tasks.{task}: {rows[0].name} and {field.name} lie on the same tokens, but the times of"
+                        f" fields.{rows[0].name}.step and fields.{field.name}.step differ: give both the same shift and"
+                        " spacing"
+                    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

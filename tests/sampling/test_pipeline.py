@@ -17,7 +17,7 @@ from src.common.tree import path_string
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import Linear
 from src.data.sources.digits import Digits, load
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.interfaces import View
 from src.models.build import build_architecture
@@ -25,9 +25,12 @@ from src.sampling.decoders.blocks import Blocks
 from src.sampling.decoders.left_to_right import LeftToRight
 from src.sampling.frozen_links import FrozenLinks
 from src.sampling.guidance import Guidance
-from src.sampling.pipeline import Pipeline
+from src.sampling.pipeline import Pipeline, check_times
 from src.sampling.raw_values import decoded, ordered
-from src.sampling.steps.gaussian import Euler
+from src.sampling.steps.gaussian import DDIM, Euler
+from src.sequence.layout import FixedLayout
+from src.sequence.segment import Segment
+from tests.helpers import small
 from tests.helpers.small import MODEL, close, tokens
 from tests.helpers.tasks import digit_tasks, fields
 
@@ -234,7 +237,7 @@ def test_tokens_go_back_to_their_places(system):
 def test_images_of_buckets_come_out_in_their_own_shape():
     table = fields()
     template = CaptionToImage(buckets=((4, 4), (2, 8), (8, 2)))
-    tasks = {"draw": Task("draw", Digits(), template, table)}
+    tasks = {"draw": SourceTask("draw", Digits(), template, table)}
     pipeline, params = made(tasks)
     pipeline = pipeline.with_params(params)
     given = [{"caption": "3", "grid": (2, 8)}, {"caption": "3"}, {"caption": "3", "grid": (8, 2)}]
@@ -291,3 +294,17 @@ def test_mistakes_are_told_before_anything_is_compiled():
     without = dataclasses.replace(pipeline, decoders={})
     with pytest.raises(ValueError, match=r"config\.decode has no decoder for image"):
         without.check("label_to_image", [{"label": 3}])
+
+
+def test_fields_on_the_same_tokens_share_their_times():
+    def check(end=1.0, **options):
+        box = small.vector_field("box", step=DDIM(**options))
+        process = dataclasses.replace(box.process, schedule=Linear(t_max=end))
+        rows = {"box": dataclasses.replace(box, process=process), "image": small.vector_field("image")}
+        check_times(rows, {"t": FixedLayout((Segment(("image", "box"), 4, 0, "noisy"),))})
+
+    check()  # 1 and 0.999
+    told = r"tasks\.t: image and box .*fields\.image\.step and fields\.box\.step differ"
+    for options in ({"shift": 3.0}, {"end": 0.5}):
+        with pytest.raises(ValueError, match=told):
+            check(**options)

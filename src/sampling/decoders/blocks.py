@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -108,8 +109,8 @@ class Blocks:
             return {n: part.process.estimate(outputs[n], xts[n], part.at(t)) for n, part in parts.items()}
 
         xts = {name: wide(part.first()) for name, part in parts.items()}
-        one = next(iter(parts.values()))  # names on the same tokens share one time
-        times = jnp.asarray(one.field.step.times(one.process, self.steps))
+        grids = [jnp.asarray(part.field.step.times(part.process, self.steps)) for part in parts.values()]
+        times = functools.reduce(jnp.minimum, grids)  # they share one time; some processes begin below 1
         hinted = [name for name, part in parts.items() if part.field.hint]
         shapes = jax.eval_shape(lambda: evaluate(xts, times[0], {})) if hinted else {}
         hints = {n: jax.eval_shape(parts[n].process.hint, shapes[n]) for n in hinted}

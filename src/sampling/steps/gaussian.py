@@ -1,6 +1,6 @@
 """Step samplers for the Gaussian process. `a`, `s` below are alpha, sigma; a step goes from t down to u.
 
-1. Ancestral   x_u ~ p(x_u | x_t), the process's posterior (Ho et al. 2020).
+1. DDPM   x_u ~ p(x_u | x_t), the process's posterior (Ho et al. 2020).
 2. DDIM   x_u = a_u x0 + sqrt(s_u^2 - c^2) eps + c z, c^2 = eta^2 sigma2_tu s_u^2 / s_t^2 (Song et al. 2021, eq. 12).
 3. Euler, Heun dx/dt = velocity(x, t), the probability-flow ODE (Karras et al. 2022, algorithm 1; Ma et al. 2024).
 4. Euler-Maruyama: for any w(t) >= 0 the reverse SDE  dx = (velocity - w/2 score) dt + sqrt(w) dW  has the marginals of
@@ -70,7 +70,7 @@ class _Sampler(StepBase):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ancestral(_Sampler):
+class DDPM(_Sampler):
     """Draws from the process's posterior; on a discrete schedule this is (respaced) DDPM sampling.
 
     `ancestral.py` is the same for any process, without the options of this file.
