@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from src.corruption.base import ProcessBase, expand
-from src.corruption.keep import Linear
+from src.corruption.keep import LinearDecay
 from src.interfaces import Corrupted, FieldSpec
 
 TINY = 1e-37  # smallest probability whose logarithm is taken: smaller ones may be flushed to 0
@@ -47,7 +47,7 @@ class Categorical(ProcessBase):
     """
 
     field: FieldSpec
-    schedule: Any = dataclasses.field(default_factory=Linear)
+    schedule: Any = dataclasses.field(default_factory=LinearDecay)
     mask: float | int = 1.0
     masks: int = 1
     marginal: Sequence[float | int] | None = None

@@ -17,7 +17,7 @@ from src.corruption.schedules import as_time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear:
+class LinearDecay:
     """1 - (1 - least) t.
 
     least   what is left at t = 1 (MDLM: 0.001)
@@ -35,7 +35,7 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cosine:
+class CosineDecay:
     """1 - sin(pi t / 2): with equal steps MaskGIT's cosine schedule, in which few tokens are made early."""
 
     def keep(self, t: ArrayLike) -> Float[Array, "..."]:
@@ -48,7 +48,7 @@ class Cosine:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Power:
+class PowerDecay:
     """1 - t^exponent. Raises ValueError unless exponent > 0."""
 
     exponent: float | int = 2.0

@@ -23,7 +23,7 @@ class Distill:
     """
 
     predicts_next = True  # reads the state before each token
-    taught = True  # the run keeps a teacher (`train/state.py`)
+    taught = True  # the run keeps a teacher (`train/teacher.py`)
 
     def __init__(self, names: Sequence[str] | str, temperature: float = 1.0):
         if not temperature > 0:

@@ -25,7 +25,7 @@ from src.data.sources.records import Records
 from src.data.sources.ultrachat import UltraChat
 from src.data.sources.webdataset import WebDataset
 from src.data.splits import numbers_of
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.chat import Chat
 from src.data.templates.class_label import ClassLabel
@@ -60,7 +60,7 @@ def adm(data, size):
 
 def task(source, template, size=8):
     vision = field("vision", Pixels(8, 8, fit="letterbox"), patches(4))
-    return Task("t", source, template, table(CODEC, (size, size, 3), classes=5, vision=vision))
+    return SourceTask("t", source, template, table(CODEC, (size, size, 3), classes=5, vision=vision))
 
 
 def labelled(folder, size=8, **options):
@@ -352,7 +352,7 @@ class Tower:
 def test_a_frozen_network_prepares_images_itself(tmp_path):
     path, images = formats.make_llava(tmp_path)
     fields = table(CODEC, vision=field("vision", Tower()))
-    data = Task("t", Llava(path, images), PictureChat(24, 96), fields)
+    data = SourceTask("t", Llava(path, images), PictureChat(24, 96), fields)
     batch = rows_of(data).tokens["vision"]
     assert batch.value.shape == (8, 6, 6, 3) and batch.valid.shape == (8, 4)
     seen = np.asarray(Image.open(images / "coco" / "1.jpg"))

@@ -23,7 +23,7 @@ from src.common.runtime.writers import Many
 from src.common.tree import flatten, unflatten
 from src.data.pipeline.stream import Mixture
 from src.data.sources.digits import Digits
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.doctor import gradient_conflict, layer_stats
 from src.doctor.gradient_conflict import Probe, Pulls, pulls, scalars
@@ -338,7 +338,7 @@ def test_what_was_forgotten_since_the_start_is_seen(split):
 def test_a_held_out_row_that_cannot_be_used_counts_nothing():
     """Of 360 held-out rows spread over 2 batches of 4, the second batch begins with row 45."""
     config = ConfigDict({"steps": 1, "eval": {"every": 0}, "doctor": {"panels": 0, "batches": 2, "drawings": 0}})
-    task = Flawed(Task("draw", Digits(), CaptionToImage(), fields.table()), {45})
+    task = Flawed(SourceTask("draw", Digits(), CaptionToImage(), fields.table()), {45})
     tasks = {"draw": TaskPlan(task, task.layout, 4, {})}
     mesh = make_mesh({"data": 2}, jax.devices()[:2])
     panels = Panels(types.SimpleNamespace(system=bare(tasks, config), mesh=mesh))

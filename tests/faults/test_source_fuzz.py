@@ -14,7 +14,7 @@ from src.data.sources.llava import Llava
 from src.data.sources.tfds import Tfds
 from src.data.sources.ultrachat import UltraChat
 from src.data.sources.webdataset import WebDataset
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.chat import Chat
 from src.data.templates.class_label import ClassLabel
@@ -32,7 +32,7 @@ def made(folder):
     archives, split, talks = (formats.make_tars(folder / "t"), formats.make_tfds(folder / "f"),
                               formats.make_ultrachat(folder / "u"))  # fmt: skip
     shards = sorted(split.glob("mini-*"))
-    task = lambda source, template: Task("t", source, template, FIELDS)
+    task = lambda source, template: SourceTask("t", source, template, FIELDS)
     labelled = lambda: task(Tfds(split, label="label"), ClassLabel())
     shown = lambda: task(Llava(talk, seen), PictureChat(24, 96))
     journey = lambda: task(JourneyDB(anno, images), CaptionToImage(64, caption="prompt"))

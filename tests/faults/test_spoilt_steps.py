@@ -13,7 +13,7 @@ from src.build import build_system
 from src.common.mesh.distributed import put_batch
 from src.common.runtime.writers import Many
 from src.data.pipeline.stream import Mixture
-from src.models.heads.categorical import Categorical
+from src.models.heads.categorical import CategoricalHead
 from src.models.layers import SwiGLU
 from src.train import loop, skip_nonfinite
 from src.train.checkpoints.checkpointer import Checkpointer
@@ -51,7 +51,7 @@ def trainer():
         config.mesh.data, config.mesh.fsdp, config.sharding.min_size = 2, 2, 1
         config.model.trunk.update({"depth": 4, "width": 16, "mlp_width": 32})
         config.log.every, config.guard.spike = 1, 6.0
-    mlp, nll = SwiGLU.__call__, Categorical.nll
+    mlp, nll = SwiGLU.__call__, CategoricalHead.nll
 
     def failing_mlp(self, x):
         mark = self.up.kernel[...][0, 0]
@@ -62,7 +62,7 @@ def trainer():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SwiGLU, "__call__", failing_mlp)
-        patch.setattr(Categorical, "nll", failing_head)
+        patch.setattr(CategoricalHead, "nll", failing_head)
         patch.setattr(skip_nonfinite, "WINDOW", 4)
         trainer = make_trainer(build_system(config), jax.devices()[:4])
         compiled = trainer.compile()

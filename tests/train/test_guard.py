@@ -14,7 +14,7 @@ from src.build import build_system
 from src.common.mesh.fsdp import Placement
 from src.corruption.timesteps import Uniform
 from src.interfaces import Batch
-from src.models.heads.categorical import Categorical
+from src.models.heads.categorical import CategoricalHead
 from src.models.layers import SwiGLU
 from src.models.model import bind
 from src.objectives.diffusion import Diffusion
@@ -104,11 +104,11 @@ def small():
         config.tasks.caption_to_image.weight = config.tasks[TEXTS].weight = 1
         config.batch, config.accumulate = 8, 2
         config.model.trunk.update({"depth": 4, "width": 16, "mlp_width": 32})
-    mlp, nll = SwiGLU.__call__, Categorical.nll
+    mlp, nll = SwiGLU.__call__, CategoricalHead.nll
     fail = lambda y, mark: jnp.where(mark == BAD, jnp.nan, y)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SwiGLU, "__call__", lambda self, x: fail(mlp(self, x), self.up.kernel[...][0, 0]))
-        patch.setattr(Categorical, "nll", lambda self, *args: fail(nll(self, *args), self.linear.kernel[...][0, 0]))
+        patch.setattr(CategoricalHead, "nll", lambda self, *args: fail(nll(self, *args), self.linear.kernel[...][0, 0]))
         system, rng = build_system(config), np.random.default_rng(0)
         shapes = jax.eval_shape(system.init, jax.random.key(0))
         params = jax.tree.map(lambda s: 0.1 * rng.standard_normal(s.shape, np.float32), shapes)

@@ -19,7 +19,7 @@ from src.common.files.lazy_arrays import LazyArrays
 from src.common.tree import flatten, rebuild
 from src.doctor.held_out import Panels
 from src.interfaces import FieldSpec
-from src.models.heads.adaln import AdaLN
+from src.models.heads.adaln import AdaLNHead
 from src.models.pretrained.hf_vision_config import PublishedVision
 from src.models.pretrained.initial_weights import Initial, write_initial
 from src.models.pretrained.llama_weights import HEAD, TABLE
@@ -150,7 +150,7 @@ def test_a_trained_run_is_published_and_read_back(world, tmp_path, capsys):
     heads = []
     for order, leaves in (("crs", want), ("rsc", back)):
         options = {"outputs": 32, "order": order, "channels": 4, "rngs": nnx.Rngs(0)}
-        graph, like = nnx.split(AdaLN(width=32, spec=FieldSpec((16, 16), features=16), **options))
+        graph, like = nnx.split(AdaLNHead(width=32, spec=FieldSpec((16, 16), features=16), **options))
         like = nnx.to_pure_dict(like)
         own = {path: jnp.asarray(leaves[f"fields/image/head/{path}"]) for path in flatten(like)}
         heads.append(nnx.merge(graph, nnx.State(rebuild(own, like)))(hidden, vector))

@@ -40,7 +40,7 @@ class _Draws(NamedTuple):
     noise: Float[Array, "B M P"]
 
 
-class TokenDiffusion(nnx.Module):
+class TokenDiffusionHead(nnx.Module):
     """The head of fields without a process whose tokens are vectors, for `next_token` and `left_to_right`.
 
     mlp_width, depth   of the small network

@@ -24,7 +24,7 @@ from src.common import tree
 from src.common.mesh.sharding import replicated
 from src.common.rng import step_key
 from src.interfaces import Batch, PyTree
-from src.models.model import STACKED, BoundField, Network, bind
+from src.models.model import STACKED, ModelField, Network, bind
 from src.train.system import Drawn, System, draw, prepare
 from src.train.trainer import Trainer
 
@@ -172,13 +172,13 @@ class _Noting(Network):
 
     noted: dict[str, Array] = dataclasses.field(default_factory=dict)
 
-    def field(self, name: str) -> BoundField:
+    def field(self, name: str) -> ModelField:
         """The row with a head that is listened to."""
         return _NotedField(**vars(super().field(name)), name=name, noted=self.noted)
 
 
 @dataclasses.dataclass(frozen=True)
-class _NotedField(BoundField):
+class _NotedField(ModelField):
     """A row whose head's outputs are counted in `noted`, under `name`."""
 
     name: str = ""
