@@ -14,7 +14,7 @@ from src.codecs.pixels import crop
 from src.codecs.text import Bytes
 from src.data.example import BadRow
 from src.data.sources.tfds import Tfds
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.class_label import ClassLabel
 from src.data.templates.class_prompt import ClassPrompt
 from src.data.templates.image_to_caption import ImageToCaption
@@ -29,7 +29,7 @@ JPEG = formats.encoded(formats.picture(0))
 
 
 def task(source, template, size=8):
-    return Task("t", source, template, table(CODEC, (size, size, 3), classes=5))
+    return SourceTask("t", source, template, table(CODEC, (size, size, 3), classes=5))
 
 
 @pytest.fixture(scope="module")
