@@ -32,21 +32,21 @@ from src.train.trainer import Trainer, open_data
 ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attention", "model.trunk.remat",
            "fields.*.head.chunk")  # fmt: skip
 
-PANEL = ("heldout/", "forgetting")
+HELD_OUT = ("heldout/", "forgetting")
 
 
 @runtime_checkable
-class Observer(Protocol):
+class Callback(Protocol):
     """Looks on while a run trains, and changes nothing (`src/doctor`)."""
 
-    def begin(self, trainer: Trainer, update: Step, state: TrainState, batch: Mapping[str, Batch]) -> TrainState:
+    def on_start(self, trainer: Trainer, update: Step, state: TrainState, batch: Mapping[str, Batch]) -> TrainState:
         """Before the first step of a new run; the state may be used up, and an equal one is returned.
 
         `batch` is the first one, on the devices. Raises ValueError when it makes no sense to go on.
         """
         ...
 
-    def look(
+    def on_log(
         self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
     ) -> Mapping[str, float]:
         """At every log line, after `step` steps, the last of which saw `batch`: more scalars for that line."""
@@ -56,19 +56,19 @@ class Observer(Protocol):
         """Whether there is something to show after `step` steps; a function of the step alone."""
         ...
 
-    def show(self, step: int, state: TrainState, writer: MetricWriter) -> None:
-        """Writes what takes longer; the names of its scalars begin with one of `PANEL`."""
+    def on_eval(self, step: int, state: TrainState, writer: MetricWriter) -> None:
+        """Writes what takes longer; the names of its scalars begin with one of `HELD_OUT`."""
         ...
 
 
-class Nobody:
-    """The observer that sees nothing."""
+class NoCallback:
+    """The callback that sees nothing."""
 
-    def begin(self, trainer: Trainer, update: Step, state: TrainState, batch: Mapping[str, Batch]) -> TrainState:
+    def on_start(self, trainer: Trainer, update: Step, state: TrainState, batch: Mapping[str, Batch]) -> TrainState:
         """The same state."""
         return state
 
-    def look(
+    def on_log(
         self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
     ) -> Mapping[str, float]:
         """Nothing."""
@@ -78,7 +78,7 @@ class Nobody:
         """Never."""
         return False
 
-    def show(self, step: int, state: TrainState, writer: MetricWriter) -> None:
+    def on_eval(self, step: int, state: TrainState, writer: MetricWriter) -> None:
         """Nothing."""
 
 
@@ -87,7 +87,7 @@ def train(
     checkpoints: Checkpointer,
     writer: MetricWriter,
     started: float,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
 ) -> tuple[TrainState, dict]:
     """Runs from the newest checkpoint (or from nothing) to `config.steps`; evaluates on the way.
 
@@ -109,7 +109,7 @@ def train(
         progress = stack.enter_context(contextlib.closing(Progress(config.steps, step)))
         stack.callback(checkpoints.finish)  # whatever happens, what was saved gets written
         stack.enter_context(jax.set_mesh(trainer.mesh))
-        run = Run(trainer, checkpoints, writer, observer or Nobody(), data, progress, state, step)
+        run = Run(trainer, checkpoints, writer, callback or NoCallback(), data, progress, state, step)
         if step < config.steps:
             run.update = compiling.result() if compiling else trainer.compile()
         del state  # the first step uses it up
@@ -142,7 +142,7 @@ class Run:
     trainer: Trainer
     checkpoints: Checkpointer
     writer: MetricWriter
-    observer: Observer
+    callback: Callback
     data: Mixture
     progress: Progress
     state: TrainState
@@ -173,7 +173,7 @@ class Run:
     def again(self) -> tuple[str, ...]:
         """What begins the names of everything that is told of a step after it was saved, and is due now."""
         last = self.step == self.trainer.system.config.steps
-        return ("eval/",) * (last or self.evaluates()) + PANEL * self.observer.due(self.step)
+        return ("eval/",) * (last or self.evaluates()) + HELD_OUT * self.callback.due(self.step)
 
     def evaluates(self) -> bool:
         """Whether the evaluators run after this step; after the last one `src/run.py` does that."""
@@ -189,7 +189,7 @@ class Run:
         self.batch = self.trainer.place(rows, self.step)
         watchdog.at(watchdog.START if self.measured is None else watchdog.STEP)
         if self.step == 0:
-            self.state = self.observer.begin(self.trainer, self.update, self.state, self.batch)
+            self.state = self.callback.on_start(self.trainer, self.update, self.state, self.batch)
         self.state, self.measured = self.update(self.state, self.batch)
         self.step += 1
         self.meter.add(self.measured)
@@ -203,7 +203,7 @@ class Run:
         """One line of the log."""
         scalars = self.meter.flush(self.step) | self.data.settle()
         with watchdog.during(watchdog.START):  # it may compile
-            scalars |= self.observer.look(self.step, self.state, self.batch, self.measured)
+            scalars |= self.callback.on_log(self.step, self.state, self.batch, self.measured)
         self.writer.write_scalars(self.step, scalars)
         self.progress.update(self.step, scalars)
 
@@ -223,9 +223,9 @@ class Run:
     def evaluated(self) -> bool:
         """Shows and evaluates what is due. False when the run was asked to stop meanwhile; then this step is saved."""
         try:
-            if self.observer.due(self.step):
+            if self.callback.due(self.step):
                 with watchdog.during(watchdog.EVALUATE):
-                    self.observer.show(self.step, self.state, self.writer)
+                    self.callback.on_eval(self.step, self.state, self.writer)
             if self.evaluates():
                 scalars = evaluate(self.trainer.system, self.state, self.writer, self.step)
                 self.checkpoints.score(self.step, scalars)

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from src.build import build_system
 from src.common.files.lazy_arrays import LazyArrays
 from src.common.tree import flatten, rebuild
-from src.doctor.held_out import Panels
+from src.doctor.held_out import HeldOut
 from src.interfaces import FieldSpec
 from src.models.heads.adaln import AdaLNHead
 from src.models.pretrained.hf_vision_config import PublishedVision
@@ -122,7 +122,7 @@ def test_the_run_goes_on_without_the_folder_and_notices_another(world, tmp_path,
     with pytest.raises(FileNotFoundError, match=r"have no weights\.json"):
         begun(trainer, tmp_path / "nowhere").init_params()
     monkeypatch.setattr("src.doctor.held_out._held_out", lambda name, plan: False)  # there are no data
-    assert Panels(begun(trainer, tmp_path / "nowhere"))._at_the_start(state) == {}
+    assert HeldOut(begun(trainer, tmp_path / "nowhere"))._at_the_start(state) == {}
 
 
 def test_a_trained_run_is_published_and_read_back(world, tmp_path, capsys):
