@@ -116,7 +116,7 @@ def test_jumps_compose(name):
     def law(t):
         _, mask, rest = process.masses(jnp.float32(t))
         ids = jnp.arange(process.ids)
-        return process.masses(jnp.float32(t))[0] * np.eye(V, process.ids) + process.added(ids, mask, rest)
+        return process.masses(jnp.float32(t))[0] * np.eye(V, process.ids) + process.mass_at(ids, mask, rest)
 
     for t, r, s in [(0.9, 0.5, 0.1), (0.7, 0.69, 0.2), (0.4, 0.001, 0.0), (1.0, 0.999, 0.3)]:
         np.testing.assert_allclose(jump(r, s) @ jump(t, r), jump(t, s), atol=5e-6)
@@ -228,14 +228,14 @@ def test_the_contract_and_its_refusals():
     np.testing.assert_array_equal(value, [[1, 4]])
     assert time == 250
     for words, options in [
-        ("features=2", {"field": FieldSpec((5,), features=2)}),
+        ("must have ids .*features=2", {"field": FieldSpec((5,), features=2)}),
         ("mask=1.5", {"mask": 1.5}),
         ("masks=0", {"masks": 0}),
-        ("3 weights; give 4", {"marginal": (1, 2, 3)}),
+        ("3 weights; give 4, all", {"marginal": (1, 2, 3)}),
     ]:
         with pytest.raises(ValueError, match=words):
             Categorical(**{"field": FIELD} | options)
-    with pytest.raises(ValueError, match="mask=1 alone"):
+    with pytest.raises(ValueError, match="only for mask=1"):
         KERNELS["mixed"].rate(0.5)
 
 
@@ -347,7 +347,7 @@ def test_published_gidd(share, name):
     arrays = golden("gidd/hybrid")
     alpha, mask, rest = process.masses(jnp.asarray(arrays["t"][:, None]))
     np.testing.assert_allclose(alpha, arrays[f"{name}_alpha"], rtol=1e-6)
-    np.testing.assert_allclose(process.added(jnp.arange(7)[None], mask, rest), arrays[f"{name}_beta_pi"], atol=1e-6)
+    np.testing.assert_allclose(process.mass_at(jnp.arange(7)[None], mask, rest), arrays[f"{name}_beta_pi"], atol=1e-6)
     xt = arrays[f"{name}_x_t"]
     p = jnp.exp(process.logits(jnp.asarray(arrays["logits"][..., :6])))
     got = np.asarray(process.reverse(jnp.asarray(xt), p, 0.6, 0.45))

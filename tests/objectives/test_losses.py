@@ -63,7 +63,7 @@ def test_posterior_kl_is_the_bound(kernel):
     t = (jnp.arange(steps)[:, None] + 1) / steps
     ids = jnp.broadcast_to(jnp.arange(kernel.ids), (steps, kernel.ids))  # every x_t, one after the other
     a, m, u = kernel.masses(t)
-    q = np.asarray(kernel.added(ids, m, u))[:, None] + np.asarray(a)[..., None] * np.eye(V, kernel.ids)
+    q = np.asarray(kernel.mass_at(ids, m, u))[:, None] + np.asarray(a)[..., None] * np.eye(V, kernel.ids)
     joint = law[:, None] * q  # [steps, x_0, x_t]
     logits = jnp.log(np.maximum(joint / np.maximum(joint.sum(1, keepdims=True), 1e-30), 1e-30)).swapaxes(1, 2)
     total = 0.0
@@ -148,7 +148,7 @@ def test_refusals():
         with pytest.raises(ValueError, match=words):
             make()
     c = Corrupted(x0=jnp.zeros((1, 2), int), xt=jnp.zeros((1, 2), int), t=jnp.full((1, 1), 0.5), noise=None)
-    with pytest.raises(ValueError, match="mask=1 alone"):
+    with pytest.raises(ValueError, match="only for mask=1"):
         CrossEntropy(elbo=True)(process(mask=0.0), jnp.zeros((1, 2, V)), c, c.x0)
 
 

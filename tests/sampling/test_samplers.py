@@ -91,7 +91,7 @@ def test_continuous_grids():
 
 
 def test_impossible_grids_are_refused():
-    for steps, spacing, words in [(1001, "uniform", "at most 1000"), (51, "ddim", "No whole stride")]:
+    for steps, spacing, words in [(1001, "uniform", "at most 1000"), (51, "ddim", "No integer stride")]:
         with pytest.raises(ValueError, match=words):
             time_grid(LinearBetas(), steps, spacing=spacing)
     with pytest.raises(ValueError, match="at least 1"):

@@ -76,7 +76,7 @@ class Confidence(StepBase):
         gumbel = jax.random.gumbel(draw_key, estimate.shape)
         choice = scale * jax.random.gumbel(choice_key, known.shape)
         drawn, chosen = choose(estimate, xt, known, count, gumbel, choice)
-        replaced = process.replaced(replace_key, known.shape, level)
+        replaced = process.sample_replaced(replace_key, known.shape, level)
         return jnp.where(_as_numbers(chosen, xt), replaced, drawn), (known | ~chosen, places, scale)
 
 
