@@ -26,7 +26,7 @@ from src.sampling.decoders.left_to_right import LeftToRight
 from src.sampling.frozen_links import FrozenLinks
 from src.sampling.guidance import Guidance
 from src.sampling.pipeline import Pipeline, check_times
-from src.sampling.raw_values import decoded, ordered
+from src.sampling.raw_values import decoded, row_major
 from src.sampling.steps.gaussian import DDIM, Euler
 from src.sequence.layout import FixedLayout
 from src.sequence.segment import Segment
@@ -74,8 +74,8 @@ def system():
 
 def rows_of(pipeline, task, given, scale=None):
     """What a call would complete: (batch, null, layout)."""
-    job = pipeline._job(task, given, scale, None)
-    return job.batch, job.null, job.program.layout
+    request = pipeline._request(task, given, scale, None)
+    return request.batch, request.null, request.program.layout
 
 
 def test_words_are_guided_away_from_the_empty_prompt(system):
@@ -170,7 +170,7 @@ def test_rows_are_split_over_the_devices_and_results_are_those_of_one():
     assert alone("number_sentences", said, 3) == eight("number_sentences", said, 3)
     one, many = (each.lower("caption_to_image", images).compile() for each in (alone, eight))
     # ROWS = 6 and 2 that fill up, twice for guidance: each of the 8 devices has 2 of 16
-    slots = alone._job("caption_to_image", images, None, None).program.layout.length
+    slots = alone._request("caption_to_image", images, None, None).program.layout.length
     assert rows_a_device(many, slots) == {2} and rows_a_device(one, slots) == {2 * ROWS}
     assert many.cost_analysis()["flops"] < 0.3 * one.cost_analysis()["flops"]
 
@@ -228,7 +228,7 @@ def test_tokens_go_back_to_their_places(system):
     order = np.stack([np.random.default_rng(i).permutation(16) for i in range(3)])
     place = np.stack([order // 4, order % 4], axis=-1)
     shuffled = np.take_along_axis(value, order[..., None], axis=1)
-    np.testing.assert_array_equal(ordered(shuffled, place, (4, 4)), value)
+    np.testing.assert_array_equal(row_major(shuffled, place, (4, 4)), value)
     rows = tokens(shuffled, target=True, place=place)
     same = lambda row, values: values
     np.testing.assert_allclose(decoded(field, shuffled, rows, same), images, atol=1e-6)
