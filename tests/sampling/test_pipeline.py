@@ -285,7 +285,7 @@ def test_mistakes_are_told_before_anything_is_compiled():
     for task, given, match in (
         ("poems", [{}], "there is no task 'poems'"),
         ("label_to_image", [], "no examples"),
-        ("label_to_image", [{"label": 3, "image": image}], "the examples have all of it"),
+        ("label_to_image", [{"label": 3, "image": image}], "the examples have it all"),
         ("image_to_caption", [{}], "tasks.image_to_caption: prompt 0"),
         ("label_to_image", [{"label": 12}], "label is no class"),
     ):

@@ -56,7 +56,7 @@ class LeftToRight:
             walk.run(segment, "clean", 0, begin, keep=True)
         if walk.last is None:
             raise ValueError(
-                f"{segment.name} is at the start of the rows, so no token predicts its first one: give at least that"
+                f"{segment.name} starts the rows, so no token predicts its first one: give at least that"
             )
         keys = {name: stream(key, name) for name in names}
         slot = walk.view.layout.part(segment.name, "clean").start
