@@ -16,7 +16,7 @@ from src.models.build import build_architecture
 from src.objectives._fit import check_hints, check_objectives
 from src.sampling.pipeline import build_pipeline
 from src.train.encode_batch import Encoders
-from src.train.init_from import make_start
+from src.train.init_from import make_init_from
 from src.train.system import System, TaskPlan
 
 PARTS = ("embed", "head", "codec", "process", "step", "hint", "timed", "time_token")
@@ -46,7 +46,7 @@ def build_system(config: Any) -> System:
     evaluators = {
         n: build("evals", c, where=f"eval.evaluators.{n}", tasks=tasks) for n, c in config.eval.evaluators.items()
     }
-    return System(config, fields, architecture, init, plans, pipeline, evaluators, encoders, make_start(config))
+    return System(config, fields, architecture, init, plans, pipeline, evaluators, encoders, make_init_from(config))
 
 
 def build_field(name: str, group: Any, samples: Any) -> Field:

@@ -10,7 +10,7 @@ import jax
 
 from src.common.tree import count_parameters
 from src.train.system import System
-from src.train.teacher import keeper
+from src.train.teacher import teacher_selector
 from src.train.trainable import split
 from src.train.trainer import Trainer
 
@@ -35,7 +35,7 @@ def check_state(system: System) -> None:
     shapes = jax.eval_shape(system.init, jax.random.key(0))
     count, trained = count_parameters(shapes), count_parameters(split(shapes, system.config)[0])
     need = count * FROZEN + trained * (GRADIENT + MOMENTS[system.config.optim.moments])
-    if (keep := keeper(system)) is not None:
+    if (keep := teacher_selector(system)) is not None:
         need += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(keep, shapes)))
     encoders = system.encoder_bytes() * (jax.local_device_count() if _shared() else jax.device_count())
     devices, need = 1 if _shared() else jax.device_count(), need + encoders

@@ -23,7 +23,7 @@ from src.doctor.diagnostic import Diagnostic, error, errors, note, warning
 from src.interfaces import Batch
 from src.train.state import TrainState
 from src.train.step import Step, StepMetrics
-from src.train.trainable import rates
+from src.train.trainable import multipliers
 from src.train.trainer import Trainer
 
 STEPS = 6
@@ -213,5 +213,5 @@ def _without(trainer: Trainer, steps: Sequence[StepMetrics]) -> dict[str, np.nda
 
 
 def _frozen(trainer: Trainer) -> list[str]:
-    shares = rates(trainer.system.config, flatten(trainer.abstract.params))
+    shares = multipliers(trainer.system.config, flatten(trainer.abstract.params))
     return [path for path, share in shares.items() if share == 0]

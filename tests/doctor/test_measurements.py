@@ -65,7 +65,7 @@ def test_quarters_of_diffusion_time_add_up_and_are_told_aside():
 
     meter = Metrics(bare(), lambda step: 0.0)
     terms = {f"draw/diffusion/{k}": v for k, v in terms.items()} | {"draw/diffusion/mse": LossTerm(loss.sum(), 9.0)}
-    meter.add(StepMetrics(terms | {"total": LossTerm(5.0, 1.0)}, {}, skip_nonfinite.fresh()))
+    meter.add(StepMetrics(terms | {"total": LossTerm(5.0, 1.0)}, {}, skip_nonfinite.new_guard()))
     told = meter.flush(1)
     assert told["buckets/draw/diffusion/0.75-1.00"] == pytest.approx(19 / 3)
     assert describe({k: v for k, v in told.items() if "second" not in k}) == "loss 5, draw 2.778"
@@ -89,12 +89,12 @@ def test_slow_data_are_seen_as_waiting(monkeypatch, slow, share):
     run = loop.Run(trainer, checkpoints, Kept(), loop.NoCallback(), data, progress, state, 0)
     run.update = lambda state, batch: (
         state,
-        spend(1.0, StepMetrics({"total": LossTerm(1.0, 1.0)}, {}, skip_nonfinite.fresh())),
+        spend(1.0, StepMetrics({"total": LossTerm(1.0, 1.0)}, {}, skip_nonfinite.new_guard())),
     )
     for _ in range(2):
         run.advance()
         run.advance()
-        assert run.meter.flush(run.step)["data_wait"] == pytest.approx(share)
+        assert run.metrics.flush(run.step)["data_wait"] == pytest.approx(share)
 
 
 # ----------------------------------------------------------------------- at every log line
@@ -126,7 +126,7 @@ def test_a_frozen_average_lags_and_padding_is_counted():
         batch = {"draw": Batch({"text": text, "image": models.tokens(jnp.zeros((4, 3, 2)))})}
         params = {k: scale * v for k, v in ema.items()}
         squares = {k: jnp.square(v).sum() for k, v in params.items()}
-        measured = StepMetrics({}, {"grad": squares, "update": squares, "param": squares}, skip_nonfinite.fresh())
+        measured = StepMetrics({}, {"grad": squares, "update": squares, "param": squares}, skip_nonfinite.new_guard())
         found = look(1, TrainState(0, params, ema, None, {}), batch, measured)
         assert {"ratio/a", "gradient/b"} <= found.keys()
         return found["ema_lag"], found["padding/draw"]

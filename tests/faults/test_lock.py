@@ -102,7 +102,7 @@ def test_a_lock_in_a_store(bucket, quick, monkeypatch):
     path = epath.Path("gs://bucket/run/lock.json")
     first = lock.Lock(path)
     first.take()
-    with pytest.raises(RuntimeError, match="another run is at work in gs://bucket/run"):
+    with pytest.raises(RuntimeError, match="another run is active in gs://bucket/run"):
         lock.Lock(path).take()
     first.release()
     path.write_text(json.dumps({"host": "elsewhere", "token": "x"}))

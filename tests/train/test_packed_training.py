@@ -21,7 +21,7 @@ from src.tools.compile.hlo import communications, parse
 from src.train import loop
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.metrics import Metrics
-from src.train.nonfinite.locate import Finder
+from src.train.nonfinite.locate import NonfiniteLocator
 from src.train.trainer import make_trainer, open_data
 from tests.data.test_documents import corpus
 from tests.helpers.runs import close, logged
@@ -170,7 +170,7 @@ def test_the_doctor_and_the_search_for_bad_values_know_packed_rows(folder):
     with contextlib.closing(open_data(trainer)) as data:
         batch = trainer.place(next(data), 0)
     params = trainer.init_params()
-    find = lambda: Finder(trainer).find(params, batch, 0, {})
+    find = lambda: NonfiniteLocator(trainer).locate(params, batch, 0, {})
     assert find() == ""
     head = params["fields"]["image"]["head"]["linear"]
     head["kernel"] = head["kernel"] + 3e38

@@ -1,8 +1,8 @@
-"""Damaged checkpoints: which file is damaged, and how they are moved aside.
+"""Damaged checkpoints: finds the damaged files, and moves damaged checkpoints aside.
 
-Every checkpoint that was written whole gets `files.json`: the size of each of its files, and a checksum of the small
-ones. It only serves to name files; whether a checkpoint is sound is decided by its seal and fingerprints, so that one
-without this list (the process was killed just before, or it lies in a store) is read as well.
+A complete checkpoint gets `files.json`, the size of each of its files and a checksum of small ones. It only serves to
+name files: whether a checkpoint is valid depends on its seal and fingerprints, so one without the list (in a store, or
+if the process was killed before it) is read, too.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from src.common.runtime.errors import brief
 from src.common.tree import listed
 
 LIST = "files.json"
-SMALL = 2**20  # bytes; larger files are not read again after they were written
+SMALL = 2**20  # bytes; larger files have no checksum, since they are not read again after writing
 MARKER, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
 FULL = "the disk is full"
 ORBAX = f"{os.sep}orbax{os.sep}"
 
 
 class DamageError(Exception):
-    """A damaged checkpoint, and why it is."""
+    """A damaged checkpoint, with the reason."""
 
 
-def together(item: str, action: Callable[[], Any]) -> Any:
-    """The result of `action`. Raises DamageError, on every process, when it fails on any of them."""
+def on_all_processes(item: str, action: Callable[[], Any]) -> Any:
+    """The result of `action`. Raises DamageError on all processes when it fails on any of them."""
     result, reason = None, ""
     try:
         result = action()
@@ -54,7 +54,7 @@ def together(item: str, action: Callable[[], Any]) -> Any:
 
 
 def explain(error: BaseException) -> str:
-    """An error in one line; a full disk is named as such, wherever in a chain of errors it is."""
+    """An error in one line; names a full disk if any error of the chain has that cause."""
     chain, seen = [], error
     while seen is not None and seen not in chain:
         chain.append(seen)
@@ -65,11 +65,9 @@ def explain(error: BaseException) -> str:
     return f"{FULL} ({brief(error)})" if full else brief(error)
 
 
-def hush_orbax() -> None:
-    """Takes the stack traces from the errors that Orbax logs before it raises them: on a full disk hundreds.
-
-    Python's word on the writes that Orbax then does not begin goes too: it would come last, after the error itself.
-    """
+def shorten_orbax_errors() -> None:
+    """Removes stack traces from the errors that Orbax logs and also raises (hundreds on a full disk), and Python's
+    warnings about writes that Orbax then does not start, which would follow the error itself."""
     warnings.filterwarnings("ignore", r"coroutine 'async_serialize\S*' was never awaited", RuntimeWarning)
     if sys.unraisablehook is not _unraised:
         _before.append(sys.unraisablehook)
@@ -83,7 +81,7 @@ _before: list[Callable[[Any], Any]] = []
 
 
 def _unraised(told: Any) -> None:
-    # TensorStore answers, from threads of its own, the writes that Orbax gave up when one of them failed.
+    # TensorStore's threads complete writes that Orbax cancelled after another one failed.
     if not (isinstance(told.exc_value, RuntimeError) and str(told.exc_value) == "Event loop is closed"):
         _before[-1](told)
 
@@ -92,7 +90,7 @@ def _shortened(record: logging.LogRecord) -> bool:
     if "exception was never retrieved" in record.msg:
         frames = traceback.walk_tb(record.exc_info[2]) if record.exc_info else ()
         if "orbax" in record.getMessage() or any(ORBAX in frame.f_code.co_filename for frame, _ in frames):
-            return False  # it raised another one of the same write
+            return False  # Orbax raises another error of the same write
     if record.exc_info and ORBAX in record.pathname:
         record.exc_info = None
         record.msg, record.args = " ".join(record.getMessage().split())[:200].replace("%", "%%"), ()
@@ -103,7 +101,7 @@ def _shortened(record: logging.LogRecord) -> bool:
 
 
 def check_marker(folder: epath.Path, items: Sequence[str]) -> None:
-    """Raises DamageError where the files are missing that Orbax writes last, or an item."""
+    """Raises DamageError if an item is missing, or a file that Orbax writes last."""
     if missing := [item for item in items if not (folder / item).is_dir()]:
         raise DamageError(f"{missing[0]} is missing")
     try:
@@ -113,14 +111,14 @@ def check_marker(folder: epath.Path, items: Sequence[str]) -> None:
     except Exception as error:
         raise DamageError(f"{MARKER} cannot be read: {brief(error)}") from None
     if not written:
-        raise DamageError(f"{MARKER} says that it was not written to the end")
+        raise DamageError(f"{MARKER} says that the checkpoint is incomplete")
     marks = {place: (folder / place / COMMITTED).exists() for place in (".", *items)}  # older Orbax writes none
     if any(marks.values()) and not all(marks.values()):
         place = next(place for place, there in marks.items() if not there)
         raise DamageError(f"{COMMITTED if place == '.' else f'{place}/{COMMITTED}'} is missing")
 
 
-def note_files(folder: epath.Path) -> None:
+def write_file_list(folder: epath.Path) -> None:
     """Writes the list of the files of a new checkpoint; a failure is only logged."""
     if is_remote(folder):
         return
@@ -128,12 +126,12 @@ def note_files(folder: epath.Path) -> None:
         write_whole(folder / LIST, json.dumps(_files(folder), indent=0).encode())
     except Exception as error:
         absl_logging.warning(
-            "The files of checkpoint %s were not noted (%s); it is whole all the same.", folder, brief(error)
+            "The file list of checkpoint %s was not written (%s); the checkpoint is complete.", folder, brief(error)
         )
 
 
 def changed_files(folder: epath.Path) -> list[str]:
-    """Differences between a checkpoint's files and the list made when it was written, one phrase each."""
+    """Differences between a checkpoint's files and its list, one phrase each."""
     try:
         noted = {name: (size, crc) for name, (size, crc) in read_json(folder / LIST).items()}
     except FileNotFoundError:
@@ -151,12 +149,12 @@ def changed_files(folder: epath.Path) -> list[str]:
         elif now[name][0] != size:
             found.append(f"{name} has {now[name][0]} of {size} bytes")
         elif now[name][1] != crc:
-            found.append(f"{name} is not what was written")
+            found.append(f"{name} has a wrong checksum")
     return found
 
 
-def blame(folder: epath.Path, error: BaseException) -> str:
-    """Why a checkpoint is damaged, with the damaged files that were found."""
+def describe_damage(folder: epath.Path, error: BaseException) -> str:
+    """The reason why a checkpoint is damaged, and its damaged files, if found."""
     files = changed_files(folder)
     if not files:
         files = sorted(set(re.findall(re.escape(f"{folder}/") + r"([^\s\"'\]:,]+)", str(error))))
@@ -164,7 +162,7 @@ def blame(folder: epath.Path, error: BaseException) -> str:
 
 
 def _files(folder: epath.Path) -> dict[str, tuple[int, int | None]]:
-    """Size in bytes and CRC-32 (of small ones) of all files below, by relative path; nothing of a store."""
+    """(size in bytes, CRC-32 or None) of all files below a local folder, by relative path."""
     found = {}
     for place, _, names in os.walk(folder):
         for path in (pathlib.Path(place, name) for name in names if name != LIST):
@@ -174,11 +172,11 @@ def _files(folder: epath.Path) -> dict[str, tuple[int, int | None]]:
     return dict(sorted(found.items()))
 
 
-# --------------------------------------------------------------------------- out of the way
+# --------------------------------------------------------------------------- damaged checkpoints
 
 
 def move_damaged(workdir: epath.Path, steps: Sequence[int]) -> None:
-    """Moves checkpoints to `<workdir>/damaged/<step>-<number>`, and gives the paths. Raises what the disk raises."""
+    """Moves checkpoints to `<workdir>/damaged/<step>-<number>`. Raises the errors of the file system."""
     for step in steps:
         place = next(p for i in itertools.count() if not (p := workdir / "damaged" / f"{step}-{i}").exists())
         move_folder(workdir / "checkpoints" / str(step), place)

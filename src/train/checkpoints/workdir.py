@@ -1,4 +1,4 @@
-"""The folder of a run: whether it can be written, before anything expensive starts."""
+"""Checks of a run's folder before expensive work starts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from src.common.runtime.errors import brief
 
 
 def check_writable(workdir: str | os.PathLike[str]) -> epath.Path:
-    """The folder, made if need be, after a file was written there, seen by every process and removed.
+    """The folder, created if needed, after a test file was written there, seen by all processes and removed.
 
-    Raises OSError in one sentence, on every process.
+    Raises OSError on all processes.
     """
-    # Orbax takes absolute paths only; a bucket's address is one.
+    # Orbax takes absolute paths only; the address of a bucket is absolute.
     folder = epath.Path(workdir if "://" in str(workdir) else os.path.abspath(workdir))
     probe = folder / f".probe-{socket.gethostname()}-{os.getpid()}"
     reason = ""
@@ -33,23 +33,21 @@ def check_writable(workdir: str | os.PathLike[str]) -> epath.Path:
         if reason := agree(reason):
             raise OSError(f"the workdir {workdir} cannot be written ({reason}): choose another --workdir")
         first = gather_texts(probe.name)[0]
-        reason = agree("" if (folder / first).exists() else "what process 0 wrote there is not to be seen")
+        reason = agree("" if (folder / first).exists() else "a file of process 0 is not visible to all")
     finally:
         if wrote:
             probe.unlink(missing_ok=True)
     if reason:
-        raise OSError(
-            f"the workdir {workdir} is not one folder for all processes ({reason}): choose one that they share"
-        )
+        raise OSError(f"the workdir {workdir} is not shared by all processes ({reason}): choose a shared folder")
     return folder
 
 
 def sweep(folder: epath.Path) -> None:
-    """Removes the drafts and probes that killed processes left in a run's folder; only its trainer may call it.
+    """Removes temporary and test files of killed processes from a run's folder; only its trainer may call it.
 
-    What cannot be removed stays, with a warning.
+    A file that cannot be removed causes a warning.
     """
-    if jax.process_index() or is_remote(folder):  # in a store a file is whole or absent
+    if jax.process_index() or is_remote(folder):  # stores have no partial files
         return
     for rest in (*folder.glob(".probe-*"), *folder.glob(".*.tmp"), *folder.glob("samples/.*.tmp")):
         try:
