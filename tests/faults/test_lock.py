@@ -80,7 +80,7 @@ def test_another_machine_is_believed_while_it_gives_signs_of_life(path, quick):
     container = {"space": "pid:[1]", "pid": 2**22 + 1}  # of this machine, with other process numbers: none here
     left(path, **container)
     threading.Timer(0.2, lambda: left(path, beat=4, **container)).start()
-    with pytest.raises(RuntimeError, match="another run is at work"):
+    with pytest.raises(RuntimeError, match="another run is active"):
         lock.Lock(path).take()
 
 

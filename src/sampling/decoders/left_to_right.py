@@ -55,9 +55,7 @@ class LeftToRight:
         if begin:
             walk.run(segment, "clean", 0, begin, keep=True)
         if walk.last is None:
-            raise ValueError(
-                f"{segment.name} starts the rows, so no token predicts its first one: give at least that"
-            )
+            raise ValueError(f"{segment.name} starts the rows, so no token predicts its first one: give at least that")
         keys = {name: stream(key, name) for name in names}
         slot = walk.view.layout.part(segment.name, "clean").start
         codec = walk.net.field(segment.name).field.codec
