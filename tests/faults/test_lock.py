@@ -148,7 +148,7 @@ def test_two_runs_of_one_workdir(tmp_path):
         with Process(tmp_path) as second:
             assert second.wait() == 1
         last = second.said().splitlines()[-1]
-        assert last.startswith("error: another run is at work") and f"process {first.popen.pid}" in last
+        assert last.startswith("error: another run is active") and f"process {first.popen.pid}" in last
         with Process(tmp_path, "--mode=eval") as reader:
             assert reader.wait() == 0, reader.said()
         assert first.popen.poll() is None
