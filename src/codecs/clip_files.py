@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
@@ -43,8 +45,8 @@ SINGLE = {
 }
 INSIDE = {f"{n}_proj": f"self_attn.{n}_proj" for n in ("q", "k", "v", "out")}
 INSIDE |= {n: f"mlp.{n}" for n in ("fc1", "fc2")} | {n: n for n in ("layer_norm1", "layer_norm2")}
-# Of the whole CLIP: the text tower and what joins both; and a buffer of older files.
-OTHERS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", f"{PREFIX}embeddings.position_ids")
+OTHERS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # of the whole CLIP
+BUFFER = "embeddings.position_ids"  # of older files
 
 
 def read_clip(folder: str | os.PathLike[str], dtype: str = "float32") -> tuple[Clip, Any]:
@@ -53,8 +55,9 @@ def read_clip(folder: str | os.PathLike[str], dtype: str = "float32") -> tuple[C
     Raises FileNotFoundError, OSError, and ValueError, in one sentence, for a config or weights that cannot be used.
     """
     clip = Clip(read_clip_config(folder), dtype)
-    names = published_names(clip.shapes(), clip.config.num_hidden_layers)
-    return clip, import_weights(SafeTensors(folder, FILES), names, clip.shapes(), canonical)
+    names, tensors = published_names(clip.shapes(), clip.config.num_hidden_layers), SafeTensors(folder, FILES)
+    here = functools.partial(canonical, prefix=prefix_of(tensors.entries))
+    return clip, import_weights(tensors, names, clip.shapes(), here)
 
 
 def write_clip(folder: str | os.PathLike[str], clip: Clip, params: Any) -> None:
@@ -79,9 +82,21 @@ def _name(path: str, layers: int) -> str | tuple[str, ...]:
     return tuple(f"{PREFIX}encoder.layers.{i}.{part}.{leaf}" for i in range(layers))
 
 
-def canonical(name: str) -> str | None:
-    """The tensor's name, or None for those of a whole CLIP that are not the vision tower's."""
-    return None if name.startswith(OTHERS) else name
+def prefix_of(names: Iterable[str]) -> str:
+    """What the names of a vision tower begin with: `vision_model.`, nothing where transformers 5 saved the tower alone,
+    or more where it was part of another model."""
+    first = SINGLE["class_embedding"]
+    found = [name.removesuffix(first) for name in names if name.endswith(first)]
+    return found[0] if len(found) == 1 else PREFIX
+
+
+def canonical(name: str, prefix: str = PREFIX) -> str | None:
+    """The published name of a tensor of a file whose vision tower has this prefix; None for a tensor that is not read:
+    of the text tower, of what joins both, and a buffer."""
+    if not name.startswith(prefix):
+        return None if name.removeprefix(prefix.removesuffix(PREFIX)).startswith(OTHERS) else name
+    inner = name.removeprefix(prefix)
+    return None if inner == BUFFER or (not prefix and inner.startswith(OTHERS)) else PREFIX + inner
 
 
 def read_clip_config(path: str | os.PathLike[str]) -> ClipConfig:

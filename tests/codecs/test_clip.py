@@ -91,6 +91,27 @@ def test_files(golden, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, same, params)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module.vision_model.", "vision_tower.vision_tower.vision_model."])
+def test_the_tower_is_read_under_any_prefix(prefix, whole, golden, tmp_path):
+    """transformers 5 saves a tower alone without `vision_model.`; a buffer and the text tower are left out."""
+    clip, params, _, _ = golden
+    tensors = {prefix + n.removeprefix("vision_model."): tensor for n, tensor in load_file(GOLDEN / FILE).items()}
+    tensors[prefix + "embeddings.position_ids"] = np.arange(17)[None]
+    if whole:
+        more = {"text_model.final_layer_norm.bias": np.ones(3, np.float32), "logit_scale": np.ones((), np.float32)}
+        tensors |= {prefix.removesuffix("vision_model.") + name: tensor for name, tensor in more.items()}
+    shutil.copy(GOLDEN / "config.json", tmp_path)
+    save_file(tensors, tmp_path / FILE)
+    again, same = read_clip(tmp_path)
+    assert again == clip
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+
+    save_file(tensors | {"encoder.layers.9.mlp.fc1.bias": np.zeros(64, np.float32)}, tmp_path / FILE)
+    with pytest.raises(ValueError, match=r"encoder\.layers\.9\.mlp\.fc1\.bias' is not in this model"):
+        read_clip(tmp_path)
+
+
 def test_all_that_does_not_fit_is_in_one_message(tmp_path):
     tensors = load_file(GOLDEN / FILE)
     tensors["vision_model.encoder.layers.3.mlp.fc1.bias"] = np.zeros(64, np.float32)
