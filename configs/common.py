@@ -93,6 +93,7 @@ def model() -> dict:
             "qk_norm": False,
             "rope": True,
             "rope_theta": 10_000.0,
+            "rope_scaling": (),  # ("linear", factor) or ("llama3", factor, low, high, length): models/layers.py
             "attention": "auto",  # auto | dense | splash (TPU) | cudnn (GPU)
             "remat": "none",  # none | dots | names | full: from most to least memory of the backward pass
             "init": "normal:0.02",  # or a name of flax.nnx.initializers: lecun_normal, xavier_uniform, zeros, …; torch

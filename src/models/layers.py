@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -100,11 +100,42 @@ class GELU(nnx.Module):
         return self.down(jax.nn.gelu(self.up(x), approximate=True))
 
 
-def rotary_angles(position: Int[Array, "*B S A"], head_dim: int, theta: float) -> Float[Array, "*B S half"]:
+def rotary_frequencies(count: int, theta: float, scaling: Sequence[Any] = ()) -> np.ndarray:
+    """theta^(-k / count) for k = 0, …, count - 1, in f64, then scaled for rows longer than those of the pretraining.
+
+    scaling  (): as they are
+             ("linear", factor): divided by the factor (Chen et al. 2023, arXiv 2306.15595)
+             ("llama3", factor, low, high, length): wavelengths above length / low are divided by the factor, those
+             below length / high stay, those between are interpolated (Llama 3.1, arXiv 2407.21783)
+
+    Raises ValueError for another scaling.
+    """
+    frequency = theta ** (-np.arange(count, dtype=np.float64) / count)
+    kind, numbers = (scaling[0], tuple(scaling[1:])) if scaling else ("", ())
+    known = len(numbers) == {"": 0, "linear": 1, "llama3": 4}.get(kind)
+    if not known or not all(isinstance(n, int | float) and n > 0 for n in numbers):
+        raise ValueError(
+            f"model.trunk.rope_scaling={tuple(scaling)!r} is unknown; use (), ('linear', factor) or "
+            "('llama3', factor, low, high, length), with numbers above 0"
+        )
+    if kind == "linear":
+        return frequency / numbers[0]
+    if kind == "llama3":
+        factor, low, high, length = numbers
+        if high <= low:
+            raise ValueError(f"model.trunk.rope_scaling={tuple(scaling)!r}: low must be below high")
+        kept = np.clip((length * frequency / (2 * np.pi) - low) / (high - low), 0, 1)
+        return frequency * (kept + (1 - kept) / factor)
+    return frequency
+
+
+def rotary_angles(
+    position: Int[Array, "*B S A"], head_dim: int, theta: float, scaling: Sequence[Any] = ()
+) -> Float[Array, "*B S half"]:
     """Rotary angles; the `head_dim / 2` frequencies are shared out evenly among the A axes (A = 1: Llama)."""
     axes = position.shape[-1]
     per_axis = head_dim // 2 // axes
-    frequency = theta ** (-np.arange(per_axis, dtype=np.float64) / per_axis)
+    frequency = rotary_frequencies(per_axis, theta, scaling)
     angles = position[..., None].astype(jnp.float32) * jnp.asarray(frequency, jnp.float32)
     return angles.reshape(*position.shape[:-1], axes * per_axis)
 

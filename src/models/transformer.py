@@ -106,6 +106,7 @@ class Transformer(nnx.Module):
                 attention gives, before and after its projection, and the mlp's output where a gate needs it) | full
     init:       deviation of the kernels, or the name of an initializer
     mot:        parts of a block that the tokens of some fields have of their own (`models/mixture_of_transformers.py`)
+    rope_scaling: of the rotary frequencies, see `layers.rotary_frequencies`
 
     Raises ValueError when heads, kv_heads and width do not divide, or a name is unknown.
     """
@@ -126,6 +127,7 @@ class Transformer(nnx.Module):
         qk_norm: bool = False,
         rope: bool = True,
         rope_theta: float = 10_000.0,
+        rope_scaling: tuple = (),
         attention: str = "auto",
         remat: str = "none",
         init: str | float = 0.02,
@@ -137,7 +139,8 @@ class Transformer(nnx.Module):
         self.width, self.depth, self.heads, self.kv_heads = width, depth, heads, heads if kv_heads is None else kv_heads
         self.mlp_width = 4 * width if mlp_width is None else mlp_width
         self.norm, self.norm_epsilon, self.mlp, self.bias, self.qk_norm = norm, norm_epsilon, mlp, bias, qk_norm
-        self.rope, self.rope_theta, self.remat, self.init = rope, rope_theta, remat, init
+        self.rope, self.rope_theta, self.rope_scaling = rope, rope_theta, tuple(rope_scaling)
+        self.remat, self.init = remat, init
         self.layer, self.attention, self.dtype, self.mot = layer, attention, dtype, check_parts(mot)
         self._check()
         self.layers = nnx.vmap(lambda keys: Block(self, rngs=keys))(rngs.fork(split=depth))
@@ -148,6 +151,7 @@ class Transformer(nnx.Module):
             if value not in known:
                 raise ValueError(f"model.trunk.{option}={value!r} is unknown; use one of {', '.join(known)}")
         find_backend(self.attention)
+        layers.rotary_frequencies(1, self.rope_theta, self.rope_scaling)
         sizes = {"width": self.width, "depth": self.depth, "heads": self.heads, "kv_heads": self.kv_heads}
         small = [f"{name}={size}" for name, size in (sizes | {"mlp_width": self.mlp_width}).items() if size < 1]
         if small:
@@ -176,7 +180,7 @@ class Transformer(nnx.Module):
             write = jax.vmap(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=0))
             cache = cache._replace(spec=cache.spec.replace(segment=write(cache.spec.segment, spec.segment)))
         attend = self._attend(spec, cache, *x.shape[:2])
-        angles = layers.rotary_angles(spec.position, self.width // self.heads, self.rope_theta)
+        angles = layers.rotary_angles(spec.position, self.width // self.heads, self.rope_theta, self.rope_scaling)
         graph, stacked = nnx.split(self.layers)
 
         def body(carry, per_layer):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from src.interfaces import Batch, View
-from src.models.layers import rotary_angles, rotate, sincos_2d, timestep_features
+from src.models.layers import rotary_angles, rotary_frequencies, rotate, sincos_2d, timestep_features
 from src.models.model import bind
 from src.sequence.layout import FixedLayout
 from src.sequence.segment import Segment
@@ -115,9 +115,35 @@ def test_positions_and_features_against_their_formulas():
     assert jnp.abs(dot(turned) - dot(x)).max() > 1e-2
 
 
+# inv_freq of transformers 5.24's LlamaRotaryEmbedding, of heads of 24
+SCALED = {
+    (5e5, ("llama3", 8.0, 1.0, 4.0, 8192)): [1.0, 0.33503163, 0.11224619, 0.037606031, 0.012599208, 0.0042211348,
+        0.00052484602, 5.92258e-05, 1.9842508e-05, 6.6478697e-06, 2.2272475e-06, 7.4619794e-07],
+    (1e4, ("linear", 4.0)): [0.25, 0.11603972, 0.053860862, 0.025, 0.011603971, 0.0053860871, 0.0024999999,
+        0.0011603974, 0.00053860858, 0.00025000001, 0.00011603974, 5.3860855e-05],
+}  # fmt: skip
+
+
+def test_scaled_rotary_frequencies_are_those_of_transformers():
+    for (theta, scaling), want in SCALED.items():
+        np.testing.assert_allclose(rotary_frequencies(12, theta, scaling), want, rtol=1e-6)  # theirs are in float32
+        np.testing.assert_allclose(rotary_angles(jnp.asarray([[7]]), 24, theta, scaling)[0], 7 * np.array(want), 2e-6)
+
+
+def test_a_trunk_rotates_by_its_scaling():
+    view, outputs = row("causal", "Conditioning"), []
+    for scaling in ((), ("linear", 2.0)):
+        architecture, params = make("Conditioning", depth=1, rope_scaling=scaling)
+        outputs.append(jax.jit(lambda p, a=architecture: bind(a, p).hidden({"t": view})["t"].sequence)(params))
+    assert jnp.abs(outputs[0] - outputs[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     "change, match",
     [
+        ({"rope_scaling": ("yarn", 2.0)}, r"model.trunk.rope_scaling=\('yarn', 2.0\) is unknown"),
+        ({"rope_scaling": ("linear",)}, "rope_scaling=.* is unknown"),
+        ({"rope_scaling": ("llama3", 8.0, 4.0, 1.0, 32)}, "low must be below high"),
         ({"heads": 3}, "width=16 is not divisible by heads=3"),
         ({"kv_heads": 3}, "heads=4 is not divisible by kv_heads=3"),
         ({"norm": "batch"}, "model.trunk.norm='batch' is unknown"),

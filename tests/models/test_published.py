@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from src.models.pretrained.hf_config import read_config
+from src.models.pretrained.hf_rope import published_rope
 from src.models.pretrained.llama_weights import Published, place_of
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 32}
 
 
 def fields(name):
@@ -26,6 +29,32 @@ def test_published_configs_are_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(newer))
     read = read_config(tmp_path)
     assert (read.rope_theta, read.num_key_value_heads) == (5e5, 6)
+
+
+@pytest.mark.parametrize(
+    "change, theta, scaling",
+    [
+        ({"rope_theta": 5e5, "rope_scaling": LLAMA3}, 5e5, ("llama3", 8.0, 1.0, 4.0, 32)),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "llama3", **LLAMA3}}, 5e5, ("llama3", 8.0, 1.0, 4.0, 32)),
+        ({"rope_theta": None, "rope_parameters": LLAMA3 | {"rope_theta": 5e5}}, 5e5, ("llama3", 8.0, 1.0, 4.0, 32)),
+        ({"rope_theta": 1e4, "rope_parameters": LLAMA3 | {"rope_theta": 5e5}}, 5e5, ("llama3", 8.0, 1.0, 4.0, 32)),
+        ({"rope_scaling": {"type": "linear", "factor": 4}}, 1e4, ("linear", 4)),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 1e4, ("linear", 4.0)),
+        ({"rope_parameters": {"type": "linear", "factor": 4.0, "rope_theta": 2e4}}, 2e4, ("linear", 4.0)),
+        ({"rope_scaling": {"type": "linear", "factor": 1.0}}, 1e4, ()),
+        ({"rope_scaling": {"rope_type": "default"}, "rope_parameters": None}, 1e4, ()),
+        ({"hidden_act": "swish", "rope_scaling": {}}, 1e4, ()),
+    ],
+)
+def test_rotary_scaling_is_read_in_every_spelling(change, theta, scaling, tmp_path):
+    given = fields("llama") | change
+    given = {k: v for k, v in given.items() if not (k == "rope_theta" and v is None)}
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    read = read_config(tmp_path)
+    assert (read.rope_theta, read.rope_scaling) == (theta, scaling)
+    back = {k: v for k, v in given.items() if k != "rope_parameters"} | {"rope_theta": theta}
+    (tmp_path / "config.json").write_text(json.dumps(back | {"rope_scaling": published_rope(scaling)}))
+    assert read_config(tmp_path).rope_scaling == scaling
 
 
 @pytest.mark.parametrize(
@@ -49,9 +78,31 @@ def test_published_configs_are_read(tmp_path):
             {"attention_bias": True, "hidden_act": "gelu"},
             "hidden_act='gelu', here 'silu' only, attention_bias",
         ),
-        ("llama", {"tie_word_embeddings": True}, "tie_word_embeddings"),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters"),
+        ("llama", {"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes' is not true or false"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "dynamic", "factor": 2}},
+            "rope_scaling is of type 'dynamic', here default",
+        ),
+        ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters is of type 'yarn'.* give other weights"),
+        ("llama", {"rope_parameters": {"type": "longrope"}}, "rope_parameters is of type 'longrope'"),
+        ("llama", {"rope_scaling": {"type": ["linear"]}}, "rope_scaling is of type \\['linear'\\]"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": "2"}}, "factor='2' in rope_scaling is not a number"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "factor=None in rope_scaling is not a number"),
+        ("llama", {"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "high_freq_factor=4.0 in rope_scaling is not"),
+        ("llama", {"rope_scaling": "linear"}, "rope_scaling='linear' is no table"),
+        ("llama", {"rope_scaling": LLAMA3, "rope_parameters": LLAMA3 | {"factor": 4.0}}, "differ in factor"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5, here 1.0 only"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": "big"}},
+            "rope_theta='big' is not a number",
+        ),
+        (
+            "llama",
+            {"mlp_bias": True, "head_dim": 64},
+            "mlp_bias=True, here False only, head_dim=64.* give other weights",
+        ),
         ("llama", {"hidden_size": 98304, "num_hidden_layers": 1000, "intermediate_size": 2**19}, "parameters, more"),
         ("monoformer", {"decoder_t_embed": "add_at_each_layer"}, "decoder_t_embed='add_at_each_layer' is none of"),
         (

@@ -27,9 +27,10 @@ TRUNK = {
     "model.trunk.norm_epsilon": "rms_norm_eps",
     "model.trunk.rope_theta": "rope_theta",
 }
+SCALING = "model.trunk.rope_scaling"  # only where there is one
 HEAD, ORDER, CHANNELS = (f"fields.image.head.{name}" for name in ("name", "order", "channels"))
 VARIANCE, LEARNED = "fields.image.process.variance", "learned_range"
-USUAL: dict[str, Any] = {ORDER: "crs", VARIANCE: "fixed_small"}  # where a config does not have the field
+USUAL: dict[str, Any] = {ORDER: "crs", VARIANCE: "fixed_small", SCALING: []}  # where a config does not have the field
 OWNERS = {"codec": "embed", "process": "head"}  # of a row: whose parameters are made for a group without own ones
 
 # Format 1 of `weights.json` had other names, below `model` or, for the encoder, of its own.
@@ -44,6 +45,7 @@ NAMES_1 = {
 def about(config: PublishedConfig) -> dict[str, Any]:
     """The fields that weights with this config.json are made for."""
     fields = ONLY | {ours: getattr(config, theirs) for ours, theirs in TRUNK.items()}
+    fields |= {SCALING: list(config.rope_scaling)} if config.rope_scaling else {}
     if config.image is not None:
         fields |= {HEAD: "adaln", ORDER: "rsc", CHANNELS: config.image.in_channels}
         fields |= {VARIANCE: LEARNED} if config.image.learn_sigma else {}
@@ -52,7 +54,8 @@ def about(config: PublishedConfig) -> dict[str, Any]:
 
 def about_run(config: Mapping[str, Any], images: bool) -> dict[str, Any]:
     """The same, of a run with this config; `images`: it makes some."""
-    return {name: value_of(config, name) for name in (*ONLY, *TRUNK, *((HEAD, ORDER) if images else ()))}
+    names = (*ONLY, *TRUNK, *((SCALING,) if value_of(config, SCALING) else ()), *((HEAD, ORDER) if images else ()))
+    return {name: value_of(config, name) for name in names}
 
 
 def value_of(config: Mapping[str, Any], name: str, otherwise: Any = None) -> Any:
@@ -69,6 +72,7 @@ def value_of(config: Mapping[str, Any], name: str, otherwise: Any = None) -> Any
     if not isinstance(node, Mapping):
         return otherwise
     value = node.get(last, USUAL.get(name, otherwise if first == "model" else None))
+    value = list(value) if isinstance(value, tuple) else value
     return value.partition(":")[0] if last == "name" and isinstance(value, str) else value
 
 

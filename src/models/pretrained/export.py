@@ -19,8 +19,9 @@ from src.common.files.paths import shown
 from src.common.files.safetensors_writer import SHARD_BYTES, Tensor, write_tensors
 from src.common.files.store import write_whole
 from src.common.tree import listed
-from src.models.pretrained.about import ONLY, TRUNK
+from src.models.pretrained.about import ONLY, SCALING, TRUNK
 from src.models.pretrained.hf_config import ARCHITECTURES, FIXED
+from src.models.pretrained.hf_rope import TABLES, published_rope
 from src.models.pretrained.hf_vision_config import FIELDS as VISION
 from src.models.pretrained.llama_weights import HEAD, IMAGE, PROJECTOR, TABLE, names_of
 
@@ -50,12 +51,12 @@ def published_config(
         "eos_token_id": 2,
         "initializer_range": 0.02,
         "max_position_embeddings": 2048,
-        "rope_scaling": None,
         "use_cache": True,
     }
-    fields |= FIXED | dict(base) | {theirs: made_for[ours] for ours, theirs in TRUNK.items()}
+    kept = {name: value for name, value in base.items() if name not in (*TABLES, *FIXED)}
+    fields |= FIXED | kept | {theirs: made_for[ours] for ours, theirs in TRUNK.items()}
+    fields["rope_scaling"] = published_rope(made_for.get(SCALING, ()))
     fields |= {"vocab_size": shapes[TABLE].shape[0], "architectures": [LLAMA]}
-    fields.pop("rope_parameters", None)  # newer, and the same as rope_theta
     fields["torch_dtype"] = dtype or np.dtype(shapes[TABLE].dtype).name
     if PROJECTOR not in shapes:  # the official class would look for an encoder
         fields = {name: value for name, value in fields.items() if name not in VISION}

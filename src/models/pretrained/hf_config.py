@@ -12,9 +12,11 @@ from etils import epath
 from src.common.files.paths import shown
 from src.common.files.strict_json import read_json
 from src.common.tree import listed
+from src.models.pretrained.hf_rope import parse_rope
 from src.models.pretrained.hf_vision_config import PublishedVision, parse_vision
 
 ARCHITECTURES = ("LlamaForCausalLM", "MonoFormerForCausalLM")
+BARE = "LlamaModel"  # a Llama that was saved without its head
 BYTES = 1 << 20
 PARAMETERS = 2**42  # of the trunk and both tables, about 4.4e12
 # Lowest and highest value; whole numbers where the bounds are.
@@ -31,7 +33,7 @@ RANGES: dict[str, tuple[int | float, int | float]] = {
 }
 IMAGE_RANGES = {"image_size": (1, 2**14), "patch_size": (1, 2**8), "in_channels": (1, 2**10)}
 WHOLE = ({*RANGES} - {"rms_norm_eps", "rope_theta"}) | {*IMAGE_RANGES}
-# What other Llamas have and this model has not.
+# What other Llamas have and this model has not; a tied head is read, and is then a head of its own.
 FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}
 TIMES = ("add_before_image_tokens", "adaln_before_decoder")
 SWITCHES = ("learn_sigma", "use_pos_embed", "use_adaln_final_layer", "use_bi_attn_img_tokens")
@@ -54,7 +56,9 @@ class PublishedImage:
 @dataclasses.dataclass(frozen=True)
 class PublishedConfig:
     """The network of a `config.json`, in the names of transformers; `image` is None for a Llama,
-    and `vision` where nothing understands images."""
+    and `vision` where nothing understands images; `rope_scaling` is that of the trunk; `tied`: the head is the
+    embedding.
+    """
 
     architecture: str
     hidden_size: int
@@ -68,6 +72,8 @@ class PublishedConfig:
     rope_theta: float
     image: PublishedImage | None
     vision: PublishedVision | None = None
+    rope_scaling: tuple[Any, ...] = ()
+    tied: bool = False
 
 
 def read_config(path: str | os.PathLike[str]) -> PublishedConfig:
@@ -86,14 +92,16 @@ def parse_config(fields: Any, where: str) -> PublishedConfig:
     if not isinstance(fields, dict):
         raise ValueError(f"{where} is no table of fields: fetch it anew")
     kinds = fields.get("architectures")
+    kinds = [ARCHITECTURES[0]] if kinds == [BARE] else kinds
     known = isinstance(kinds, list) and len(kinds) == 1 and kinds[0] in ARCHITECTURES
     if not known or fields.get("model_type", "llama") != "llama":
         raise ValueError(
             f"{where} is of architectures {shown(kinds)} and model_type {shown(fields.get('model_type', 'llama'))}: "
             f"known are {' and '.join(ARCHITECTURES)}, of model_type 'llama'"
         )
-    fields = _defaults(fields)
-    ranges, wrong, vision = dict(RANGES), [], None
+    theta, scaling, wrong, lacking = parse_rope(fields)
+    fields = _defaults(fields) | {"rope_theta": theta}
+    ranges, vision = dict(RANGES), None
     if kinds[0] == "MonoFormerForCausalLM":
         ranges |= IMAGE_RANGES
         given = {name: fields.get(name) for name in SWITCHES}
@@ -102,24 +110,26 @@ def parse_config(fields: Any, where: str) -> PublishedConfig:
             wrong.append(f"decoder_t_embed={shown(fields.get('decoder_t_embed'))} is none of {', '.join(TIMES)}")
         vision = parse_vision(fields)
         wrong += vision if isinstance(vision, list) else []
+    if not isinstance(fields["tie_word_embeddings"], bool):
+        wrong.append(f"tie_word_embeddings={shown(fields['tie_word_embeddings'])} is not true or false")
     wrong = [text for name, bounds in ranges.items() if (text := _range(name, fields.get(name), *bounds))] + wrong
-    wrong += _lacking(fields)
-    wrong = wrong or _contradictions(fields)
-    if wrong:
-        raise ValueError(f"{where} cannot be used: {listed(wrong)}; give the config that belongs to the weights")
+    lacking += _lacking(fields)
+    wrong = wrong or ([] if lacking else _contradictions(fields))
+    if wrong or lacking:
+        advice = "give the config that belongs to the weights" if wrong else "give other weights (docs/weights.md)"
+        raise ValueError(f"{where} cannot be used: {listed(wrong + lacking)}; {advice}")
     image = None
     if kinds[0] == "MonoFormerForCausalLM":
         image = PublishedImage(**{field.name: fields[field.name] for field in dataclasses.fields(PublishedImage)})
-    return PublishedConfig(kinds[0], **{name: fields[name] for name in RANGES}, image=image, vision=vision)
+    more = {"image": image, "vision": vision, "rope_scaling": scaling, "tied": fields["tie_word_embeddings"]}
+    return PublishedConfig(kinds[0], **{name: fields[name] for name in RANGES}, **more)
 
 
 def _defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """With what transformers takes where a field is absent; newer files keep theta in `rope_parameters`."""
-    rope = fields.get("rope_parameters")
-    if isinstance(rope, dict) and rope.get("rope_type", "default") == "default":
-        fields = {"rope_theta": rope.get("rope_theta"), **fields, "rope_parameters": None}
+    """With what transformers takes where a field is absent."""
     given = {name: value for name, value in fields.items() if not (name == "num_key_value_heads" and value is None)}
-    return {"rope_theta": 10_000.0, "num_key_value_heads": fields.get("num_attention_heads"), **FIXED} | given
+    given |= {"hidden_act": "silu"} if fields.get("hidden_act") == "swish" else {}  # another name of the same
+    return {"num_key_value_heads": fields.get("num_attention_heads"), **FIXED} | given
 
 
 def _range(name: str, value: Any, low: int | float, high: int | float) -> str:
@@ -131,9 +141,13 @@ def _range(name: str, value: Any, low: int | float, high: int | float) -> str:
 
 
 def _lacking(fields: Mapping[str, Any]) -> list[str]:
-    wanted = FIXED | {"rope_scaling": None, "rope_parameters": None, "add_pos_embed_each_layer": False}
-    wanted |= {"use_hybrid_attn_mask": None}
-    return [f"{n}={shown(fields[n])}, here {v!r} only" for n, v in wanted.items() if n in fields and fields[n] != v]
+    wanted = FIXED | {"add_pos_embed_each_layer": False, "use_hybrid_attn_mask": None}
+    del wanted["tie_word_embeddings"]
+    lacking = [f"{n}={shown(fields[n])}, here {v!r} only" for n, v in wanted.items() if n in fields and fields[n] != v]
+    size, heads, width = (fields.get(name) for name in ("head_dim", "num_attention_heads", "hidden_size"))
+    if size is not None and (type(size) is not int or type(heads) is not int or size * heads != width):
+        lacking.append(f"head_dim={shown(size)}, here hidden_size / num_attention_heads only")
+    return lacking
 
 
 def _contradictions(fields: Mapping[str, Any]) -> list[str]:
@@ -143,8 +157,6 @@ def _contradictions(fields: Mapping[str, Any]) -> list[str]:
         wrong.append(f"hidden_size={width} is no even multiple of num_attention_heads={heads}")
     if heads % groups:
         wrong.append(f"num_attention_heads={heads} is no multiple of num_key_value_heads={groups}")
-    if fields.get("head_dim") not in (None, width // heads):
-        wrong.append(f"head_dim={shown(fields['head_dim'])}, here hidden_size / num_attention_heads only")
     block = width * (2 * width + 2 * width // heads * groups + 3 * fields["intermediate_size"])
     total = fields["num_hidden_layers"] * block + 2 * fields["vocab_size"] * width
     if total > PARAMETERS:

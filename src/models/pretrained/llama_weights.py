@@ -7,13 +7,15 @@ Linear layers are stored `[out, in]` there and `[in, out]` here; the trunk's blo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from src.common.files.lazy_arrays import Leaves, is_stacked, place
@@ -52,6 +54,7 @@ IMAGE, VISION = "fields/image", "fields/vision"
 PROJECTOR = f"{VISION}/embed/first/kernel"
 TABLE, HEAD = "fields/text/embed/table/embedding", "fields/text/head/linear/kernel"  # the leaves with an axis of words
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+INNER = ("embed_tokens.", "layers.", "norm.")  # of the trunk, whose names begin with `model.`
 IGNORED = ("rotary_emb.inv_freq",)  # a buffer that older Llama files carry
 TOWER = "vision_encoder."  # frozen, and published in a folder of its own
 TIME_FEATURES = 256
@@ -85,48 +88,79 @@ def names_of(path: str, blocks: int) -> tuple[str, ...] | None:
     return (f"{singles[stem]}.{'weight' if leaf == 'kernel' else 'bias'}",)
 
 
+def canonical(names: Iterable[str]) -> dict[str, str]:
+    """The published name of each tensor of a file: without what wrappers put in front of all of them (`module.`), and
+    with `model.` where the Llama was saved without its head."""
+    names = list(names)
+    first = "embed_tokens.weight"
+    found = [name.removesuffix(first) for name in names if f".{name}".endswith(f".{first}")]
+    prefix = found[0].removesuffix("model.") if len(found) == 1 else ""
+    bare = found == [prefix]
+    inner = {name: name.removeprefix(prefix) for name in names}
+    return {name: f"model.{i}" if bare and i.startswith(INNER) else i for name, i in inner.items()}
+
+
 class Published:
     """The tensors of a checkpoint as `Leaves`: nothing is read before it is needed, and then one block at a time.
 
-    `wrong` lists names that no Llama or MonoFormer has, tensors that are no floats of 16 bits or more, and leaves whose
-    blocks are not 0, 1, 2, … of one shape and dtype; only where it is empty the leaves mean something.
+    tied   the head is the embedding, where the checkpoint has none
+
+    `entries` has dtypes and shapes by published name. `wrong` lists names that no Llama or MonoFormer has, tensors that
+    are no floats of 16 bits or more, and leaves whose blocks are not 0, 1, 2, … of one shape; only where it is empty
+    the leaves mean something. Blocks of several dtypes become the smallest one that holds all of them.
     """
 
-    def __init__(self, tensors: SafeTensors | Mapping[str, np.ndarray]):
+    def __init__(self, tensors: SafeTensors | Mapping[str, np.ndarray], tied: bool = False):
         self.tensors = tensors
         self.entries: dict[str, Any] = {}
         self.wrong: list[str] = []
+        self._file_names: dict[str, str] = {}
+        entries = getattr(tensors, "entries", tensors)
         found: dict[str, dict[int, str]] = {}
-        for name, entry in getattr(tensors, "entries", tensors).items():
+        for there, name in canonical(entries).items():
             if name.endswith(IGNORED) or name.startswith(TOWER):
                 continue
-            self.entries[name] = entry
+            if name in self.entries:
+                self.wrong.append(f"{shown(there)} is {shown(self._file_names[name])} once more")
+            self.entries[name], self._file_names[name] = entries[there], there
             at = place_of(name)
             if at is None:
-                self.wrong.append(f"{shown(name)} is no tensor of Llama or MonoFormer")
+                self.wrong.append(f"{shown(there)} is no tensor of Llama or MonoFormer")
                 continue
             found.setdefault(at[0], {})[at[1] or 0] = name
-            if entry.dtype.name not in FLOATS:
-                self.wrong.append(f"{name} is {entry.dtype.name}, no float of 16 bits or more")
+            if self.entries[name].dtype.name not in FLOATS:
+                self.wrong.append(f"{name} is {self.entries[name].dtype.name}, no float of 16 bits or more")
         self.names = {path: tuple(blocks[i] for i in sorted(blocks)) for path, blocks in found.items()}
         for path, blocks in found.items():
-            kinds = {(self.entries[name].shape, self.entries[name].dtype.name) for name in blocks.values()}
-            if max(blocks) >= len(blocks) or len(kinds) > 1:
-                self.wrong.append(f"{path} lacks blocks, or has blocks of several shapes or dtypes")
-        self.shapes = {path: self._shape(path, self.entries[names[0]]) for path, names in self.names.items()}
+            if max(blocks) >= len(blocks) or len({self.entries[name].shape for name in blocks.values()}) > 1:
+                self.wrong.append(f"{path} lacks blocks, or has blocks of several shapes")
+        if tied and TABLE in self.names:
+            self.names.setdefault(HEAD, self.names[TABLE])
+        self.shapes = {path: self._shape(path, names) for path, names in self.names.items()}
 
-    def _shape(self, path: str, entry: Any) -> jax.ShapeDtypeStruct:
-        shape = entry.shape[::-1] if path.endswith("kernel") else entry.shape
-        shape = (len(self.names[path]), *shape) if is_stacked(path) else shape
-        return jax.ShapeDtypeStruct(shape, "float32" if entry.dtype.name == "float64" else entry.dtype)
+    def _shape(self, path: str, names: tuple[str, ...]) -> jax.ShapeDtypeStruct:
+        shape = self.entries[names[0]].shape
+        shape = shape[::-1] if path.endswith("kernel") else shape
+        shape = (len(names), *shape) if is_stacked(path) else shape
+        kinds = {self.entries[name].dtype for name in names}
+        kind = functools.reduce(jnp.promote_types, kinds) if len(kinds) > 1 else kinds.pop()
+        return jax.ShapeDtypeStruct(shape, "float32" if kind.name == "float64" else kind)
 
     def blocks(self, path: str) -> Iterator[np.ndarray]:
         """See `Leaves`."""
         for name in self.names[path]:
-            tensor = self.tensors[name]
+            tensor = self.tensor(name)
             yield tensor.T if path.endswith("kernel") else tensor
-            if isinstance(self.tensors, SafeTensors):
-                self.tensors.release(name)
+            self.release(name)
+
+    def tensor(self, name: str) -> np.ndarray:
+        """A tensor by its published name."""
+        return self.tensors[self._file_names[name]]
+
+    def release(self, name: str) -> None:
+        """Frees the memory of a tensor's pages."""
+        if isinstance(self.tensors, SafeTensors):
+            self.tensors.release(self._file_names[name])
 
 
 def check_complete(found: Published, config: PublishedConfig) -> None:
@@ -136,7 +170,13 @@ def check_complete(found: Published, config: PublishedConfig) -> None:
         inner = shape[is_stacked(path) :]
         names = names_of(path, config.num_hidden_layers) or ()
         wanted |= dict.fromkeys(names, inner[::-1] if path.endswith("kernel") else inner)
-    wrong = [f"{name} is missing" for name in wanted if name not in found.entries]
+    wrong = []
+    if config.tied and names_of(HEAD, 1)[0] not in found.entries:
+        del wanted[names_of(HEAD, 1)[0]]
+    elif config.tied and not _equal(found, *(names_of(path, 1)[0] for path in (HEAD, TABLE))):
+        wrong.append("tie_word_embeddings is true and lm_head.weight another tensor than the embedding (set it to false"
+                     " to keep the head, or leave the tensor out)")  # fmt: skip
+    wrong += [f"{name} is missing" for name in wanted if name not in found.entries]
     for name, entry in found.entries.items():
         if name not in wanted:
             wrong.append(f"{shown(name)} is not in this model")
@@ -145,6 +185,19 @@ def check_complete(found: Published, config: PublishedConfig) -> None:
     wrong += [text for text in found.wrong if "no float" in text] if wrong else found.wrong
     if wrong:
         raise ValueError(f"the checkpoint {_where(found.tensors)} does not fit its config: {listed(wrong, 100)}")
+
+
+def _equal(found: Published, *names: str, rows: int = 4096) -> bool:
+    """Whether two tensors have the same bits; one that is missing is no difference here."""
+    if any(name not in found.entries for name in names):
+        return True
+    first, second = map(found.tensor, names)
+    pieces = range(0, len(first) if first.ndim else 1, rows)
+    same = (first.dtype, first.shape) == (second.dtype, second.shape)
+    same = same and all(first[i : i + rows].tobytes() == second[i : i + rows].tobytes() for i in pieces)
+    for name in names:
+        found.release(name)
+    return same
 
 
 def expected(found: Mapping[str, Any], config: PublishedConfig) -> dict[str, tuple[int, ...]]:

@@ -143,7 +143,7 @@ def _import(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str
 
 def _published(path: epath.Path, options: Options) -> tuple[Leaves, dict[str, Any], dict[str, Any]]:
     config = read_config(path)
-    found = Published(SafeTensors(path))
+    found = Published(SafeTensors(path), config.tied)
     check_complete(found, config)
     image = config.image
     if image and not (image.use_pos_embed and image.use_adaln_final_layer):

@@ -37,7 +37,7 @@ def _published(path: Any) -> tuple[list[str], Mapping[str, Any]]:
     config, tensors = read_config(path), SafeTensors(path)
     lines = [f"{config.architecture}, published", _fields(config)]
     try:
-        check_complete(Published(tensors), config)
+        check_complete(Published(tensors, config.tied), config)
     except ValueError as error:
         lines.append(f"NOT SOUND: {error}")
     if (path / "ema" / "config.json").exists():

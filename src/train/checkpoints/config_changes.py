@@ -23,6 +23,7 @@ ASSUMED: dict[str, Any] = {
     "model.lora.targets": "attention/(q|k|v|out)|mlp/(gate|up|down)",
     "model.trunk.attention": "auto",
     "model.trunk.mot": [],
+    "model.trunk.rope_scaling": [],
     "optim.moments": "full",
     "optim.decays": (),
     "codecs": {},

@@ -46,6 +46,7 @@ def check_supported(system: Any) -> tuple[str, str]:
         "model.trunk.norm": (model.trunk.norm, "rms"),
         "model.trunk.mlp": (model.trunk.mlp, "swiglu"),
         "model.trunk.rope": (model.trunk.rope, True),
+        "model.trunk.rope_scaling": (tuple(model.trunk.rope_scaling), ()),
         "model.trunk.final_norm": (model.trunk.final_norm, True),
         "model.trunk.mot": (tuple(model.trunk.mot), ()),
         "model.lora.rank": (model.lora.rank, 0),
