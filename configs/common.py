@@ -113,7 +113,7 @@ def model() -> dict:
 def text(init: str = "normal:0.02", **codec) -> dict:
     """Words. Codecs: text:SentencePiece (without a path it is trained on the tasks' own text, where they bring some),
     text:Llama (a path to tokenizer.model), text:Bytes (a token for each byte, no file)."""
-    codec = codec or {"name": "text:SentencePiece", "path": "", "vocab_size": 200, "folder": ""}
+    codec = codec or {"name": "text:SentencePiece", "path": "", "vocab_size": 200, "folder": "", "byte_fallback": False}
     return {
         "codec": codec,
         "embed": {"name": "tokens", "init": init},

@@ -9,7 +9,8 @@ def tinyllama(config: ConfigDict) -> ConfigDict:
     """MonoFormer's model: TinyLlama 1.1B, begun from its weights, with a time token; AdamW at 1e-4 for a pod."""
     config.init_from.path = "data/tinyllama"  # what src.tools.convert wrote
     with config.unlocked():
-        config.fields.text = common.text(name="text:Llama", path="data/tinyllama/tokenizer.model", pieces=32_000)
+        words = {"pieces": 32_000, "reserved": 0}  # reserved: rows of words that the weights have and the file lacks
+        config.fields.text = common.text(name="text:Llama", path="data/tinyllama/tokenizer.model", **words)
     config.model.trunk.update({"width": 2048, "depth": 22, "heads": 32, "kv_heads": 4, "mlp_width": 5632})
     config.model.trunk.remat = "dots"
     config.model.dtype = "bfloat16"

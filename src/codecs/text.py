@@ -18,6 +18,7 @@ from etils import epath
 
 from src.common.files.paths import read_bounded
 from src.common.files.store import cache_folder, write_whole
+from src.common.tree import listed
 from src.interfaces import FieldSpec
 
 MODEL_BYTES = 64 << 20  # Llama's has 0.5 MB, the largest published ones about 5
@@ -30,19 +31,32 @@ class SentencePiece:
     With a model of n pieces: `pad` n, `image` n+1, `image_start` n+2, `image_end` n+3; `vocab_size` n+4;
     `bos`, `eos` and unk are the model's own (1, 2, 0 in Llama's and ours).
 
-    path         the model's file; without one `fit` learns a model from texts
-    vocab_size   of a model that is learned: its own pieces, without the four special tokens
-    folder       where it is kept; "": the user's cache
+    path           the model's file; without one `fit` learns a model from texts
+    vocab_size     of a model that is learned: its own pieces, without the four special tokens
+    folder         where it is kept; "": the user's cache
+    byte_fallback  of a model that is learned: characters that the texts lack become the bytes of their UTF-8, which
+                   are 256 of its pieces
+    reserved       rows of the vocabulary between the pieces and the special tokens: words that weights have and the
+                   model lacks; no text becomes one of them
 
-    Raises FileNotFoundError if there is no file at `path`, ValueError if it is no sentencepiece model.
+    Raises FileNotFoundError if there is no file at `path`, ValueError if it is no sentencepiece model, has a piece that
+    is not UTF-8, or `reserved` is negative.
     """
 
     where: ClassVar[str] = "host"
     shape: ClassVar[tuple[int, ...]] = ()
     learns: ClassVar[str] = "texts"
 
-    def __init__(self, path: str | os.PathLike = "", vocab_size: int = 200, folder: str | os.PathLike = ""):
-        self._wanted = vocab_size, folder or os.path.join(cache_folder(), "tokenizers")
+    def __init__(
+        self,
+        path: str | os.PathLike = "",
+        vocab_size: int = 200,
+        folder: str | os.PathLike = "",
+        byte_fallback: bool = False,
+        reserved: int = 0,
+    ):
+        self._wanted = vocab_size, folder or os.path.join(cache_folder(), "tokenizers"), byte_fallback
+        self.reserved = reserved
         if os.fspath(path):
             self._open(path)
 
@@ -56,9 +70,9 @@ class SentencePiece:
 
         Raises OSError where the folder cannot be written.
         """
-        size, folder = self._wanted
+        size, folder, byte_fallback = self._wanted
         try:
-            self._open(learned(texts, size, folder))
+            self._open(learned(texts, size, folder, byte_fallback))
         except OSError as error:
             raise OSError(
                 f"the tokenizer cannot be kept in {folder} ({error}); set XDG_CACHE_HOME to a writable folder"
@@ -70,9 +84,12 @@ class SentencePiece:
         self._number(self._model.get_piece_size(), self._model.bos_id(), self._model.eos_id(), self._model.unk_id())
 
     def _number(self, pieces: int, bos: int, eos: int, unk: int) -> None:
-        self.pad, self.image, self.image_start, self.image_end = range(pieces, pieces + len(SPECIALS))
-        self.bos, self.eos, self.unk = bos, eos, unk
-        self.vocab_size = pieces + len(SPECIALS)
+        if self.reserved < 0:
+            raise ValueError(f"a text codec with reserved={self.reserved} is not possible: give 0 or more rows")
+        first = pieces + self.reserved
+        self.pad, self.image, self.image_start, self.image_end = range(first, first + len(SPECIALS))
+        self.pieces, self.bos, self.eos, self.unk = pieces, bos, eos, unk
+        self.vocab_size = first + len(SPECIALS)
         self.spec = FieldSpec(vocab=self.vocab_size)
 
     def _read(self, path: str | os.PathLike) -> None:
@@ -80,17 +97,23 @@ class SentencePiece:
 
         if not epath.Path(path).exists():
             raise FileNotFoundError(f"tokenizer {str(path)!r} does not exist: give the path of a sentencepiece model")
-        self._proto = read_bounded(path, MODEL_BYTES, "tokenizer")
-        self._model = sentencepiece.SentencePieceProcessor()
+        proto = read_bounded(path, MODEL_BYTES, "tokenizer")
+        model = sentencepiece.SentencePieceProcessor()
         try:
-            loaded = self._model.LoadFromSerializedProto(self._proto)
+            loaded = model.LoadFromSerializedProto(proto)
         except (RuntimeError, ValueError):  # ValueError: its own message has bytes that are no text
             loaded = False
-        if not loaded or self._model.bos_id() < 0 or self._model.eos_id() < 0:
+        if not loaded or model.bos_id() < 0 or model.eos_id() < 0:
             raise ValueError(
                 f"tokenizer {str(path)!r} is not a sentencepiece model with <s> and </s>: is the file whole, "
                 "and not a Git LFS pointer?"
             )
+        if wrong := [number for number in range(model.get_piece_size()) if not _readable(model, number)]:
+            raise ValueError(
+                f"tokenizer {str(path)!r} has pieces that are not UTF-8 (numbers {listed(wrong)}), and texts that have "
+                "them could not be read: give another file"
+            )
+        self._proto, self._model = proto, model
 
     def encode(self, text: str) -> list[int]:
         """Ids of the pieces of `text`; the first word gets the model's word-start piece, as after any special token.
@@ -103,18 +126,20 @@ class SentencePiece:
             unknown = sorted({c for i, piece in zip(ids, pieces, strict=True) if i == self.unk for c in piece})
             raise ValueError(
                 f"text {text!r} has characters that the tokenizer does not know: {' '.join(map(repr, unknown))}; "
-                "leave them out or train the tokenizer with byte_fallback"
+                "leave them out, give a tokenizer that has them, or let one with bytes be learned "
+                "(byte_fallback=True of the codec, and no path)"
             )
         return list(ids)
 
     def decode(self, ids: Iterable) -> str:
         """Text of `ids`; special tokens and ids outside the vocabulary are skipped."""
         skipped = (self.bos, self.eos, self.unk)
-        return self._model.decode([int(i) for i in ids if 0 <= int(i) < self.pad and int(i) not in skipped])
+        return self._model.decode([int(i) for i in ids if 0 <= int(i) < self.pieces and int(i) not in skipped])
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits of the model's bytes and the order of the special tokens."""
-        return _digest(self._proto, *(s.encode() for s in SPECIALS))
+        """Sixteen hex digits of the model's bytes, the order of the special tokens, and the rows before them."""
+        before = [str(self.reserved).encode()] if self.reserved else []
+        return _digest(self._proto, *(s.encode() for s in SPECIALS), *before)
 
 
 class Llama(SentencePiece):
@@ -124,17 +149,18 @@ class Llama(SentencePiece):
     raises, and ValueError when the file has another number of pieces.
     """
 
-    def __init__(self, path: str | os.PathLike, pieces: int = 32_000):
-        self.path, self.pieces = path, pieces
+    def __init__(self, path: str | os.PathLike, pieces: int = 32_000, reserved: int = 0):
+        self.path, self.reserved = path, reserved
         self._number(pieces, 1, 2, 0)
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("_model", "_proto"):
             raise AttributeError(name)
         self._read(self.path)
-        if self._model.get_piece_size() != self.pieces:
+        if (found := self._model.get_piece_size()) != self.pieces:
+            del self._model, self._proto  # so that the next text is refused, too
             raise ValueError(
-                f"tokenizer {str(self.path)!r} has {self._model.get_piece_size()} pieces, the config says {self.pieces}"
+                f"tokenizer {str(self.path)!r} has {found} pieces, the config says {self.pieces}"
                 ": give the tokenizer of the weights, or set its pieces"
             )
         return self.__dict__[name]
@@ -213,6 +239,14 @@ def train_sentencepiece(
             f"(sentencepiece: {str(error).strip().splitlines()[-1]})"
         ) from error
     write_whole(path, model.getvalue())
+
+
+def _readable(model: Any, number: int) -> bool:
+    try:
+        model.id_to_piece(number)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _digest(*parts: bytes) -> str:

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 
+from configs import common
 from src.codecs.text import Bytes, Llama, SentencePiece, learned, train_sentencepiece
 
 TEXTS = ["a handwritten seven", "three plus four is seven", "a handwritten 3", "seven left of two"] * 3
@@ -53,6 +54,59 @@ def test_byte_fallback_and_bytes_take_any_text(tmp_path):
     for any_codec in (codec, Bytes()):
         assert any_codec.decode(any_codec.encode("seven Q é ∑ seven")) == "seven Q é ∑ seven"
     assert Bytes().decode([0x73, 0xC3]) == "s\ufffd"
+
+
+def test_byte_fallback_is_an_option_of_the_codec_that_every_config_has(tmp_path):
+    """As the message about unknown characters says."""
+    assert common.text()["codec"] | {"name": ""} == {
+        "name": "", "path": "", "vocab_size": 200, "folder": "", "byte_fallback": False
+    }  # fmt: skip
+    codec = SentencePiece(vocab_size=330, folder=tmp_path, byte_fallback=True).fit(TEXTS)
+    assert codec.decode(codec.encode("seven Q é")) == "seven Q é"
+    plain = SentencePiece(vocab_size=60, folder=tmp_path).fit(TEXTS)
+    with pytest.raises(ValueError, match="byte_fallback=True of the codec"):
+        plain.encode("seven Q é")
+
+
+def damaged(model, old, new):
+    """The file of a model with other bytes in one of its pieces."""
+    whole = model.read_bytes()
+    at = whole.rindex(old)
+    model.write_bytes(whole[:at] + new + whole[at + len(old) :])
+
+
+@pytest.mark.parametrize("piece", [b"\xc3\x28", b"\xff\xfe", b"\xed\xa0"])
+def test_a_piece_that_is_no_utf8_is_refused_when_the_file_is_read(piece, tmp_path):
+    """Before, such a file was accepted, and the first text that had the piece gave a UnicodeDecodeError."""
+    path = tmp_path / "t.model"
+    train_sentencepiece([*TEXTS, "a ß"], 60, path)
+    damaged(path, "ß".encode(), piece)
+    for open_file in (SentencePiece, lambda path: Llama(path).encode("seven")):
+        with pytest.raises(ValueError, match=r"t\.model' has pieces that are not UTF-8 \(numbers \d+\)") as error:
+            open_file(path)
+        assert not isinstance(error.value, UnicodeDecodeError) and "\n" not in str(error.value)
+
+
+def test_a_file_that_was_refused_once_is_refused_again(tmp_path):
+    train_sentencepiece(TEXTS, 60, tmp_path / "t.model")
+    codec = Llama(tmp_path / "t.model", pieces=61)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the config says 61"):
+            codec.encode("seven")
+
+
+def test_reserved_rows_lie_between_the_pieces_and_the_special_tokens(tmp_path):
+    """Words that published weights have and their tokenizer lacks: no text becomes one, and none becomes text."""
+    path = tmp_path / "t.model"
+    train_sentencepiece(TEXTS, 60, path)
+    plain = SentencePiece(path)
+    for codec in (SentencePiece(path, reserved=5), Llama(path, pieces=plain.pieces, reserved=5)):
+        assert (codec.pad, codec.image_end, codec.vocab_size) == (plain.pad + 5, plain.image_end + 5, plain.pad + 9)
+        assert codec.encode("seven left") == plain.encode("seven left")
+        assert codec.decode([*codec.encode("seven"), *range(plain.pieces, codec.vocab_size)]) == "seven"
+        assert codec.fingerprint() != plain.fingerprint() and codec.spec.vocab == codec.vocab_size
+    with pytest.raises(ValueError, match="reserved=-1 is not possible"):
+        Llama(path, reserved=-1)
 
 
 def test_training_is_deterministic_and_atomic(tmp_path, capfd):
