@@ -30,7 +30,7 @@ from src.common.files.lazy_arrays import place
 from src.common.files.paths import shown
 from src.common.mesh.distributed import agree, check_same
 from src.models import mixture_of_transformers as mot
-from src.models.pretrained.about import SCALING, parameters_of, value_of
+from src.models.pretrained.about import SCALING, other_attention, parameters_of, value_of
 from src.models.pretrained.initial_weights import Initial, read_meta
 
 EMA = "ema"
@@ -39,7 +39,7 @@ LARGE, PART = 2**24, 2**22  # elements
 
 @dataclasses.dataclass
 class InitFrom:
-    """`config.init_from`; `config` has the groups `model` and `fields`, which the weights must match."""
+    """`config.init_from`; `config` has the groups `model`, `fields` and `tasks`, which the weights must match."""
 
     path: str
     ema: bool = False
@@ -87,6 +87,8 @@ class InitFrom:
         for path in fresh:  # copies of a mixture of transformers start from the trunk's weights
             if mot.is_copy(path) and mot.original(path) in taken:
                 leaves[path] = jnp.copy(leaves[mot.original(path)])
+        if told := other_attention(found.meta["published"], self.config):
+            logging.warning("%s", told)
         found.check(_prints({path: leaves[path] for path in taken}, found))
         self._tell(found, wanted, taken, fresh, skipped)
         return tree.rebuild(leaves, abstract)
@@ -183,5 +185,5 @@ def make_init_from(config: Any) -> InitFrom | None:
             re.compile(rule)
     except re.error as error:
         raise ValueError(f"init_from.skip has a rule that is not a regex ({error}): correct it") from error
-    held = {"model": config.model.to_dict(), "fields": config.fields.to_dict()}
+    held = {name: config[name].to_dict() for name in ("model", "fields", "tasks")}
     return InitFrom(settings["path"], settings["ema"], tuple(settings["skip"]), held)

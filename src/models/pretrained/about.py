@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from src.common.lookup import lookup
+from src.common.tree import listed
 from src.models.pretrained.hf_config import PublishedConfig
 from src.models.pretrained.hf_vision_config import CODEC, LINKS
+from src.sequence.segment import MODES
 
 # Fields of a config that no published checkpoint has otherwise.
 ONLY: dict[str, Any] = {
@@ -28,9 +30,16 @@ TRUNK = {
     "model.trunk.rope_theta": "rope_theta",
 }
 SCALING = "model.trunk.rope_scaling"  # only where there is one
+RESERVED = "fields.text.codec.host.reserved"  # the same
 HEAD, ORDER, CHANNELS = (f"fields.image.head.{name}" for name in ("name", "order", "channels"))
 VARIANCE, LEARNED = "fields.image.process.variance", "learned_range"
-USUAL: dict[str, Any] = {ORDER: "crs", VARIANCE: "fixed_small", SCALING: []}  # where a config does not have the field
+USUAL: dict[str, Any] = {
+    ORDER: "crs",
+    VARIANCE: "fixed_small",
+    SCALING: [],
+    RESERVED: 0,
+}  # where a config does not have the field
+BIDIRECTIONAL = "use_bi_attn_img_tokens"  # of config.json: the tokens of an image that is made see each other both ways
 OWNERS = {"codec": "embed", "process": "head"}  # of a row: whose parameters are made for a group without own ones
 
 # Format 1 of `weights.json` had other names, below `model` or, for the encoder, of its own.
@@ -56,6 +65,44 @@ def about_run(config: Mapping[str, Any], images: bool) -> dict[str, Any]:
     """The same, of a run with this config; `images`: it makes some."""
     names = (*ONLY, *TRUNK, *((SCALING,) if value_of(config, SCALING) else ()), *((HEAD, ORDER) if images else ()))
     return {name: value_of(config, name) for name in names}
+
+
+def made_blocks(config: Mapping[str, Any]) -> list[Any]:
+    """How the tokens of the images that a run's tasks make see each other: 0 both ways, 1 causal, or other blocks."""
+    found = []
+    for task in (config.get("tasks") or {}).values():
+        objectives = (task.get("objectives") or {}).values()
+        names = {str(name).partition(".")[0] for objective in objectives for name in objective.get("names") or ()}
+        blocks = (task["template"].get("segment") or {}).get("blocks", 0)
+        blocks = MODES.get(blocks, blocks) if isinstance(blocks, str) else blocks
+        found += [blocks] if "image" in names and blocks not in found else []
+    return found
+
+
+def made_at_once(config: Mapping[str, Any], otherwise: bool) -> bool:
+    """BIDIRECTIONAL of a run; `otherwise` where it makes no images. Raises ValueError for several or other blocks."""
+    blocks = made_blocks(config)
+    if len(blocks) > 1 or not all(one in (0, 1) for one in blocks):
+        raise ValueError(
+            f"the run cannot be published: its images have the blocks {listed([repr(one) for one in blocks])}, and "
+            "those of MonoFormer are all bidirectional or all causal"
+        )
+    return not blocks[0] if blocks else otherwise
+
+
+def other_attention(published: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What is to be told of a run that starts from weights whose images see each other otherwise, or nothing."""
+    there = published.get(BIDIRECTIONAL)
+    wanted = 0 if there else 1
+    other = [one for one in made_blocks(config) if one != wanted]
+    if not isinstance(there, bool) or not other:
+        return ""
+    words = {number: word for word, number in MODES.items()}
+    return (
+        f"the initial weights were trained with {words[wanted]} images ({BIDIRECTIONAL}={str(there).lower()}), and this"
+        f" run makes some with blocks={words.get(other[0], other[0])!r}: set blocks={words[wanted]!r} in "
+        "tasks.<name>.template.segment to use the weights as they were trained"
+    )
 
 
 def value_of(config: Mapping[str, Any], name: str, otherwise: Any = None) -> Any:

@@ -28,6 +28,9 @@ from src.models.pretrained.llama_weights import HEAD, IMAGE, PROJECTOR, TABLE, n
 LLAMA, MONOFORMER = ARCHITECTURES
 PIXELS = 8  # a side of a latent's element, in pixels of the image
 LINEAR = f"{IMAGE}/head/linear"
+# Of cfg.json, those that config.json has, too.
+SETTINGS = ("patch_size", "in_channels", "learn_sigma", "use_flash_attn", "use_pos_embed", "decoder_t_embed",
+            "use_adaln_final_layer", "use_bi_attn_img_tokens", "tokenizer_max_length")  # fmt: skip
 
 
 def published_config(
@@ -57,7 +60,9 @@ def published_config(
     fields |= FIXED | kept | {theirs: made_for[ours] for ours, theirs in TRUNK.items()}
     fields["rope_scaling"] = published_rope(made_for.get(SCALING, ()))
     fields |= {"vocab_size": shapes[TABLE].shape[0], "architectures": [LLAMA]}
-    fields["torch_dtype"] = dtype or np.dtype(shapes[TABLE].dtype).name
+    fields.pop("torch_dtype", None)  # the older name; transformers reads `dtype`, and where it is absent the tensors'
+    kinds = {jnp.dtype(leaf.dtype) for leaf in shapes.values()}
+    fields["dtype"] = dtype or functools.reduce(jnp.promote_types, kinds).name
     if PROJECTOR not in shapes:  # the official class would look for an encoder
         fields = {name: value for name, value in fields.items() if name not in VISION}
     if f"{IMAGE}/embed/linear/kernel" not in shapes:
@@ -68,7 +73,6 @@ def published_config(
     pad = fields["vocab_size"] - 4
     new = {
         "image_token_index": pad + 1,
-        "pad_token_id": pad,
         "tokenizer_max_length": 512,
         "tokenizer_padding_side": "right",
         "use_flash_attn": False,
@@ -76,6 +80,8 @@ def published_config(
         "add_pos_embed_each_layer": False,
         "use_hybrid_attn_mask": None,
     }
+    if base.get("architectures") != [MONOFORMER] or "pad_token_id" not in base:
+        fields["pad_token_id"] = pad  # a Llama's is another token
     return new | fields | {
         "architectures": [MONOFORMER],
         "patch_size": patch,
@@ -105,6 +111,15 @@ def check_exportable(leaves: Leaves, made_for: Mapping[str, Any]) -> None:
 def write_config(folder: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
     """Writes config.json into a folder, which comes last, so that a folder with it is whole. Raises OSError."""
     write_whole(epath.Path(folder) / "config.json", (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_settings(folder: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
+    """Writes cfg.json, the settings of training that the official scripts open first. Raises OSError.
+
+    They print it, and read whether the text goes through a chat template, which no run here has.
+    """
+    settings = {name: fields[name] for name in SETTINGS} | {"use_chat_template": False}
+    write_whole(epath.Path(folder) / "cfg.json", (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
 
 
 def write_published(

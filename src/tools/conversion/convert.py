@@ -12,7 +12,6 @@ from etils import epath
 from src.codecs.chain import build_chain
 from src.codecs.patch import Patch
 from src.codecs.text import SPECIALS as WORDS
-from src.codecs.text import SentencePiece
 from src.common.files.lazy_arrays import Leaves
 from src.common.files.paths import shown
 from src.common.files.safetensors import SafeTensors
@@ -20,14 +19,15 @@ from src.common.files.safetensors_writer import SHARD_BYTES, check_room
 from src.common.files.strict_json import read_json
 from src.common.tree import listed
 from src.models import lora
-from src.models.pretrained.about import ORDER, about, about_run, links_of
+from src.models.pretrained.about import BIDIRECTIONAL, ORDER, RESERVED, about, about_run, links_of, made_at_once
 from src.models.pretrained.export import (
-    LLAMA,
+    MONOFORMER,
     PIXELS,
     check_exportable,
     published_config,
     write_config,
     write_published,
+    write_settings,
 )
 from src.models.pretrained.hf_config import parse_config, read_config
 from src.models.pretrained.hf_vision_config import FIELDS as VISION
@@ -43,8 +43,9 @@ from src.models.pretrained.llama_weights import (
     expected,
 )
 from src.tools.conversion.hub import download, is_hub_name
-from src.tools.conversion.tokenizer import add_words, copy_tokenizer
+from src.tools.conversion.tokenizer import copy_tokenizer, name_special_tokens
 from src.tools.conversion.vision_tower import tower_tensors
+from src.tools.conversion.words import Rows, has_special_tokens, pieces_of, words_of
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.read_params import CheckpointParams
 
@@ -127,21 +128,26 @@ def convert(source: Weights, out: str, options: Options) -> Iterator[str]:
 
 def _import(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str]:
     jobs = [(path, out)] + ([(path / EMA, out / EMA)] if (path / EMA / "config.json").exists() else [])
-    ready = [(_published(folder, options), target) for folder, target in jobs]
+    words = words_of(path, options.new_words)
+    ready = [(_published(folder, words, options), target) for folder, target in jobs]
     check_room(_existing(out), sum(summary(leaves.shapes)["bytes"] for (leaves, *_), _ in ready))
     for (leaves, made_for, fields), target in ready:
         name = write_initial(target, leaves, made_for, fields, options.shard_bytes)
         told = summary(leaves.shapes)
         yield f"{target}: {told['parameters']:,} parameters, {_dtypes(told)}, hash {name}"
     copied = copy_tokenizer(path, out)
-    (leaves, *_), _ = ready[0]
-    if copied and leaves.rows == SPECIALS:
-        rows = leaves.shapes[TABLE].shape[0]
-        add_words(out, {word: rows - SPECIALS + place for place, word in enumerate(WORDS)})
     yield f"tokenizer files: {', '.join(copied) or 'none there'}"
+    (leaves, *_), _ = ready[0]
+    if copied and words.special:
+        yield from _name_special_tokens(out, leaves.shapes[TABLE].shape[0], words.pieces)
+    if words.reserved:
+        yield (
+            f"{words.reserved} rows lie between the tokenizer's pieces and the special tokens: set "
+            f"fields.text.codec.reserved={words.reserved} (and pieces={words.pieces} of text:Llama)"
+        )
 
 
-def _published(path: epath.Path, options: Options) -> tuple[Leaves, dict[str, Any], dict[str, Any]]:
+def _published(path: epath.Path, words: Rows, options: Options) -> tuple[Leaves, dict[str, Any], dict[str, Any]]:
     config = read_config(path)
     found = Published(SafeTensors(path), config.tied)
     check_complete(found, config)
@@ -151,19 +157,19 @@ def _published(path: epath.Path, options: Options) -> tuple[Leaves, dict[str, An
             f"the config {shown(path / 'config.json')} has use_pos_embed={image.use_pos_embed} and "
             f"use_adaln_final_layer={image.use_adaln_final_layer}, and here both are true only: give other weights"
         )
-    words = options.new_words
-    if words is None:
-        words = SPECIALS if config.architecture == LLAMA and not _has_specials(path, config.vocab_size) else 0
+    made_for = about(config) | ({RESERVED: words.reserved} if words.reserved else {})
     fields = read_json(path / "config.json", what="config")
-    return Grown(found, words, options.new_rows, options.seed), about(config), fields
+    return Grown(found, words.new, options.new_rows, options.seed), made_for, fields
 
 
-def _has_specials(path: epath.Path, words: int) -> bool:
-    """Whether a Llama's vocabulary has the special tokens beyond its tokenizer's, as what a run exported has."""
-    try:
-        return SentencePiece(path / "tokenizer.model").vocab_size == words
-    except (OSError, ValueError, ImportError):  # no tokenizer to compare with
-        return False
+def _name_special_tokens(folder: epath.Path, rows: int, pieces: int | None) -> Iterator[str]:
+    """Names the last rows of a vocabulary in its tokenizer's files."""
+    moved = name_special_tokens(folder, rows - SPECIALS, pieces)
+    if moved:
+        yield (
+            f"{folder}: the words {', '.join(moved)} of the tokenizer keep their rows and get other names in its files,"
+            f" because the special tokens {', '.join(WORDS)} have these"
+        )
 
 
 # --------------------------------------------------------------------------- out
@@ -192,9 +198,14 @@ def _export(source: Weights, out: epath.Path, options: Options) -> Iterator[str]
         yield f"{job.target}: {fields['architectures'][0]}, {told['parameters']:,} parameters, {', '.join(files)}"
         if warning:
             yield f"{job.target}: {warning}"
+    if configs[0]["architectures"] == [MONOFORMER]:
+        write_settings(out, configs[0])
     tokenizer = options.tokenizer or tokenizer
     copied = copy_tokenizer(tokenizer, out) if tokenizer else []
     yield f"tokenizer files: {', '.join(copied) or 'none there (see --tokenizer)'}"
+    rows, pieces = jobs[0].leaves.shapes[TABLE].shape[0], pieces_of(out)
+    if copied and has_special_tokens(out, rows, pieces, configs[0]["architectures"] == [MONOFORMER]):
+        yield from _name_special_tokens(out, rows, pieces)
 
 
 def _config(job: Job, source: Weights, options: Options) -> dict[str, Any]:
@@ -235,6 +246,7 @@ def _run_jobs(path: epath.Path, out: epath.Path, options: Options) -> tuple[list
     base, tokenizer = _base(run.config)
     base = {name: value for name, value in base.items() if name not in VISION}
     base |= vision_fields(links_of(run.config["fields"].get("vision", {}).get("codec") or {}))
+    base |= {BIDIRECTIONAL: made_at_once(run.config, base.get(BIDIRECTIONAL, True))} if images else {}
     patch, side = _sizes(run.config, options.image_size) if images else (0, 0)
     return [Job(leaves, about_run(run.config, images), base, patch, side, out)], tokenizer
 

@@ -1,0 +1,138 @@
+"""Words that a Llama has beyond its tokenizer's pieces, and the tokenizer's files of what goes in and out."""
+
+import json
+
+import pytest
+
+from src.codecs.text import SPECIALS, SentencePiece, train_sentencepiece
+from src.models.pretrained.initial_weights import Initial
+from src.models.pretrained.llama_weights import TABLE
+from src.tools.conversion.tokenizer import words_by_id
+from tests.cases.llamas import llama
+from tests.helpers.published import run
+
+FOREIGN = ("<pad>", "[INST]", "[/INST]", "<tool>")
+RESERVED = "fields.text.codec.host.reserved"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    train_sentencepiece(["a red cat sits on a mat", "what is it? a dog and a fox"], 300, path, byte_fallback=True)
+    return path.read_bytes(), SentencePiece(path).pieces
+
+
+def with_words(folder, model, rows, files):
+    """A Llama with so many rows beyond its pieces; `files` by name."""
+    llama(folder, vocab=model[1] + rows)
+    (folder / "tokenizer.model").write_bytes(model[0])
+    for name, value in files.items():
+        (folder / name).write_text(json.dumps(value))
+
+
+def named(form, words, first):
+    """The files that name words from an id on, in one of the forms that transformers writes."""
+    ids = dict(enumerate(words, first))
+    listed = [{"id": 0, "content": "<unk>"}, *({"id": i, "content": w} for i, w in ids.items())]
+    return {
+        "added": {"added_tokens.json": {w: i for i, w in ids.items()}},
+        "config": {"tokenizer_config.json": {"pad_token": "</s>", "added_tokens_decoder": {
+            str(i): {"content": w} for i, w in ({2: "</s>"} | ids).items()}}},
+        "whole": {"tokenizer.json": {"added_tokens": listed, "model": {"vocab": {}}}},
+        "map": {"special_tokens_map.json": {"pad_token": "</s>", "additional_special_tokens": list(words)}},
+    }[form]  # fmt: skip
+
+
+def converted(capsys, folder, **flags):
+    code, said, error = run(capsys, source=folder, out=f"{folder}-out", **flags)
+    assert code == 0, error
+    return Initial(f"{folder}-out"), said
+
+
+@pytest.mark.parametrize("form", ["added", "config", "whole", "map"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_words_of_others_keep_their_rows_before_the_special_tokens(form, count, model, tmp_path, capsys):
+    pieces = model[1]
+    with_words(tmp_path / "l", model, count, named(form, FOREIGN[:count], pieces))
+    found, said = converted(capsys, tmp_path / "l")
+    assert found.shapes[TABLE].shape[0] == pieces + count + 4 and found.meta["about"][RESERVED] == count
+    assert f"set fields.text.codec.reserved={count} (and pieces={pieces} of text:Llama)" in said
+    words = words_by_id(tmp_path / "l-out")
+    assert [words[pieces + count + i] for i in range(4)] == list(SPECIALS)
+    kept = FOREIGN[:count] if form != "map" else [f"<|reserved_{pieces + i}|>" for i in range(count)]
+    assert [words[pieces + i] for i in range(count)] == list(kept)
+    assert json.loads((tmp_path / "l-out" / "tokenizer_config.json").read_text())["pad_token"] == "<PAD>"
+
+
+@pytest.mark.parametrize("form", ["added", "config", "whole", "map"])
+def test_the_special_tokens_are_known_by_their_names(form, model, tmp_path, capsys):
+    """Then nothing grows; also behind words of others."""
+    for number, words in enumerate((SPECIALS, ("<pad>", *SPECIALS))[: 1 if form == "map" else 2]):
+        with_words(tmp_path / str(number), model, len(words), named(form, words, model[1]))
+        found, _ = converted(capsys, tmp_path / str(number))
+        assert found.shapes[TABLE].shape[0] == model[1] + len(words)
+        assert found.meta["about"].get(RESERVED, 0) == number
+
+
+def test_a_llama_comes_back_with_its_words(model, tmp_path, capsys):
+    """In, out and in again: the same weights, and their padding is `<PAD>`."""
+    with_words(tmp_path / "l", model, 0, {"tokenizer_config.json": {"pad_token": "</s>"}} | {
+        "special_tokens_map.json": {"pad_token": {"content": "</s>"}, "bos_token": "<s>"}})  # fmt: skip
+    first, _ = converted(capsys, tmp_path / "l")
+    assert run(capsys, source=tmp_path / "l-out", out=tmp_path / "back")[0] == 0
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        assert json.loads((tmp_path / "back" / name).read_text())["pad_token"] == "<PAD>"
+    again, _ = converted(capsys, tmp_path / "back")
+    assert again.hash == first.hash and again.shapes[TABLE].shape[0] == model[1] + 4
+
+
+def test_rows_that_nothing_names_are_asked_about(model, tmp_path, capsys):
+    with_words(tmp_path / "l", model, 4, {})
+    code, _, error = run(capsys, source=tmp_path / "l", out=tmp_path / "out")
+    assert code == 1 and "give --new_words=0 if they are <PAD>" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    for words, rows in ((0, 4), (4, 8)):
+        assert run(capsys, source=tmp_path / "l", out=tmp_path / str(words), new_words=words)[0] == 0
+        found = Initial(tmp_path / str(words))
+        assert found.shapes[TABLE].shape[0] == model[1] + rows
+        assert found.meta["about"].get(RESERVED, 0) == rows - 4
+        assert words_by_id(tmp_path / str(words))[model[1] + rows - 4] == "<PAD>"
+
+
+def test_a_padded_vocabulary_keeps_its_rows(model, tmp_path, capsys):
+    """Its files name every row, since the tokenizers library numbers added words without gaps."""
+    with_words(tmp_path / "l", model, 20, {"tokenizer.json": {"added_tokens": []}})
+    found, _ = converted(capsys, tmp_path / "l")
+    assert found.shapes[TABLE].shape[0] == model[1] + 24 and found.meta["about"][RESERVED] == 20
+    tokens = json.loads((tmp_path / "l-out" / "tokenizer.json").read_text())["added_tokens"]
+    assert [token["id"] for token in tokens] == list(range(model[1], model[1] + 24))
+
+
+def test_names_that_are_taken_go_to_the_special_tokens(model, tmp_path, capsys):
+    """As of a Llama that was tuned on ChatML."""
+    words = ("<|im_end|>", "<|im_start|>")
+    with_words(tmp_path / "l", model, 2, named("added", words, model[1]) | named("config", words, model[1]))
+    _, said = converted(capsys, tmp_path / "l")
+    assert f"the words <|im_end|> ({model[1]}), <|im_start|> ({model[1] + 1}) of the tokenizer keep their rows" in said
+    found = words_by_id(tmp_path / "l-out")
+    assert [found[model[1] + 2 + i] for i in range(4)] == list(SPECIALS) and found[model[1]].startswith("<|reserved_")
+    assert len(set(found.values())) == len(found)
+
+
+@pytest.mark.parametrize(
+    "rows, files, words",
+    [
+        (-3, {}, "pieces, and the weights have rows for"),
+        (5, {"added_tokens.json": {w: 300 - i for i, w in enumerate(SPECIALS)}}, "to add rows of their own"),
+        (1, {"added_tokens.json": {"a": 299}, "tokenizer_config.json": {"added_tokens_decoder": {
+            "299": {"content": "b"}}}}, "names other words than the files beside it"),
+        (1, {"added_tokens.json": {"a": "x"}}, "is no file of a tokenizer"),
+        (1, {"tokenizer.json": {"added_tokens": [3]}}, "is no file of a tokenizer"),
+        (1, {"tokenizer_config.json": [3]}, "is no JSON object"),
+    ],
+)  # fmt: skip
+def test_tokenizers_that_do_not_fit_are_refused(rows, files, words, model, tmp_path, capsys):
+    with_words(tmp_path / "l", model, rows, files)
+    code, _, error = run(capsys, source=tmp_path / "l", out=tmp_path / "out")
+    assert code == 1 and words in error and error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists()
