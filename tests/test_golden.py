@@ -260,7 +260,8 @@ def test_monoformer_respaced_ancestral_steps(monoformer):
     guidance = Guidance(scale=float(want["cfg_scale"]), features=GUIDED)
     walk = Walk.begin(bind(architecture, params), given, plan_of(given.layout, given.batch), null, guidance)
     out = fill(walk, jax.random.key(0), {"image": Blocks(steps=len(table))})["image"]
-    np.testing.assert_allclose(out, patches(want["cfg_samples"]), rtol=1e-5, atol=1e-4)
+    samples = patches(want["cfg_samples"])  # up to 607: the limit is what eight steps in f32 round
+    np.testing.assert_allclose(out, samples, rtol=1e-5, atol=3e-6 * float(jnp.abs(samples).max()))
 
 
 def test_monoformer_greedy_text(monoformer):
