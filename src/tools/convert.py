@@ -2,12 +2,14 @@
 
 python -m src.tools.convert --source=TinyLlama/TinyLlama-1.1B-Chat-v1.0 --out=data/tinyllama
 python -m src.tools.convert --source=downloads/MonoFormer_ImageNet_256 --out=data/monoformer
+python -m src.tools.convert --source=downloads/SiT-XL-2 --out=data/sit --network=sit
 python -m src.tools.convert --source=runs/imagenet256 --out=published --ema --step=best
 python -m src.tools.convert --source=data/tinyllama --info
 
-What --source is decides: a published Llama or MonoFormer (a folder, or a name of the Hugging Face hub) becomes initial
-weights for `config.init_from`; initial weights, or the workdir of a run, become a checkpoint that transformers and the
-official MonoFormer read. Needs neither torch nor transformers, no accelerator, and the memory of one block.
+What --source is decides: a published Llama or MonoFormer (a folder, or a name of the Hugging Face hub), DiT or SiT
+becomes initial weights for `config.init_from`; initial weights, or the workdir of a run, become a checkpoint that
+transformers and the official MonoFormer read. Needs neither torch nor transformers, no accelerator, and the memory of
+one block.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ def define() -> flags.FlagValues:
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of exported tensors; as they are.", **common)
     flags.DEFINE_integer("image_size", None, "Exported: pixels of a side, 8 times that of the latents.", **common)
     flags.DEFINE_string("tokenizer", None, "Exported: the folder whose tokenizer files are copied.", **common)
+    flags.DEFINE_enum("network", None, ["dit", "sit"], "Of a DiT or SiT, whose files are alike: which.", **common)
+    flags.DEFINE_integer("heads", None, "Of a DiT or SiT of no published width: heads.", lower_bound=1, **common)
     flags.DEFINE_integer("shard_mb", 5000, "Most of one file, in 10^6 bytes.", lower_bound=1, **common)
     flags.DEFINE_string("revision", None, "Of a name of the hub: a branch, tag or commit.", **common)
     flags.DEFINE_boolean("traceback", False, "Show the whole traceback of an error.", **common)
@@ -91,7 +95,7 @@ def run(values: flags.FlagValues) -> None:
 def _options(values: flags.FlagValues) -> Any:
     from src.tools.conversion.convert import Options
 
-    names = ("new_words", "new_rows", "seed", "step", "ema", "dtype", "image_size", "tokenizer")
+    names = ("new_words", "new_rows", "seed", "step", "ema", "dtype", "image_size", "tokenizer", "network", "heads")
     return Options(shard_bytes=values.shard_mb * 10**6, **{name: values[name].value for name in names})
 
 

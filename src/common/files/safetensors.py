@@ -37,8 +37,9 @@ DTYPES: dict[str, Any] = {
 FILES = ("model.safetensors", "model.safetensors.index.json")
 FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npz", ".npy")
 CONVERT = (
-    'convert it in its folder where torch is: python -c "import torch; from safetensors.torch import save_file; '
-    "read = torch.load('FILE', map_location='cpu', weights_only=True); "
+    'convert it in its folder where torch is: python -c "import argparse, torch; '
+    "from safetensors.torch import save_file; torch.serialization.add_safe_globals([argparse.Namespace]); "
+    "read = torch.load('FILE', map_location='cpu', weights_only=True); read = read.get('ema', read); "
     "save_file({k: v.contiguous().clone() for k, v in read.items()}, 'model.safetensors')\""
 )
 

@@ -20,6 +20,7 @@ from src.common.files.strict_json import read_json
 from src.common.tree import listed
 from src.models import lora
 from src.models.pretrained.about import BIDIRECTIONAL, ORDER, RESERVED, about, about_run, links_of, made_at_once
+from src.models.pretrained.dit_weights import PublishedDiT, is_dit
 from src.models.pretrained.export import (
     MONOFORMER,
     PIXELS,
@@ -45,7 +46,7 @@ from src.models.pretrained.llama_weights import (
 from src.tools.conversion.hub import download, is_hub_name
 from src.tools.conversion.tokenizer import copy_tokenizer, name_special_tokens
 from src.tools.conversion.vision_tower import tower_tensors
-from src.tools.conversion.words import Rows, has_special_tokens, pieces_of, words_of
+from src.tools.conversion.words import VocabularyRows, has_special_tokens, pieces_of, words_of
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.read_params import CheckpointParams
 
@@ -65,11 +66,13 @@ class Options:
     dtype: str | None = None
     image_size: int | None = None
     tokenizer: str | None = None
+    network: str | None = None
+    heads: int | None = None
     shard_bytes: int = SHARD_BYTES
 
 
 class Weights(NamedTuple):
-    """Where something is, and what: `initial`, `run`, `published`, `vae`, `clip` or `tensors`."""
+    """Where something is, and what: `initial`, `run`, `published`, `dit`, `vae`, `clip` or `tensors`."""
 
     path: epath.Path
     kind: str
@@ -85,15 +88,13 @@ def find(name: str, revision: str | None = None) -> Weights:
         if "://" in name or not is_hub_name(name):
             raise FileNotFoundError(f"there is no {shown(name)}: give a folder, or owner/name of the Hugging Face hub")
         path = download(name, revision)
-    if not path.is_dir():
-        return Weights(path, "tensors")
-    if is_initial(path):
+    if path.is_dir() and is_initial(path):
         return Weights(path, "initial")
-    if (path / "checkpoints").is_dir():
+    if path.is_dir() and (path / "checkpoints").is_dir():
         return Weights(path, "run")
-    if not (path / "config.json").exists():
-        SafeTensors(path)  # says what is there instead, and of what may run code how to convert it
-        return Weights(path, "tensors")
+    if not path.is_dir() or not (path / "config.json").exists():
+        tensors = SafeTensors(path)  # says what is there instead, and of what may run code how to convert it
+        return Weights(path, "dit" if is_dit(tensors.entries) else "tensors")
     fields = read_json(path / "config.json", what="config")
     fields = fields if isinstance(fields, dict) else {}
     if fields.get("_class_name") == "AutoencoderKL":
@@ -115,12 +116,17 @@ def convert(source: Weights, out: str, options: Options) -> Iterator[str]:
     source or an option is wrong."""
     if source.kind == "published":
         yield from _import(source.path, epath.Path(out), options)
+    elif source.kind == "dit":
+        yield from _import_dit(source.path, epath.Path(out), options)
     elif source.kind in ("initial", "run"):
         yield from _export(source, epath.Path(out), options)
     elif source.kind in ("vae", "clip"):
         raise ValueError(f"{shown(source.path)} needs no conversion: configs read that folder as it is (see --info)")
     else:
-        raise ValueError(f"{shown(source.path)} has no config.json beside its tensors: give the folder that has both")
+        raise ValueError(
+            f"{shown(source.path)} has no config.json beside its tensors, and they are no DiT's or SiT's: give the "
+            "folder that has both"
+        )
 
 
 # --------------------------------------------------------------------------- in
@@ -147,7 +153,17 @@ def _import(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str
         )
 
 
-def _published(path: epath.Path, words: Rows, options: Options) -> tuple[Leaves, dict[str, Any], dict[str, Any]]:
+def _import_dit(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str]:
+    leaves = PublishedDiT(SafeTensors(path), options.network, options.heads)
+    told = summary(leaves.shapes)
+    check_room(_existing(out), told["bytes"])
+    name = write_initial(out, leaves, leaves.about(), None, options.shard_bytes)
+    yield f"{out}: {told['parameters']:,} parameters, {_dtypes(told)}, hash {name}"
+
+
+def _published(
+    path: epath.Path, words: VocabularyRows, options: Options
+) -> tuple[Leaves, dict[str, Any], dict[str, Any]]:
     config = read_config(path)
     found = Published(SafeTensors(path), config.tied)
     check_complete(found, config)

@@ -26,7 +26,7 @@ def describe(source: Any) -> str:
     Raises as the readers do.
     """
     lines, shapes = {"published": _published, "initial": _initial, "run": _run, "vae": _vae, "clip": _clip,
-                     "tensors": _tensors}[source.kind](source.path)  # fmt: skip
+                     "dit": _dit, "tensors": _tensors}[source.kind](source.path)  # fmt: skip
     told = summary(shapes)
     dtypes = ", ".join(f"{name} {count:,}" for name, count in sorted(told["dtypes"].items()))
     lines += [f"{told['parameters']:,} parameters, {told['bytes']:,} bytes ({dtypes})", f"{len(shapes)} tensors:"]
@@ -75,6 +75,10 @@ def _clip(path: Any) -> tuple[list[str], Mapping[str, Any]]:
     return ["CLIP, of which the vision tower is read", _fields(read_clip_config(path))], SafeTensors(
         path, CLIP_FILES
     ).entries
+
+
+def _dit(path: Any) -> tuple[list[str], Mapping[str, Any]]:
+    return ["DiT or SiT, published without a config.json"], SafeTensors(path).entries
 
 
 def _tensors(path: Any) -> tuple[list[str], Mapping[str, Any]]:

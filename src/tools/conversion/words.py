@@ -17,7 +17,7 @@ from src.models.pretrained.hf_config import read_config
 from src.tools.conversion.tokenizer import loose_words, words_by_id
 
 
-class Rows(NamedTuple):
+class VocabularyRows(NamedTuple):
     """new       rows to add
     pieces    of the tokenizer, None where there is no sentencepiece model
     reserved  rows between the pieces and the special tokens
@@ -46,7 +46,7 @@ def has_special_tokens(folder: str | os.PathLike[str], rows: int, pieces: int | 
     return own >= (pieces or 0) and (trained or all(named.get(own + i) == word for i, word in enumerate(SPECIALS)))
 
 
-def words_of(folder: epath.Path, wanted: int | None = None) -> Rows:
+def words_of(folder: epath.Path, wanted: int | None = None) -> VocabularyRows:
     """What the rows of published weights are, and how many are to be added; `wanted`: so many, where that was said.
 
     Raises as `read_config` does, and ValueError, in one sentence, where the tokenizer has more pieces than there are
@@ -62,7 +62,7 @@ def words_of(folder: epath.Path, wanted: int | None = None) -> Rows:
     own = rows + new - (count if special else 0)
     if pieces is not None and own < pieces:
         raise _too_many(folder, pieces, own)
-    return Rows(new, pieces, own - pieces if pieces is not None and special else 0, special)
+    return VocabularyRows(new, pieces, own - pieces if pieces is not None and special else 0, special)
 
 
 def _new(folder: epath.Path, rows: int, pieces: int | None) -> int:
