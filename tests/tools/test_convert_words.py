@@ -119,6 +119,27 @@ def test_names_that_are_taken_go_to_the_special_tokens(model, tmp_path, capsys):
     assert len(set(found.values())) == len(found)
 
 
+def test_a_tokenizer_without_a_sentencepiece_model_is_told(tmp_path, capsys):
+    """Llama 3's: the ids of its words are known from tokenizer.json."""
+    llama(tmp_path / "l", vocab=96)
+    (tmp_path / "l" / "tokenizer.json").write_text(json.dumps(named("whole", ("<|a|>", "<|b|>"), 94)["tokenizer.json"]))
+    found, said = converted(capsys, tmp_path / "l")
+    assert "tokenizer files: tokenizer.json; no tokenizer.model, which the text codecs read" in said
+    assert found.shapes[TABLE].shape[0] == 100 and RESERVED not in found.meta["about"]
+    assert words_by_id(tmp_path / "l-out")[96] == "<PAD>"
+
+
+def test_an_export_pads_with_its_own_token(model, tmp_path, capsys):
+    """Though the tokenizer beside the run pads with `</s>`."""
+    with_words(tmp_path / "l", model, 0, {"tokenizer_config.json": {"pad_token": "</s>"}})
+    converted(capsys, tmp_path / "l")
+    code, _, error = run(capsys, source=tmp_path / "l-out", out=tmp_path / "back", tokenizer=tmp_path / "l-out")
+    assert code == 0, error
+    told = json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())
+    assert told["pad_token"] == "<PAD>"
+    assert told["added_tokens_decoder"][str(model[1])]["content"] == "<PAD>"
+
+
 @pytest.mark.parametrize(
     "rows, files, words",
     [

@@ -142,7 +142,8 @@ def _import(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str
         told = summary(leaves.shapes)
         yield f"{target}: {told['parameters']:,} parameters, {_dtypes(told)}, hash {name}"
     copied = copy_tokenizer(path, out)
-    yield f"tokenizer files: {', '.join(copied) or 'none there'}"
+    lacking = "" if not copied or "tokenizer.model" in copied else "; no tokenizer.model, which the text codecs read"
+    yield f"tokenizer files: {', '.join(copied) or 'none there'}{lacking}"
     (leaves, *_), _ = ready[0]
     if copied and words.special:
         yield from _name_special_tokens(out, leaves.shapes[TABLE].shape[0], words.pieces)
