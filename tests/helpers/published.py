@@ -6,7 +6,10 @@ import pathlib
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from src.common.files.lazy_arrays import LazyArrays
+from src.models.pretrained.initial_weights import Initial
 from src.tools import convert
+from src.tools.conversion import convert as conversion
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -55,3 +58,29 @@ def understanding_clip(tensors, config):
     understanding(tensors, config)
     encoder = {"vision_encoder": "clip", "vision_encoder_path": "openai/clip-vit-large-patch14"}
     config |= encoder | {"vision_encoder_args": {}}
+
+
+def as_run(folder, tasks, monkeypatch):
+    """The workdir of a run with the weights in a folder of initial weights, which it began from."""
+    started = Initial(folder)
+
+    def trained(source, options):
+        found = LazyArrays({path: np.asarray(leaf) for path, leaf in started.tensors.items()})
+        config = {"fields": {"text": {"codec": {"name": "text:Bytes"}}}, "tasks": tasks}
+        config["init_from"] = {"path": str(folder)}
+        for name, value in started.meta["about"].items():
+            *groups, last = name.split(".")
+            node = config
+            for group in groups:
+                node = node.setdefault(group, {})
+            node[last] = value
+        if "image" in config["fields"]:
+            latents = {"name": "pixels", "height": 8, "width": 8, "channels": 4}
+            config["fields"]["image"]["codec"] = {"host": latents, "device": {"name": "patch", "size": 2}}
+        found.config = config
+        return found
+
+    monkeypatch.setattr(conversion, "find_trained", trained)
+    workdir = folder.parent / "run"
+    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    return workdir

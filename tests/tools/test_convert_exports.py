@@ -10,10 +10,9 @@ import pytest
 
 from src.common.files.lazy_arrays import LazyArrays
 from src.models.pretrained.about import made_blocks, other_attention
-from src.models.pretrained.initial_weights import Initial, write_initial
-from src.tools.conversion import convert as conversion
+from src.models.pretrained.initial_weights import write_initial
 from src.train.init_from import Start
-from tests.helpers.published import copied, run
+from tests.helpers.published import as_run, copied, run
 
 DIFFUSION = {"objectives": {"diffusion": {"name": "diffusion", "names": ["image"]}}}
 TEXT = {"objectives": {"lm": {"name": "next_token", "names": ["text.caption"]}}}
@@ -27,32 +26,6 @@ def tasks(*blocks):
         for i, one in enumerate(blocks)
     }
     return made | {"read": TEXT | {"template": {"name": "image_to_caption", "blocks": "causal"}}}
-
-
-def as_run(folder, tasks, monkeypatch):
-    """The workdir of a run with the weights in a folder of initial weights, which it began from."""
-    started = Initial(folder)
-
-    def trained(source, options):
-        found = LazyArrays({path: np.asarray(leaf) for path, leaf in started.tensors.items()})
-        config = {"fields": {"text": {"codec": {"name": "text:Bytes"}}}, "tasks": tasks}
-        config["init_from"] = {"path": str(folder)}
-        for name, value in started.meta["about"].items():
-            *groups, last = name.split(".")
-            node = config
-            for group in groups:
-                node = node.setdefault(group, {})
-            node[last] = value
-        if "image" in config["fields"]:
-            latents = {"name": "pixels", "height": 8, "width": 8, "channels": 4}
-            config["fields"]["image"]["codec"] = {"host": latents, "device": {"name": "patch", "size": 2}}
-        found.config = config
-        return found
-
-    monkeypatch.setattr(conversion, "find_trained", trained)
-    workdir = folder.parent / "run"
-    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    return workdir
 
 
 @pytest.fixture

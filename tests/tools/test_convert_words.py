@@ -9,7 +9,7 @@ from src.models.pretrained.initial_weights import Initial
 from src.models.pretrained.llama_weights import TABLE
 from src.tools.conversion.tokenizer import words_by_id
 from tests.cases.llamas import llama
-from tests.helpers.published import run
+from tests.helpers.published import as_run, run
 
 FOREIGN = ("<pad>", "[INST]", "[/INST]", "<tool>")
 RESERVED = "fields.text.codec.host.reserved"
@@ -129,11 +129,12 @@ def test_a_tokenizer_without_a_sentencepiece_model_is_told(tmp_path, capsys):
     assert words_by_id(tmp_path / "l-out")[96] == "<PAD>"
 
 
-def test_an_export_pads_with_its_own_token(model, tmp_path, capsys):
-    """Though the tokenizer beside the run pads with `</s>`."""
+def test_an_export_of_a_run_pads_with_its_own_token(model, tmp_path, capsys, monkeypatch):
+    """Though the tokenizer that it gets pads with `</s>` and names none of the special tokens."""
     with_words(tmp_path / "l", model, 0, {"tokenizer_config.json": {"pad_token": "</s>"}})
     converted(capsys, tmp_path / "l")
-    code, _, error = run(capsys, source=tmp_path / "l-out", out=tmp_path / "back", tokenizer=tmp_path / "l-out")
+    workdir = as_run(tmp_path / "l-out", {}, monkeypatch)
+    code, _, error = run(capsys, source=workdir, out=tmp_path / "back", tokenizer=tmp_path / "l")
     assert code == 0, error
     told = json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())
     assert told["pad_token"] == "<PAD>"

@@ -221,7 +221,8 @@ def _export(source: Weights, out: epath.Path, options: Options) -> Iterator[str]
     copied = copy_tokenizer(tokenizer, out) if tokenizer else []
     yield f"tokenizer files: {', '.join(copied) or 'none there (see --tokenizer)'}"
     rows, pieces = jobs[0].leaves.shapes[TABLE].shape[0], pieces_of(out)
-    if copied and has_special_tokens(out, rows, pieces, configs[0]["architectures"] == [MONOFORMER]):
+    trained = source.kind == "run" or configs[0]["architectures"] == [MONOFORMER]  # with our text codec
+    if copied and has_special_tokens(out, rows, pieces, trained):
         yield from _name_special_tokens(out, rows, pieces)
 
 
