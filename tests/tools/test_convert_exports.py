@@ -11,7 +11,7 @@ import pytest
 from src.common.files.lazy_arrays import LazyArrays
 from src.models.pretrained.about import made_blocks, other_attention
 from src.models.pretrained.initial_weights import write_initial
-from src.train.init_from import Start
+from src.train.init_from import InitFrom
 from tests.helpers.published import as_run, copied, run
 
 DIFFUSION = {"objectives": {"diffusion": {"name": "diffusion", "names": ["image"]}}}
@@ -78,7 +78,7 @@ def test_a_run_that_starts_from_images_of_another_kind_is_told(there, blocks, to
     bias = jax.ShapeDtypeStruct((4,), np.float32, sharding=place)
     like = {"fields": {"image": {"embed": {"linear": {"bias": bias}}}}}
     with caplog.at_level(logging.WARNING):
-        Start(str(tmp_path), config={"fields": {}, "model": {}, "tasks": tasks(*blocks)}).read(like, lambda paths: {})
+        InitFrom(str(tmp_path), config={"fields": {}, "model": {}, "tasks": tasks(*blocks)}).read(like, lambda paths: {})
     assert (told in caplog.text) if told else not caplog.records
     assert len(caplog.records) == bool(told)
 
