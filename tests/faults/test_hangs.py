@@ -112,15 +112,15 @@ def test_a_run_that_moves_is_left_alone(ended, monkeypatch, caplog):
 
 STALL = """
 import time
-from src.data import source
-load = source.Reader.__call__
+from src.data.pipeline import reader
+load = reader.Reader.__call__
 def stalled(self, index, rng):
     stalled.count += 1
     if stalled.count > 800:
         time.sleep(1e6)
     return load(self, index, rng)
 stalled.count = 0
-source.Reader.__call__ = stalled
+reader.Reader.__call__ = stalled
 """
 NO_FOLDER = """
 import os, pathlib
