@@ -28,6 +28,7 @@ from src.common.runtime.errors import brief
 from src.train.checkpoints import integrity, metadata
 from src.train.checkpoints import retention as keeping
 from src.train.checkpoints.integrity import DamageError, explain
+from src.train.checkpoints.manager import open_manager
 from src.train.checkpoints.workdir import check_writable
 
 
@@ -164,8 +165,8 @@ class Checkpointer:
         `abstract_state` is the state's tree with arrays or `ShapeDtypeStruct`s; their shardings are the result's (a
         leaf without one goes to the first local device), so the mesh may differ from the one that saved. A damaged
         checkpoint is named in a warning and the next older one is read; once that succeeded, the damaged ones are moved
-        to `<workdir>/damaged`. `accept` gets the saved config first, and raises to refuse it (see `check_config`). With
-        `step` that checkpoint is read and no other.
+        to `<workdir>/damaged`, with older ones whose marker or items are damaged. `accept` gets the saved config first,
+        and raises to refuse it (see `check_config`). With `step` that checkpoint is read and no other.
 
         Raises ValueError when the saved leaves are not those of `abstract_state` or the format is not known,
         RuntimeError when every checkpoint is damaged, and FileNotFoundError when there is no `step`. Nothing on disk is
@@ -191,6 +192,10 @@ class Checkpointer:
             if jax.process_index() == 0 and (files := integrity.changed_files(folder)):
                 logging.warning("Checkpoint %s is sound, but %s.", folder, tree.listed(files))
             self._sound.add(each)
+            if step is None:
+                damaged |= integrity.unmarked(
+                    self.directory, [older for older in steps if older < each], metadata.ITEMS
+                )
             if not self.readonly:
                 self._set_aside(list(damaged))
             return found
@@ -233,19 +238,10 @@ class Checkpointer:
 
     def _manager(self) -> Any:
         if self._opened is None:
-            import orbax.checkpoint as ocp
-
             integrity.hush_orbax()
             if not self.readonly:
                 self._sweep()
-            # Orbax keeps everything: what is removed is decided in `keep.py`.
-            options = ocp.CheckpointManagerOptions(
-                create=not self.readonly,
-                cleanup_tmp_directories=not self.readonly,
-                # Created in a thread, a directory that cannot be made leaves a process that never exits.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-            )
-            self._opened = ocp.CheckpointManager(self.directory, options=options)
+            self._opened = open_manager(self.directory, self.readonly)
         return self._opened
 
     def _steps(self) -> list[int]:

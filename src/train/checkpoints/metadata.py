@@ -23,7 +23,7 @@ from src.common.files.checksums import fingerprints
 from src.common.files.paths import shown
 from src.common.files.strict_json import read_json
 from src.train.checkpoints.config_changes import plain
-from src.train.checkpoints.integrity import DamageError, check_marker, together
+from src.train.checkpoints.integrity import DamageError, check_marker, check_plain, together
 from src.train.checkpoints.migrations import MIGRATIONS
 
 FORMAT = 3
@@ -36,7 +36,7 @@ Found = tuple[Any, Any, dict[str, Any]]  # state, data state, meta
 
 
 def read(folder: epath.Path, abstract_state: Any, accept: Callable[[Any], Any] | None) -> Found:
-    """A checkpoint, verified: marker, seal, data, config, then every leaf's dtype, shape and bits.
+    """A checkpoint, verified: marker, kinds of files, seal, data, config, then every leaf's dtype, shape and bits.
 
     Raises DamageError where it is damaged, and ValueError where it is not for this run.
     """
@@ -44,6 +44,7 @@ def read(folder: epath.Path, abstract_state: Any, accept: Callable[[Any], Any] |
 
     # The items' own readers: those of the manager wait for the other processes, which may have met damage.
     together("", lambda: check_marker(folder, ITEMS))
+    together("", lambda: check_plain(folder))
     meta = together("meta", lambda: checked_meta(read_item(folder / "meta")))
     check_format(meta, str(folder))
     data = together("data", lambda: checked_data(read_item(folder / "data"), meta))
