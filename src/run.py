@@ -235,8 +235,9 @@ def _report(workdir: epath.Path, metrics: dict[str, float], step: int | None = N
         return
     path = workdir / ("metrics.json" if step is None else f"metrics-{step}.json")
     try:
-        metrics = (read_json(path, finite=False) if path.exists() else {}) | metrics
-    except (ValueError, TypeError) as error:
+        found = read_json(path, finite=False) if path.exists() else {}
+        metrics = {name: value for name, value in found.items() if isinstance(value, int | float)} | metrics
+    except (ValueError, AttributeError) as error:
         logging.warning("%s is written anew: %s", path, error)
     rounded = {k: round(float(v), 5) if isinstance(v, float) else int(v) for k, v in metrics.items()}
     write_whole(path, (json.dumps(rounded, indent=2) + "\n").encode())

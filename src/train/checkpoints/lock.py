@@ -29,12 +29,15 @@ import jax
 from absl import logging
 from etils import epath
 
+from src.common.files.paths import check_plain
 from src.common.files.store import is_remote, write_whole
+from src.common.files.strict_json import read_json
 from src.common.mesh.distributed import agree
 from src.common.runtime.errors import brief
 
 BEAT = 15.0  # seconds between two signs of life
 LOST = 120.0  # seconds without one, after which a run counts as dead
+BYTES = 1 << 16  # of a lock, at most
 SETTLE = 2.0  # seconds after which a store's last writer is known
 
 
@@ -126,8 +129,9 @@ class Lock:
 
     def _read(self) -> dict[str, Any] | None:
         """The contents of the file; {} when it is no readable lock, None when there is no file."""
+        check_plain(self.path)
         try:
-            found = json.loads(self.path.read_bytes())
+            found = read_json(self.path, limit=BYTES)
             return found if isinstance(found, dict) else {}
         except FileNotFoundError:
             return None
@@ -205,7 +209,7 @@ def _started(pid: Any) -> str | None:
 def _exists(pid: Any) -> bool:
     try:
         os.kill(int(pid), 0)
-    except (ProcessLookupError, TypeError, ValueError):
+    except (ProcessLookupError, TypeError, ValueError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -213,7 +217,7 @@ def _exists(pid: Any) -> bool:
 
 
 def _text(path: str) -> str | None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # ValueError: what no path may hold
         return pathlib.Path(path).read_text().strip()
     return None
 
