@@ -10,13 +10,17 @@ import time
 
 STARTED = time.monotonic()
 
+from src.common.runtime import streams  # noqa: E402
+
+streams.keep_open()
+
 import os  # noqa: E402
 import sys  # noqa: E402
 
 from absl import flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from src.common.runtime import background, config_flag, errors, stopping  # noqa: E402
+from src.common.runtime import background, config_flag, errors, limits, stopping  # noqa: E402
 
 FLAGS = flags.FLAGS
 WARNING = 30
@@ -43,6 +47,8 @@ def main(argv: list[str]) -> int:
     """Exit code of the run; errors that a person can mend are one sentence on standard error."""
     try:
         _parse(argv)
+        if warning := limits.check_memory():
+            logging.warning(warning)
         from src.common.mesh import distributed  # after the flags, so that a typo is answered at once
 
         training = MODE.value == "train"
@@ -58,16 +64,16 @@ def main(argv: list[str]) -> int:
         return 0
     except stopping.Stopped as stopped:
         distributed.stop()
-        print(f"stopped as asked{f' {stopped}'.rstrip()}; the same command goes on from there", file=sys.stderr)
+        streams.tell(f"stopped as asked{f' {stopped}'.rstrip()}; the same command goes on from there")
         stopping.note(str(stopped))
         return 0
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        streams.tell("interrupted; run the same command again to go on from the last checkpoint")
         return 130
-    except (ValueError, KeyError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, FloatingPointError, MemoryError) as error:
         if TRACEBACK.present and TRACEBACK.value:
             raise
-        print(f"error: {errors.in_words(error)}", file=sys.stderr)
+        streams.tell(f"error: {errors.in_words(error)}")
         return 1
     finally:
         stopping.close()

@@ -24,12 +24,13 @@ from ml_collections import ConfigDict
 from src.common import tree
 from src.common.files.store import is_remote
 from src.common.mesh.distributed import agree, gather_texts
-from src.common.runtime.errors import brief
+from src.common.runtime import errors
+from src.common.runtime.errors import brief, explain
 from src.train.checkpoints import integrity, metadata
 from src.train.checkpoints import retention as keeping
-from src.train.checkpoints.integrity import DamageError, explain
+from src.train.checkpoints.integrity import DamageError
 from src.train.checkpoints.manager import open_manager
-from src.train.checkpoints.workdir import check_writable
+from src.train.checkpoints.workdir import Held, check_writable, unwritable
 
 
 class Checkpointer:
@@ -62,6 +63,7 @@ class Checkpointer:
             self.workdir = check_writable(workdir)
         self.directory = self.workdir / "checkpoints"
         self.every, self.readonly = every, readonly
+        self._held = None if readonly else Held(self.workdir)
         self._scores = keeping.ScoreBook(self.workdir)
         self._opened: Any = None
         self._pending: int | None = None
@@ -69,7 +71,7 @@ class Checkpointer:
         self._error = ""
         self._sound: set[int] = set()  # written whole or read back by this process
         self._scored = False
-        if not readonly and (reason := agree(_unwritable(self.directory))):
+        if not readonly and (reason := agree(unwritable(self.directory))):
             raise OSError(f"{self.directory} cannot be written ({reason}): correct it, or choose another --workdir")
 
     def due(self, step: int, evaluated: bool = False) -> bool:
@@ -122,10 +124,11 @@ class Checkpointer:
 
         `data_state` and `config` are JSON values (a ConfigDict will do). Returns False where the step exists already
         or the write could not start. A write that fails (disk full) is logged at the next call, and `wait` raises if
-        the last one failed.
+        the last one failed. Raises RuntimeError as `check_there` does.
         """
         import orbax.checkpoint as ocp
 
+        self.check_there()
         jax.block_until_ready(state)
         self._settle()
         if self._failure:
@@ -150,12 +153,18 @@ class Checkpointer:
     def complete(self, again: Callable[[], Any]) -> None:
         """Until nothing is being written; if the last checkpoint failed, `again` is called to save it once more.
 
-        Raises OSError as `wait` does.
+        Raises OSError as `wait` does, and as `check_there`.
         """
+        self.check_there()
         self._settle()
         if self._failure:
             again()
         self.wait()
+
+    def check_there(self) -> None:
+        """Raises RuntimeError, on every process, where the workdir was removed or replaced since this was made."""
+        if self._held and (reason := agree(self._held.lost())):
+            raise RuntimeError(reason)
 
     def restore(
         self, abstract_state: Any, accept: Callable[[Any], Any] | None = None, step: int | None = None
@@ -223,7 +232,8 @@ class Checkpointer:
         """Until nothing is being written. Raises OSError when the last checkpoint could not be written."""
         self._settle()
         if self._failure:
-            raise OSError(f"the last checkpoint was not written: {self._failure}; free space in {self.directory}")
+            advice = errors.way_out(self._failure, self.directory)
+            raise OSError(f"the last checkpoint was not written: {self._failure}; {advice}")
 
     def close(self) -> None:
         """Waits as `wait` does (and raises as it does), then releases Orbax's threads."""
@@ -231,8 +241,8 @@ class Checkpointer:
             self.wait()
         finally:
             manager, self._opened = self._opened, None
-            if manager is not None:
-                manager.close()
+            for each in filter(None, (self._held, manager)):
+                each.close()
 
     # ----------------------------------------------------------------------- within
 
@@ -280,7 +290,7 @@ class Checkpointer:
         if self._opened is not None:
             self._sweep()
             self._opened.reload()  # Orbax counts the step as saved
-            if integrity.FULL in reason:
+            if errors.FULL.called in reason:
                 self._make_room()
         return False
 
@@ -337,10 +347,3 @@ class Checkpointer:
 
     def _move(self, steps: Sequence[int]) -> None:
         integrity.move_damaged(self.workdir, steps)
-
-
-def _unwritable(folder: epath.Path) -> str:
-    """Why nothing can be written into a folder of this machine, or "" where it can or is still to be made."""
-    if is_remote(folder) or not folder.exists():
-        return ""
-    return "" if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) else "it is no folder that can be written"

@@ -7,7 +7,6 @@ without this list (the process was killed just before, or it lies in a store) is
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import logging
@@ -28,7 +27,7 @@ from src.common.files.paths import shown
 from src.common.files.store import is_remote, move_folder, write_whole
 from src.common.files.strict_json import read_json
 from src.common.mesh.distributed import agree
-from src.common.runtime.errors import brief
+from src.common.runtime.errors import brief, explain
 from src.common.tree import listed
 
 LIST = "files.json"
@@ -40,7 +39,6 @@ FIELDS = {  # of the marker; None and absent ones are allowed
 }  # fmt: skip
 ARRAYS = "d"  # folders of pieces of arrays, which are read piece by piece
 WHOLE = 256 << 20  # bytes; every other file is read whole
-FULL = "the disk is full"
 ORBAX = f"{os.sep}orbax{os.sep}"
 
 
@@ -58,18 +56,6 @@ def together(item: str, action: Callable[[], Any]) -> Any:
     if reason := agree(reason):
         raise DamageError(f"{item}: {reason}" if item else reason)
     return result
-
-
-def explain(error: BaseException) -> str:
-    """An error in one line; a full disk is named as such, wherever in a chain of errors it is."""
-    chain, seen = [], error
-    while seen is not None and seen not in chain:
-        chain.append(seen)
-        seen = seen.__cause__ or seen.__context__
-    codes = {getattr(each, "errno", None) for each in chain}
-    texts = " ".join(map(str, chain)).lower()
-    full = codes & {errno.ENOSPC, errno.EDQUOT} or "no space left" in texts or "quota exceeded" in texts
-    return f"{FULL} ({brief(error)})" if full else brief(error)
 
 
 def hush_orbax() -> None:
