@@ -50,9 +50,11 @@ def main(argv: list[str]) -> int:
         if warning := limits.check_memory():
             logging.warning(warning)
         from src.common.mesh import distributed  # after the flags, so that a typo is answered at once
+        from src.common.runtime import peers
 
         training = MODE.value == "train"
         distributed.start(stoppable=training)
+        peers.start()
         stopping.start(graceful=training, shared=distributed.is_shared())
         if not distributed.is_first():  # one process tells how it goes
             logging.set_verbosity(logging.WARNING)
@@ -61,9 +63,11 @@ def main(argv: list[str]) -> int:
         modes = {"train": run.train, "eval": run.evaluate, "sample": run.sample, "doctor": run.doctor}
         modes[MODE.value](FLAGS, STARTED)
         distributed.stop()
+        peers.close()
         return 0
     except stopping.Stopped as stopped:
         distributed.stop()
+        peers.close()
         streams.tell(f"stopped as asked{f' {stopped}'.rstrip()}; the same command goes on from there")
         stopping.note(str(stopped))
         return 0
@@ -73,10 +77,19 @@ def main(argv: list[str]) -> int:
     except (ValueError, KeyError, OSError, RuntimeError, FloatingPointError, MemoryError) as error:
         if TRACEBACK.present and TRACEBACK.value:
             raise
-        streams.tell(f"error: {errors.in_words(error)}")
+        streams.tell(f"error: {_in_words(error)}")
         return 1
     finally:
         stopping.close()
+
+
+def _in_words(error: BaseException) -> str:
+    if type(error).__module__.startswith(("jax", "xla")):
+        from src.common.runtime import peers
+
+        if peers.is_lost(error):
+            return peers.told(str(error), peers.missing())
+    return errors.in_words(error)
 
 
 def _parse(argv: list[str]) -> None:

@@ -62,9 +62,9 @@ def test_little_memory_is_told_before_a_library_aborts(monkeypatch, name):
         return limits.check_memory()
 
     assert limited(resource.RLIM_INFINITY) == "" and limited(64 << 30) == ""
-    assert limits.NAMES[name][0] in limited(4 << 30) and "4.3 GB" in limited(4 << 30)
+    assert limits.LIMITS[name][0] in limited(4 << 30) and "4.3 GB" in limited(4 << 30)
     for most in (0, 1 << 20, 1 << 30):
-        with pytest.raises(MemoryError, match=rf"{limits.NAMES[name][0]}.*raise the limit"):
+        with pytest.raises(MemoryError, match=rf"{limits.LIMITS[name][0]}.*raise the limit"):
             limited(most)
 
 
