@@ -327,11 +327,11 @@ def debug(config: ConfigDict) -> ConfigDict:
 def variant(config: ConfigDict, name: str | None, **variants) -> ConfigDict:
     """Applies the variants named after the colon of `--config=file.py:official,debug`.
 
-    In whatever order they are named, `official` comes first, then the others as the config lists them, `debug` last: a
-    later one has the say in a field of both.
+    In whatever order they are named, they are applied as the config lists them, `debug` last: a later one has the say
+    in an option of both. Every config has `debug`.
     """
     last = variants.pop("debug", debug)
-    known = {"official": official} | variants | {"debug": last}
+    known = variants | {"debug": last}
     wanted = [part for part in (name or "").split(",") if part]
     if unknown := [part for part in wanted if part not in known]:
         raise ValueError(f"config variant {unknown[0]!r} is unknown; there are {', '.join(known)}")

@@ -14,7 +14,7 @@ def get_config(name: str | None = None):
     """Variants: debug."""
     image = common.image(8, 8, 1) | {
         "embed": {"name": "tokens", "init": "normal:0.125", "positions": "sincos"},
-        "process": {"name": "categorical", "mask": 1.0, "schedule": {"name": "keep:Cosine"}},
+        "process": {"name": "categorical", "mask": 1.0, "schedule": {"name": "keep:CosineDecay"}},
         "head": {"name": "linear", "init": "normal:0.02"},
         "step": {"name": "categorical:Confidence", "gumbel": 2.0},
         "timed": False,  # the share of masks shows the time

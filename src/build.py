@@ -10,12 +10,13 @@ from src.common.lookup import build, lookup
 from src.common.runtime.config_check import check_numbers
 from src.data.pipeline.stream import split_batch
 from src.data.samples import samples_for
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.interfaces import Field, row_of
 from src.models.build import build_architecture
+from src.objectives._fit import check_hints, check_objectives
 from src.sampling.pipeline import build_pipeline
 from src.train.encode_batch import Encoders
-from src.train.init_from import make_start
+from src.train.init_from import make_init_from
 from src.train.system import System, TaskPlan
 
 PARTS = ("embed", "head", "codec", "process", "step", "hint", "timed", "time_token")
@@ -34,17 +35,18 @@ def build_system(config: Any) -> System:
     tasks = {}
     for name, group in config.tasks.items():
         template = build("data/templates", group.template, where=f"tasks.{name}.template")
-        tasks[name] = Task(name, sources[name], template, fields)
+        tasks[name] = SourceTask(name, sources[name], template, fields)
     nets = {n: field.codec.frozen for n, field in fields.items() if field.codec.frozen is not None}
     buckets = {n: task.buckets for n, task in tasks.items() if task.buckets is not None}
     rows = split_batch(config.batch, {n: c.weight for n, c in config.tasks.items()}, multiple=1)
     plans = {n: build_plan(n, config, tasks[n], rows[n], fields) for n in tasks}
+    check_hints([o for plan in plans.values() for o, _ in plan.objectives.values()], fields)
     encoders = Encoders(nets, buckets)
     pipeline = build_pipeline(config, architecture, plans, encoders)
     evaluators = {
         n: build("evals", c, where=f"eval.evaluators.{n}", tasks=tasks) for n, c in config.eval.evaluators.items()
     }
-    return System(config, fields, architecture, init, plans, pipeline, evaluators, encoders, make_start(config))
+    return System(config, fields, architecture, init, plans, pipeline, evaluators, encoders, make_init_from(config))
 
 
 def build_field(name: str, group: Any, samples: Any) -> Field:
@@ -62,10 +64,10 @@ def build_field(name: str, group: Any, samples: Any) -> Field:
     return Field(name, codec.spec, codec, process, step, **flags)
 
 
-def build_plan(name: str, config: Any, task: Task, rows: int, fields: Mapping[str, Field]) -> TaskPlan:
+def build_plan(name: str, config: Any, task: SourceTask, rows: int, fields: Mapping[str, Field]) -> TaskPlan:
     """A task with its objectives, and its layout with the time tokens that the conditioning makes.
 
-    Raises ValueError when an objective is about names that the task does not have, or there is none.
+    Raises ValueError when there is no objective, or one does not fit (`check_objectives`).
     """
     objectives = {}
     for label, group in config.tasks[name].objectives.items():
@@ -74,11 +76,11 @@ def build_plan(name: str, config: Any, task: Task, rows: int, fields: Mapping[st
         objectives[label] = objective, float(group.weight)
     if not objectives:
         raise ValueError(f"tasks.{name}.objectives is empty; nothing would be learned from the task")
-    have = [n for segment in task.layout.segments for n in segment.names]
-    for label, (objective, _) in objectives.items():
-        if missing := [n for n in objective.names if n not in have]:
-            raise ValueError(f"tasks.{name}.objectives.{label} is about {missing}, but the task has {have}")
+    check_objectives(f"tasks.{name}.objectives", task.layout, {n: o for n, (o, _) in objectives.items()}, fields)
     timed = any(field.process is not None and field.timed for field in fields.values())
     tokens = lookup("models", config.model.conditioning.name).tokens if timed else 0
-    layout = task.layout.with_leads(lambda s: tokens if fields[row_of(s.name)].time_token else 0)
+    # Nothing stands between what is predicted token by token and the state before it.
+    predicted = {n for o, _ in objectives.values() if getattr(o, "predicts_next", False) for n in o.names}
+    led = lambda s: fields[row_of(s.name)].time_token and not predicted.intersection(s.names)
+    layout = task.layout.with_leads(lambda s: tokens if led(s) else 0)
     return TaskPlan(task, layout, rows, objectives)

@@ -227,7 +227,8 @@ class Net(Protocol):
 
 @runtime_checkable
 class Loss(Protocol):
-    """Losses of a process's output by name, [B, N] each; `target` are the clean tokens of the batch."""
+    """Losses of a process's output by name, [B, N] each; `target` are the clean tokens of the batch. `needs` may list
+    members that only some processes have."""
 
     def __call__(self, process: Any, output: Array, c: Corrupted, target: Array) -> dict[str, Array]: ...
 
@@ -237,8 +238,8 @@ class Objective(Protocol):
     """Owns some names of a task. `draw` is random and knows no parameters, for the whole batch before it is split;
     `prepare` is deterministic and lies inside the gradient; `loss` reads the trunk's output.
 
-    It may say that it reads the state before each token (`predicts_next`), and that the run keeps a teacher for it
-    (`taught`)."""
+    It may say that it reads the state before each token (`predicts_next`), that it adds noise to its names
+    (`adds_noise`), and that the run keeps a teacher for it (`taught`)."""
 
     names: tuple[str, ...]
 

@@ -28,7 +28,7 @@ from src.common.runtime.writers import JsonLinesWriter, Many, TensorBoard
 from src.doctor.callback import make_doctor
 from src.doctor.diagnostic import errors
 from src.doctor.memory import check_state
-from src.doctor.report import consult
+from src.doctor.report import diagnose
 from src.evals.given import choose_task, example_of, grid_of, title, values_of
 from src.interfaces import row_of
 from src.train import loop
@@ -131,7 +131,7 @@ def doctor(flags: Any, started: float) -> None:
     """
     use_program_cache()
     check_state(build_system(flags.config))  # before files are looked for that only a large machine may have
-    report = consult(_build(flags))
+    report = diagnose(_build(flags))
     _say(report.text)
     logging.info("the doctor took %.0f s", time.monotonic() - started)
     wrong = errors(report.findings)

@@ -11,7 +11,7 @@ from src.build import build_system
 from src.common.tree import count_parameters, flatten
 from src.data.pipeline.stream import split_batch
 from src.models.lora import is_adapter
-from src.train.trainable import rates
+from src.train.trainable import multipliers
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 NAMES = [n for n in NAMES if n not in ("__init__", "common", "papers")]
@@ -71,7 +71,7 @@ def test_official_chats_about_pictures_have_short_questions_too():
 def test_the_variant_lora_trains_adapters_alone():
     config = tinyllama_finetune.get_config("lora,debug")
     shapes = flatten(jax.eval_shape(build_system(config).init, jax.random.key(0)))
-    assert all(is_adapter(path) for path, share in rates(config, shapes).items() if share)
+    assert all(is_adapter(path) for path, share in multipliers(config, shapes).items() if share)
 
 
 def test_official_preset_is_bug_for_bug():

@@ -19,7 +19,7 @@ FLOORS = [
 ]
 INSIDE = {  # rooms of a folder, from the ground up; those of one floor do not know each other, others are free
     "common": [{"tree", "rng", "lookup"}, {"files", "mesh"}, {"runtime"}],
-    "models": [{"layers"}, {"backends", "embedders", "heads", "mixers"}, {"transformer"}, {"model"}, {"build"}],
+    "models": [{"layers"}, {"backends", "embedders", "heads"}, {"transformer"}, {"model"}, {"build"}],
     "data": [{"example"}, {"files"}, {"images"}, {"pipeline"}, {"sources", "templates"}, {"task"}, {"prepare"}],
     "objectives": [{"losses"}, {"diffusion", "distill", "next_token"}],
     "sampling": [{"guidance", "steps"}, {"walk"}, {"decoders"}, {"pipeline"}],

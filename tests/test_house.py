@@ -9,11 +9,6 @@ SRC = pathlib.Path(__file__).parents[1] / "src"
 MIDDLE = ("interfaces.py", "sequence", "models", "objectives", "sampling", "train")
 APART = ("models/pretrained", "train/checkpoints/migrations")  # others' files, and our own of before
 FIELDS = ("text", "image", "vision")
-SAME_NAME = {
-    # Parts that a config names by their files, which say what they are parts of.
-    *("Ancestral", "Canvas", "Categorical", "Classes", "Digits", "Linear", "Tokens"),
-    *("BoundField", "Task"),  # contracts, and the one class that fulfils each
-}
 
 
 def sources(*places):
@@ -74,7 +69,7 @@ def test_a_public_class_has_a_name_of_its_own():
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(path)
-    twice = {name: paths for name, paths in places.items() if len(paths) > 1 and name not in SAME_NAME}
+    twice = {name: paths for name, paths in places.items() if len(paths) > 1}
     assert not twice, "\n".join(f"{name}: {', '.join(paths)}" for name, paths in twice.items())
 
 

@@ -1,4 +1,4 @@
-"""Time grids of sampling: which times of a schedule the steps visit."""
+"""Time grids of sampling."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +15,14 @@ def _kept_indices(n: int, steps: int, spacing: str) -> np.ndarray:
         strides = [i for i in range(1, n + 1) if len(range(0, n, i)) == steps]
         if not strides:
             raise ValueError(
-                f"No whole stride picks {steps} of {n} times; take another step count or spacing 'uniform'."
+                f"No integer stride picks {steps} of {n} times; take another step count or spacing 'uniform'."
             )
         return np.arange(0, n, strides[0])
     if steps > n:
         raise ValueError(f"{steps} sampling steps do not fit a process of {n} times; take at most {n}.")
     if steps == 1:
-        return np.array([n - 1])  # the only step has to start from noise
-    # the strides are added up one by one, because the official rounding depends on it
+        return np.array([n - 1])  # a single step starts from noise
+    # a cumulative sum of strides, because the rounding of the published code depends on it
     return np.round(np.cumsum([0.0] + [(n - 1) / (steps - 1)] * (steps - 1))).astype(int)
 
 

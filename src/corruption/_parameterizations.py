@@ -1,8 +1,8 @@
-"""Five ways to say the same thing about x_t = a x_0 + s eps, with a = alpha(t), s = sigma(t):
+"""Five parameterizations of a prediction from x_t = a x_0 + s eps, with a = alpha(t), s = sigma(t):
 
        eps,   x_0,   v = a eps - s x_0,   velocity u = a' x_0 + s' eps,   score = -eps / s.
 
-Each of them with x_t is a linear system in (x_0, eps), and is solved in closed form:
+Each of them and x_t are a linear system in (x_0, eps) with a closed-form solution:
 
        eps:       x_0 = (x_t - s eps) / a
        x_0:       eps = (x_t - a x_0) / s
@@ -31,8 +31,7 @@ PARAMETERIZATIONS = ("eps", "x0", "v", "velocity", "score")
 
 @struct.dataclass
 class Estimate:
-    """One prediction expressed in every parameterization, [B, N, P] each; `variance`: its raw logits, if they are
-    learned."""
+    """One prediction in every parameterization, [B, N, P] each; `variance`: raw logits of a learned variance."""
 
     x0: Any
     eps: Any
@@ -63,11 +62,11 @@ def coefficients(schedule: Schedule, t: ArrayLike, x: Float[Array, "..."]) -> Co
 
 
 def _x0_from_eps(c: Coefficients, xt: Array, eps: Array) -> Array:
-    return (xt - c.s * eps) / jnp.maximum(c.a, FLOOR)  # at a = 0 x_t says nothing about x_0: stay finite
+    return (xt - c.s * eps) / jnp.maximum(c.a, FLOOR)  # finite at a = 0, where x_t does not determine x_0
 
 
 def _eps_from_x0(c: Coefficients, xt: Array, x0: Array) -> Array:
-    return (xt - c.a * x0) / jnp.maximum(c.s, FLOOR)  # at s = 0 x_t says nothing about eps: stay finite
+    return (xt - c.a * x0) / jnp.maximum(c.s, FLOOR)  # finite at s = 0, where x_t does not determine eps
 
 
 def _solve_v(c: Coefficients, xt: Array, v: Array) -> tuple[Array, Array]:
@@ -104,10 +103,10 @@ def express(c: Coefficients, x0: Float[Array, "..."], eps: Float[Array, "..."]) 
 def convert(
     c: Coefficients, name: str, value: Float[Array, "..."], xt: Float[Array, "..."], variance: Array | None
 ) -> Estimate:
-    """What `value`, told in the parameterization `name`, says about x_t, in all five.
+    """`value`, in the parameterization `name`, converted to all five; the given one is returned unchanged.
 
-    The given one comes back unchanged. Where a system is singular (x_0 from eps at alpha = 0, eps from x_0 at
-    sigma = 0) the divisor is floored, so that the answer is finite although x_t cannot determine it.
+    Where the system is singular (x_0 from eps at alpha = 0, eps from x_0 at sigma = 0), the divisor is floored, so
+    that the result is finite.
     """
     x0, eps = _SOLVE[name](c, xt, value)
     return Estimate(**{**express(c, x0, eps), name: value}, variance=variance)

@@ -1,4 +1,4 @@
-"""What most processes answer alike (`interfaces.Process`). A process overrides what it does otherwise."""
+"""Default methods of the processes (`interfaces.Process`)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ TIME_SCALE = 1000.0
 
 
 class ProcessBase:
-    """The network reads x_t as it is and 1000 t, guidance acts on all outputs, and there is no state."""
+    """Defaults: the network reads x_t and 1000 t, guidance acts on all outputs, and there is no state."""
 
     field: FieldSpec
     outputs: int
 
     @property
     def inputs(self) -> FieldSpec:
-        """Of what the embedder reads."""
+        """Spec of the embedder's input."""
         return self.field
 
     @property
     def guided(self) -> int:
-        """All outputs."""
+        """Number of outputs that guidance acts on: all."""
         return self.outputs
 
     def times(self, steps: int) -> Float[Array, " T"]:
@@ -35,7 +35,7 @@ class ProcessBase:
         return jnp.asarray(np.linspace(1.0, 0.0, steps + 1), jnp.float32)
 
     def network(self, xt: PyTree, t: ArrayLike) -> tuple[Array, Array]:
-        """x_t as it is, and t in thousandths, as timestep embeddings expect it."""
+        """x_t and 1000 t, the scale that timestep embeddings expect."""
         return xt, TIME_SCALE * as_time(t)
 
     def clean(self, xt: PyTree) -> Array:
@@ -51,7 +51,7 @@ class ProcessBase:
         return self
 
     def update(self, state: PyTree, term: LossTerm, step: Array) -> PyTree:
-        """The state as it was."""
+        """The state, unchanged."""
         return state
 
 
@@ -62,10 +62,9 @@ def check_steps(steps: int) -> None:
 
 
 def expand(t: ArrayLike, x: Array) -> Float[Array, "..."]:
-    """Times of shape [], [B], [B, 1] or [B, N] with ones appended, so that they broadcast against x,
-    [B, N] or [B, N, P].
+    """Times of shape [], [B], [B, 1] or [B, N], with axes of 1 appended to broadcast against x, [B, N] or [B, N, P].
 
-    Raises ValueError when a written axis of t is neither 1 nor as long as that of x.
+    Raises ValueError when an axis of t is neither 1 nor as long as that of x.
     """
     t = as_time(t)
     if t.ndim > x.ndim or any(a not in (1, b) for a, b in zip(t.shape, x.shape, strict=False)):

@@ -1,11 +1,11 @@
-"""The counts process: a number below `vocab` loses its units one by one (Blackout Diffusion, Santos et al. 2023).
+"""The counts process: pure death of counts below `vocab` (Blackout Diffusion, Santos et al. 2023).
 
 1. q(x_t | x_0) = Binomial(x_0, p(t)). The published times of T steps have logit p equally spaced from L to -L,
-   L = logit(1 - exp(-end)), and stand at t = 1/T, ..., 1; between 0 and 1/T the share 1 - p grows evenly from 0.
-2. Backwards units are born: with n = x_0 - x_t of them missing,
+   L = logit(1 - exp(-end)), at t = 1/T, ..., 1; between 0 and 1/T, 1 - p grows linearly from 0.
+2. The reverse process is pure birth: with n = x_0 - x_t units missing,
        x_s = x_t + Binomial(n, (p(s) - p(t)) / (1 - p(t))).
-3. The head tells log(exp(rate) - 1) of the rate = E[x_0 - x_t | x_t]. A rate is no whole number: to round it to the
-   nearest keeps the samples from ever tending to the data's law, to round it at random does not.
+3. The head outputs log(exp(rate) - 1), rate = E[x_0 - x_t | x_t]. Binomial needs an integer n: with the rate rounded to
+   the nearest one, samples do not converge to the data distribution; with stochastic rounding they do.
 
 Source: arXiv 2305.11089 and its published code (the times).
 """
@@ -32,17 +32,16 @@ ROUNDINGS = ("stochastic", "nearest", "poisson")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counts(ProcessBase):
-    """On counts [B, N, P]: `features` numbers below `vocab`.
+    """A process on counts [B, N, P]: P = `features` integers below `vocab`.
 
-    field      of the counts; the embedder reads P centred floats instead
-    steps      T: the first of the published times lies at t = 1/T
+    field      spec of the counts; the embedder reads P centred floats instead
+    steps      T, the number of published times
     end        -log p(1)
-    rounding   of the rate: stochastic; nearest (as published); poisson: the births themselves are drawn from Poisson's
-               law, so that x at s = 0 is a draw, too
+    rounding   of the rate: stochastic; nearest (as published); poisson: births are drawn from a Poisson distribution,
+               also in the last step, to s = 0
     scale      the network reads (x_t - p(t) (vocab - 1) / 2) / scale; None: (vocab - 1) / 2. As published: 1
 
-    Raises ValueError for a field without counts, an unknown rounding, fewer than 2 steps, an end that is not
-    above log 2, or a scale that is not above 0.
+    Raises ValueError for a field without counts, an unknown rounding, steps < 2, end <= log 2, or scale <= 0.
     """
 
     field: FieldSpec
@@ -53,7 +52,7 @@ class Counts(ProcessBase):
 
     def __post_init__(self):
         if self.field.vocab is None or self.field.features is None:
-            raise ValueError(f"Counts: units are lost by numbers below a vocabulary, but the field has {self.field}.")
+            raise ValueError(f"Counts: the field must have vocab and features, but it has {self.field}.")
         if self.rounding not in ROUNDINGS:
             raise ValueError(f"Counts: rounding {self.rounding!r} is unknown; take one of {ROUNDINGS}.")
         if self.steps < 2 or not self.end > math.log(2):
@@ -76,14 +75,14 @@ class Counts(ProcessBase):
         """The largest count."""
         return self.field.vocab - 1
 
-    def _place(self, t: ArrayLike) -> Float[Array, "..."]:
-        """t T, whole at the published times."""
+    def _grid_position(self, t: ArrayLike) -> Float[Array, "..."]:
+        """t T, an exact integer at the published times."""
         place = as_time(t) * self.steps
         nearest = jnp.round(place)
         return jnp.where(jnp.abs(place - nearest) < SNAP, nearest, place)
 
-    def _at(self, place: Float[Array, "..."]) -> tuple[Array, Array, Array]:
-        """p, 1 - p and logit p, infinite at 0."""
+    def _keep_probability(self, place: Float[Array, "..."]) -> tuple[Array, Array, Array]:
+        """p, 1 - p and logit p (infinite at t = 0) at t T = `place`."""
         end = math.log(math.expm1(self.end))
         early = math.exp(-self.end) * jnp.minimum(place, 1.0)
         logit = end * (1 - 2 * jnp.maximum(place - 1, 0.0) / (self.steps - 1))
@@ -91,33 +90,33 @@ class Counts(ProcessBase):
         lost = jnp.where(place < 1, early, jax.nn.sigmoid(-logit))
         return kept, lost, jnp.where(place < 1, jnp.log1p(-early) - jnp.log(early), logit)
 
-    def _born(self, now: Float[Array, "..."], then: Float[Array, "..."]) -> tuple[Array, Array]:
+    def _birth_probability(self, now: Float[Array, "..."], then: Float[Array, "..."]) -> tuple[Array, Array]:
         """(p' - p) / (1 - p) and (1 - p') / (1 - p) from the place `now` to the earlier `then` of p', by
         p' - p = p' (1 - p) (1 - exp(logit p - logit p')) without cancellation."""
-        (_, lost, logit), (kept, lost_then, logit_then) = self._at(now), self._at(then)
+        (_, lost, logit), (kept, lost_then, logit_then) = self._keep_probability(now), self._keep_probability(then)
         slope = 2 * math.log(math.expm1(self.end)) / (self.steps - 1)
         gap = jnp.where(then < 1, logit_then - logit, slope * (now - then))
         gap = jnp.where(now > then, gap, 0.0)
         divisor = jnp.where(lost > 0, lost, 1.0)
         return -kept * jnp.expm1(-gap), jnp.where(lost > 0, lost_then / divisor, 1.0)
 
-    def shares(self, t: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    def keep_probability(self, t: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """p(t) and 1 - p(t), both without cancellation; exactly 1 and 0 at t = 0."""
-        return self._at(self._place(t))[:2]
+        return self._keep_probability(self._grid_position(t))[:2]
 
-    def born(self, t: ArrayLike, s: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """(p(s) - p(t)) / (1 - p(t)), the chance that what is missing at t is there at s, and 1 minus it.
+    def birth_probability(self, t: ArrayLike, s: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """(p(s) - p(t)) / (1 - p(t)), the probability that a unit missing at t is present at s, and 1 minus it.
 
         Exactly 1 at s = 0 < t, and exactly 0 at s = t.
         """
-        return self._born(self._place(t), self._place(s))
+        return self._birth_probability(self._grid_position(t), self._grid_position(s))
 
     def weights(self, t: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """What the loss at t counts when t is uniform on the T times: T p(t) (tau(t) - tau(u)) for the instantaneous
-        form and T (p(u) - p(t)) for the finite one, with u the time before t and tau = -log p."""
-        place = self._place(t)
-        kept, lost, _ = self._at(place)
-        risen = lost * self._born(place, jnp.maximum(place - 1, 0.0))[0]
+        """Loss weights for t uniform on the T times: T p(t) (tau(t) - tau(u)) of the instantaneous form and
+        T (p(u) - p(t)) of the finite one, with u the time before t and tau = -log p."""
+        place = self._grid_position(t)
+        kept, lost, _ = self._keep_probability(place)
+        risen = lost * self._birth_probability(place, jnp.maximum(place - 1, 0.0))[0]
         return self.steps * kept * jnp.log1p(risen / kept), self.steps * risen
 
     def noise(self, key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
@@ -125,17 +124,17 @@ class Counts(ProcessBase):
         return jax.random.uniform(key, (*shape, self.field.features))
 
     def corrupt(self, x0: Int[Array, "*B"], noise: Float[Array, "*B"], t: ArrayLike) -> Corrupted:
-        """x_t is the binomial's quantile of the noise; at t = 0 all is kept."""
-        xt = quantile(noise, x0, *self.shares(expand(t, x0)), most=self.most)
+        """x_t, the binomial quantile at the noise; x_0 at t = 0."""
+        xt = quantile(noise, x0, *self.keep_probability(expand(t, x0)), most=self.most)
         return Corrupted(x0=x0, xt=xt.astype(x0.dtype), t=t, noise=noise)
 
     def prior(self, key: Array, shape: tuple[int, ...], past: Array | None = None) -> Int[Array, "..."]:
-        """x at t = 1: nothing is left."""
+        """x at t = 1: zeros."""
         return jnp.zeros((*shape, self.field.features), jnp.int32)
 
     def network(self, xt: Int[Array, "*B"], t: ArrayLike) -> tuple[Array, Array]:
-        """x_t about its middle, and the time."""
-        kept, _ = self.shares(expand(t, xt))
+        """x_t centred and scaled, and 1000 t."""
+        kept, _ = self.keep_probability(expand(t, xt))
         scale = self.most / 2 if self.scale is None else self.scale
         return (xt - kept * self.most / 2) / scale, TIME_SCALE * as_time(t)
 
@@ -144,14 +143,14 @@ class Counts(ProcessBase):
         return jax.nn.softplus(output.astype(jnp.float32))
 
     def hint(self, estimate: Float[Array, "*B"]) -> Float[Array, "*B"]:
-        """The rate in units of the largest count."""
+        """The rate divided by the largest count."""
         return estimate / self.most
 
     def posterior(
         self, key: Array, xt: Int[Array, "*B"], estimate: Float[Array, "*B"], t: ArrayLike, s: ArrayLike
     ) -> Int[Array, "*B"]:
-        """x_t and a draw of the births between t and s; with s = 0 all that are missing."""
-        chance, rest = self.born(expand(t, xt), expand(s, xt))
+        """x_t plus a draw of the births between t and s; for s = 0 all missing units."""
+        chance, rest = self.birth_probability(expand(t, xt), expand(s, xt))
         round_key, birth_key = jax.random.split(key)
         room = self.most - xt
         if self.rounding == "poisson":
@@ -173,9 +172,10 @@ def quantile(
     rest: Float[Array, "..."],
     most: int,
 ) -> Int[Array, "*B"]:
-    """The smallest count whose distribution function under Binomial(trials, chance) exceeds u; `rest` = 1 - chance.
+    """The smallest count at which the CDF of Binomial(trials, chance) exceeds u; never a count of probability 0.
 
-    `most`: the largest number of trials, one pass of the loop each. No count of probability 0 is given.
+    rest   1 - chance, without cancellation
+    most   largest number of trials, the length of the loop
     """
     factorials = jnp.asarray(np.cumsum(np.log(np.maximum(np.arange(most + 1), 1))), jnp.float32)
 

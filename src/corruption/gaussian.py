@@ -1,7 +1,7 @@
 """The Gaussian corruption process.
 
 1. Forward: x_t = a x_0 + s eps, eps ~ N(0, I), with a = alpha(t), s = sigma(t).
-2. The head tells one of the five parameterizations (`_parameterizations.py`), and the others follow.
+2. The head predicts one of five parameterizations, which determines the others (`_parameterizations.py`).
 3. A jump u -> t, u < t, has alpha_tu = alpha_t / alpha_u and sigma2_tu = sigma_t^2 - alpha_tu^2 sigma_u^2, so by Bayes
        q(x_u | x_t, x_0) = N( alpha_tu sigma_u^2 / sigma_t^2 x_t + alpha_u sigma2_tu / sigma_t^2 x_0,
                               sigma2_tu sigma_u^2 / sigma_t^2 ).
@@ -33,11 +33,11 @@ VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 class Gaussian(ProcessBase):
     """x_t = alpha x_0 + sigma eps on x [B, N, P] (any number of middle axes), times [], [B], [B, 1] or [B, N].
 
-    field              of the vectors
+    field              spec of the vectors
     schedule           a class of `schedules.py`
-    parameterization   what a head's value means: eps, x0, v, velocity or score
-    variance           of the reverse step: fixed_small (posterior), fixed_large (beta) or learned_range: a head then
-                       gives as many logits behind the P values
+    parameterization   of the head's P values: eps, x0, v, velocity or score
+    variance           of the reverse step: fixed_small (posterior), fixed_large (beta), or learned_range, for which
+                       the head outputs P logits after the P values
 
     Raises ValueError for a field without vectors, and for an unknown parameterization or variance.
     """
@@ -49,7 +49,7 @@ class Gaussian(ProcessBase):
 
     def __post_init__(self):
         if self.field.features is None or self.field.vocab is not None:
-            raise ValueError(f"Gaussian: noise is added to vectors, but the field has {self.field}.")
+            raise ValueError(f"Gaussian: the field must have vectors (features, no vocab), but it has {self.field}.")
         if self.parameterization not in PARAMETERIZATIONS:
             raise ValueError(
                 f"Gaussian: parameterization {self.parameterization!r} is unknown; take one of {PARAMETERIZATIONS}."
@@ -64,7 +64,7 @@ class Gaussian(ProcessBase):
 
     @property
     def guided(self) -> int:
-        """P: guidance leaves the variance alone."""
+        """P: guidance does not change the variance."""
         return self.field.features
 
     def noise(self, key: Array, shape: tuple[int, ...]) -> Float[Array, "*B N P"]:
@@ -78,7 +78,7 @@ class Gaussian(ProcessBase):
         return Corrupted(x0=x0, xt=jnp.where(time > 0, a * x0 + s * noise, x0), t=t, noise=noise)
 
     def targets(self, c: Corrupted) -> dict[str, Float[Array, "*B N P"]]:
-        """What the best head would tell of x_t if it knew x_0, in all five parameterizations."""
+        """Targets of the prediction in all five parameterizations, from x_0 and the noise."""
         return express(coefficients(self.schedule, c.t, c.x0), c.x0, c.noise)
 
     def prior(self, key: Array, shape: tuple[int, ...], past: Array | None = None) -> Float[Array, "*B N P"]:
@@ -90,24 +90,24 @@ class Gaussian(ProcessBase):
         return time_grid(self.schedule, steps)
 
     def network(self, xt: Float[Array, "*B N P"], t: ArrayLike) -> tuple[Array, Array]:
-        """x_t, and the time as the schedule tells it."""
+        """x_t, and the schedule's `time_input`."""
         return xt, self.schedule.time_input(t)
 
     def split(self, output: Float[Array, "*B N O"]) -> tuple[Array, Array | None]:
-        """A head's output as its value and the logits of its variance, None where it is fixed.
+        """A head's output as value and logits of the variance, None if that is fixed.
 
         Raises ValueError for a wrong number of outputs.
         """
         if output.shape[-1] != self.outputs:
             raise ValueError(
-                f"Gaussian: the head gives {output.shape[-1]} numbers per token instead of {self.outputs}."
+                f"Gaussian: the head outputs {output.shape[-1]} numbers per token instead of {self.outputs}."
             )
         if self.outputs == self.guided:
             return output, None
         return output[..., : self.guided], output[..., self.guided :]
 
     def estimate(self, output: Float[Array, "*B N O"], xt: Float[Array, "*B N P"], t: ArrayLike) -> Estimate:
-        """The head's value in all five parameterizations; its variance is carried along."""
+        """The head's value in all five parameterizations, and its variance."""
         value, variance = self.split(output)
         return self.convert(value, xt, t, variance)
 
@@ -120,7 +120,7 @@ class Gaussian(ProcessBase):
     def from_x0(
         self, x0: Float[Array, "*B N P"], estimate: Estimate, xt: Float[Array, "*B N P"], t: ArrayLike
     ) -> Estimate:
-        """The estimate with its x_0 replaced (clipped, say) and the other four parameterizations made to agree."""
+        """The estimate with another x_0 (clipped, for example) and the other four parameterizations to match."""
         return convert(coefficients(self.schedule, t, xt), "x0", x0, xt, estimate.variance)
 
     def hint(self, estimate: Estimate) -> Float[Array, "*B N P"]:
@@ -132,7 +132,7 @@ class Gaussian(ProcessBase):
     ) -> tuple[Float[Array, "*B N P"], Float[Array, "*B N P"]]:
         """Mean and log variance of p(x_s | x_t) for any 0 <= s <= t (docstring of the module, 3 and 4).
 
-        A token with s = t keeps its value. Raises ValueError when the range is learned and the estimate lacks variance.
+        A token with s = t keeps its value. Raises ValueError for learned_range and an estimate without variance.
         """
         log_variance = self._log_variance(estimate.variance, expand(t, xt), expand(s, xt))
         mean = self.posterior_mean(xt, estimate.x0, t, s)
@@ -141,7 +141,7 @@ class Gaussian(ProcessBase):
     def posterior(
         self, key: Array, xt: Float[Array, "*B N P"], estimate: Estimate, t: ArrayLike, s: ArrayLike
     ) -> Float[Array, "*B N P"]:
-        """One draw of p(x_s | x_t); no noise where s = 0."""
+        """One draw from p(x_s | x_t); the mean where s = 0."""
         mean, log_variance = self.posterior_moments(xt, estimate, t, s)
         noise = jax.random.normal(key, mean.shape, mean.dtype)
         return mean + jnp.where(expand(s, xt) > 0, jnp.exp(0.5 * log_variance) * noise, 0.0)
@@ -154,7 +154,7 @@ class Gaussian(ProcessBase):
         alpha_ts, variance_ts = self.schedule.jump(t, s)
         variance_t, variance_s = self.schedule.sigma(t) ** 2, self.schedule.sigma(s) ** 2
         divisor = jnp.maximum(variance_t, FLOOR**2)
-        ratio = jnp.where(variance_t > 0, variance_s / divisor, 1.0)  # 0/0 for a clean token: it stays as it is
+        ratio = jnp.where(variance_t > 0, variance_s / divisor, 1.0)  # 0/0 for a clean token, which is kept
         return alpha_ts * ratio * xt + self.schedule.alpha(s) * variance_ts / divisor * x0
 
     def _log_variance(self, logits: Array | None, t: Array, s: Array) -> Array:
@@ -163,11 +163,11 @@ class Gaussian(ProcessBase):
         if self.variance == "fixed_small":
             return small
         if self.variance == "fixed_large":
-            # without a variance of its own the step to 0 takes the clipped one (Nichol & Dhariwal 2021)
+            # the step to s = 0 takes the clipped posterior variance (Nichol & Dhariwal 2021)
             return jnp.where(s > 0, large, small)
         if logits is None:
             raise ValueError(
-                "Gaussian: the variance is learned_range but the estimate has none; let the head give its logits."
+                "Gaussian: variance is learned_range, but the estimate has none; the head must output logits."
             )
         fraction = (logits + 1) / 2
         return fraction * large + (1 - fraction) * small

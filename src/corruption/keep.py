@@ -1,4 +1,4 @@
-"""Keep probabilities of a categorical process: abar(t) = the chance that a token is still what it was, 1 at t = 0.
+"""Schedules of a categorical process: abar(t) = the probability that a token is kept, 1 at t = 0.
 
 Every class has `keep`, which is abar(t), and `slope`, its derivative, both of the shape of t.
 
@@ -17,10 +17,10 @@ from src.corruption.schedules import as_time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear:
+class LinearDecay:
     """1 - (1 - least) t.
 
-    least   what is left at t = 1 (MDLM: 0.001)
+    least   abar(1) (MDLM: 0.001)
     """
 
     least: float | int = 0.0
@@ -35,8 +35,8 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cosine:
-    """1 - sin(pi t / 2): with equal steps MaskGIT's cosine schedule, in which few tokens are made early."""
+class CosineDecay:
+    """1 - sin(pi t / 2): MaskGIT's cosine schedule, with few tokens unmasked in the early sampling steps."""
 
     def keep(self, t: ArrayLike) -> Float[Array, "..."]:
         """abar(t)."""
@@ -48,7 +48,7 @@ class Cosine:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Power:
+class PowerDecay:
     """1 - t^exponent. Raises ValueError unless exponent > 0."""
 
     exponent: float | int = 2.0

@@ -21,9 +21,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-FLOOR = (
-    1e-6  # smallest alpha or sigma that is divided by: it keeps the singular ends finite in float32, squares included
-)
+FLOOR = 1e-6  # smallest alpha or sigma in a divisor; its square is a normal float32, too
 TINY = 1e-20  # smallest variance whose logarithm is taken
 SNAP = 1e-3  # in units of one discrete step: float32 errors of t * steps are far below it
 
@@ -69,7 +67,7 @@ class Schedule:
         raise NotImplementedError
 
     def time_input(self, t: ArrayLike) -> Float[Array, "..."]:
-        """What the timestep embedding of the network receives."""
+        """Input of the network's timestep embedding."""
         raise NotImplementedError
 
     def log_snr(self, t: ArrayLike) -> Float[Array, "..."]:
@@ -171,7 +169,7 @@ class Discrete(VariancePreserving):
         """k = round(t n) - 1 as an integer; -1 at t = 0."""
         return jnp.round(as_time(t) * self.steps).astype(jnp.int32) - 1
 
-    def _place(self, t: ArrayLike) -> tuple[Array, Array]:
+    def _interval(self, t: ArrayLike) -> tuple[Array, Array]:
         """The interval [j/n, (j+1)/n] below t and the fraction of it passed, exactly 1 at a grid point."""
         u = jnp.clip(as_time(t) * self.steps, 0, self.steps)
         nearest = jnp.round(u)
@@ -180,7 +178,7 @@ class Discrete(VariancePreserving):
         return left.astype(jnp.int32), u - left
 
     def _read(self, table: np.ndarray, t: ArrayLike) -> Array:
-        left, fraction = self._place(t)
+        left, fraction = self._interval(t)
         values = jnp.asarray(table)
         return (1 - fraction) * values[left] + fraction * values[left + 1]
 
@@ -190,7 +188,7 @@ class Discrete(VariancePreserving):
 
     def log_abar_dot(self, t: ArrayLike) -> Float[Array, "..."]:
         """Slope of the interval that ends at t: the one that a reverse step enters."""
-        return jnp.asarray(self._tables[2])[self._place(t)[0]]
+        return jnp.asarray(self._tables[2])[self._interval(t)[0]]
 
     def log_abar_difference(self, t: ArrayLike, s: ArrayLike) -> Float[Array, "..."]:
         """Difference of the high parts (exact for neighbours) plus the difference of the low parts."""
@@ -204,7 +202,7 @@ class Discrete(VariancePreserving):
 
     def time_input(self, t: ArrayLike) -> Float[Array, "..."]:
         """The original index k, fractional between grid points; clean data (t = 0) counts as index 0."""
-        left, fraction = self._place(t)
+        left, fraction = self._interval(t)
         return jnp.maximum(left + fraction - 1, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Laws of the training time: `(key, shape) -> t`, float32 in [0, 1].
+"""Samplers of training timesteps: `(key, shape) -> t`, float32 in [0, 1].
 
 Sources: Ho et al. 2020 (Grid), Kingma et al. 2021 (stratified times), Esser et al. 2024 "SD3" (LogitNormal, Shifted).
 """
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-TimeLaw = Callable[[Array, tuple[int, ...]], Array]
+TimestepSampler = Callable[[Array, tuple[int, ...]], Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,10 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stratified:
-    """One time in each of n = prod(shape) equal parts of [t_min, t_max), dealt out in random order.
+    """One time in each of n = prod(shape) equal parts of [t_min, t_max), in random order.
 
-    Each time alone is uniform; the mean of a loss over the batch varies less. The order is random because rows of a
-    batch may have different tasks.
+    Each time alone is uniform; the mean of a loss over the batch has less variance. The order is random so that time
+    does not depend on the row.
     """
 
     t_min: float = 0.0
@@ -49,7 +49,7 @@ class Stratified:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitNormal:
-    """sigmoid(N(mean, std^2)): more weight on the middle times; mean > 0 leans to noise (SD3, eq. 19)."""
+    """sigmoid(N(mean, std^2)): more weight on middle times, for mean > 0 on noisier ones (SD3, eq. 19)."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -66,17 +66,17 @@ def shift_time(t: Float[Array, "..."], shift: float) -> Float[Array, "..."]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shifted:
-    """Times of another law, shifted towards noise (shift > 1) as larger images need.
+    """Times of `base`, shifted towards noise for shift > 1, as larger images need (SD3, eq. 23).
 
     Raises ValueError unless shift > 0.
     """
 
-    base: TimeLaw = Uniform()
+    base: TimestepSampler = Uniform()
     shift: float = 1.0
 
     def __post_init__(self):
         if self.shift <= 0:
-            raise ValueError(f"Shifted(shift={self.shift}) turns times around; give a shift above 0.")
+            raise ValueError(f"Shifted: shift is {self.shift}; it must be above 0.")
 
     def __call__(self, key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
         """Times of the given shape."""
@@ -85,7 +85,7 @@ class Shifted:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Uniform over (k + 1) / steps, k < steps: the law of a discrete process (Ho et al. 2020, algorithm 1)."""
+    """Uniform over (k + 1) / steps, k < steps: the times of a discrete process (Ho et al. 2020, algorithm 1)."""
 
     steps: int = 1000
 

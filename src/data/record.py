@@ -55,7 +55,7 @@ def check_values(kind: str, example: Example, classes: int | None = None) -> Non
 
 
 def record_of(example: Example, kind: str, classes: int | None = None, *, size: int = 0, check: bool = True) -> bytes:
-    """The record of an example. `size` and `check` are those of `prepare.Plan`.
+    """The record of an example. `size` and `check` are those of `prepare.ShardPlan`.
 
     Raises BadRow, also for an image that cannot be read.
     """

@@ -15,7 +15,7 @@ from src.data.templates._base import Template
 from src.interfaces import Batch, Field, Layout
 
 
-class Task:
+class SourceTask:
     """Rows that `template` makes of the examples of `source`; see `interfaces.Task` and `pipeline.reader.Rows`.
 
     The uniform numbers of a row are those of the template, then those of the source. The template is bound to `fields`

@@ -1,4 +1,4 @@
-"""What the checks look at."""
+"""The input of the checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from src.doctor.diagnostic import Finding
+from src.doctor.diagnostic import Diagnostic
 from src.interfaces import Batch, Layout, SequenceSpec
 from src.train.step import StepMetrics
 from src.train.system import System
@@ -18,12 +18,12 @@ from src.train.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class CheckContext:
     """A run before its first step.
 
-    shapes   the batch's arrays as shapes and dtypes, rows of all processes
-    batch    the rows of this process, in numpy
-    steps    what the trial steps measured, in numpy; empty before them
+    shapes   shapes and dtypes of the batch, rows of all processes
+    batch    numpy arrays, rows of this process
+    steps    numpy metrics of the trial steps; empty before them
     """
 
     trainer: Trainer
@@ -36,13 +36,13 @@ class Case:
         return self.trainer.system
 
 
-Check = Callable[[Case], list[Finding]]
+Check = Callable[[CheckContext], list[Diagnostic]]
 
 
-def open_case(trainer: Trainer, batch: Mapping[str, Batch]) -> Case:
-    """The case of a batch that lies on the devices."""
+def check_context(trainer: Trainer, batch: Mapping[str, Batch]) -> CheckContext:
+    """`CheckContext` of a batch on the devices."""
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), dict(batch))
-    return Case(trainer, shapes, jax.tree.map(local_rows, dict(batch)))
+    return CheckContext(trainer, shapes, jax.tree.map(local_rows, dict(batch)))
 
 
 def local_rows(array: Any) -> np.ndarray:
@@ -54,18 +54,18 @@ def local_rows(array: Any) -> np.ndarray:
 
 
 def row_valid(layout: Layout, batch: Batch) -> np.ndarray:
-    """Which places of the rows are no padding, `[B, S]` bool."""
+    """Positions that are not padding, `[B, S]` bool."""
     return np.asarray(layout.spec(batch).segment) > 0
 
 
-def foretold(layout: Layout, batch: Batch, name: str) -> np.ndarray:
-    """Which tokens of a name have a token before them that predicts them, bool."""
+def has_predictor(layout: Layout, batch: Batch, name: str) -> np.ndarray:
+    """Tokens of a name with a token before them that predicts them, `[B, N]` bool."""
     nothing = jnp.zeros((*row_valid(layout, batch).shape, 1))
     return np.asarray(layout.before(batch, nothing, name)[1])
 
 
 def row_specs(layout: Layout, batch: Batch, most: int) -> Iterator[tuple[int, np.ndarray, SequenceSpec]]:
-    """Rows of different patterns, at most so many: number, which places are no padding `[S]`, who sees whom, numpy."""
+    """At most `most` rows with different specs, in numpy: (row, positions that are not padding `[S]`, spec)."""
     spec = jax.device_get(layout.spec(batch))
     alike = all(np.ndim(a) == 1 for a in (spec.read, spec.write, spec.group)) and spec.relation is None
     rows = np.unique(spec.segment, axis=0, return_index=True)[1] if alike else np.arange(len(spec.segment))
@@ -74,8 +74,8 @@ def row_specs(layout: Layout, batch: Batch, most: int) -> Iterator[tuple[int, np
         yield int(row), spec.segment[row] > 0, jax.tree.map(pick, spec)
 
 
-def segments_of(layout: Layout, batch: Batch) -> np.ndarray:
-    """For each place of the rows the number of its segment in the layout, from 1; 0 where there is none, `[B, S]`."""
+def segment_numbers(layout: Layout, batch: Batch) -> np.ndarray:
+    """Number of each position's segment in the layout, from 1; 0 outside of segments, `[B, S]`."""
     numbers = {}
     for number, segment in enumerate(layout.segments, 1):
         shape = np.shape(batch.tokens[segment.name].valid)

@@ -1,4 +1,4 @@
-"""What a check finds, and what becomes of it."""
+"""Results of the checks: errors, warnings and notes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SEVERITIES = ("error", "warning", "note")
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
-    """One sentence: what, where, what to do.
+class Diagnostic:
+    """One sentence: problem, place, remedy.
 
-    severity   error: the run would be wasted, it stops before step 1 · warning: worth a look · note: good to know
+    severity   error: the run stops before step 1 · warning: probably a mistake · note: for information
     """
 
     severity: str
@@ -26,34 +26,34 @@ class Finding:
         return f"{self.severity}: {self.text}"
 
 
-def error(text: str) -> Finding:
-    """A finding that stops the run."""
-    return Finding("error", text)
+def error(text: str) -> Diagnostic:
+    """A diagnostic that stops the run."""
+    return Diagnostic("error", text)
 
 
-def warning(text: str) -> Finding:
-    """A finding that is worth a look."""
-    return Finding("warning", text)
+def warning(text: str) -> Diagnostic:
+    """A diagnostic of a probable mistake."""
+    return Diagnostic("warning", text)
 
 
-def note(text: str) -> Finding:
-    """A finding that is good to know."""
-    return Finding("note", text)
+def note(text: str) -> Diagnostic:
+    """A diagnostic for information."""
+    return Diagnostic("note", text)
 
 
-def errors(findings: Sequence[Finding]) -> list[Finding]:
-    """Those that stop a run."""
+def errors(findings: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """The errors among them."""
     return [f for f in findings if f.severity == "error"]
 
 
-def settle(findings: Sequence[Finding]) -> None:
-    """Logs warnings and notes. Raises ValueError with the list of all findings when one of them is an error."""
+def log_or_raise(findings: Sequence[Diagnostic]) -> None:
+    """Logs warnings and notes. Raises ValueError with all findings when one of them is an error."""
     if errors(findings):
         ranked = sorted(findings, key=lambda f: SEVERITIES.index(f.severity))
-        told = "\n".join(f"  {finding}" for finding in ranked)
+        listing = "\n".join(f"  {finding}" for finding in ranked)
         raise ValueError(
-            "the checks before the first step found what would spoil the run; mend it, or set doctor.checks=False to"
-            f" train all the same:\n{told}"
+            "the checks before the first step found errors: correct them, or set doctor.checks=False to train"
+            f" anyway:\n{listing}"
         )
     for finding in findings if is_first() else ():
         logging.log(logging.WARNING if finding.severity == "warning" else logging.INFO, "doctor: %s", finding.text)

@@ -1,4 +1,4 @@
-"""Some steps of a run, measured, and what they advise."""
+"""A dry run: some steps of training with measurements, and advice."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ import jax
 
 from src.common.tree import listed
 from src.doctor import layer_stats
-from src.doctor.callback import Watcher
-from src.doctor.context import Check, open_case
-from src.doctor.diagnostic import Finding, error, errors, warning
+from src.doctor.callback import Measurement
+from src.doctor.context import Check, check_context
+from src.doctor.diagnostic import Diagnostic, error, errors, warning
 from src.interfaces import Batch
 from src.train.state import TrainState
 from src.train.step import Step, StepMetrics
 from src.train.trainer import Trainer
 
-# Choices, not measurements: where advice begins.
+# Thresholds of the advice: choices, not measurements.
 HIGH = {"float32": 0.1, "bfloat16": 0.05}  # |update| / |weights| of a step, by the dtype of the computation
-WAITING = 0.5  # share of the data in the time of step and data: a run fetches beside the step, and waits above it
-WEAK = 0.05  # share of one objective in the gradient of the trunk
+WAITING = 0.5  # data / (step + data), in time; a run fetches during the step, so it waits only above 0.5
+WEAK = 0.05  # share of one objective in the trunk's gradient norms
 RISE = 1.2  # last loss / first
-WARM = 0.1  # share of the highest learning rate below which a head of zeros is still closed
+WARM = 0.1  # learning rate / highest; below it a head that starts at zero passes almost no gradient to the trunk
 
 
 @dataclasses.dataclass(frozen=True)
-class Rehearsal:
-    """What some steps showed.
+class DryRun:
+    """Measurements of some steps.
 
     losses    by step: "loss" (the weighted sum) and every term, means
-    step      median seconds of a step; `data`: of fetching its batch, which a run does beside the step before
-    ratios    |update| / |weights| by part of the model, at the highest learning rate of the schedule: updates are
-              proportional to it
-    watched   what the doctor's watchers say after the last step
-    findings  errors of the batches on the way
+    step      median seconds of a step
+    data      median seconds to fetch a batch; a run does this during the step before
+    ratios    |update| / |weights| by part of the model, scaled to the highest learning rate of the schedule
+    scalars   the log measurements after the last step
+    findings  errors of a batch that ended the dry run
     """
 
     losses: tuple[Mapping[str, float], ...]
     step: float
     data: float
     ratios: Mapping[str, float]
-    watched: Mapping[str, float]
-    findings: tuple[Finding, ...] = ()
+    scalars: Mapping[str, float]
+    findings: tuple[Diagnostic, ...] = ()
 
     def ends(self) -> dict[str, tuple[float, float]]:
         """Means over the first and the last quarter of the steps, by loss."""
@@ -55,16 +55,16 @@ class Rehearsal:
         return {n: (mean(self.losses[:size], n), mean(self.losses[-size:], n)) for n in self.losses[0]}
 
 
-def rehearse(
+def run_steps(
     trainer: Trainer,
     update: Step,
     state: TrainState,
     data: Iterator[Mapping[str, Batch]],
     steps: int,
-    watchers: Sequence[Watcher] = (),
-    screens: Sequence[Check] = (),
-) -> Rehearsal:
-    """Runs `steps` steps one by one, each to its end; every batch goes through `screens`, and an error ends it."""
+    measurements: Sequence[Measurement] = (),
+    checks: Sequence[Check] = (),
+) -> DryRun:
+    """Runs and times `steps` steps. Every batch goes through `checks`; the first error ends the dry run."""
     losses, times, found, ratios = [], [], [], {}
     batch = measured = None
     for step in range(steps):
@@ -72,8 +72,8 @@ def rehearse(
         rows = next(data)
         fetched = time.monotonic()
         batch = trainer.place(rows, step)
-        case = open_case(trainer, batch)
-        found = errors([finding for check in screens for finding in check(case)])
+        context = check_context(trainer, batch)
+        found = errors([finding for check in checks for finding in check(context)])
         if found:
             break
         started = time.monotonic()
@@ -86,16 +86,16 @@ def rehearse(
             squares = jax.device_get(measured.squares)
             of_step = layer_stats.ratios(squares["update"], squares["param"])
             ratios = {part: ratio * trainer.system.config.optim.lr / rate for part, ratio in of_step.items()}
-    watched: dict[str, float] = {}
-    for watch in watchers if losses and not found else ():
-        watched |= watch(len(losses), state, batch, measured)
+    scalars: dict[str, float] = {}
+    for watch in measurements if losses and not found else ():
+        scalars |= watch(len(losses), state, batch, measured)
     times = times or [(math.nan, math.nan)]
     medians = (statistics.median(column) for column in zip(*times, strict=True))
-    return Rehearsal(tuple(losses), *medians, ratios, watched, tuple(found))
+    return DryRun(tuple(losses), *medians, ratios, scalars, tuple(found))
 
 
 def means(measured: StepMetrics) -> dict[str, float]:
-    """Losses of one step by name, "loss" first."""
+    """Mean losses of one step by name, "loss" first."""
     terms = {k: t for k, t in jax.device_get(measured.terms).items() if t.trained and t.count}
     losses = {k: float(t.total) / float(t.count) for k, t in terms.items() if k == "total" or "/" in k}
     return {"loss": losses.pop("total")} | losses
@@ -104,13 +104,13 @@ def means(measured: StepMetrics) -> dict[str, float]:
 # --------------------------------------------------------------------------- advice
 
 
-def advise(trainer: Trainer, seen: Rehearsal) -> list[Finding]:
-    """What to change, from one rehearsal."""
+def advise(trainer: Trainer, seen: DryRun) -> list[Diagnostic]:
+    """Errors of a dry run, and advice on learning rate, weights and data loading."""
     config = trainer.system.config
     return [*seen.findings, *_losses(seen), *_rate(config, seen), *_balance(trainer, seen), *_waiting(seen)]
 
 
-def _losses(seen: Rehearsal) -> list[Finding]:
+def _losses(seen: DryRun) -> list[Diagnostic]:
     if not seen.losses:
         return []
     bad = sorted({name for row in seen.losses for name, value in row.items() if not math.isfinite(value)})
@@ -122,8 +122,8 @@ def _losses(seen: Rehearsal) -> list[Finding]:
     return []
 
 
-def _rate(config: Any, seen: Rehearsal) -> list[Finding]:
-    # Heads and gates that begin at zero have no size yet to compare with.
+def _rate(config: Any, seen: DryRun) -> list[Diagnostic]:
+    # Only blocks: heads and gates that start at zero have no meaningful ratio yet.
     most = HIGH[config.model.dtype]
     high = {part: ratio for part, ratio in seen.ratios.items() if part.startswith("block_") and ratio > most}
     if not high:
@@ -132,29 +132,30 @@ def _rate(config: Any, seen: Rehearsal) -> list[Finding]:
     return [
         warning(
             f"at the highest learning rate, optim.lr={config.optim.lr:g}, a step changes {worst} by {high[worst]:.0%}"
-            f" of its weights, above {most:.0%} for {config.model.dtype}: lower optim.lr"
+            f" of its norm, above {most:.0%} for {config.model.dtype}: lower optim.lr"
         )
     ]
 
 
-def _balance(trainer: Trainer, seen: Rehearsal) -> list[Finding]:
+def _balance(trainer: Trainer, seen: DryRun) -> list[Diagnostic]:
     if float(trainer.schedule(max(len(seen.losses) - 1, 0))) < WARM * trainer.system.config.optim.lr:
         return []
-    norms = {name.removeprefix("pull/norm/"): v for name, v in seen.watched.items() if name.startswith("pull/norm/")}
+    prefix = "conflict/norm/"
+    norms = {name.removeprefix(prefix): v for name, v in seen.scalars.items() if name.startswith(prefix)}
     weak = {name: norm / sum(norms.values()) for name, norm in norms.items() if norm < WEAK * sum(norms.values())}
     return [
-        warning(f"objective {name} gives {share:.1%} of the gradient on the trunk: raise its weight, or it learns last")
+        warning(f"objective {name} gives {share:.1%} of the gradient on the trunk: raise its weight")
         for name, share in weak.items()
     ]
 
 
-def _waiting(seen: Rehearsal) -> list[Finding]:
+def _waiting(seen: DryRun) -> list[Diagnostic]:
     share = seen.data / (seen.data + seen.step)
     if not share > WAITING:
         return []
     return [
         warning(
-            f"a run would wait for its data, which take {share:.0%} of the time of step and data: raise data.workers,"
-            " or make reading cheaper"
+            f"training would wait for data: fetching takes {share:.0%} of the time of step and data; raise"
+            " data.workers, or make reading cheaper"
         )
     ]

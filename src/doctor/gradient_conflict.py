@@ -1,7 +1,6 @@
-"""The pull of the objectives on the trunk that they share, and how large the activations are: one extra pass.
+"""Gradients of the objectives on the shared trunk, and the size of its activations, from one extra pass.
 
-Two objectives pull together where the cosine of their gradients is above 0, and against each other below (Yu et al.
-2020, Gradient Surgery for Multi-Task Learning, definition 1).
+Two gradients conflict when their cosine is negative (Yu et al. 2020, Gradient Surgery, definition 1).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from src.common.mesh.sharding import batch_sharding, replicated
 from src.common.rng import step_key
 from src.common.runtime import background
 from src.common.tree import split_rows
-from src.doctor.layer_stats import block, hasty, told
+from src.doctor.layer_stats import block, fast_compile, logged
 from src.interfaces import Batch, PyTree
 from src.models.model import bind
 from src.train.state import TrainState, with_extras
@@ -31,14 +30,14 @@ from src.train.step import Add, StepMetrics
 from src.train.system import Drawn, System, draw, prepare, terms_of, weighted_sum
 from src.train.trainer import Trainer
 
-PAIRED = 4  # objectives whose pairs are all told; of more, each is told against the sum of the others
+PAIRED = 4  # up to so many objectives all pairs are logged; of more, each against the sum of the others
 
 
 @struct.dataclass
-class Pulls:
-    """What one probe finds of K objectives, in the order of `labels`, and L blocks.
+class ConflictStats:
+    """Measurements of K objectives, in the order of `labels`, and L blocks.
 
-    products   inner products of their weighted gradients on the trunk
+    products   inner products of the weighted objectives' gradients on the trunk
     rms        by task: root mean square of the residual stream of valid tokens after each block
     """
 
@@ -46,16 +45,15 @@ class Pulls:
     rms: dict[str, Float[Array, "L"]]
 
 
-class Probe:
-    """A watcher of the log line at, or after, each `every`-th step (`config.doctor.every`).
+class GradientConflict:
+    """Scalars of the log line at, or after, each `every`-th step (`config.doctor.every`).
 
-    pull/norm/<task>.<objective>       |gradient| of the weighted objective on the trunk
-    pull/cosine/<one>/<other>          between two of them; with many objectives `<one>/rest`
+    conflict/norm/<task>.<objective>   |gradient| of the weighted objective on the trunk
+    conflict/cosine/<one>/<other>      cosine of two of these gradients; of more than 4 objectives `<one>/rest`
     activation/<task>/block_00 …       root mean square of the residual stream after the block
 
-    The batch is that of the last step with the noise of that step, the parameters are those after it. With
-    `accumulate` > 1 the first microbatch is measured. The pass compiles beside the first steps. Where the device has no
-    room for it, it is left out, and the run goes on.
+    Batch (with `accumulate` > 1 its first microbatch) and noise are those of the last step, the parameters those after
+    it. The pass compiles during the first steps. Without memory for it, a single process warns and goes on.
     """
 
     def __init__(self, trainer: Trainer, every: int | None = None):
@@ -63,19 +61,19 @@ class Probe:
         self._compiling: Future | None = None
 
     def due(self, step: int) -> bool:
-        """Whether the log line of this step has a probe: a function of the step alone, for a resumed run as well."""
+        """Whether the log line of this step has these scalars; depends on `step` alone, so that a run can resume."""
         line = self.trainer.system.config.log.every
         return self.every > 0 and step % self.every < (line if step % line == 0 else 1)
 
     def __call__(
         self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
     ) -> dict[str, float]:
-        """The scalars above, or none where no probe is due."""
+        """The scalars above, or none if not due."""
         config = self.trainer.system.config
         if not self.every or config.steps < self.every:
             return {}
         if self._compiling is None:
-            self._compiling = background.begin(self.compile, "probe")
+            self._compiling = background.begin(self.compile, "gradient conflict")
         if not self.due(step):
             return {}
         try:
@@ -83,47 +81,49 @@ class Probe:
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() > 1:  # the other processes would wait for this one
                 raise
-            logging.warning("the probe is left out from now on (%s): set doctor.every=0", str(error)[:200])
+            logging.warning("no gradient conflict from now on (%s): set doctor.every=0", str(error)[:200])
             self.every = 0
             return {}
         return scalars(self.trainer.system, found)
 
     def compile(self) -> Any:
-        """The pass, ahead of its first use: (parameters, seed, steps done, batch) -> Pulls."""
+        """The compiled pass: (parameters, seed, steps done, batch) -> ConflictStats."""
         trainer, state, rows = self.trainer, self.trainer.abstract, batch_sharding(self.trainer.mesh)
         spec = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), trainer.system.spec())
 
-        def measure(params: PyTree, seed: Array, done: Int[Array, ""], batch: Mapping[str, Batch]) -> Pulls:
-            return pulls(trainer.system, params, step_key(seed, done - 1), batch, trainer.placement)
+        def measure(params: PyTree, seed: Array, done: Int[Array, ""], batch: Mapping[str, Batch]) -> ConflictStats:
+            return conflict_stats(trainer.system, params, step_key(seed, done - 1), batch, trainer.placement)
 
         with jax.set_mesh(trainer.mesh):
-            jitted = jax.jit(measure, out_shardings=replicated(trainer.mesh), compiler_options=hasty(trainer))
+            jitted = jax.jit(measure, out_shardings=replicated(trainer.mesh), compiler_options=fast_compile(trainer))
             return jitted.lower(with_extras(state), state.extra["seed"], state.step, spec).compile()
 
 
 def labels(system: System) -> list[tuple[str, str]]:
-    """(task, objective) of every objective that is trained with a weight."""
+    """(task, objective) of every objective with a weight."""
     return [(t, o) for t, plan in system.tasks.items() for o, (_, weight) in plan.objectives.items() if weight]
 
 
-def pulls(system: System, params: PyTree, key: Array, batch: Mapping[str, Batch], placement: Placement) -> Pulls:
-    """Gradients of all objectives on the trunk at these parameters, with the noise of the step of this key."""
+def conflict_stats(
+    system: System, params: PyTree, key: Array, batch: Mapping[str, Batch], placement: Placement
+) -> ConflictStats:
+    """Gradients of all objectives on the trunk, with the noise of the step that has this key."""
     drawn = draw(system, batch, key)
     trunks, rms = [], {}
     for task, label in labels(system):
         grads, (_, rms[task]) = objective_gradient(system, params, drawn, task, label, placement)
         trunks.append([g.astype(jnp.float32) for g in jax.tree.leaves(grads["trunk"])])
     products = [[sum((a * b).sum() for a, b in zip(one, other, strict=True)) for other in trunks] for one in trunks]
-    return Pulls(jnp.asarray(products), rms)
+    return ConflictStats(jnp.asarray(products), rms)
 
 
 def objective_gradient(
     system: System, params: PyTree, drawn: Drawn, task: str, label: str, placement: Placement
 ) -> tuple[PyTree, tuple[Array, Float[Array, "L"]]]:
-    """Gradient of weight · (sum of the terms / their counts) of one objective, its value, and the blocks' rms `[L]`.
+    """Gradient of weight · Σ (term / its count) of one objective, its value, and the rms of the blocks `[L]`.
 
-    Rows do not see each other, so only those of the task are run: all objectives together cost about one step. The
-    gradients of all objectives add up to that of the step.
+    Runs only the rows of the task, so all objectives of different tasks together cost about one step. The gradients
+    of all objectives add up to that of the step.
     """
     plan = system.tasks[task]
     alone = dataclasses.replace(plan, objectives={label: plan.objectives[label]})
@@ -138,7 +138,7 @@ def objective_gradient(
         valid = view.layout.spec(view.batch).segment > 0
 
         def measure(h: Array) -> tuple[Array, Array]:
-            return _squares(h[:, : valid.shape[1]], valid)  # `context` may have made the rows longer
+            return _squares(h[:, : valid.shape[1]], valid)  # context parallelism may pad the rows
 
         def loss(params: PyTree) -> tuple[Array, Any]:
             net = bind(alone.architecture, params, placement, measure)
@@ -154,11 +154,11 @@ def objective_gradient(
     return grads, (total, jnp.sqrt(squares / count))
 
 
-def scalars(system: System, found: Pulls) -> dict[str, float]:
-    """What a probe found, by the names of `Probe`; an objective without a gradient has no cosine."""
+def scalars(system: System, found: ConflictStats) -> dict[str, float]:
+    """The scalars of `GradientConflict`; an objective whose gradient is zero has no cosine."""
     names, products = [".".join(pair) for pair in labels(system)], np.asarray(found.products, np.float64)
     norms = np.sqrt(np.diag(products))
-    out = {f"pull/norm/{name}": float(norm) for name, norm in zip(names, norms, strict=True)}
+    out = {f"conflict/norm/{name}": float(norm) for name, norm in zip(names, norms, strict=True)}
     for i, name in enumerate(names):
         if len(names) > PAIRED:
             rest = np.arange(len(names)) != i
@@ -168,14 +168,14 @@ def scalars(system: System, found: Pulls) -> dict[str, float]:
             others = {names[j]: (products[i, j], norms[j]) for j in range(i + 1, len(names))}
         for other, (product, length) in others.items():
             if norms[i] * length > 0:
-                out[f"pull/cosine/{name}/{other}"] = float(product / (norms[i] * length))
+                out[f"conflict/cosine/{name}/{other}"] = float(product / (norms[i] * length))
     for task, rms in found.rms.items():
-        blocks = told({block(i): float(value) for i, value in enumerate(np.asarray(rms))})
+        blocks = logged({block(i): float(value) for i, value in enumerate(np.asarray(rms))})
         out |= {f"activation/{task}/{name}": value for name, value in blocks.items()}
     return out
 
 
 def _squares(h: Float[Array, "B S D"], valid: Bool[Array, "B S"]) -> tuple[Array, Array]:
-    """Sum of squares of the valid tokens, and how many numbers these are; what padding leaves means nothing."""
+    """Sum of squares of the valid tokens, and the count of numbers in it; padding may hold any values."""
     squares = jnp.where(valid[..., None], jnp.square(h.astype(jnp.float32)), 0)
     return squares.sum(), valid.sum(dtype=jnp.float32) * h.shape[-1]

@@ -1,4 +1,4 @@
-"""What a run shows from time to time: losses on held-out rows, what was forgotten since the start, and drawings."""
+"""Held-out evaluations during training: losses, their change since the initial parameters, and generated images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from src.common.mesh.sharding import replicated
 from src.common.rng import stream
 from src.common.runtime.writers import MetricWriter
 from src.data.pipeline.reader import read_batch
-from src.doctor.layer_stats import hasty
+from src.doctor.layer_stats import fast_compile
 from src.interfaces import Batch, LossTerm, PyTree, row_of
 from src.train.state import TrainState, with_extras
 from src.train.step import Add
@@ -28,15 +28,15 @@ from src.train.trainer import Trainer
 COLUMNS = 10
 
 
-class Panels:
-    """Writes a panel every `config.doctor.panels` steps; with 0, where the run evaluates and at its end.
+class HeldOut:
+    """Evaluates every `config.doctor.panels` steps (0: every `config.eval.every`), and after the last step.
 
     heldout/<task>/<objective>/<term>   mean over the same held-out rows with the same noise each time
-    forgetting/<task>/<objective>/…     the same, less what the initial parameters had; above 0, the run made it worse
-    drawings/<task>                     a picture: the same prompts and noise each time
+    forgetting/<task>/<objective>/…     the same minus its value for the initial parameters; positive is worse
+    drawings/<task>                     images generated from the same prompts and noise each time
 
-    They are those of the averaged parameters if the run evaluates these. What the initial parameters had is measured
-    at the first panel, on initial parameters made anew, so that a resumed run needs to remember nothing.
+    Uses the averaged parameters if `config.eval.ema`. The initial parameters are made again and measured at the first
+    evaluation of a process, so that checkpoints need not store their losses.
     """
 
     def __init__(self, trainer: Trainer):
@@ -48,12 +48,12 @@ class Panels:
         self._initial: dict[str, float] | None = None
 
     def due(self, step: int) -> bool:
-        """Whether there is a panel after `step` steps."""
+        """Whether an evaluation is due after `step` steps."""
         last = step == self.trainer.system.config.steps
         return (bool(self.every) and step % self.every == 0) or last
 
     def __call__(self, step: int, state: TrainState, writer: MetricWriter) -> None:
-        """Writes the panel of this step, if one is due."""
+        """Evaluates and writes the results, if due."""
         if not self.due(step):
             return
         began = time.monotonic()
@@ -71,19 +71,19 @@ class Panels:
             pipeline = self.trainer.system.pipeline.with_params(with_extras(state, params))
             system = dataclasses.replace(self.trainer.system, pipeline=pipeline)
             writer.write_images(step, drawings(system, self.plans, self.drawings))
-        logging.info("the panel of step %d took %.1f s", step, time.monotonic() - began)
+        logging.info("the held-out evaluation of step %d took %.1f s", step, time.monotonic() - began)
 
     def _at_the_start(self, state: TrainState) -> dict[str, float]:
-        """What the initial parameters had; nothing where the weights that they came from are gone (`init_from`)."""
+        """Held-out losses of the initial parameters; empty if the weights of `init_from` can no longer be read."""
         try:
             params = self.trainer.init_params()
         except OSError as error:
-            logging.warning("the panels do not tell what is forgotten, because %s", error)
+            logging.warning("no scalars forgetting/…: the initial parameters cannot be made again (%s)", error)
             return {}
         return self.heldout(with_extras(state, params))
 
     def heldout(self, params: PyTree) -> dict[str, float]:
-        """Mean of every term, "task/objective/term", over the held-out rows."""
+        """Mean of every term over the held-out rows, by "task/objective/term"."""
         sums: dict[str, LossTerm] = {}
         seed = np.uint32(self.system.config.seed)
         for number, batch in enumerate(self._rows()):
@@ -93,7 +93,7 @@ class Panels:
 
     @functools.cached_property
     def _measure(self) -> Any:
-        """The jitted sums: (parameters, seed, number of the batch, batch) -> terms."""
+        """Jitted: (parameters, seed, number of the batch, batch) -> terms."""
         system, placement = self.system, self.trainer.placement
 
         def measure(params: PyTree, seed: Any, number: Any, batch: Mapping[str, Batch]) -> dict[str, LossTerm]:
@@ -102,17 +102,16 @@ class Panels:
             def local(params: PyTree, rows: Drawn, add: Add) -> tuple[PyTree, PyTree]:
                 terms = losses(system, params, rows, placement)
                 trained = {name: term for name, term in terms.items() if term.trained}
-                return jax.tree.map(jnp.zeros_like, params), add(trained)  # nobody asks for gradients
+                return jax.tree.map(jnp.zeros_like, params), add(trained)  # gradients are not needed
 
             return placement.local(local, params, draw(system, batch, key))[1]
 
-        return jax.jit(measure, out_shardings=replicated(self.trainer.mesh), compiler_options=hasty(self.trainer))
+        options = fast_compile(self.trainer)
+        return jax.jit(measure, out_shardings=replicated(self.trainer.mesh), compiler_options=options)
 
     def _rows(self) -> Iterator[dict[str, Batch]]:
-        """This process's share of the batches: rows spread over the split, in its order, the same ones every time.
-
-        A row that cannot be used keeps its place and counts nothing.
-        """
+        """This process's rows of the held-out batches: evenly spaced in the split, the same at every evaluation. A bad
+        row keeps its place and has count 0."""
         (mine, count), order = data_shard(self.trainer.mesh)
         for number in range(self.batches):
             batch = {}
@@ -126,14 +125,14 @@ class Panels:
 
 
 def table(initial: Mapping[str, float], now: Mapping[str, float]) -> str:
-    """The forgetting panel, in Markdown."""
+    """Held-out losses of the initial and the current parameters, and their change, as a Markdown table."""
     lines = ["| held-out loss | initial | now | change |", "|---|---|---|---|"]
     return "\n".join(lines + [f"| {k} | {initial[k]:.4g} | {v:.4g} | {v - initial[k]:+.4g} |" for k, v in now.items()])
 
 
 def drawings(system: System, held_out: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
-    """`drawings/<task>`: what each task that makes pictures makes of `count` of its prompts, held-out ones in the tasks
-    that have some."""
+    """`drawings/<task>`: images of each task that generates images, from `count` prompts: held-out ones if there are
+    any, else training ones."""
     from src.evals.given import title
     from src.evals.grid import caption_grid
 
@@ -150,9 +149,9 @@ def drawings(system: System, held_out: Mapping[str, Any], count: int) -> dict[st
 
 
 def _held_out(name: str, plan: TaskPlan) -> bool:
-    """Whether a task has held-out rows; one without is left out of the panels."""
+    """Whether a task has held-out rows; one without is left out of the evaluation."""
     try:
         return plan.task.rows("test") > 0
     except ValueError as error:
-        logging.info("task %s is not in the panels: %s", name, error)
+        logging.info("task %s has no held-out losses: %s", name, error)
         return False

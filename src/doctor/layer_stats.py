@@ -1,4 +1,4 @@
-"""What every log line says of the blocks, the average and the rows, from what the step measured anyway."""
+"""Scalars of every log line: updates and gradients by part of the model, lag of the averaged parameters, padding."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from src.train.step import StepMetrics
 from src.train.system import System
 from src.train.trainer import Trainer
 
-MOST = 8  # blocks that are all told; of a deeper trunk `SPREAD` of them and the largest are
+MOST = 8  # up to so many blocks all are logged; of a deeper trunk `SPREAD` blocks and the largest value
 SPREAD = 5
 
 
-class Vitals:
-    """A watcher of every log line, of the last step before it.
+class LayerStats:
+    """Scalars of the last step before each log line.
 
     ratio/<part>      |update| / |parameters| of a block (`block_00` …) or another part of the model (`text/head`, …)
-    gradient/<part>   |gradient| of the same, before clipping
+    gradient/<part>   |gradient| of the same part, before clipping
     ema_lag           |average - parameters| / |parameters|, of all parameters
-    padding/<task>    share of the places of its rows that are padding
+    padding/<task>    share of padding in the task's rows
     """
 
     def __init__(self, trainer: Trainer):
@@ -45,21 +45,21 @@ class Vitals:
         size = sum(float(np.sum(a)) for a in squares["param"].values())
         grads = {part: square**0.5 for part, square in by_part(squares["grad"]).items()}
         found = {"ratio": ratios(squares["update"], squares["param"]), "gradient": grads}
-        scalars = {f"{kind}/{part}": value for kind, parts in found.items() for part, value in told(parts).items()}
+        scalars = {f"{kind}/{part}": value for kind, parts in found.items() for part, value in logged(parts).items()}
         if size:
             scalars["ema_lag"] = float(np.sqrt(apart / size))
         return scalars | {f"padding/{task}": float(share) for task, share in padding.items()}
 
 
 def ratios(update: Mapping[str, np.ndarray], param: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """|update| / |parameters| by part from sums of squares by path; a part whose parameters are all zero has none."""
+    """|update| / |parameters| by part, from sums of squares by path; without parts whose parameters are all zero."""
     updates, params = by_part(update), by_part(param)
     return {part: (updates[part] / size) ** 0.5 for part, size in params.items() if size}
 
 
 def by_part(squares: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Sums of squares by block, by part of a field (`image/head`) and, of the rest, by the first name of the path
-    (behind `trunk/`)."""
+    """Sums of squares by block, by part of a field (`image/head`), and otherwise by the first name of the path after
+    `trunk/`."""
     sums: dict[str, float] = {}
     for path, values in squares.items():
         stacked = path.startswith(STACKED)
@@ -74,8 +74,8 @@ def _part(path: str) -> str:
     return "/".join(names[:2]) if first == "fields" else first
 
 
-def told(values: Mapping[str, float]) -> dict[str, float]:
-    """Of more than `MOST` blocks only some, from the first to the last, and `blocks_largest`; all other parts."""
+def logged(values: Mapping[str, float]) -> dict[str, float]:
+    """The values to log: of more than `MOST` blocks only `SPREAD`, evenly spaced, and `blocks_largest`."""
     blocks = sorted(name for name in values if name.startswith("block_"))
     if len(blocks) <= MOST:
         return dict(values)
@@ -85,18 +85,18 @@ def told(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def block(number: int) -> str:
-    """The name of a block in scalars."""
+    """Name of a block in the log."""
     return f"block_{number:02d}"
 
 
-def hasty(trainer: Trainer) -> dict[str, Any]:
-    """Compiler options of what runs only now and then: for CPUs, compiling well would take longer than running."""
+def fast_compile(trainer: Trainer) -> dict[str, Any]:
+    """Compiler options for programs that run rarely: on CPUs few optimizations, since compiling outlasts running."""
     cpu = trainer.mesh.devices.flat[0].platform == "cpu"
     return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} if cpu else {}
 
 
 def padding_shares(system: System, batch: Mapping[str, Batch]) -> dict[str, Float[Array, ""]]:
-    """By task: the places of its rows that are padding, over all places."""
+    """Share of padding in the rows of each task."""
     specs = {name: plan.layout.spec(batch[name]) for name, plan in system.tasks.items()}
     return {name: jnp.mean(spec.segment == 0, dtype=jnp.float32) for name, spec in specs.items()}
 

@@ -1,4 +1,4 @@
-"""Whether a run fits into the memory of this machine, before anything is allocated."""
+"""Memory checks of a run, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import jax
 
 from src.common.tree import count_parameters
 from src.train.system import System
-from src.train.teacher import keeper
+from src.train.teacher import teacher_selector
 from src.train.trainable import split
 from src.train.trainer import Trainer
 
 GIB = 2**30
-MOMENTS = {"full": 8, "bfloat16": 6, "factored": 2}  # bytes a weight, see `train/optim.py`
-FROZEN = 8  # bytes a weight: itself and its average
-GRADIENT = 4
+MOMENTS = {"full": 8, "bfloat16": 6, "factored": 2}  # bytes per weight, see `train/optim.py`
+FROZEN = 8  # bytes per weight: float32 parameter and average
+GRADIENT = 4  # bytes per weight
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
 ELSEWHERE = (
     "run it on more or larger devices, or ask `python -m src.tools.aot --config=…` which pod it fits (nothing is"
@@ -26,32 +26,32 @@ ELSEWHERE = (
 
 
 def check_state(system: System) -> None:
-    """Raises ValueError when not even parameters, average, moments, gradients and the frozen encoders, of which every
-    device has its own, fit on all devices together.
+    """Raises ValueError when parameters, average, moments, gradients and the frozen encoders (a copy on each device)
+    need more memory than all devices have together.
 
-    It knows nothing of activations yet and takes no time; `check_step` asks the compiler.
+    Compiles nothing and leaves out activations; `check_step` counts them.
     """
-    have = room()
+    have = free_memory()
     shapes = jax.eval_shape(system.init, jax.random.key(0))
     count, trained = count_parameters(shapes), count_parameters(split(shapes, system.config)[0])
     need = count * FROZEN + trained * (GRADIENT + MOMENTS[system.config.optim.moments])
-    if (keep := keeper(system)) is not None:
+    if (keep := teacher_selector(system)) is not None:
         need += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(keep, shapes)))
     encoders = system.encoder_bytes() * (jax.local_device_count() if _shared() else jax.device_count())
     devices, need = 1 if _shared() else jax.device_count(), need + encoders
     if have is not None and need > have * devices:
         besides = f" ({encoders / GIB:.1f} of it frozen encoders)" if encoders else ""
         raise ValueError(
-            f"{count:,} parameters with average, moments and gradients take {need / GIB:.1f} GiB{besides}, and this"
+            f"{count:,} parameters with average, moments and gradients take {need / GIB:.1f} GiB{besides}, but this"
             f" machine has {have * devices / GIB:.1f} GiB: {ELSEWHERE}"
         )
 
 
 def check_encoding(trainer: Trainer) -> int | None:
-    """Bytes that the frozen encoders' program needs on a device beside the state, or None where there is no such
-    program or the compiler does not tell; call it before anything is allocated.
+    """Bytes per device for the program of the frozen encoders and the state; None without such a program, or if the
+    compiler does not report memory. Call it before anything is allocated.
 
-    Raises ValueError when a device has less. The compiled program is the one that then runs.
+    Raises ValueError when a device has less free. The compiled program is cached for training.
     """
     lowered = trainer.lower_encode()
     found = None if lowered is None else lowered.compile().memory_analysis()
@@ -64,11 +64,11 @@ def check_encoding(trainer: Trainer) -> int | None:
 
 
 def _fitting(trainer: Trainer, need: int, what: str, advice: str) -> int:
-    """`need`, the bytes of a device for `what`. Raises ValueError when a device has less."""
-    have, sharing = room(), len(trainer.mesh.local_devices) if _shared() else 1
+    """`need`, bytes per device. Raises ValueError when a device has less free."""
+    have, sharing = free_memory(), len(trainer.mesh.local_devices) if _shared() else 1
     if have is not None and need * sharing > have:
         raise ValueError(
-            f"{what} takes {need * sharing / GIB:.1f} GiB, and there are {have / GIB:.1f} GiB: {advice}, or {ELSEWHERE}"
+            f"{what} takes {need * sharing / GIB:.1f} GiB, but {have / GIB:.1f} GiB are free: {advice}, or {ELSEWHERE}"
         )
     return need
 
@@ -79,10 +79,10 @@ def _local(tree: Any) -> int:
 
 
 def check_step(trainer: Trainer, update: Any) -> int | None:
-    """Bytes that the compiled step needs on a device, or None where the compiler does not tell.
+    """Bytes per device for the compiled step, or None if the compiler does not report memory.
 
-    Frozen encoders are there by now, and so not free; the next batch comes while the step runs.
-    Raises ValueError when a device has less.
+    Adds the next batch, which is encoded while the step runs; frozen encoders are already allocated.
+    Raises ValueError when a device has less free.
     """
     found = update.memory_analysis()
     if found is None:
@@ -94,8 +94,8 @@ def check_step(trainer: Trainer, update: Any) -> int | None:
     return _fitting(trainer, need, "a step", "lower batch, raise accumulate, set model.trunk.remat to names or full")
 
 
-def room() -> int | None:
-    """Free bytes of one accelerator, or of this machine where its devices are CPUs; None where nobody tells."""
+def free_memory() -> int | None:
+    """Free bytes of one accelerator, or of the whole machine if its devices are CPUs; None if unknown."""
     stats = jax.local_devices()[0].memory_stats()
     if not _shared():
         return stats["bytes_limit"] - stats["bytes_in_use"] if stats and "bytes_limit" in stats else None

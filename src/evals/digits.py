@@ -21,7 +21,7 @@ class DigitsEvaluator:
     0, leaves one out.
 
     draw      on `images` drawings, all phrasings of all digits in turn: digit_accuracy, judge_accuracy,
-              frechet_distance, frechet_floor, fdpx, fdpx_floor_held_out, fdpx_floor_patches (`drawing.score_drawings`)
+              frechet_distance, frechet_floor, fdpx, fdpx_at_held_out and their floors (`drawing.score_drawings`)
     caption   caption_accuracy: share of (at most `captions`) held-out images whose freely generated text is exactly the
               canonical caption, "a handwritten seven"
     complete  text_accuracy: share of (at most `sentences`) held-out sentences about numbers whose freely generated

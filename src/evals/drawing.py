@@ -7,7 +7,7 @@ those of a training half, at equal sample size, although the judge learned from 
 
 What a judge's features see is a matter of the judge, so that the distance in pixels is told, too: a generator whose
 `fdpx` is not below `fdpx_floor_patches` joins patches no better than by chance, and `fdpx_floor_held_out` is what real
-images have.
+images have: 360 of them, so that as many drawings are compared with it (`fdpx_at_held_out`).
 """
 
 from __future__ import annotations
@@ -60,13 +60,14 @@ def score_drawings(
     frechet_distance  between the judge's features of the drawings and of one half of the real training images
     frechet_floor     the same between the two real halves: what perfect drawings would get
     fdpx              between the pixels, in [0, 1], of the drawings and of all real training images
-    fdpx_floor_held_out, fdpx_floor_patches   the same of the held-out images, and of n images whose patches are
-                      independent given the digit
+    fdpx_floor_patches    the same of n images whose patches are independent given the digit
+    fdpx_at_held_out      the same of as many drawings as there are held-out images (the distance falls with the number)
+    fdpx_floor_held_out   the same of the held-out images; to be compared with `fdpx_at_held_out`
 
     An image with a value that is not finite is wrong, and the distances of the drawings are then NaN.
     Raises ValueError if the images are not 8 x 8 x 1.
     """
-    reader = judge()
+    reader, held_out = judge(), digits.load("test").values
     images, whole = finite(images)
     right = (reader.predict(images) == wanted) & whole
     real, other = (reader.features(half) for half in real_halves(len(images), shift))
@@ -76,7 +77,8 @@ def score_drawings(
         "frechet_distance": frechet_distance(reader.features(images), real) if whole.all() else float("nan"),
         "frechet_floor": frechet_distance(other, real),
         "fdpx": pixel_distance(images, shift) if whole.all() else float("nan"),
-        "fdpx_floor_held_out": pixel_distance(shifted(digits.load("test").values, shift), shift),
+        "fdpx_at_held_out": pixel_distance(images[: len(held_out)], shift) if whole.all() else float("nan"),
+        "fdpx_floor_held_out": pixel_distance(shifted(held_out, shift), shift),
         "fdpx_floor_patches": pixel_distance(mixed_patches(len(images), shift), shift),
     }
     return scalars, right

@@ -14,7 +14,7 @@ from src.evals.tasks import find_task, images_of
 class LabelsEvaluator:
     """Evaluates the task named `draw` by `images` drawings, as many of each class.
 
-    digit_accuracy, judge_accuracy, frechet_distance, frechet_floor, fdpx, fdpx_floor_held_out, fdpx_floor_patches: see
+    digit_accuracy, judge_accuracy, frechet_distance, frechet_floor, fdpx, fdpx_at_held_out and their floors: see
     `drawing.score_drawings`. Picture: drawings below their labels, red where wrong.
 
     Raises ValueError if the task is missing or does something else, or for a number of images out of range.

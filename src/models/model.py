@@ -4,6 +4,7 @@ holds."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -62,7 +63,7 @@ class Model(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class BoundField:
+class ModelField:
     """A row of the table with its parameters and the state of its process. See `interfaces.BoundField`."""
 
     field: Field
@@ -84,7 +85,7 @@ class BoundField:
         """The next token of each row."""
         return self.parts.head.sample(key, hidden, guide, choose)
 
-    def divergence(self, hidden: Array, other: BoundField, states: Array, temperature: float = 1.0) -> Array:
+    def divergence(self, hidden: Array, other: ModelField, states: Array, temperature: float = 1.0) -> Array:
         """KL(other || this row) of the next token, of two networks' hidden states."""
         return self.parts.head.divergence(hidden, other.parts.head, states, temperature)
 
@@ -124,17 +125,17 @@ class Network:
     states: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
     open_teacher: Callable[[], Network] | None = None
 
-    def field(self, name: str) -> BoundField:
+    def field(self, name: str) -> ModelField:
         """The row of the table that a name belongs to."""
         row = row_of(name)
         field = self.architecture.table[row]
         process = field.process.bind(self.states[row]) if row in self.states else field.process
-        return BoundField(field, self.model.fields[row], process)
+        return ModelField(field, self.model.fields[row], process)
 
     def teacher(self) -> Network:
         """The network with the parameters that the run began with. Raises ValueError when they were not kept."""
         if self.open_teacher is None:
-            raise ValueError("no teacher parameters were kept: bind what `train.state.with_teacher` makes of a state")
+            raise ValueError("no teacher parameters were kept: bind what `train.state.with_extras` makes of a state")
         return self.open_teacher()
 
     # ------------------------------------------------------------------ training: whole rows
@@ -231,31 +232,41 @@ class Network:
 
     def _lead(self, view: View, segment: Segment) -> Array:
         """The tokens in front of a segment [B, lead, D], or of each of its parts [B, M, lead, D]."""
-        vector = self._vector(view, segment, COPIES[segment.role][0])
-        if vector is None:  # only read: at time 0
+        times = self._times(view, segment, COPIES[segment.role][0])
+        one = _is_one(view, segment.name)
+        if times is None:  # only read: at time 0
             value = view.batch.tokens[segment.name].value
-            parts = view.layout.parts_of(segment.name)
-            vector = self.model.time(jnp.zeros((value.shape[0], parts), jnp.float32))
-        if _is_one(view, segment.name):
-            return self.model.conditioning.token(vector[:, :1])
-        return self.model.conditioning.token(vector)[:, :, None]
+            times = jnp.zeros((value.shape[0], view.layout.parts_of(segment.name)), jnp.float32)
+        elif one:  # given tokens have time 0; it is in front of the first block
+            times = times[:, : segment.sizes(noisy=True)[0]].max(axis=1, keepdims=True)
+        token = self.model.conditioning.token(self._condition(view, times))
+        return token if one else token[:, :, None]
+
+    def _times(self, view: View, segment: Segment, copy: str) -> Float[Array, "B T"] | None:
+        """The times of a segment's copy, of several names on a token the latest. None where no field tells its time."""
+        found = []
+        for name in segment.names:
+            field = self.architecture.table[row_of(name)]
+            if field.process is None or not field.timed:
+                continue
+            value = view.batch.tokens[name].value
+            clean = jnp.zeros((value.shape[0], view.layout.parts_of(name)), jnp.float32)
+            found.append(view.times.get(name, clean) if copy == "noisy" else clean)
+        return functools.reduce(jnp.maximum, found) if found else None
+
+    def _condition(self, view: View, times: Float[Array, "B T"] | None) -> Float[Array, "B T D"] | None:
+        """The embedding of times, and of the row's conditions. None where there is neither."""
+        found = [] if times is None else [self.model.time(times)]
+        for name, value in view.batch.cond.items():
+            found.append(self.model.fields[name].embed(value)[:, None])
+        return sum(found[1:], found[0]) if found else None
 
     def _vector(self, view: View, segment: Segment, copy: str) -> Float[Array, "B T D"] | None:
         """What conditions the tokens of a segment's copy: their time, clean when none is given, and the row's
         conditions. None where the fields have no process."""
-        noised = [name for name in segment.names if self.architecture.table[row_of(name)].process is not None]
-        if not noised:
+        if all(self.architecture.table[row_of(name)].process is None for name in segment.names):
             return None
-        found = []
-        timed = [name for name in noised if self.architecture.table[row_of(name)].timed]
-        if timed:
-            value = view.batch.tokens[timed[0]].value
-            clean = jnp.zeros((value.shape[0], view.layout.parts_of(timed[0])), jnp.float32)
-            times = view.times.get(timed[0], clean) if copy == "noisy" else clean
-            found.append(self.model.time(times))
-        for name, value in view.batch.cond.items():
-            found.append(self.model.fields[name].embed(value)[:, None])
-        return sum(found[1:], found[0]) if found else None
+        return self._condition(view, self._times(view, segment, copy))
 
     def _tokens(
         self, view: View, name: str, copy: str, vector: Array | None, piece: tuple[Any, int] | None = None

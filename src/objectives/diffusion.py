@@ -1,4 +1,4 @@
-"""Diffusion loss of one field, or of several that share their tokens and their time."""
+"""Diffusion loss of one name, or of several that share tokens and times."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from jaxtyping import Array, Bool, Float
 from src.common.rng import stream
 from src.interfaces import Corrupted, Field, Hidden, Loss, LossTerm, Net, PyTree, View, row_of
 
-QUARTERS = 4  # of diffusion time, whose losses are logged separately
+QUARTERS = 4  # of diffusion time, with losses logged separately
 PERS = ("row", "block", "token")
-STATISTICS = "@statistics"  # ends the name of a term for the field's process, which is not logged
-BINS = 32  # of diffusion time, in such a term
+STATISTICS = "@statistics"  # suffix of the terms for adaptive processes, which are not logged
+BINS = 32  # of diffusion time in these terms
 
 
 class Diffusion:
-    """Noise is added to the tokens of `names`, and the heads' outputs are compared by a loss, over the targets.
+    """Adds noise to the tokens of `names`, and sums a loss of the heads' outputs over the targets.
 
     loss        of all names, or by name (`objectives/losses`)
     timesteps   (key, shape) -> process times (`corruption/timesteps.py`)
-    per         what has a time of its own: a `row` (of packed rows each part), a `block` of the noisy copy, a `token`
-    given       some tokens of the names may be given: they keep time 0, are not noised, and cost a time for each token
+    per         draw one time for each `row` (in packed rows, each part), `block` of the noisy copy, or `token`
+    given       some tokens of the names may be given: these keep time 0 and get no noise; every token has a time
     hint        probability that a row reads its own first estimate (self-conditioning, Chen et al. 2022, arXiv
-                2208.04202), at the cost of a second pass of the trunk without gradient
+                2208.04202); it needs a second pass of the trunk, without gradient
     """
 
     PARTS: ClassVar[dict[str, str]] = {"loss": "objectives/losses", "timesteps": "corruption"}
+    adds_noise = True  # to its names
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Diffusion:
         if self.per == "block":
             times = jnp.repeat(times, jnp.asarray(sizes), axis=1, total_repeat_length=length)
         noise = {}
-        for number, name in enumerate(self.names):  # the first has the key itself
+        for number, name in enumerate(self.names):  # the first name uses the key itself
             own = noise_key if number == 0 else stream(noise_key, name)
             noise[name] = fields[row_of(name)].process.noise(own, (rows, length))
         draws = {"times": times, "noise": noise}
@@ -85,7 +86,7 @@ class Diffusion:
         return (self._hinted(net, view, aux, draws["hinted"]) if self.hint else view), aux
 
     def _hinted(self, net: Net, view: View, aux: dict[str, Corrupted], hinted: Bool[Array, "*B"]) -> View:
-        """The view with the network's own estimates, in the rows that are to see them."""
+        """The view with the network's first estimates, and zeros in the other rows."""
         hidden, hints = net.hidden({"": view})[""], {}
         for name in self.names:
             process = net.field(name).process
@@ -104,9 +105,9 @@ class Diffusion:
         return net.field(name)(_fold(states, outer), vector)
 
     def loss(self, net: Net, hidden: Hidden, aux: dict[str, Corrupted]) -> dict[str, LossTerm]:
-        """The losses of each name, one count a target; of several names, `name/loss`.
+        """Losses by name of the loss (of several names, `name/loss`), and their number of targets.
 
-        `mse@0.00-0.25` … are the parts of `mse` of the tokens whose time lies there; they add up to it.
+        `mse@0.00-0.25` … are the parts of the first loss from tokens with times in that range; they add up to it.
         """
         terms = {}
         for name in self.names:
@@ -128,7 +129,7 @@ class Diffusion:
 def statistics(
     values: Float[Array, "B N"], t: Float[Array, "B N"], target: Bool[Array, "B N"], bins: int = BINS
 ) -> LossTerm:
-    """Sums and counts [bins, N] of the targets' losses by time and place, for the state of an adaptive process."""
+    """Sums and counts [bins, N] of the targets' losses by time and position, for the state of an adaptive process."""
     inside = (jnp.minimum((t * bins).astype(jnp.int32), bins - 1)[None] == jnp.arange(bins)[:, None, None]) & target
     total = jnp.where(inside, jax.lax.stop_gradient(values), 0).sum(axis=1)
     return LossTerm(total, inside.sum(axis=1, dtype=jnp.float32), trained=False)
@@ -137,9 +138,9 @@ def statistics(
 def by_time(
     name: str, values: Float[Array, "B N"], t: Float[Array, "B N"], target: Bool[Array, "B N"]
 ) -> dict[str, LossTerm]:
-    """Sums and counts of the targets in each quarter of diffusion time, `name@0.00-0.25` …, none of them trained.
+    """Sums and counts of the targets in each quarter of diffusion time, `name@0.00-0.25` …, without gradient.
 
-    A value that is not finite spoils its own quarter alone.
+    A value that is not finite affects only its own quarter.
     """
     quarter = jnp.minimum((t * QUARTERS).astype(jnp.int32), QUARTERS - 1)  # t = 1 belongs to the last one
     terms = {}
@@ -151,5 +152,5 @@ def by_time(
 
 
 def _fold(tree: PyTree, outer: int) -> PyTree:
-    """Arrays with one axis in place of their first `outer` ones."""
+    """Arrays with their first `outer` axes merged."""
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[outer:]), tree)

@@ -1,4 +1,4 @@
-"""Distillation to the network that the run began with, against forgetting while other fields are learned."""
+"""Distillation from the initial network, against forgetting while other fields are learned."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from src.interfaces import Field, Hidden, LossTerm, Net, PyTree, View, row_of
 
 
 class Distill:
-    """τ² KL(teacher || student) of the next token, summed over the targets of `names` (Hinton et al. 2015; to one's
-    own beginning, Li & Hoiem 2016, Learning without Forgetting, arXiv 1606.09282).
+    """τ² KL(teacher || student) of the next token, summed over the targets of `names` (Hinton et al. 2015; with the
+    initial network as teacher, Li & Hoiem 2016, Learning without Forgetting, arXiv 1606.09282).
 
-    The teacher is the network with the parameters at the start of the run, after `init_from`. It reads of a row what it
-    knew then: the segments of the same fields as `names`, one behind the other, without those of other fields, whose
-    embedders it never learned. In rows without others both read the same. A token is left out when one of the two has
-    nothing before it.
+    The teacher is the network with the initial parameters, after `init_from`. It reads only the segments of the fields
+    of `names`, concatenated, since the embedders of other fields are new. A token that teacher or student cannot
+    predict, because no token precedes it, is left out.
 
-    temperature   τ: above 1 the unlikely tokens count more
+    temperature   τ: above 1, unlikely tokens have more weight
     """
 
     predicts_next = True  # reads the state before each token
-    taught = True  # the run keeps a teacher (`train/state.py`)
+    taught = True  # the run keeps a teacher (`train/teacher.py`)
 
     def __init__(self, names: Sequence[str] | str, temperature: float = 1.0):
         if not temperature > 0:
@@ -31,18 +30,18 @@ class Distill:
         self.names, self.temperature = (names,) if isinstance(names, str) else tuple(names), temperature
 
     def draw(self, key: Array, fields: Mapping[str, Field], view: View) -> PyTree:
-        """Nothing is random."""
+        """No random numbers."""
         return ()
 
     def prepare(self, net: Net, view: View, draws: PyTree) -> tuple[View, View]:
-        """Both read tokens as they are; kept beside the view is what the teacher reads."""
+        """The view, unchanged, and the teacher's view."""
         rows = {row_of(name) for name in self.names}
         layout = view.layout.only(lambda segment: row_of(segment.name) in rows)
         tokens = {name: value for name, value in view.batch.tokens.items() if row_of(name) in rows}
         return view, View(view.batch.replace(tokens=tokens, cond={}), layout)
 
     def loss(self, net: Net, hidden: Hidden, aux: View) -> dict[str, LossTerm]:
-        """`kl` in nats, and the number of tokens compared."""
+        """`kl` in nats, and its number of tokens."""
         teacher = net.teacher()
         read = teacher.hidden({"": aux})[""]
         total = LossTerm(jnp.zeros(()), jnp.zeros(()))

@@ -12,10 +12,10 @@ from src.interfaces import Field, Hidden, LossTerm, Net, PyTree, View, row_of
 
 
 class NextToken:
-    """-log p(token | everything before it), or what a head has in its place, summed over the targets of `names`.
+    """-log p(token | all tokens before it), or the head's own loss, summed over the targets of `names`.
 
-    A token is predicted from the last valid state before it in the sequence, which may be the last patch of an image;
-    one that has nothing before it is left out.
+    A token is predicted from the last valid state before it in the sequence, of any segment; a token without one is
+    left out.
     """
 
     predicts_next = True  # reads the state before each token
@@ -24,16 +24,16 @@ class NextToken:
         self.names = (names,) if isinstance(names, str) else tuple(names)
 
     def draw(self, key: Array, fields: Mapping[str, Field], view: View) -> PyTree:
-        """What the heads' losses draw."""
+        """The random numbers of the heads' losses."""
         shapes = {name: view.batch.tokens[name].valid.shape for name in self.names}
         return {name: fields[row_of(name)].noise(stream(key, name), shape) for name, shape in shapes.items()}
 
     def prepare(self, net: Net, view: View, draws: PyTree) -> tuple[View, PyTree]:
-        """Tokens are read as they are."""
+        """The view, unchanged."""
         return view, draws
 
     def loss(self, net: Net, hidden: Hidden, aux: PyTree) -> dict[str, LossTerm]:
-        """`nll`, and the number of tokens predicted."""
+        """`nll` in nats, and its number of tokens."""
         total = LossTerm(jnp.zeros(()), jnp.zeros(()))
         for name in self.names:
             bound, tokens = net.field(name), hidden.view.batch.tokens[name]

@@ -1,4 +1,4 @@
-"""The frozen networks of the fields' codecs, as sampling uses them: on as many values as the devices take at a time."""
+"""The frozen networks of the fields' codecs for sampling, applied in chunks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from src.common.mesh.distributed import to_host
 from src.common.mesh.sharding import replicated
 from src.common.runtime import stopping
 from src.interfaces import PyTree
-from src.sampling.rows import chunk, put, ways
+from src.sampling.rows import chunk, put, row_shards
 
 
 class FrozenLinks:
-    """`nets`: frozen links by field (`codecs/vae_latents.py`, `codecs/clip_vision.py`); other fields' values stay.
-
-    Every device of a mesh that has rows works on its own; parameters are placed at their first use.
-    """
+    """Frozen links `nets` by field (`codecs/vae_latents.py`, `codecs/clip_vision.py`); values of other fields are
+    returned unchanged. Rows are sharded over the mesh, and parameters placed at their first use."""
 
     def __init__(self, nets: Mapping[str, Any]):
         self.nets = dict(nets)
@@ -29,14 +27,14 @@ class FrozenLinks:
         self._programs: dict[tuple[str, str], Callable] = {}
 
     def encode(self, row: str, values: np.ndarray, mesh: Mesh | None) -> np.ndarray:
-        """Values as the data deliver them, as the device links get them; nothing is drawn at random."""
+        """Raw values [n, …] as inputs of the device links; deterministic."""
         if row not in self.nets:
             return values
         net = self.nets[row]
         return self._run(row, "encode", lambda params, x: net.draw(net.compute(params, x), None), values, mesh)
 
     def decode(self, row: str, values: np.ndarray, mesh: Mesh | None) -> np.ndarray:
-        """The inverse of `encode`, as far as there is one."""
+        """The (approximate) inverse of `encode`."""
         if row not in self.nets:
             return values
         return self._run(row, "decode", self.nets[row].decode, values, mesh)
@@ -46,7 +44,7 @@ class FrozenLinks:
             where = None if mesh is None else replicated(mesh)
             self._params[row, mesh] = jax.device_put(self.nets[row].params, where)
         program = self._programs.setdefault((row, what), jax.jit(function))
-        size, out = self.nets[row].rows * ways(mesh), []
+        size, out = self.nets[row].rows * row_shards(mesh), []
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             for start in range(0, len(values), size):
                 stopping.check()

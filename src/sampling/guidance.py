@@ -12,13 +12,13 @@ from jaxtyping import Array, Float
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How the outputs with and without the conditions are combined.
+    """Combines the outputs with and without conditions.
 
-    scale      1 is the conditional output, 0 the unconditional one
-    interval   times (lo, hi), both included, in which guidance acts; outside, the conditional output is taken
-    rescale    phi in [0, 1]: how far the guided outputs are brought to the standard deviation of the conditional ones
-    features   guide only the first so many features of vectors (official DiT and MonoFormer: those of 3 of 4 channels);
-               0 guides all
+    scale      1: the conditional output, 0: the unconditional one
+    interval   times (lo, hi), inclusive, with guidance; at other times the output is the conditional one
+    rescale    phi in [0, 1]: interpolates the guided outputs to the standard deviation of the conditional ones
+    features   number of features of vectors that are guided, the first ones (official DiT and MonoFormer: those of 3 of
+               4 channels); 0: all
 
     Raises ValueError for an empty interval, a rescale outside [0, 1] and a negative number of features.
     """
@@ -40,7 +40,7 @@ class Guidance:
     def __call__(
         self, cond: Float[Array, "B *N O"], null: Float[Array, "B *N O"], t: ArrayLike, guided: int | None = None
     ) -> Float[Array, "B *N O"]:
-        """The guided output at the scalar time t; all but the first `guided` numbers are those of `cond`."""
+        """The guided output at the scalar time t; only the first `guided` numbers differ from `cond`."""
         width = cond.shape[-1] if guided is None else guided
         c, n = cond[..., :width], null[..., :width]
         full = self._rescaled(n + self.scale * (c - n), c)

@@ -1,4 +1,4 @@
-"""The trained model as a person meets it: examples without what is to be made go in, what was made comes out."""
+"""Sampling from a trained model: incomplete examples in, generated values out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from src.common.lookup import build
+from src.common.lookup import build, check_arguments
 from src.common.mesh.distributed import to_host
 from src.common.mesh.fsdp import Placement
 from src.common.rng import stream
@@ -24,28 +24,28 @@ from src.sampling.frozen_links import FrozenLinks
 from src.sampling.guidance import Guidance
 from src.sampling.raw_values import decoded
 from src.sampling.rows import abstract, chunk, mesh_of, put, specs_of
-from src.sampling.walk import Decoder, Plan, Walk, fill, plan_of
+from src.sampling.walk import Decoder, SamplingPlan, Walk, fill, plan_of
 
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-    """What a compiled call depends on besides arrays.
+    """The static arguments of a compiled call.
 
-    specs   where the parameters lie, by path; empty: whole on every device
+    specs   PartitionSpecs of the parameters by path; empty: replicated
     """
 
     bind: Callable[[PyTree, Placement | None], Net]
     dtype: Any
     layout: Layout
-    plan: Plan
+    plan: SamplingPlan
     decoders: tuple[tuple[str, Decoder], ...]
     guidance: Guidance
     specs: tuple[tuple[str, PartitionSpec], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
-    """Rows to be completed, all of them on the host; `null`: the same without their conditions, None: no guidance."""
+class _Request:
+    """Rows to complete, on the host; `null`: the same without conditions, None: no guidance."""
 
     program: _Program
     batch: Batch
@@ -54,16 +54,15 @@ class _Job:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline:
-    """Everything of a system that sampling needs; `with_params` makes it usable.
+    """The parts of a system for sampling; it needs parameters (`with_params`).
 
-    bind        (parameters, where they lie) -> the network
-    fields      the table
+    bind        (parameters, placement) -> network
+    fields      by name
     tasks       by name
-    leads       by task and name, tokens that the model puts in front of the segment
-    decoders    by field; a segment has that of its first name
-    batch_size  rows of one call; more are made in turns, fewer are filled up, so that all share one program. They are
-                split over the devices that the parameters lie on (mesh axes `data` and `fsdp`), and do not depend on
-                how many these are
+    leads       number of lead tokens of a segment, by (task, name)
+    decoders    by field; a segment uses that of its first name
+    batch_size  rows of one call, always filled up, so that one program serves all. Rows are sharded over the mesh axes
+                `data` and `fsdp` of the parameters; results do not depend on the number of devices
     dtype       of the computation
     params      parameters, with the states of adaptive processes (`models/model.py`: bind)
     """
@@ -80,7 +79,7 @@ class Pipeline:
     params: PyTree = None
 
     def with_params(self, params: PyTree) -> Pipeline:
-        """The pipeline of these parameters."""
+        """The pipeline with these parameters."""
         return dataclasses.replace(self, params=params)
 
     def __call__(
@@ -91,14 +90,14 @@ class Pipeline:
         scale: float | None = None,
         decoders: Mapping[str, Decoder] | None = None,
     ) -> list[dict[str, Any]]:
-        """What is made of each example, by name ("image", "text.caption"): as the source would have it, pixels as uint8
-        [h, w, C], of a text what follows its given beginning.
+        """Generated values of each example by name ("image", "text.caption"), in the form of the source: pixels uint8
+        [h, w, C]; of a text, the new part.
 
-        given     examples without what is to be made; what they have of it is given (`data/task.py`)
-        scale     of guidance, instead of the config's; 1: none
-        decoders  by field, instead of the config's
+        given     incomplete examples; the values that they have are given (`data/task.py`)
+        scale     of guidance, in place of the config's; 1: no guidance
+        decoders  by field, in place of the config's
 
-        Raises ValueError for examples that do not fit the task, and where nothing is to be made.
+        Raises ValueError for examples that do not fit the task, or that are complete.
         """
         made = self.values(task, given, seed, scale, decoders)
         hosts = {name: self.fields[row_of(name)].codec.host for name in made}
@@ -113,48 +112,49 @@ class Pipeline:
         scale: float | None = None,
         decoders: Mapping[str, Decoder] | None = None,
     ) -> dict[str, Any]:
-        """The same by name and in front of the first link of each codec: images float32 [n, h, w, C] about in [-1, 1],
-        or a list where they differ in shape; texts as lists of ids."""
-        job, mesh = self._job(task, given, scale, decoders), mesh_of(self.params)
-        name, count, parts = job.program.plan.made[0], len(given), []
+        """The same by name, before the host link's `decode`: images float32 [n, h, w, C] about in [-1, 1], or a list if
+        shapes differ; texts as lists of ids."""
+        request, mesh = self._request(task, given, scale, decoders), mesh_of(self.params)
+        name, count, parts = request.program.plan.made[0], len(given), []
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             for start in range(0, count, self.batch_size):
                 stopping.check()
-                rows = put(chunk((job.batch, job.null), start, self.batch_size, mesh), mesh)
+                rows = put(chunk((request.batch, request.null), start, self.batch_size, mesh), mesh)
                 key = np.uint32(seed), np.int32(start)
-                part = _fill(job.program, name, self.params, *rows, *key)
+                part = _fill(request.program, name, self.params, *rows, *key)
                 parts.append({n: to_host(v)[: self.batch_size] for n, v in part.items()})
-        tokens = {n: np.concatenate([part[n] for part in parts])[:count] for n in job.program.plan.made}
+        tokens = {n: np.concatenate([part[n] for part in parts])[:count] for n in request.program.plan.made}
         frozen = lambda row, values: self.frozen.decode(row, values, mesh)
-        return {n: decoded(self.fields[row_of(n)], value, job.batch.tokens[n], frozen) for n, value in tokens.items()}
+        rows = request.batch.tokens
+        return {n: decoded(self.fields[row_of(n)], value, rows[n], frozen) for n, value in tokens.items()}
 
     def check(self, task: str, given: Sequence[Mapping[str, Any]]) -> None:
-        """Raises what a call would raise for these examples; parameters are not needed, frozen networks not read."""
+        """Raises the errors of a call with these examples, without parameters or frozen networks."""
         self._planned(task, given, self.decoders)
 
     def lower(
         self, task: str, given: Sequence[Mapping[str, Any]], scale: float | None = None, guided: bool = False
     ) -> jax.stages.Lowered:
-        """The program of one full call, traced on shapes alone; parameters may be abstract, with their shardings.
+        """The program of one full call, traced with shapes only; parameters may be abstract, with shardings.
 
-        guided   with guidance also where these examples have nothing to be guided away from
+        guided   with guidance even if these examples have no conditions
         """
-        job, mesh = self._job(task, given, scale, None, guided), mesh_of(self.params)
-        rows = abstract(chunk((job.batch, job.null), 0, self.batch_size, mesh), mesh)
+        request, mesh = self._request(task, given, scale, None, guided), mesh_of(self.params)
+        rows = abstract(chunk((request.batch, request.null), 0, self.batch_size, mesh), mesh)
         key = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.int32)
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            return _fill.lower(job.program, job.program.plan.made[0], self.params, *rows, *key)
+            return _fill.lower(request.program, request.program.plan.made[0], self.params, *rows, *key)
 
     # ------------------------------------------------------------------ rows
 
-    def _job(
+    def _request(
         self,
         task: str,
         given: Sequence[Mapping[str, Any]],
         scale: float | None,
         decoders: Mapping[str, Decoder] | None,
         guided: bool = False,
-    ) -> _Job:
+    ) -> _Request:
         guidance = self.guidance if scale is None else dataclasses.replace(self.guidance, scale=scale)
         decoders = dict(self.decoders) | dict(decoders or {})
         kept, plan, layout, batch = self._planned(task, given, decoders)
@@ -166,18 +166,18 @@ class Pipeline:
         layout = layout.with_leads(lambda segment: self.leads.get((task, segment.name), 0))
         mesh = mesh_of(self.params)
         batch = self._encoded(batch, plan, mesh)
-        null = None if null is None else self._encoded(null, plan, mesh, batch)
+        null = None if null is None else self._encoded(null, plan, mesh)
         if null is not None and not guided and all(map(_same, jax.tree.leaves(batch), jax.tree.leaves(null))):
-            null = None  # there is nothing to be guided away from
+            null = None  # no conditions, so guidance would change nothing
         used = {row_of(segment.name) for segment in layout.segments}
         chosen = tuple((row, decoder) for row, decoder in sorted(decoders.items()) if row in used)
         specs = tuple(sorted(specs_of(self.params).items()))
-        return _Job(_Program(self.bind, self.dtype, layout, plan, chosen, guidance, specs), batch, null)
+        return _Request(_Program(self.bind, self.dtype, layout, plan, chosen, guidance, specs), batch, null)
 
     def _planned(
         self, task: str, given: Sequence[Mapping[str, Any]], decoders: Mapping[str, Decoder]
-    ) -> tuple[Any, Plan, Layout, Batch]:
-        """The segments up to the last one that is made, what is made of them, and rows as the decoders walk them."""
+    ) -> tuple[Any, SamplingPlan, Layout, Batch]:
+        """The segments up to the last generated one, the plan, and layout and rows as fitted by the decoders."""
         if task not in self.tasks:
             raise ValueError(f"there is no task {task!r}; this system has {', '.join(self.tasks)}")
         if not len(given):
@@ -185,14 +185,14 @@ class Pipeline:
         layout, batch = self._prompts(task, given, null=False)
         plan = plan_of(layout, batch)
         if not plan.made:
-            raise ValueError(f"task {task} makes {', '.join(self.tasks[task].fill)}, and the examples have all of it")
+            raise ValueError(f"task {task} generates {', '.join(self.tasks[task].fill)}, but the examples have it all")
         last = max(i for i, s in enumerate(layout.segments) if set(s.names) & set(plan.made))
         kept = layout.segments[: last + 1]
         layout, batch = self._fitted(layout.only(lambda segment: segment in kept), batch, plan, decoders)
         return kept, plan, layout, batch
 
     def _prompts(self, task: str, given: Sequence[Mapping[str, Any]], null: bool) -> tuple[Layout, Batch]:
-        """Rows of the examples as the task makes them, some at a time: images that are to be made are not kept."""
+        """The task's rows of the examples, built in chunks to limit memory."""
         parts = []
         for start in range(0, len(given), self.batch_size):
             layout, batch = self.tasks[task].prompt(given[start : start + self.batch_size], null)
@@ -200,9 +200,9 @@ class Pipeline:
         return layout, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def _fitted(
-        self, layout: Layout, batch: Batch, plan: Plan, decoders: Mapping[str, Decoder]
+        self, layout: Layout, batch: Batch, plan: SamplingPlan, decoders: Mapping[str, Decoder]
     ) -> tuple[Layout, Batch]:
-        """Rows as the decoders walk them, which may want other blocks, or texts of another length."""
+        """Layout and rows with the decoders' blocks and lengths."""
         segments, tokens = [], {name: batch.tokens[name] for s in layout.segments for name in s.names}
         for segment in layout.segments:
             made = [name for name in segment.names if name in plan.made]
@@ -220,9 +220,8 @@ class Pipeline:
             segments.append(segment)
         return type(layout)(tuple(segments)), batch.replace(tokens=tokens)
 
-    def _encoded(self, batch: Batch, plan: Plan, mesh: Any, like: Batch | None = None) -> Batch:
-        """The batch after the frozen links, without the values of what is made as a whole; what `like` was made of
-        equal values is taken from there."""
+    def _encoded(self, batch: Batch, plan: SamplingPlan, mesh: Any) -> Batch:
+        """The batch after the frozen links, without values of names that are generated as a whole."""
         tokens = {}
         for name, old in batch.tokens.items():
             if name in plan.made and name not in plan.mixed:
@@ -236,14 +235,17 @@ def build_pipeline(config: Any, architecture: Any, plans: Mapping[str, Any], enc
     """The pipeline of a config.
 
     architecture   `models.model.Architecture`
-    plans          by task: the data task and the layout of its training rows, whose leads prompts have, too
+    plans          by task: the data task, and the layout of its training rows for the leads
     encoders       `nets`: the frozen links by field
 
-    Raises ValueError, naming `decode.<field>` or `guidance`, for what is unknown or does not fit.
+    Raises ValueError, naming `decode.<field>` or `guidance`, for unknown or unsuitable options.
     """
     rows = {row: group for row, group in config.decode.items() if row in architecture.table}
     decoders = {row: build("sampling/decoders", group, where=f"decode.{row}") for row, group in rows.items()}
-    guidance = Guidance(**{**config.guidance, "interval": tuple(config.guidance.interval)})
+    options = {**config.guidance, "interval": tuple(config.guidance.interval)}
+    check_arguments(Guidance, options, where="guidance")
+    guidance = Guidance(**options)
+    check_times(architecture.table, {name: plan.layout for name, plan in plans.items()})
     leads = {(task, s.name): s.lead for task, plan in plans.items() for s in plan.layout.segments}
     tasks = {name: plan.task for name, plan in plans.items()}
     frozen = FrozenLinks(encoders.nets)
@@ -251,11 +253,27 @@ def build_pipeline(config: Any, architecture: Any, plans: Mapping[str, Any], enc
     return Pipeline(architecture.bind, architecture.table, tasks, leads, decoders, guidance, size, dtype, frozen)
 
 
+def check_times(fields: Mapping[str, Field], layouts: Mapping[str, Layout]) -> None:
+    """Raises ValueError for fields on the same tokens whose steps have other times: all share one."""
+    for task, layout in layouts.items():
+        for segment in layout.segments:
+            rows = [fields[row_of(name)] for name in segment.names]
+            rows = [field for field in rows if field.process is not None and field.step is not None]
+            grids = [np.asarray(field.step.times(field.process, 8)) for field in rows]
+            for field, grid in zip(rows[1:], grids[1:], strict=True):
+                if not np.allclose(grid, grids[0], atol=0.01):  # the first time may be 1 or a little less
+                    raise ValueError(
+                        f"tasks.{task}: {rows[0].name} and {field.name} lie on the same tokens, but the times of"
+                        f" fields.{rows[0].name}.step and fields.{field.name}.step differ: give both the same shift and"
+                        " spacing"
+                    )
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fill(
     program: _Program, name: str, params: PyTree, batch: Batch, null: Batch | None, seed: Array, start: Array
 ) -> dict[str, Array]:
-    """The tokens of what is made. The key is that of the seed, the first made name, and the first row of the call."""
+    """Generated tokens by name. The key depends on seed, first generated name (`name`) and first row (`start`)."""
     placement = Placement(dict(program.specs), program.dtype) if program.specs else None
     net = program.bind(params, placement)
     view = _view(net, batch, program)
@@ -265,7 +283,7 @@ def _fill(
 
 
 def _view(net: Net, batch: Batch, program: _Program) -> View:
-    """Rows after the device links of their codecs; what is to be made begins as zeros."""
+    """Rows after the device links of their codecs; names generated as a whole are zeros."""
     tokens = {}
     for name, old in batch.tokens.items():
         field = net.field(name).field
@@ -282,7 +300,7 @@ def _view(net: Net, batch: Batch, program: _Program) -> View:
 
 
 def _resized(tokens: Tokens, length: int, most: int) -> Tokens:
-    """Texts in a segment of another length, of which each may get `most` tokens behind its given ones."""
+    """Texts in a segment of another length, with up to `most` new tokens after the given ones."""
     rows, given = len(tokens.valid), (tokens.valid & ~tokens.target).sum(axis=1)[:, None]
     number = np.arange(length)
     value = np.zeros((rows, length, *tokens.value.shape[2:]), tokens.value.dtype)

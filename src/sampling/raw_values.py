@@ -1,4 +1,4 @@
-"""From tokens that were made back to values: places, device links, frozen networks, the ends of texts."""
+"""Generated tokens to raw values: order of tokens, device links, frozen networks, ends of texts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from src.interfaces import Field, Tokens
 
 
 def decoded(field: Field, value: np.ndarray, tokens: Tokens, frozen: Callable[[str, np.ndarray], np.ndarray]) -> Any:
-    """Values in front of the first link of a field's codec, an array [n, …] or a list where shapes differ.
+    """Inputs of the first link of a field's codec, an array [n, …], or a list if shapes differ.
 
-    value    tokens [n, N, …]
-    tokens   what the rows had of them: a text is what follows its given beginning, up to its end
-    frozen   (field, values) -> as the frozen link before them was given them
+    value    generated tokens [n, N, …]
+    tokens   `target`, `valid` and `place` of the rows; a text is its targets up to the end-of-text id
+    frozen   (field, values) -> the frozen link's `decode` of the values
     """
     end = getattr(field.codec.host, "eos", None) if field.codec is not None else None
     if end is not None:
@@ -30,14 +30,14 @@ def decoded(field: Field, value: np.ndarray, tokens: Tokens, frozen: Callable[[s
     found: dict[int, np.ndarray] = {}
     for grid in {tuple(grid) for grid in grids.tolist()}:
         rows = np.flatnonzero((grids == grid).all(axis=1))
-        images = _in_grid(field, ordered(value[rows], tokens.place[rows], grid), grid)
+        images = _in_grid(field, row_major(value[rows], tokens.place[rows], grid), grid)
         found |= dict(zip(rows.tolist(), np.asarray(frozen(field.name, images)), strict=True))
     images = [found[row] for row in range(len(value))]
     return np.stack(images) if len({image.shape for image in images}) == 1 else images
 
 
-def ordered(value: np.ndarray, place: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """Tokens [n, N, …] in the row-major order of their grid; `place` [n, N, axes] is where each of them lies."""
+def row_major(value: np.ndarray, place: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """Tokens [n, N, …] in the row-major order of their grid; `place` [n, N, axes] has their grid positions."""
     number = np.ravel_multi_index(tuple(np.moveaxis(place, -1, 0)), grid)
     out = np.empty_like(value)
     np.put_along_axis(out, number.reshape(*number.shape, *[1] * (value.ndim - 2)), value, axis=1)
@@ -45,7 +45,7 @@ def ordered(value: np.ndarray, place: np.ndarray, grid: tuple[int, ...]) -> np.n
 
 
 def _in_grid(field: Field, value: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """What the device links make of tokens in a grid, the field's own or another one of as many tokens."""
+    """The device links' `decode` of tokens in a grid, the field's or another one with as many tokens."""
     tokens = jnp.asarray(value)
     for link in reversed(field.codec.device):
         link = link.shaped(grid) if grid != field.spec.grid and hasattr(link, "shaped") else link

@@ -1,4 +1,4 @@
-"""Rows on the devices: which mesh parameters lie on, and arrays of the host split over it."""
+"""Host arrays as rows sharded over the mesh of the parameters."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ from src.interfaces import PyTree
 
 
 def mesh_of(params: PyTree) -> Mesh | None:
-    """The mesh that parameters, arrays or abstract arrays, lie on; None for arrays of one device or of the host."""
+    """The mesh of parameters (arrays or abstract arrays); None on one device or on the host."""
     shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params))
     return next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
 
 
 def specs_of(params: PyTree) -> dict[str, PartitionSpec]:
-    """Where each parameter lies, by path; nothing where none of them is split."""
+    """The PartitionSpec of each parameter, by path; empty if none is sharded."""
     shardings = {path: getattr(leaf, "sharding", None) for path, leaf in flatten(params).items()}
     specs = {path: s.spec if isinstance(s, NamedSharding) else PartitionSpec() for path, s in shardings.items()}
     return specs if any(any(spec) for spec in specs.values()) else {}
 
 
-def ways(mesh: Mesh | None) -> int:
-    """How many devices have rows of their own."""
+def row_shards(mesh: Mesh | None) -> int:
+    """Number of shards of the batch axis."""
     return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
 
 
 def chunk(arrays: PyTree, start: int, size: int, mesh: Mesh | None) -> PyTree:
-    """`size` rows of arrays [B, …] from `start` on, and some more so that the devices have as many each; behind the
-    last row it comes again."""
-    whole = -(-size // ways(mesh)) * ways(mesh)
+    """`size` rows of arrays [B, …] from `start` on, rounded up to a multiple of the shards; repeats the last row."""
+    whole = -(-size // row_shards(mesh)) * row_shards(mesh)
 
     def pick(array: np.ndarray) -> np.ndarray:
         return array[np.minimum(np.arange(start, start + whole), len(array) - 1)]
@@ -44,7 +43,7 @@ def chunk(arrays: PyTree, start: int, size: int, mesh: Mesh | None) -> PyTree:
 
 
 def put(arrays: PyTree, mesh: Mesh | None) -> PyTree:
-    """Arrays of the host, the same on every process, with their rows split over the mesh."""
+    """Host arrays, equal on all processes, with rows sharded over the mesh."""
     if mesh is None:
         return arrays
     split = batch_sharding(mesh)
@@ -57,6 +56,6 @@ def put(arrays: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def abstract(arrays: PyTree, mesh: Mesh | None) -> PyTree:
-    """The shapes of what `put` gives."""
+    """The result of `put` as abstract arrays."""
     split = None if mesh is None else batch_sharding(mesh)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split), arrays)

@@ -1,4 +1,4 @@
-"""The walk along the segments of a row, over one cache of keys and values: what all decoders sample with."""
+"""The walk along the segments of rows with one cache of keys and values, used by all decoders."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from src.sequence.segment import Segment
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is made of some rows; known before anything is compiled.
+class SamplingPlan:
+    """The names to generate; static for compilation.
 
     made     names with a target in some row
-    mixed    those of them that have given tokens, too
-    begins   of each of them, how many of its first tokens are given in all rows
+    mixed    those of them that also have given tokens
+    begins   for each name of `made`, number of first tokens that are given in all rows
     """
 
     made: tuple[str, ...]
@@ -30,11 +30,11 @@ class Plan:
     begins: tuple[int, ...] = ()
 
     def begin(self, name: str) -> int:
-        """Tokens of a name that are given in all rows, from the first on."""
+        """Number of first tokens of a name that are given in all rows."""
         return dict(zip(self.made, self.begins, strict=True))[name]
 
 
-def plan_of(layout: Layout, batch: Batch) -> Plan:
+def plan_of(layout: Layout, batch: Batch) -> SamplingPlan:
     """The plan of rows whose `target` and `valid` are numpy arrays."""
     made, mixed, begins = [], [], []
     for name in (name for segment in layout.segments for name in segment.names):
@@ -46,12 +46,12 @@ def plan_of(layout: Layout, batch: Batch) -> Plan:
         begins.append(int(np.argmax(target, axis=1)[target.any(axis=1)].min()))
         if not target.all():
             mixed.append(name)
-    return Plan(tuple(made), tuple(mixed), tuple(begins))
+    return SamplingPlan(tuple(made), tuple(mixed), tuple(begins))
 
 
-class Noised(NamedTuple):
-    """Some neighbouring tokens of a name between clean and noise: x_t, the time of the rows [B, 1] or tokens [B, n],
-    and what self-conditioning shows, None for nothing."""
+class NoisyTokens(NamedTuple):
+    """Neighbouring tokens of a name at time t: x_t, t of rows [B, 1] or tokens [B, n], and the self-conditioning hint,
+    if any."""
 
     xt: PyTree
     t: Float[Array, "B T"]
@@ -60,33 +60,33 @@ class Noised(NamedTuple):
 
 @runtime_checkable
 class Decoder(Protocol):
-    """How the tokens of a segment are made; a class of `decoders/`."""
+    """Generates the tokens of a segment; a class of `decoders/`."""
 
     def fit(self, segment: Segment, begin: int, free: bool) -> Segment:
-        """The segment as this decoder walks it; `begin`: most tokens that a row gives of it, `free`: a field without a
-        grid may be of any length."""
+        """The segment with this decoder's length and blocks; `begin`: largest number of given first tokens of a row,
+        `free`: its field has no grid, so that its length may change."""
         ...
 
     def __call__(self, key: Array, walk: Walk, segment: Segment, more: bool) -> None:
-        """Writes the segment's names into the walk; `more`: something behind it will be made."""
+        """Writes the segment's names into the walk; `more`: a later segment will be generated."""
         ...
 
 
 @dataclasses.dataclass
 class Walk:
-    """Where sampling stands. `begin` starts one.
+    """State of sampling, made by `begin`.
 
-    view       the rows with values of full length; with guidance they are [given; null], one behind the other
-    plan       what of them is made
-    guidance   None: the rows are there once
-    spec       who sees whom, as the tokens of the view are valid
-    cache      keys and values of what was kept
-    last       state of each row's last valid token that was kept [B, D], None at the start of the rows
+    view       rows with values of full length; with guidance, rows with conditions and then the same without
+    plan       names to generate
+    guidance   None: no guidance, and each row is there once
+    spec       `SequenceSpec` of the view
+    cache      keys and values of the tokens so far
+    last       state of each row's last valid token in the cache [B, D], None at the start of the rows
     """
 
     net: Net
     view: View
-    plan: Plan
+    plan: SamplingPlan
     guidance: Guidance | None
     spec: SequenceSpec
     cache: PyTree
@@ -94,11 +94,11 @@ class Walk:
 
     @classmethod
     def begin(
-        cls, net: Net, view: View, plan: Plan, null: View | None = None, guidance: Guidance | None = None
+        cls, net: Net, view: View, plan: SamplingPlan, null: View | None = None, guidance: Guidance | None = None
     ) -> Walk:
-        """A walk at the start of its rows; with `null`, the same rows without their conditions, it is guided.
+        """A walk at the start of its rows; with guidance if `null`, the same rows without conditions, is given.
 
-        Raises ValueError where the network keeps no cache and the rows are more than one part.
+        Raises ValueError if the network has no cache and the rows have several segments.
         """
         if null is not None:
             view = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), view, null)
@@ -106,22 +106,22 @@ class Walk:
         cache = net.start_cache(view)
         if cache is None and len(view.layout.segments) > 1:
             raise ValueError(
-                "this trunk keeps no cache, so that rows of several segments cannot be sampled: use attention, or "
-                "rows of one segment"
+                "this trunk has no cache, so rows of several segments cannot be sampled: use attention, or rows of one"
+                " segment"
             )
         return cls(net, view, plan, guidance if null is not None else None, view.layout.spec(view.batch), cache)
 
     @property
     def rows(self) -> int:
-        """Rows that are made."""
+        """Number of generated rows."""
         total = next(iter(self.view.batch.tokens.values())).valid.shape[0]
         return total if self.guidance is None else total // 2
 
-    # ------------------------------------------------------------------ a loop carries the arrays of a walk
+    # ------------------------------------------------------------------ arrays, the carry of a scan
 
     @property
     def arrays(self) -> PyTree:
-        """All that changes on the way."""
+        """The arrays that change during sampling."""
         return self.view, self.cache, self.last
 
     def at(self, arrays: PyTree) -> Walk:
@@ -132,11 +132,11 @@ class Walk:
     # ------------------------------------------------------------------ rows with guidance
 
     def double(self, x: PyTree) -> PyTree:
-        """Arrays of the rows that are made, as all rows of the view have them."""
+        """Arrays of the generated rows, repeated for all rows of the view."""
         return x if self.guidance is None else jax.tree.map(lambda a: jnp.concatenate([a, a]), x)
 
     def guide(self, name: str) -> Guide:
-        """(output of a name's head for all rows of the view, scalar t) -> the output of the rows that are made."""
+        """(output of a name's head for all rows of the view, scalar t) -> guided output for the generated rows."""
         bound = self.net.field(name)
         process, guidance = bound.process, self.guidance
         width = None if process is None else process.guided
@@ -153,17 +153,16 @@ class Walk:
     # ------------------------------------------------------------------ tokens
 
     def value(self, name: str) -> Array:
-        """The tokens of a name, of the rows that are made."""
+        """The tokens of a name in the generated rows."""
         return self.view.batch.tokens[name].value[: self.rows]
 
     def target(self, name: str) -> Bool[Array, "rows N"]:
-        """Which of them are to be made."""
+        """The tokens to generate, bool."""
         tokens = self.view.batch.tokens[name]
         return (tokens.target & tokens.valid)[: self.rows]
 
     def write(self, name: str, value: Array, start: Any, valid: Array | None = None) -> None:
-        """Puts tokens [rows, n, …] of a name in place, from `start` on; with `valid`, [rows, n], the padding among
-        them is seen by nobody."""
+        """Writes tokens [rows, n, …] of a name from `start` on, and their `valid` [rows, n]: padding is masked."""
         batch = self.view.batch
         old = batch.tokens[name]
         new = old.replace(value=_put(old.value, self.double(value), start))
@@ -179,7 +178,7 @@ class Walk:
     # ------------------------------------------------------------------ the network
 
     def run(self, segment: Segment, copy: str, start: Any, size: int, keep: bool) -> Float[Array, "B n D"]:
-        """States of the tokens start … start + size of a segment's copy; what is kept is seen by all that follow."""
+        """States of the tokens start … start + size - 1 of a segment's copy; with `keep`, they stay in the cache."""
         hidden, cache = self.net.extend(self.view, segment, copy, start, size, self.spec, self.cache)
         if keep:
             self.cache = cache
@@ -189,11 +188,11 @@ class Walk:
         return hidden
 
     def read(self, segment: Segment) -> None:
-        """Keeps a segment that is given."""
+        """Puts a given segment into the cache."""
         self.run(segment, "noisy" if segment.role == "noisy" else "clean", 0, segment.length, keep=True)
 
-    def noised(self, segment: Segment, tokens: Mapping[str, Noised], start: Any) -> Walk:
-        """The walk whose network reads these tokens between clean and noise, from `start` on."""
+    def with_noisy(self, segment: Segment, tokens: Mapping[str, NoisyTokens], start: Any) -> Walk:
+        """The walk whose network reads these noisy tokens from `start` on."""
         noisy, times, hints = {}, {}, {}
         for name, (xt, t, hint) in tokens.items():
             value, time = self.net.field(name).process.network(xt, t)
@@ -204,10 +203,10 @@ class Walk:
         return dataclasses.replace(self, view=self.view.replace(noisy=noisy, times=times, hints=hints))
 
     def predict(
-        self, segment: Segment, tokens: Mapping[str, Noised], start: Any, size: int, t: Array
+        self, segment: Segment, tokens: Mapping[str, NoisyTokens], start: Any, size: int, t: Array
     ) -> dict[str, Array]:
-        """What the heads make of tokens between clean and noise, guided at the scalar time t, [rows, n, outputs]."""
-        there = self.noised(segment, tokens, start)
+        """Guided outputs of the heads for noisy tokens at the scalar time t, [rows, n, outputs]."""
+        there = self.with_noisy(segment, tokens, start)
         hidden = there.run(segment, "noisy", start, size, keep=False)
         vector = self.net.vector(there.view, segment, "noisy")
         if vector is not None and vector.shape[1] > 1:
@@ -215,7 +214,7 @@ class Walk:
         return {name: self.guide(name)(self.net.field(name)(hidden, vector), t) for name in tokens}
 
     def _whole(self, piece: Array, start: Any, length: int) -> Array:
-        """A piece of all rows, in the place that it has among `length` tokens."""
+        """A piece [rows, n, …] at `start` of `length` tokens, zeros elsewhere, for all rows of the view."""
         piece = self.double(piece)
         if piece.shape[1] == length:
             return piece
@@ -223,9 +222,9 @@ class Walk:
 
 
 def fill(walk: Walk, key: Array, decoders: Mapping[str, Decoder]) -> dict[str, Array]:
-    """Makes what is to be made, from left to right; gives the values of these names, [rows, N, …].
+    """Generates the names of the plan from left to right. Returns their values, [rows, N, …].
 
-    decoders   by field; a segment has that of its first name
+    decoders   by field; a segment uses that of its first name
     """
     segments = walk.view.layout.segments
     making = [index for index, segment in enumerate(segments) if set(segment.names) & set(walk.plan.made)]

@@ -1,4 +1,4 @@
-"""Rows with fixed places: the segments in their order, then the noisy copies of those that have some.
+"""Layout with the same segments at the same slots in all rows, then the noisy copies of segments that have them.
 
     [lead] tokens · [lead] tokens · … · noisy copy · noisy copy
 
@@ -20,11 +20,11 @@ from src.interfaces import Batch, SequenceSpec
 from src.sequence.segment import Segment
 
 Orders = Int[Array | np.ndarray, "*B S"]
-NEVER = 2**30  # write order of a noisy copy: no query reads so far
+NEVER = 2**30  # write order of a noisy copy: above every read order
 
 
 class Part(NamedTuple):
-    """A stretch of a row: the lead, the clean or the noisy tokens of a segment, from slot `start` on."""
+    """The lead, clean or noisy tokens of a segment, in slots start … start + length - 1."""
 
     segment: Segment
     copy: str
@@ -34,9 +34,9 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FixedLayout:
-    """Every segment has the same place in all rows. See `interfaces.Layout`.
+    """Every segment has the same slots in all rows. See `interfaces.Layout`.
 
-    Raises ValueError for two segments with one name, and for copies with a lead.
+    Raises ValueError for two segments with one name, and for a segment with both noisy copies and a lead.
     """
 
     segments: tuple[Segment, ...]
@@ -45,9 +45,9 @@ class FixedLayout:
         object.__setattr__(self, "segments", tuple(self.segments))
         names = [name for segment in self.segments for name in segment.names]
         if len(set(names)) != len(names):
-            raise ValueError(f"layout has two segments of one name: {names}")
+            raise ValueError(f"layout has two segments with one name: {names}")
         if led := [s.name for s in self.segments if s.lead and s.role == "copies"]:
-            raise ValueError(f"segment {led[0]} has noisy copies, which cannot have a time token in front of each")
+            raise ValueError(f"segment {led[0]} has noisy copies, so it cannot have leads (time tokens): set lead to 0")
 
     @property
     def length(self) -> int:
@@ -56,7 +56,7 @@ class FixedLayout:
 
     @functools.cached_property
     def parts(self) -> tuple[Part, ...]:
-        """All of a row, from left to right."""
+        """All parts of a row, from left to right."""
         parts, slot = [], 0
 
         def add(segment: Segment, copy: str, length: int) -> None:
@@ -74,11 +74,11 @@ class FixedLayout:
         return tuple(parts)
 
     def segment(self, name: str) -> Segment:
-        """The segment that a name lies on."""
+        """The segment of a name."""
         return next(s for s in self.segments if name in s.names)
 
     def part(self, name: str, copy: str) -> Part:
-        """Where a copy of a name lies; what has one copy only is both."""
+        """The part of a copy of a name; of a segment with one copy, that one."""
         found = [p for p in self.parts if name in p.segment.names and (p.copy == "lead") == (copy == "lead")]
         return next((p for p in found if p.copy == copy), found[0])
 
@@ -87,15 +87,15 @@ class FixedLayout:
         return 1
 
     def with_leads(self, leads: Callable[[Segment], int]) -> FixedLayout:
-        """The layout with so many tokens in front of each segment."""
+        """The layout with `leads(segment)` tokens in front of each segment."""
         return FixedLayout(tuple(dataclasses.replace(s, lead=leads(s)) for s in self.segments))
 
     def only(self, keep: Callable[[Segment], bool]) -> FixedLayout:
-        """The layout of some of the segments, one behind the other."""
+        """The layout of some of the segments, concatenated."""
         return FixedLayout(tuple(s for s in self.segments if keep(s)))
 
     def static_orders(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`read`, `write`, `group`, numpy [S], known before any data, so that block-sparse kernels can be static."""
+        """`read`, `write`, `group`, numpy [S]; static, for block-sparse kernels."""
         read, write = np.arange(self.length), np.arange(self.length)
         group, groups = np.zeros(self.length, np.int64), 0
         for segment, copy, start, length in self.parts:
@@ -117,7 +117,7 @@ class FixedLayout:
         return read.astype(np.int32), write.astype(np.int32), group.astype(np.int32)
 
     def orders(self, batch: Batch) -> tuple[Orders, Orders, Orders]:
-        """`static_orders`, or [B, S] where rows differ in their blocks (`Tokens.block`)."""
+        """`static_orders`, or [B, S] if rows have blocks of their own (`Tokens.block`)."""
         orders = self.static_orders()
         differing = {s.name: batch.tokens[s.name].block for s in self.segments if s.name in batch.tokens}
         differing = {name: block for name, block in differing.items() if block is not None}
@@ -133,12 +133,12 @@ class FixedLayout:
                 here, copied = slice(part.start, part.start + part.length), part.start != first
                 read = read.at[:, here].set(first + block - copied)
                 write = write.at[:, here].set(NEVER if copied else first + block)
-                own = (number + 1) * NEVER // 64 + 1 + block  # numbers that no static group has
+                own = (number + 1) * NEVER // 64 + 1 + block  # different from all static groups
                 group = group.at[:, here].set(own if copied else 0)
         return read, write, group
 
     def valid(self, batch: Batch) -> Bool[Array, "B S"]:
-        """Which slots are no padding; a lead is there when a token of its segment is."""
+        """Slots that are not padding; leads are valid if the first token of their segment is."""
         flags = {}
         for segment, copy, _, length in self.parts:
             valid = jnp.asarray(batch.tokens[segment.name].valid)
@@ -146,13 +146,13 @@ class FixedLayout:
         return self.join(batch, flags)
 
     def spec(self, batch: Batch) -> SequenceSpec:
-        """Padding is skipped by the rotary position, wherever it lies; a noisy token has that of its clean sibling."""
+        """Orders, validity and positions; positions do not count padding, and a noisy token has its clean one's."""
         valid = self.valid(batch)
         positions = self._positions(valid)
         return SequenceSpec(*self.orders(batch), valid.astype(jnp.int32), positions, batch.relation)
 
     def _positions(self, valid: Bool[Array, "B S"]) -> Int[Array, "B S 1"]:
-        """Number of valid tokens before each token: what the position would be if the row had no padding."""
+        """Number of valid tokens before each token."""
         copies = [p for p in self.parts if p.segment.role == "copies" and p.copy == "noisy"]
         inner = self.length - sum(p.length for p in copies)
         count = jnp.maximum(jnp.cumsum(valid[:, :inner].astype(jnp.int32), axis=1) - 1, 0)
@@ -162,8 +162,8 @@ class FixedLayout:
     def join(
         self, batch: Batch, parts: Mapping[tuple[str, str], Array | np.ndarray], fill: int | float = 0
     ) -> Array | np.ndarray:
-        """[B, S, …] of [B, N, …] by (name, copy), or numpy [S] of numpy [N]; names of one segment add, and what is not
-        given is `fill`."""
+        """[B, S, …] from [B, N, …] by (name, copy), or numpy [S] from numpy [N]; names of one segment are summed, and
+        missing ones are `fill`."""
         found = []
         for segment, copy, _, length in self.parts:
             given = [parts[name, copy] for name in segment.names if (name, copy) in parts]
@@ -176,12 +176,12 @@ class FixedLayout:
         return module.concatenate([full(a) if isinstance(a, int) else a for a in found], axis=len(lead))
 
     def take(self, batch: Batch, sequence: Array, name: str, copy: str = "clean") -> Array:
-        """The tokens of a copy of a name: a slice."""
+        """The values of `sequence` at the tokens of a copy of a name."""
         part = self.part(name, copy)
         return sequence[:, part.start : part.start + part.length]
 
     def before(self, batch: Batch, sequence: Array, name: str) -> tuple[Array, Bool[Array, "B N"]]:
-        """The state in the slot before each token; before the first token, that of the last valid one in the row."""
+        """State before each token (before the first, of the last valid one in the row), and whether it exists."""
         part, valid = self.part(name, "clean"), self.valid(batch)
         inside = slice(part.start, part.start + part.length - 1)
         earlier = valid[:, : part.start]

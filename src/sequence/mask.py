@@ -1,4 +1,4 @@
-"""The one visibility rule. Training, prefill, decoding and denoising all use it."""
+"""The attention mask of training, prefill, decoding and denoising."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from src.interfaces import SequenceSpec
 
 
 def visible(query: SequenceSpec, key: SequenceSpec) -> Bool[Array | np.ndarray, "*B Q K"]:
-    """Which keys each query may read; a numpy array when nothing but numpy comes in, for masks that must be static.
+    """Attention mask of queries [Q] and keys [K]; numpy for numpy inputs, for kernels that need a static mask.
 
         visible(q, k) = segment_q == segment_k > 0  AND  (write_k <= read_q  OR  group_q == group_k > 0)  [AND relation]
 

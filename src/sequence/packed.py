@@ -1,4 +1,4 @@
-"""Packed rows: documents with several images, and several examples in one row, in the places of the row's packing."""
+"""Layout of packed rows: several examples in one row, at the slots of the row's `Packing`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from src.sequence.segment import Segment
 class PackedLayout:
     """Rows of `slots` slots that hold packed examples. See `interfaces.Layout`.
 
-    segments   first the one that fills the row (its tokens are [B, S], each in its own slot), then one for each name
-               that has parts [B, M, N]: the length and the mode of one part
-    most       how many parts M of a name a row has room for
+    segments   first the one that fills the row (tokens [B, S], each in its own slot), then one for each name with parts
+               [B, M, N]: length and mask mode of one part
+    most       largest number of parts M in a row, by name
 
-    A slot is what a part covers, else the lead of a part, else a token of the first segment. A part that is not valid
-    covers nothing. The slot in front of a part is there whether the part has a lead or not, so that rows do not depend
-    on the network; without lead it is padding. Order is the slot; the tokens of a bidirectional part are a group;
-    examples do not see each other, and each begins at position 0. So an example gets what it would get in a row of its
-    own.
+    A slot holds a token of a part, else the lead of a part, else a token of the first segment. Parts that are not valid
+    have no slots. The slot before a part is reserved even without a lead, as padding, so that data do not depend on the
+    network. Orders are slot numbers, and a bidirectional part is a group. Examples do not see each other, and positions
+    start at 0 in each, so the network's output for an example is that of a row of its own.
 
     Raises ValueError unless the first segment fills the row, for modes but causal and bidirectional, and for copies.
     """
@@ -42,10 +41,10 @@ class PackedLayout:
             raise ValueError(f"packed rows of {self.slots} slots need a causal first segment of that length")
         blocks = [s.name for s in others if s.blocks not in (0, 1) or s.markov]
         if blocks:
-            raise ValueError(f"segments {blocks} of packed rows have another mode than causal and bidirectional")
+            raise ValueError(f"segments {blocks} of packed rows must be causal or bidirectional")
         copied = [s.name for s in self.segments if s.role == "copies" or len(s.names) > 1]
         if copied:
-            raise ValueError(f"segments {copied} of packed rows have noisy copies or several names: not in packed rows")
+            raise ValueError(f"segments {copied} have noisy copies or several names: not supported in packed rows")
 
     @property
     def length(self) -> int:
@@ -54,7 +53,7 @@ class PackedLayout:
 
     @property
     def inner(self) -> tuple[Segment, ...]:
-        """The segments whose parts lie between the tokens of the first one."""
+        """The segments with parts."""
         return self.segments[1:]
 
     def segment(self, name: str) -> Segment:
@@ -62,27 +61,27 @@ class PackedLayout:
         return next(s for s in self.segments if name in s.names)
 
     def parts_of(self, name: str) -> int:
-        """How many parts of a name a row has room for."""
+        """Largest number of parts of a name in a row."""
         return dict(self.most).get(name, 1)
 
     def with_leads(self, leads: Callable[[Segment], int]) -> PackedLayout:
-        """The layout with leads of one token, or none, in front of the parts."""
+        """The layout with at most one lead token in front of each part."""
         segments = tuple(dataclasses.replace(s, lead=min(leads(s), 1)) for s in self.inner)
         return dataclasses.replace(self, segments=(self.segments[0], *segments))
 
     def only(self, keep: Callable[[Segment], bool]) -> FixedLayout | PackedLayout:
-        """The layout of some of the segments; the others' slots are padding."""
+        """The layout of some of the segments; slots of the others are padding."""
         return dataclasses.replace(self, segments=tuple(s for s in self.segments if s is self.segments[0] or keep(s)))
 
     def static_orders(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Those of the first segment alone."""
+        """Orders of the first segment alone."""
         slots = np.arange(self.slots, dtype=np.int32)
         return slots, slots, np.zeros_like(slots)
 
     def owner(self, batch: Batch, name: str, copy: str = "clean") -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:
-        """For each slot the part of that name that it belongs to, or -1, and its number among the tokens of all parts.
+        """For each slot, the index of the part of `name` that covers it, or -1, and of its token among all M · N.
 
-        copy   `lead`: the slots in front, one a part
+        copy   `lead`: for the slots of leads instead, one for each part
         """
         begins, length = self._begins(batch, name), self.segment(name).length
         if copy == "lead":
@@ -94,12 +93,12 @@ class PackedLayout:
         return part.astype(jnp.int32), token.astype(jnp.int32)
 
     def _begins(self, batch: Batch, name: str) -> Int[Array, "B M"]:
-        """First slots of the parts that are there, by their first tokens; -1 of the others."""
+        """First slot of each part; -1 for parts whose first token is not valid."""
         there = jnp.asarray(batch.tokens[name].valid)[..., 0]
         return jnp.where(there, jnp.asarray(batch.packing.begins[name]), -1)
 
     def valid(self, batch: Batch) -> Bool[Array, "B S"]:
-        """Which slots are no padding."""
+        """Slots that are not padding."""
         there = jnp.asarray(batch.tokens[self.segments[0].name].valid)
         for segment in self.inner:
             there = there | (self.owner(batch, segment.name)[0] >= 0)
@@ -108,7 +107,7 @@ class PackedLayout:
         return there & (jnp.asarray(batch.packing.segment) > 0)
 
     def spec(self, batch: Batch) -> SequenceSpec:
-        """Who sees whom in these rows."""
+        """Orders, groups, examples as segments, and positions of these rows."""
         valid, example = self.valid(batch), jnp.asarray(batch.packing.segment)
         group, first = jnp.zeros(valid.shape, jnp.int32), 1
         for segment in self.inner:
@@ -120,7 +119,7 @@ class PackedLayout:
         return SequenceSpec(slots, slots, group, jnp.where(valid, example, 0), restarting(valid, example))
 
     def join(self, batch: Batch, parts: Mapping[tuple[str, str], Array | np.ndarray], fill: int | float = 0) -> Array:
-        """[B, S, …] of [B, S, …] of the first segment, and of the parts' [B, M, N, …], or [M, N] for all rows."""
+        """[B, S, …] from [B, S, …] of the first segment and [B, M, N, …] of parts, or [M, N] for all rows."""
         rows = batch.packing.segment.shape[0]
         flat = {}
         for (name, copy), values in parts.items():
@@ -137,7 +136,7 @@ class PackedLayout:
         like = next(iter(flat.values()))
         first = (self.segments[0].name, "clean")
         base = flat.get(first, jnp.full((rows, self.slots, *like.shape[2:]), fill, like.dtype))
-        source = jnp.broadcast_to(jnp.arange(self.slots), (rows, self.slots))  # of each slot's value among all of them
+        source = jnp.broadcast_to(jnp.arange(self.slots), (rows, self.slots))  # index into the concatenated values
         found, total = [base], self.slots
         for segment in self.inner:
             for copy in ("noisy" if segment.role == "noisy" else "clean", "lead"):
@@ -152,7 +151,7 @@ class PackedLayout:
     def take(
         self, batch: Batch, sequence: Float[Array, "B S *D"], name: str, copy: str = "clean"
     ) -> Float[Array, "B M N *D"] | Float[Array, "B S *D"]:
-        """The values of a sequence at the tokens of the parts; arbitrary values for absent parts."""
+        """The values of `sequence` at the tokens of the parts; arbitrary values for absent parts."""
         if name == self.segments[0].name:
             return sequence
         begins = self._begins(batch, name)
@@ -161,12 +160,12 @@ class PackedLayout:
         return sequence[rows, slots]
 
     def before(self, batch: Batch, sequence: Array, name: str) -> tuple[Array, Bool[Array, "B S"]]:
-        """The state in the slot before each slot, and whether a token of the same example is there.
+        """State in the slot before each slot, and whether it holds a token of the same example.
 
-        Raises ValueError for a name whose tokens are parts: none of them is made token by token.
+        Raises ValueError for a name with parts, which have no next-token prediction.
         """
         if name != self.segments[0].name:
-            raise ValueError(f"{name} lies in parts of packed rows, which are not made token by token")
+            raise ValueError(f"{name} has parts in packed rows, which cannot be predicted token by token")
         valid, example = self.valid(batch), jnp.asarray(batch.packing.segment)
         earlier = lambda a: jnp.pad(a, [(0, 0), (1, 0)] + [(0, 0)] * (a.ndim - 2))[:, :-1]
         return earlier(sequence), earlier(valid) & (earlier(example) == example)

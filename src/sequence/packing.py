@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-OPEN = 64  # rows that are filled at a time: more waste less, take longer, and mix examples from farther apart
+OPEN = 64  # rows filled at a time: with more, there is less padding, but packing is slower and mixes distant examples
 
 
 @dataclasses.dataclass(frozen=True)
 class Packs:
-    """Which examples lie in which row: row r holds `order[starts[r] : starts[r + 1]]`, from left to right.
+    """The examples of each row: row r holds `order[starts[r] : starts[r + 1]]`, from left to right.
 
     order    all N examples, each once
-    starts   where each row begins there, and the end of the last: T = rows + 1
-    padding  share of the rows' tokens that no example fills
+    starts   first index of each row in `order`, and N: T = rows + 1
+    padding  share of padding in all rows
     """
 
     order: Int[np.ndarray, "N"]
@@ -33,20 +33,20 @@ class Packs:
 
 
 def pack(sizes: Int[np.ndarray, "N W"], room: Sequence[int], most_open: int = OPEN) -> Packs:
-    """Rows of examples, first fit: each goes into the first open row that has room for it in every respect, else into a
-    new row, for which the oldest of `most_open` open ones is closed. A function of its arguments alone.
+    """Packs examples by first fit: each goes into the first open row with room for all W sizes, else into a new row;
+    then the oldest of more than `most_open` open rows is closed. Deterministic.
 
-    sizes   what each example takes of each thing that is scarce in a row, tokens first (tokens, images, …)
-    room    what a row has of each
+    sizes   of each example: tokens first, then other limited things (images, …)
+    room    of a row, for each size
 
-    Rows come in the order of their first example, and hold examples in their order. Raises ValueError for an example
-    that is larger than a row.
+    Rows are ordered by their first example, and keep the order of examples. Raises ValueError for an example that is
+    larger than a row.
     """
     room = np.asarray(room, np.int64)
     large = np.flatnonzero((sizes > room).any(axis=1))
     if large.size:
         raise ValueError(
-            f"example {large[0]} takes {sizes[large[0]].tolist()}, a row has {room.tolist()}: cut it, or leave it out"
+            f"example {large[0]} takes {sizes[large[0]].tolist()}, a row has {room.tolist()}: cut or remove it"
         )
     rows: list[list[int]] = []
     left = np.zeros((0, len(room)), np.int64)  # of the open rows

@@ -1,4 +1,4 @@
-"""A segment: a span of the sequence, and how its tokens see each other."""
+"""A segment: a span of the sequence, and its attention mask."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ Blocks = int | tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Some names that lie on the same `length` tokens: their embeddings add, each has its own head, they share `valid`.
+    """Names that share `length` tokens and their `valid`: their embeddings add up, and each has its own head.
 
-    blocks         MonoFormer's mask mode, how the tokens see each other. 1 or "causal": each sees the past; 0 or
-                   "bidirectional": all see all; n or "block:<n>": all of a block of n and the blocks before;
-                   (1, 4, 16): blocks of these sizes
-    role           which copies the row holds. clean; noisy (in place, where an objective adds noise); copies: clean in
-                   place, and a noisy copy at the row's end, which reads the clean blocks before its own
-    noisy_blocks   blocks of the noisy copy, where they differ: next-token prediction beside block diffusion
-    markov         a block sees what lies before the segment, and itself, not the blocks between
+    blocks         mask mode. 1 or "causal": each token sees the past; 0 or "bidirectional": all see all; n or
+                   "block:<n>": each sees its block of n and the blocks before; (1, 4, 16): blocks of these sizes
+    role           copies in the row. clean; noisy (an objective adds noise in place); copies: clean in place, and a
+                   noisy copy at the row's end, which reads the clean blocks before its own
+    noisy_blocks   blocks of the noisy copy, if they differ: next-token prediction beside block diffusion
+    markov         a block sees itself and what lies before the segment, but not the blocks between
     lead           tokens in front that belong to the segment (a time token); each sees what lies before it
 
-    Raises ValueError, with the segment's names, for what is none of these.
+    Raises ValueError, with the segment's names, for other values.
     """
 
     names: tuple[str, ...] | str  # one name may be given alone

@@ -47,7 +47,7 @@ def measure(task: Any, seconds: float, seed: int = 0) -> dict[str, Any]:
     """Rows that one core makes in a second, in batches of `BATCH`.
 
     rows_per_second      of the processor's time: fetching, decoding, scaling and encoding of texts, and the batch
-    images_per_second    the same for pictures, drawn or understood; 0 for text alone
+    images_per_second    the same for images, drawn or understood; 0 for text alone
     tokens_per_second    valid tokens of texts
     open_seconds         until the first row can be read (files are looked through once, then the index is kept)
     bytes_per_row        of the file's image, on average; 0 where the task has no files

@@ -1,4 +1,4 @@
-"""Encodes pictures once: writes the moments of their latents (mean and log-variance, float16) as ArrayRecord shards.
+"""Encodes images once: writes the moments of their latents (mean and log-variance, float16) as ArrayRecord shards.
 
 python -m src.tools.latents --source=image_folders --set=folder=data/train --set=names=data/names.json \\
     --vae=data/sd-vae --size=256 --out=data/imagenet256
@@ -30,12 +30,12 @@ def define() -> flags.FlagValues:
     values = sources.define()
     common = {"flag_values": values}
     flags.DEFINE_string("vae", None, "The folder of the autoencoder.", **common)
-    flags.DEFINE_integer("size", 256, "Pixels: the centre of each picture, cut as for training.", 1, **common)
+    flags.DEFINE_integer("size", 256, "Pixels: the centre of each image, cut as for training.", 1, **common)
     about = "Pixels, height x width, of buckets of aspect ratios, the first size x size; --config: else the task's."
     flags.DEFINE_list("buckets", [], about, **common)
     flags.DEFINE_integer("batch", 8, "Pictures that a device encodes at a time.", 1, **common)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.", **common)
-    flags.DEFINE_integer("threads", os.cpu_count() or 1, "Threads that read pictures.", 1, **common)
+    flags.DEFINE_integer("threads", os.cpu_count() or 1, "Threads that read images.", 1, **common)
     return values
 
 
@@ -63,7 +63,7 @@ def task_buckets(values: flags.FlagValues, config: Any) -> Any:
 
 
 def sides_of(values: flags.FlagValues, factor: int, told: Any) -> Any:
-    """Height and width of the pictures in each bucket, as `codecs.buckets.Buckets` of single pixels; None without any.
+    """Height and width of the images in each bucket, as `codecs.buckets.Buckets` of single pixels; None without any.
 
     `told` is what `task_buckets` gives. Raises ValueError for sides that are none, are no multiples of `factor`, or
     whose first ones are not those of --size.
@@ -117,7 +117,7 @@ def reader(size: int, buckets: Any) -> Callable[[str, Any], list[Any]]:
 
 
 def plan(values: flags.FlagValues, told: Any = None) -> Any:
-    """How the pictures are encoded, on all devices of this machine; `told` is what `task_buckets` gives."""
+    """How the images are encoded, on all devices of this machine; `told` is what `task_buckets` gives."""
     import jax
     import jax.numpy as jnp
 

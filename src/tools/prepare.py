@@ -26,8 +26,8 @@ def define() -> flags.FlagValues:
     """The flags."""
     values = sources.define()
     common = {"flag_values": values}
-    flags.DEFINE_integer("size", 0, "Cut pictures to so many pixels and store PNG; 0: as they are.", 0, **common)
-    flags.DEFINE_boolean("check", True, "Decode the pictures, to leave out what cannot be read.", **common)
+    flags.DEFINE_integer("size", 0, "Cut images to so many pixels and store PNG; 0: as they are.", 0, **common)
+    flags.DEFINE_boolean("check", True, "Decode the images, to leave out what cannot be read.", **common)
     flags.DEFINE_integer("processes", os.cpu_count() or 1, "Processes that read and write.", 1, **common)
     return values
 

@@ -47,7 +47,7 @@ def define() -> flags.FlagValues:
     common = {"flag_values": values}
     flags.DEFINE_string("task", None, "Only this task.", **common)
     flags.DEFINE_integer("rows", 4, "Rows of each task.", 1, 64, **common)
-    flags.DEFINE_string("out", "batch", "The folder of the pictures.", **common)
+    flags.DEFINE_string("out", "batch", "The folder of the images.", **common)
     return values
 
 
@@ -152,7 +152,7 @@ def words(ids: np.ndarray, loss: np.ndarray, codec: Any) -> str:
     return out
 
 
-def mask_picture(spec: SequenceSpec, row: int, parts: list[str]) -> np.ndarray:
+def mask_image(spec: SequenceSpec, row: int, parts: list[str]) -> np.ndarray:
     """Who sees whom in a row, `[height, width, 3]` uint8: a line for each query, a column for each key."""
     pick = lambda a: None if a is None else np.asarray(a[row] if np.ndim(a) > 1 else a)
     one = SequenceSpec(*(pick(getattr(spec, name)) for name in ("read", "write", "group", "segment", "position")))
@@ -170,7 +170,7 @@ def mask_picture(spec: SequenceSpec, row: int, parts: list[str]) -> np.ndarray:
     return pixels
 
 
-def pictures(system: System, task: str, raw: Batch, ready: Batch, view: View) -> Iterator[tuple[str, np.ndarray]]:
+def row_images(system: System, task: str, raw: Batch, ready: Batch, view: View) -> Iterator[tuple[str, np.ndarray]]:
     """(title, image `[h, w, C]` in [-1, 1]) of the images of some rows: delivered, decoded, noised.
 
     raw, ready   as the data deliver them, and as the step gets them; `view` as the network does
@@ -266,13 +266,13 @@ def show(system: System, name: str, raw: Batch, ready: Batch, view: View, values
         print(f"  row {row + 1}: {'; '.join(told)}")
         print("\n".join(f"    {line}" for line in described(slots, system)))
         path = os.path.join(values.out, f"{name}-mask-{row + 1}.png")
-        save_png(path, mask_picture(spec, row, slots.parts))
-    found = list(pictures(system, name, raw, ready, view))
+        save_png(path, mask_image(spec, row, slots.parts))
+    found = list(row_images(system, name, raw, ready, view))
     for shape in dict.fromkeys(image.shape for _, image in found):
         titles, images = zip(*(pair for pair in found if pair[1].shape == shape), strict=True)
         stem = name if shape == found[0][1].shape else f"{name}-{shape[0]}x{shape[1]}x{shape[2]}"
         save_png(os.path.join(values.out, f"{stem}.png"), caption_grid(np.stack(images), titles, 8))
-    print(f"  pictures in {values.out}/")
+    print(f"  images in {values.out}/")
 
 
 def _mode(segment: Any) -> str:

@@ -1,14 +1,13 @@
-"""Where a run's first parameters come from: `config.init_from`, a folder of `python -m src.tools.convert`.
+"""Initial parameters from weights: `config.init_from`, a folder written by `python -m src.tools.convert`.
 
     init_from = {"path": "", "ema": False, "skip": ()}
 
-path   the folder, local or in a store; "" initialises everything as the config says
-ema    its averaged weights (the folder `ema` in it) instead of the last ones
-skip   regexes: leaves whose paths one of them finds are initialised as the config says, though the folder has them
+path   the folder, local or in a store; "": random initialization of all parameters
+ema    use its averaged weights (its folder `ema`) in place of the last ones
+skip   regexes: leaves with a matching path are initialized at random, though the folder has them
 
-Leaves that the folder does not have are initialised as always, and what it has beyond the model is left there; both are
-told. The folder's hash is part of a run's identity (`System.identity`), so that a run that goes on needs the folder no
-more, and is not taken for one that began from other weights.
+Leaves that the folder lacks are initialized at random, and leaves that the model lacks are ignored; both are logged.
+The hash of the weights is part of a run's identity (`System.identity`), so a resumed run does not need the folder.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ LARGE, PART = 2**24, 2**22  # elements
 
 
 @dataclasses.dataclass
-class Start:
-    """`config.init_from`; `config` has the groups `model` and `fields`, against which the weights are held."""
+class InitFrom:
+    """`config.init_from`; `config` has the groups `model` and `fields`, which the weights must match."""
 
     path: str
     ema: bool = False
@@ -54,27 +53,27 @@ class Start:
         return epath.Path(self.path) / EMA if self.ema else epath.Path(self.path)
 
     def hash(self) -> str | None:
-        """The hash of the weights; None where the folder is not there, unless `recall` told it."""
+        """The hash of the weights; None if the folder is missing and `restore_hash` was not called."""
         if self._hash is None:
             try:
                 self._hash = read_meta(self.folder)["hash"]
-            except OSError:  # a run that goes on does not need it
+            except OSError:  # a resumed run does not need the folder
                 return None
         return self._hash
 
-    def recall(self, saved: Mapping[str, Any]) -> None:
-        """Takes the hash from the identity of a checkpoint of this run where the folder is gone."""
+    def restore_hash(self, saved: Mapping[str, Any]) -> None:
+        """Sets the hash from the identity in a checkpoint of this run, if the folder is missing."""
         same = (saved.get("init_from") or {}).get("path") == self.path
         if self.hash() is None and same:
             self._hash = saved.get("weights")
 
     def read(self, abstract: Any, init: Callable[[Any], Any]) -> Any:
-        """Parameters like `abstract` (with shardings), placed as it says.
+        """Parameters with the shapes, dtypes and shardings of `abstract`.
 
-        init   which leaves -> them, initialised as the config says; called once, with the others' paths left out
+        init   paths -> leaves initialized at random; called at most once, with the paths that are not read
 
-        Raises FileNotFoundError, OSError, and ValueError, in one sentence, when the folder cannot be read or its
-        weights are for another model, with all that differs.
+        Raises FileNotFoundError or OSError when the folder cannot be read, and ValueError, with all differences, when
+        its weights are for another model.
         """
         found, wanted = self._opened(), tree.flatten(abstract)
         skipped = [path for path in found.shapes if any(re.search(rule, path) for rule in self.skip)]
@@ -85,7 +84,7 @@ class Start:
         fresh = [path for path in wanted if path not in taken]
         leaves = dict(init(fresh)) if fresh else {}
         leaves |= {path: place(found, path, wanted[path].dtype, wanted[path].sharding) for path in taken}
-        for path in fresh:  # copies begin as what they are copies of
+        for path in fresh:  # copies of a mixture of transformers start from the trunk's weights
             if mot.is_copy(path) and mot.original(path) in taken:
                 leaves[path] = jnp.copy(leaves[mot.original(path)])
         found.check(_prints({path: leaves[path] for path in taken}, found))
@@ -98,7 +97,7 @@ class Start:
             found = Initial(self.folder)
         except (OSError, ValueError) as error:
             problem = error
-        if reason := agree("" if problem is None else str(problem)):  # the others do not wait for this process
+        if reason := agree("" if problem is None else str(problem)):  # an error in one process is one in all
             raise problem or OSError(reason)
         return found
 
@@ -113,16 +112,16 @@ class Start:
             if found.shapes[path].shape != wanted[path].shape:
                 wrong.append(f"{path} is {list(found.shapes[path].shape)} there and {list(wanted[path].shape)} here")
         if not taken:
-            wrong.append("they have no leaf of this model")
+            wrong.append("they have no parameter of this model")
         if wrong:
-            do = f"set {', '.join(advice)}" if advice else "give weights for it"
+            do = f"set {', '.join(advice)}" if advice else "give other weights"
             raise ValueError(
                 f"the initial weights {shown(self.folder)} are for another model ({tree.listed(wrong, 100)}): {do}, or "
                 "leave parts of them out with init_from.skip"
             )
         idle = [rule for rule in self.skip if not any(re.search(rule, path) for path in found.shapes)]
         if idle:
-            raise ValueError(f"init_from.skip has rules that find nothing in {shown(self.folder)}: {tree.listed(idle)}")
+            raise ValueError(f"init_from.skip has rules without a match in {shown(self.folder)}: {tree.listed(idle)}")
 
     def _tell(
         self, found: Initial, wanted: Mapping[str, Any], taken: list[str], fresh: list[str], skipped: list[str]
@@ -131,7 +130,7 @@ class Start:
         logging.info("initial weights %s from %s: %s parameters of %d leaves (%s)", found.hash, self.folder,
                      count(taken), len(taken), ", ".join(_parts(taken)))  # fmt: skip
         if fresh:
-            logging.info("initialised as the config says: %s parameters of %s", count(fresh), ", ".join(fresh))
+            logging.info("initialized at random: %s parameters of %s", count(fresh), ", ".join(fresh))
         unused = [path for path in found.shapes if path not in wanted]
         if unused or skipped:
             logging.info("not used of the initial weights: %s", ", ".join(sorted({*unused, *skipped})))
@@ -143,7 +142,7 @@ def _parts(paths: list[str]) -> list[str]:
 
 
 def _prints(leaves: Mapping[str, jax.Array], found: Initial) -> dict[str, int]:
-    """Checksums of the leaves as they were in the folder; not of those that lost digits on the way here."""
+    """Checksums of the leaves in the folder's dtype, except leaves whose dtype here is narrower."""
     kinds = {path: found.shapes[path].dtype for path in leaves}
     exact = {path: leaf for path, leaf in leaves.items() if jnp.promote_types(kinds[path], leaf.dtype) == leaf.dtype}
     sums = _sums(exact, tuple((path, kinds[path].name, *_parts_of(leaf)) for path, leaf in exact.items()))
@@ -151,7 +150,7 @@ def _prints(leaves: Mapping[str, jax.Array], found: Initial) -> dict[str, int]:
 
 
 def _parts_of(leaf: jax.Array) -> tuple[int, int]:
-    """Along which axis, one that devices do not share, and in how many parts a large leaf is summed; else 0 and 1."""
+    """(axis, number of parts) to sum a large leaf in, along an axis that is not sharded; else (0, 1)."""
     spec = [*getattr(leaf.sharding, "spec", ()), *[None] * leaf.ndim][: leaf.ndim]
     if leaf.size < LARGE or None not in spec:
         return 0, 1
@@ -165,7 +164,7 @@ def _parts_of(leaf: jax.Array) -> tuple[int, int]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _sums(flat: dict[str, jax.Array], kinds: tuple[tuple[str, str, int, int], ...]) -> dict[str, jax.Array]:
-    """`fingerprint` of each leaf in another dtype, in parts: some compilers keep 32 bits of every element summed."""
+    """`fingerprint` of each leaf in another dtype, in parts, since some compilers keep all elements as 32 bits."""
 
     def one(leaf: jax.Array, kind: str, axis: int, parts: int) -> jax.Array:
         whole = parts == 1
@@ -174,8 +173,8 @@ def _sums(flat: dict[str, jax.Array], kinds: tuple[tuple[str, str, int, int], ..
     return {path: one(flat[path], *how) for path, *how in kinds}
 
 
-def make_start(config: Any) -> Start | None:
-    """What the config says, or None when nothing is read. Raises ValueError for a rule that is no regex."""
+def make_init_from(config: Any) -> InitFrom | None:
+    """`config.init_from`, or None without a path. Raises ValueError for a rule that is not a regex."""
     settings = config.init_from.to_dict()
     if not settings["path"]:
         return None
@@ -183,6 +182,6 @@ def make_start(config: Any) -> Start | None:
         for rule in settings["skip"]:
             re.compile(rule)
     except re.error as error:
-        raise ValueError(f"init_from.skip has a rule that is no regex ({error}): correct it") from error
+        raise ValueError(f"init_from.skip has a rule that is not a regex ({error}): correct it") from error
     held = {"model": config.model.to_dict(), "fields": config.fields.to_dict()}
-    return Start(settings["path"], settings["ema"], tuple(settings["skip"]), held)
+    return InitFrom(settings["path"], settings["ema"], tuple(settings["skip"]), held)

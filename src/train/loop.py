@@ -1,4 +1,4 @@
-"""The one loop: restore, step, log, save, evaluate. Nobody owns another."""
+"""The training loop of all systems: restore, step, log, save, evaluate."""
 
 from __future__ import annotations
 
@@ -22,63 +22,63 @@ from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.config_changes import FREE, check_config
 from src.train.checkpoints.replicas import check_replicas
 from src.train.metrics import Metrics
-from src.train.nonfinite.monitor import BEHIND, Watch
+from src.train.nonfinite.monitor import BEHIND, NonfiniteMonitor
 from src.train.state import TrainState, with_extras
 from src.train.step import Step, StepMetrics
 from src.train.system import System
 from src.train.trainer import Trainer, open_data
 
-# May change between two runs in one workdir: where and how it is computed, not what.
+# Config groups that may differ between two runs in one workdir: how things are computed, not what.
 ELASTIC = (*FREE, "mesh", "sharding", "accumulate", "data", "model.trunk.attention", "model.trunk.remat",
            "fields.*.head.chunk")  # fmt: skip
 
-PANEL = ("heldout/", "forgetting")
+HELD_OUT = ("heldout/", "forgetting")
 
 
 @runtime_checkable
-class Observer(Protocol):
-    """Looks on while a run trains, and changes nothing (`src/doctor`)."""
+class Callback(Protocol):
+    """Observes training and has no effect on it (`src/doctor`)."""
 
-    def begin(self, trainer: Trainer, update: Step, state: TrainState, batch: Mapping[str, Batch]) -> TrainState:
-        """Before the first step of a new run; the state may be used up, and an equal one is returned.
+    def on_start(self, trainer: Trainer, update: Step, state: TrainState, batch: Mapping[str, Batch]) -> TrainState:
+        """Before the first step of a new run: may donate the state, and returns an equal one.
 
-        `batch` is the first one, on the devices. Raises ValueError when it makes no sense to go on.
+        `batch` is the first one, on the devices. Raises ValueError to stop the run.
         """
         ...
 
-    def look(
+    def on_log(
         self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
     ) -> Mapping[str, float]:
-        """At every log line, after `step` steps, the last of which saw `batch`: more scalars for that line."""
+        """More scalars for the log line after `step` steps, the last of them on `batch`."""
         ...
 
     def due(self, step: int) -> bool:
-        """Whether there is something to show after `step` steps; a function of the step alone."""
+        """Whether to call `on_eval` after `step` steps; depends on `step` alone."""
         ...
 
-    def show(self, step: int, state: TrainState, writer: MetricWriter) -> None:
-        """Writes what takes longer; the names of its scalars begin with one of `PANEL`."""
+    def on_eval(self, step: int, state: TrainState, writer: MetricWriter) -> None:
+        """Writes results that take longer; the names of its scalars begin with one of `HELD_OUT`."""
         ...
 
 
-class Nobody:
-    """The observer that sees nothing."""
+class NoCallback:
+    """The callback that does nothing."""
 
-    def begin(self, trainer: Trainer, update: Step, state: TrainState, batch: Mapping[str, Batch]) -> TrainState:
+    def on_start(self, trainer: Trainer, update: Step, state: TrainState, batch: Mapping[str, Batch]) -> TrainState:
         """The same state."""
         return state
 
-    def look(
+    def on_log(
         self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics
     ) -> Mapping[str, float]:
-        """Nothing."""
+        """No scalars."""
         return {}
 
     def due(self, step: int) -> bool:
         """Never."""
         return False
 
-    def show(self, step: int, state: TrainState, writer: MetricWriter) -> None:
+    def on_eval(self, step: int, state: TrainState, writer: MetricWriter) -> None:
         """Nothing."""
 
 
@@ -87,32 +87,33 @@ def train(
     checkpoints: Checkpointer,
     writer: MetricWriter,
     started: float,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
 ) -> tuple[TrainState, dict]:
-    """Runs from the newest checkpoint (or from nothing) to `config.steps`; evaluates on the way.
+    """Trains from the newest checkpoint, or from step 0, to `config.steps`, with evaluations. Returns the last state
+    and facts of the run (parameters, seconds to the first step, steps).
 
-    started   `time.monotonic()` of the start of the program, for `seconds_to_first_step`
-    Returns the last state and the facts of the run. Raises FloatingPointError when `guard.patience` steps in a row had
-    to be skipped (`nonfinite/monitor.py`), and Stopped when the run was asked to stop, after everything was saved;
-    nothing spoilt is ever saved.
+    started   `time.monotonic()` at the start of the program, for `seconds_to_first_step`
+
+    Raises FloatingPointError when `guard.patience` steps in a row were skipped (`nonfinite/monitor.py`), and Stopped
+    when the run was asked to stop, after saving.
     """
     config = trainer.system.config
     done = (checkpoints.latest_step() or 0) >= config.steps
     if not done:
         logging.info("compiling the train step, which may take a minute the first time")
-    with ThreadPoolExecutor(1) as pool:  # the step compiles while the state is made or read
+    with ThreadPoolExecutor(1) as pool:  # the step compiles while the state is initialized or restored
         compiling = None if done else pool.submit(trainer.compile)
         state, step, position = restore(trainer, checkpoints)
     facts = {"parameters": count_parameters(trainer.abstract.params)}
     with contextlib.ExitStack() as stack:
         data = stack.enter_context(contextlib.closing(open_data(trainer, checkpoints.workdir)))
         progress = stack.enter_context(contextlib.closing(Progress(config.steps, step)))
-        stack.callback(checkpoints.finish)  # whatever happens, what was saved gets written
+        stack.callback(checkpoints.finish)  # also after an error, the pending checkpoint is written
         stack.enter_context(jax.set_mesh(trainer.mesh))
-        run = Run(trainer, checkpoints, writer, observer or Nobody(), data, progress, state, step)
+        run = Run(trainer, checkpoints, writer, callback or NoCallback(), data, progress, state, step)
         if step < config.steps:
             run.update = compiling.result() if compiling else trainer.compile()
-        del state  # the first step uses it up
+        del state  # the first step donates it
         leaving = not run.resume(position)
         stopping.busy()
         while run.step < config.steps and not leaving:
@@ -123,10 +124,10 @@ def train(
             leaving = stopping.asked()
             due = checkpoints.due(run.step, run.evaluates()) or run.step == config.steps
             if run.step % config.log.every == 0 or run.step == 1 or due:
-                run.tell()
-            if due or leaving or run.went_back:  # a stop leaves no trace in the log
+                run.write_log()
+            if due or leaving or run.restored:  # a stop writes no log line, so that a resumed run has the same log
                 run.save()
-            leaving = leaving or not run.evaluated()
+            leaving = leaving or not run.evaluate_due()
         with watchdog.during(watchdog.SAVE):
             checkpoints.complete(run.save)
     if leaving:
@@ -137,12 +138,12 @@ def train(
 
 @dataclasses.dataclass
 class Run:
-    """Where a run stands: after `step` steps, the last of which saw `batch` and gave `measured`."""
+    """State of a run after `step` steps, the last of them on `batch` with metrics `measured`."""
 
     trainer: Trainer
     checkpoints: Checkpointer
     writer: MetricWriter
-    observer: Observer
+    callback: Callback
     data: Mixture
     progress: Progress
     state: TrainState
@@ -150,33 +151,33 @@ class Run:
     update: Step | None = None
     batch: Mapping[str, Batch] | None = None
     measured: StepMetrics | None = None
-    went_back: bool = False  # in this step, to a checkpoint
+    restored: bool = False  # a checkpoint was restored in this step (`guard.restore`)
 
     def __post_init__(self):
-        self.meter = Metrics(self.trainer.system, self.trainer.schedule)
-        self.watch = Watch(self.trainer, self.checkpoints)
+        self.metrics = Metrics(self.trainer.system, self.trainer.schedule)
+        self.monitor = NonfiniteMonitor(self.trainer, self.checkpoints)
 
     def resume(self, position: Any) -> bool:
-        """Goes on where `save` was called (`position`, or None: from the start) as if nothing had come after it.
+        """Continues from `position` (see `save`; None: from step 0), and removes later entries of the log.
 
-        False when the run was asked to stop meanwhile. Raises RuntimeError when the copies of the state differ.
+        False if the run was asked to stop meanwhile. Raises RuntimeError when the copies of the state differ.
         """
         if position is not None:
             self.data.set_state(position["rows"])
             self.data.set_counts(position["counts"])
-            self.meter.set_state(position["meter"])
+            self.metrics.set_state(position["meter"])
         if isinstance(self.writer, History):
-            self.writer.rewind(-1 if position is None else self.step, self.again())
+            self.writer.rewind(-1 if position is None else self.step, self.repeated_names())
         check_replicas(self.state, self.data.get_state(), self.step)
-        return position is None or self.evaluated()  # this comes after the save, and may have been cut short
+        return position is None or self.evaluate_due()  # evaluations follow the save, and may have been interrupted
 
-    def again(self) -> tuple[str, ...]:
-        """What begins the names of everything that is told of a step after it was saved, and is due now."""
+    def repeated_names(self) -> tuple[str, ...]:
+        """Name prefixes of the log entries of this step that are written after its checkpoint, and so again now."""
         last = self.step == self.trainer.system.config.steps
-        return ("eval/",) * (last or self.evaluates()) + PANEL * self.observer.due(self.step)
+        return ("eval/",) * (last or self.evaluates()) + HELD_OUT * self.callback.due(self.step)
 
     def evaluates(self) -> bool:
-        """Whether the evaluators run after this step; after the last one `src/run.py` does that."""
+        """Whether the evaluators run after this step; after the last one, `src/run.py` runs them."""
         config = self.trainer.system.config
         return config.eval.every > 0 and self.step % config.eval.every == 0 and 0 < self.step < config.steps
 
@@ -185,47 +186,47 @@ class Run:
         watchdog.at(watchdog.DATA)
         began = time.monotonic()
         rows = next(self.data)
-        self.meter.waited(time.monotonic() - began)
+        self.metrics.waited(time.monotonic() - began)
         self.batch = self.trainer.place(rows, self.step)
         watchdog.at(watchdog.START if self.measured is None else watchdog.STEP)
         if self.step == 0:
-            self.state = self.observer.begin(self.trainer, self.update, self.state, self.batch)
+            self.state = self.callback.on_start(self.trainer, self.update, self.state, self.batch)
         self.state, self.measured = self.update(self.state, self.batch)
         self.step += 1
-        self.meter.add(self.measured)
-        self.watch.add(self.step, self.batch, self.measured)
+        self.metrics.add(self.measured)
+        self.monitor.add(self.step, self.batch, self.measured)
         last = self.step == self.trainer.system.config.steps
-        if (instead := self.watch.look(self.state, behind=0 if last else BEHIND)) is not None:
-            self.state = instead  # that of a checkpoint, from which the run goes on here
-        self.went_back = instead is not None
+        if (instead := self.monitor.check(self.state, behind=0 if last else BEHIND)) is not None:
+            self.state = instead  # of a checkpoint
+        self.restored = instead is not None
 
-    def tell(self) -> None:
+    def write_log(self) -> None:
         """One line of the log."""
-        scalars = self.meter.flush(self.step) | self.data.settle()
-        with watchdog.during(watchdog.START):  # it may compile
-            scalars |= self.observer.look(self.step, self.state, self.batch, self.measured)
+        scalars = self.metrics.flush(self.step) | self.data.settle()
+        with watchdog.during(watchdog.START):  # the callback may compile
+            scalars |= self.callback.on_log(self.step, self.state, self.batch, self.measured)
         self.writer.write_scalars(self.step, scalars)
         self.progress.update(self.step, scalars)
 
     def save(self) -> None:
-        """Starts to write a checkpoint; the log reaches this step before it does.
+        """Writes the log up to this step, then starts to write a checkpoint.
 
         Raises RuntimeError when the copies of the state differ.
         """
         position = {"rows": self.data.get_state(), "counts": self.data.get_counts()}
-        position["meter"] = self.meter.get_state(self.step)
+        position["meter"] = self.metrics.get_state(self.step)
         with watchdog.during(watchdog.SAVE):
             check_replicas(self.state, position["rows"], self.step)
             if isinstance(self.writer, History):
                 self.writer.settle()
             self.checkpoints.save(self.step, self.state, position, self.trainer.system.identity())
 
-    def evaluated(self) -> bool:
-        """Shows and evaluates what is due. False when the run was asked to stop meanwhile; then this step is saved."""
+    def evaluate_due(self) -> bool:
+        """Runs the due evaluations. False if the run was asked to stop meanwhile; then this step is saved."""
         try:
-            if self.observer.due(self.step):
+            if self.callback.due(self.step):
                 with watchdog.during(watchdog.EVALUATE):
-                    self.observer.show(self.step, self.state, self.writer)
+                    self.callback.on_eval(self.step, self.state, self.writer)
             if self.evaluates():
                 scalars = evaluate(self.trainer.system, self.state, self.writer, self.step)
                 self.checkpoints.score(self.step, scalars)
@@ -236,11 +237,11 @@ class Run:
 
 
 def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, int, Any]:
-    """State, step and position (see `Run.save`) of the newest sound checkpoint, or a fresh state at step 0 and None."""
+    """State, step and position (see `Run.save`) of the newest valid checkpoint, or a fresh state, 0 and None."""
 
     def accept(saved: Any) -> None:
-        if trainer.system.start:
-            trainer.system.start.recall(saved)
+        if trainer.system.init_from:
+            trainer.system.init_from.restore_hash(saved)
         for field, (old, new) in check_config(saved, trainer.system.identity(), ELASTIC).items():
             logging.info("the config changed since the checkpoint: %s %r -> %r", field, old, new)
 
@@ -254,7 +255,7 @@ def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, in
 
 
 def evaluate(system: System, state: TrainState, writer: MetricWriter, step: int) -> dict[str, float]:
-    """Runs every evaluator on the averaged (or last) parameters and writes what they find.
+    """Runs every evaluator on the averaged (or last) parameters, and writes and returns the results.
 
     Raises Stopped when the run is asked to stop.
     """

@@ -4,16 +4,16 @@ Kingma & Ba 2015 (Adam), Loshchilov & Hutter 2019 (decoupled weight decay). With
 m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g²,  u = (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps),
 w = w - lr(step) · multiplier(path) · (u + decay(path) w).
 
-`moments` says what is kept between steps for a matrix of n x k weights (a stack of layers: for each of its matrices):
+`moments`: the optimizer state of a matrix of n x k weights (in a stack of layers, of each matrix):
 
-  full       m and v in f32: 8 bytes a weight
-  bfloat16   m in bfloat16, v in f32: 6 bytes a weight
-  factored   m in bfloat16 and, in place of v, its n row means and k column means in f32: 2 bytes a weight
+  full       m and v in f32: 8 bytes per weight
+  bfloat16   m in bfloat16, v in f32: 6 bytes per weight
+  factored   m in bfloat16 and, in place of v, its n row means and k column means in f32: 2 bytes per weight
 
 The last is Adafactor (Shazeer & Stern 2018, arXiv 1804.04235) with momentum, as in Zhai et al. 2022 (arXiv 2106.04560):
-V = rows ⊗ columns / mean(rows) with decay min(b2, 1 - k^-0.8), u = g / sqrt(V), scaled down to a root mean square of 1
-in each parameter, then m = b1 m + (1 - b1) u takes the place of u. Only parameters with two axes of at least 128 are
-factored, the others keep v whole; b1 = 0 keeps no m; `eps` is not used. The learning rate stays absolute.
+V = rows ⊗ columns / mean(rows) with decay min(b2, 1 - k^-0.8), u = g / sqrt(V), scaled down to a root mean square of at
+most 1 in each parameter, then m = b1 m + (1 - b1) u in place of u. Only parameters with two axes of at least 128 are
+factored, the others keep v; b1 = 0 keeps no m; `eps` is not used. The learning rate is not relative to the weights.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ Rules = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """What `build_optimizer` reads; durations are optimizer steps.
+    """Options of `build_optimizer`; durations are optimizer steps.
 
-    lr             the peak
-    schedule       constant | cosine | linear: how it goes from the peak to `final` · peak between `warmup` and `steps`
-    warmup         steps of a linear rise; step i of it has (i + 1) / warmup of the peak, so that none is lost at 0
-    steps          the end of the schedule (not of the run); cosine and linear need it
-    weight_decay   a number for every parameter, or rules (regex, number); the first match wins
-    decays         rules that go before `weight_decay`
-    lr_multipliers rules (regex, number) on the learning rate; 0 freezes: no update, no moments, no part in the norm
-    moments        full | bfloat16 | factored: what is kept of the gradients of the past (see above)
-    grad_clip       gradients are scaled down to this global norm; None leaves them alone
+    lr              peak learning rate
+    schedule        constant | cosine | linear: from the peak to `final` · peak between steps `warmup` and `steps`
+    warmup          steps of a linear rise; step i has (i + 1) / warmup of the peak, so that step 0 is not lost
+    steps           end of the schedule (not of the run), for cosine and linear
+    weight_decay    a number for all parameters, or rules (regex, number); the first match wins
+    decays          rules before those of `weight_decay`
+    lr_multipliers  rules (regex, number) on the learning rate; 0 freezes: no update, no moments, not in the norm
+    moments         full | bfloat16 | factored (docstring of the module)
+    grad_clip       largest global norm of the gradient, which is scaled down to it; None: no clipping
     """
 
     lr: float = 1e-4
@@ -79,7 +79,7 @@ MOMENTS: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
 }
 
 
-# The fraction of the peak by the share of the decay that is done, from 0 to 1.
+# (share of the decay that is done, from 0 to 1; `final`) -> fraction of the peak
 DECAYS: dict[str, Callable[[Any, float], Any]] = {
     "constant": lambda done, final: 1.0 + 0.0 * done,
     "cosine": lambda done, final: final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done)),
@@ -110,11 +110,10 @@ def build_schedule(config: OptimConfig) -> Schedule:
 def build_optimizer(
     config: Mapping[str, Any] | ConfigDict | OptimConfig, shapes: Any
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """The optimizer of a tree of parameters (only its paths are read) and the schedule, for logging.
+    """The optimizer of a tree of parameters (only its paths are used), and the schedule for logging.
 
-    Updates are f32 whatever the gradients are, and so are moments unless `moments` says otherwise.
-    Raises ValueError for an unknown key or name, a rule that decides nothing, a parameter that no rule covers, or when
-    every parameter is frozen.
+    Updates are f32 for gradients of any dtype. Raises ValueError for an unknown key or name, a rule that matches no
+    parameter first, a parameter without a rule, or when all parameters are frozen.
     """
     config = _parse(config)
     paths = list(tree.flatten(shapes))
@@ -160,10 +159,10 @@ def _decays(paths: list[str], config: OptimConfig) -> dict[str, float]:
 def ema_update(ema: Any, params: Any, decay: float, step: Int[Array, ""] | int, warmup: bool = False) -> Any:
     """d · ema + (1 - d) · params, leaf by leaf, in the dtype of `ema`.
 
-    d is `decay`, or with warm-up min(decay, (1 + step) / (10 + step)), which forgets the initial values early (the rule
-    of TensorFlow's ExponentialMovingAverage). `step` counts from 0.
+    d is `decay`, or with warm-up min(decay, (1 + step) / (10 + step)), for less weight of the initial values (as in
+    TensorFlow's ExponentialMovingAverage). `step` counts from 0.
     """
-    # 1 - d is formed without d: in f32, 1 - 0.9999 would be off by 6e-4 of itself.
+    # 1 - d is computed in float64: in f32, 1 - 0.9999 has a relative error of 6e-4.
     weight = 1.0 - decay
     if warmup:
         weight = jnp.maximum(weight, 9.0 / (10.0 + jnp.asarray(step, jnp.float32)))
@@ -179,7 +178,7 @@ def _parse(config: Mapping[str, Any] | ConfigDict | OptimConfig) -> OptimConfig:
 
 
 def _by_path(function: Callable[[Any, Any, Any], Any], values: Mapping[str, Any]) -> optax.GradientTransformation:
-    """update = function(update, parameter, value of the parameter's path); stateless."""
+    """update = function(update, parameter, values[path of the parameter]); stateless."""
 
     def apply(updates: Any, params: Any) -> Any:
         if params is None:

@@ -1,15 +1,13 @@
-"""Steps that would spoil the parameters are not taken.
+"""Skips steps with a loss or gradient that is not finite or, on request, with a gradient spike.
 
-A step whose loss or gradient is not finite (or, on request, whose gradient is a spike) leaves parameters, their average
-and all of the optimizer's state as they were, its counts too: to the optimizer that step never was, so the learning
-rate is that of `step - skipped`. The step's number and the data go on. What this needs to know lies in the state, so a
-resumed run decides as it would have decided.
+A skipped step leaves parameters, average and optimizer state (with its counts) unchanged, so the learning rate is that
+of `step - skipped`; the step's number and the data go on. The guard's memory is in the train state, so that a resumed
+run makes the same decisions.
 
-A spike is a gradient norm g with  ln g - median > spike · max(1.4826 · MAD, LEAST),  where median and MAD (the median
-distance from it) are of ln g over the last WINDOW steps that were taken; 1.4826 · MAD is the deviation of a normal
-distribution (Hampel 1974). Mean and deviation would be wide after the first steps, whose gradients are large, or after
-one spike that was let in. Until the window is full, nothing is a spike. With spike = 6, one is at least e^3 = 20 times
-the median.
+A spike is a gradient norm g with  ln g - median > spike · max(1.4826 · MAD, MIN_DEVIATION),  where median and MAD (the
+median distance from it) are of ln g over the last WINDOW steps taken; 1.4826 · MAD is the deviation of a normal
+distribution (Hampel 1974). Mean and standard deviation would be too large after the first steps or an accepted spike.
+Before the window is full there are no spikes. With spike = 6, a spike is at least e^3 = 20 times the median.
 """
 
 from __future__ import annotations
@@ -23,28 +21,28 @@ from jaxtyping import Array, Bool, Float, Int
 from src.interfaces import PyTree
 
 WINDOW = 128
-LEAST = 0.5  # healthy gradients come in bursts: the largest of two runs of digits were 16 and 22 times the median
+MIN_DEVIATION = 0.5  # healthy gradients vary: the largest of two runs of digits were 16 and 22 times the median
 COUNTS = ("skipped", "streak", "restored")
 
 
-def fresh() -> dict[str, Array]:
-    """What the guard knows before the first step: steps `skipped` in all, how many of them were the last ones in a row
-    (`streak`), how often the run went back to a checkpoint (`restored`), and the last gradient norms `[WINDOW]`."""
+def new_guard() -> dict[str, Array]:
+    """The guard's memory before the first step: number of `skipped` steps, `streak` of the last ones in a row, number
+    of returns to a checkpoint (`restored`), and the last gradient norms `[WINDOW]`."""
     return {name: jnp.zeros((), jnp.int32) for name in COUNTS} | {"norms": jnp.zeros(WINDOW, jnp.float32)}
 
 
-def judge(
+def accept_step(
     guard: Mapping[str, Array],
     step: Int[Array, ""],
     loss: Float[Array, ""],
     square: Float[Array, ""],
     spike: float,
 ) -> tuple[Bool[Array, ""], dict[str, Array]]:
-    """Whether a step may be taken, and what the guard knows after it.
+    """Whether to take a step, and the guard's memory after it.
 
-    step     number of the step, from 0, as `guard` counts them
-    square   the squared global norm of the gradient; one that overflows (a norm above 1.8e19) is not finite
-    spike    deviations that make a spike; 0: nothing is one
+    step     number of the step, from 0
+    square   squared global norm of the gradient; a norm above 1.8e19 overflows and is not finite
+    spike    threshold in deviations; 0: no spikes
     """
     norm, taken = jnp.sqrt(square), step - guard["skipped"]
     good = jnp.isfinite(loss) & jnp.isfinite(square)
@@ -57,12 +55,12 @@ def judge(
 
 
 def is_spike(norms: Float[Array, "W"], norm: Float[Array, ""], spike: float) -> Bool[Array, ""]:
-    """Whether a gradient norm lies more than `spike` deviations above those of a full window (see the top)."""
+    """Whether a gradient norm is a spike against a full window of norms (docstring of the module)."""
     seen, new = (jnp.log(jnp.maximum(x, jnp.finfo(jnp.float32).tiny)) for x in (norms, norm))
     middle = jnp.median(seen)
-    return new - middle > spike * jnp.maximum(1.4826 * jnp.median(jnp.abs(seen - middle)), LEAST)
+    return new - middle > spike * jnp.maximum(1.4826 * jnp.median(jnp.abs(seen - middle)), MIN_DEVIATION)
 
 
-def choose(good: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    """`new` where the step is taken, else `old`."""
+def select(good: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    """`new` if the step is taken, else `old`."""
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)

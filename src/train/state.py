@@ -19,11 +19,11 @@ from src.train import skip_nonfinite
 
 @struct.dataclass
 class TrainState:
-    """Everything that a checkpoint holds of the network.
+    """The arrays of a checkpoint.
 
-    `extra` has the `seed` of the run, an input of the compiled step, so that another seed needs no other program, the
-    `guard`'s memory, of a run that distils its `teacher` (`train/teacher.py`), and the `states` of adaptive processes
-    by field.
+    extra   `seed` of the run (an input of the compiled step, so that all seeds share a program), memory of the `guard`,
+            and if there are any the `teacher`'s parameters (`train/teacher.py`) and the `states` of adaptive processes
+            by field
     """
 
     step: Int[Array, ""]
@@ -33,19 +33,19 @@ class TrainState:
     extra: dict[str, Any]
 
 
-Keep = Callable[[PyTree], PyTree]  # parameters -> those that the teacher needs, or none
+TeacherSelector = Callable[[PyTree], PyTree]  # parameters -> those of the teacher
 
 
 def init_state(
     init: Any,
     optimizer: optax.GradientTransformation,
     seed: int | UInt32[Array, ""],
-    keep: Keep | None = None,
+    keep: TeacherSelector | None = None,
     states: PyTree = None,
 ) -> TrainState:
-    """A fresh state; run it under `jax.jit` with output shardings so that nothing is ever whole on one device.
+    """A fresh state; run it under `jax.jit` with output shardings, so that no device holds whole arrays.
 
-    `seed` is below 2^32 and may be traced.
+    seed   below 2^32, may be traced
     """
     return first_state(init_params(init, seed), optimizer, seed, keep, states)
 
@@ -59,14 +59,15 @@ def first_state(
     params: PyTree,
     optimizer: optax.GradientTransformation,
     seed: int | UInt32[Array, ""],
-    keep: Keep | None = None,
+    keep: TeacherSelector | None = None,
     states: PyTree = None,
 ) -> TrainState:
-    """The state of these parameters before the first step; what `keep` makes of them stays as the teacher.
+    """The state of these parameters before the first step.
 
+    keep     selects the teacher's parameters
     states   of adaptive processes, by field
     """
-    extra = {"seed": jnp.asarray(seed, jnp.uint32), "guard": skip_nonfinite.fresh()}
+    extra = {"seed": jnp.asarray(seed, jnp.uint32), "guard": skip_nonfinite.new_guard()}
     extra |= {STATES: states} if states else {}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -78,7 +79,7 @@ def first_state(
 
 
 def with_extras(state: TrainState, params: PyTree | None = None) -> PyTree:
-    """The parameters of a state (or others instead), its teacher and the states of its processes, where there are some:
-    what `bind` takes."""
+    """The argument of `bind`: parameters (by default the state's), and the teacher and process states of a state, if
+    any."""
     params = state.params if params is None else params
     return params | {name: state.extra[name] for name in (TEACHER, STATES) if name in state.extra}

@@ -1,4 +1,4 @@
-"""The one train step."""
+"""The train step of all systems."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from src.models.model import STACKED, STATES
 from src.objectives.diffusion import STATISTICS
 from src.train import trainable
 from src.train.optim import ema_update
-from src.train.skip_nonfinite import COUNTS, choose, judge
+from src.train.skip_nonfinite import COUNTS, accept_step, select
 from src.train.state import TrainState, with_extras
 from src.train.system import Drawn, System, draw, losses, weighted_sum
 
@@ -28,13 +28,13 @@ Add = Callable[[PyTree], PyTree]
 
 @struct.dataclass
 class StepMetrics:
-    """What one step measured.
+    """Measurements of one step.
 
     terms    sums and counts by name: every loss term, the weighted `total`, and the norms of gradient and update
     squares  sums of squares of "grad" (before clipping), "update" and "param" (after the step) by the parameter's path;
-             `[L]`, layer by layer, in the trunk's stack, else `[]`; a frozen parameter has no gradient
-    guard    steps that were `skipped` in all, and the `streak` of them that ends with this one (0: it was taken); terms
-             and "grad" are then of what was refused. `restored`: how often the run went back to a checkpoint
+             `[L]`, layer by layer, in the trunk's stack, else `[]`; frozen parameters have no gradient
+    guard    number of `skipped` steps, `streak` of skipped steps that ends with this one (0: taken; else terms and
+             "grad" are those of the skipped step), and number of returns to a checkpoint (`restored`)
     """
 
     terms: dict[str, LossTerm]
@@ -46,9 +46,9 @@ Step = Callable[[TrainState, Mapping[str, Batch]], tuple[TrainState, StepMetrics
 
 
 def make_train_step(system: System, optimizer: optax.GradientTransformation, config: Any, placement: Placement) -> Step:
-    """The function (state, batch) -> (state, measurements); jit it with the state donated.
+    """The function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
-    What is random is drawn for the whole batch before it is split, and counts are summed before dividing, so
+    Random numbers are drawn for the whole batch before it is split, and counts are summed before dividing, so
     `accumulate` changes memory, not the result.
     """
     accumulate, ema = config.accumulate, config.ema
@@ -64,18 +64,18 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
         grads, (terms, total) = placement.local(local, trained, drawn, with_extras(state, frozen))
         seen = squared(grads)
         square = sum(values.sum() for values in seen.values())
-        good, guard = judge(state.extra["guard"], state.step, total, square, config.guard.spike)
+        good, guard = accept_step(state.extra["guard"], state.step, total, square, config.guard.spike)
         still = jax.tree.map(jnp.zeros_like, frozen)
         updates, opt_state = optimizer.update(tree.joined(grads, still), state.opt_state, state.params)
-        params = choose(good, optax.apply_updates(state.params, updates), state.params)
+        params = select(good, optax.apply_updates(state.params, updates), state.params)
         averaged = ema_update(state.ema, params, ema.decay, state.step, warmup=ema.warmup)
         terms, states = adapt(system, terms, state)
         new = state.replace(
             step=state.step + 1,
             params=params,
-            ema=choose(good, averaged, state.ema),
-            opt_state=choose(good, opt_state, state.opt_state),
-            extra=state.extra | {"guard": guard} | choose(good, states, {k: state.extra[k] for k in states}),
+            ema=select(good, averaged, state.ema),
+            opt_state=select(good, opt_state, state.opt_state),
+            extra=state.extra | {"guard": guard} | select(good, states, {k: state.extra[k] for k in states}),
         )
         moved = {path: jnp.where(good, square, 0) for path, square in squared(updates).items()}
         squares = {"grad": seen, "update": moved, "param": squared(params)}
@@ -87,7 +87,7 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
 
 
 def adapt(system: System, terms: dict[str, LossTerm], state: TrainState) -> tuple[dict[str, LossTerm], PyTree]:
-    """The terms without those that adaptive processes learn from, and `{"states": …}` after them, or {}."""
+    """The terms without the statistics for adaptive processes, and the updated states `{"states": …}`, or {}."""
     kept = {name: term for name, term in terms.items() if not name.endswith(STATISTICS)}
     if STATES not in state.extra:
         return kept, {}
@@ -120,9 +120,9 @@ def gradients(
 ) -> tuple[PyTree, dict[str, LossTerm], Array]:
     """Gradient of the weighted sum, the terms, and the sum itself, over `accumulate` microbatches of these rows.
 
-    `fixed` are parameters that the network needs beside `params` and that get no gradient: none is computed.
-    `add` sums over the devices that have the other rows: the counts that the terms are divided by are of all rows, so
-    that gradients, terms and sums of the devices only need to be added.
+    fixed   other parameters of the network, without gradient
+    add     sum over the devices with other rows; terms are divided by the counts of all rows, so the results of the
+            devices only need to be added
     """
 
     def forward(params, rows):
@@ -140,7 +140,7 @@ def gradients(
     if accumulate == 1:
         return one(None, drawn)
 
-    # Counts do not depend on the network: the compiler drops everything else of this forward pass.
+    # Counts do not depend on the network, so the compiler removes the rest of this forward pass.
     counts = {k: add(v.count) for k, v in forward(params, drawn).items()}
     micros = tree.split_rows(drawn, accumulate)
     shapes = jax.eval_shape(one, counts, jax.tree.map(lambda a: a[0], micros))

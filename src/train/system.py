@@ -1,4 +1,4 @@
-"""A system: the architecture, the tasks with their weighted objectives, and the forward pass they share."""
+"""A system: architecture, tasks with weighted objectives, and the forward pass that they share."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from src.common.rng import stream
 from src.interfaces import Batch, Field, Hidden, Layout, LossTerm, Net, Objective, PyTree, Task, Tokens, View, row_of
 from src.models.model import Architecture, bind
 from src.train.encode_batch import Encoders
-from src.train.init_from import Start
+from src.train.init_from import InitFrom
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskPlan:
-    """One task of a system: its data, the layout the model uses, rows per batch, and objectives with their weights."""
+    """One task of a system: data, layout with leads, rows in a batch, and objectives with weights."""
 
     task: Task
     layout: Layout
@@ -30,15 +30,15 @@ class TaskPlan:
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """All of it, built from one config (`src/build.py`).
+    """A system built from one config (`src/build.py`).
 
-    fields        the table
-    architecture  the model without its parameters
+    fields        by name
+    architecture  the model without parameters
     init          key -> parameters, a nested dict of arrays
-    pipeline      samples from the system, once it is given parameters
+    pipeline      for sampling, without parameters
     evaluators    by name, called as `evaluator(pipeline, seed)`; see `src/evals/result.py`
-    encoders      networks that are used and not trained
-    start         where the first parameters come from, or None
+    encoders      frozen networks
+    init_from     reads initial parameters, or None
     """
 
     config: Any
@@ -49,25 +49,25 @@ class System:
     pipeline: Any = None
     evaluators: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     encoders: Encoders = dataclasses.field(default_factory=Encoders)
-    start: Start | None = None
+    init_from: InitFrom | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint remembers of the system: the config, the fingerprints of what gave tokens their meaning,
-        and the hash of the weights that it began from."""
+        """The JSON values that identify the system in a checkpoint: config, fingerprints of the codecs, and hash of the
+        initial weights."""
         codecs = {name: field.codec.fingerprint for name, field in self.fields.items()}
         codecs = {name: prints for name, prints in codecs.items() if prints}
-        return self.config.to_dict() | {"codecs": codecs, "weights": self.start.hash() if self.start else None}
+        return self.config.to_dict() | {"codecs": codecs, "weights": self.init_from.hash() if self.init_from else None}
 
     def spec(self) -> dict[str, Batch]:
-        """Abstract arrays of one global batch, as the step gets it."""
+        """Abstract arrays of one global batch for the train step."""
         return self.encoders.spec(self.raw_spec())
 
     def raw_spec(self) -> dict[str, Batch]:
-        """Abstract arrays of one global batch, as the data deliver it."""
+        """Abstract arrays of one global batch of raw data."""
         return {name: plan.task.element_spec(plan.rows) for name, plan in self.tasks.items()}
 
     def encoder_bytes(self) -> int:
-        """Bytes of the frozen encoders on every device; without their folders they are taken to be as published."""
+        """Bytes of the frozen encoders on each device; published sizes for those whose folders are missing."""
         encoders, _ = self.encoders.sketch()
         needed = encoders.needed(encoders.shapes(), self.raw_spec())
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(needed))
@@ -87,7 +87,7 @@ Drawn = tuple[dict[str, View], dict[str, dict[str, PyTree]]]  # clean views and 
 
 
 def draw(system: System, batch: Mapping[str, Batch], key: Array) -> Drawn:
-    """Clean views of the whole batch, and all that its objectives draw; no parameters are needed."""
+    """Clean views of the whole batch, and the random draws of its objectives; needs no parameters."""
     views = {name: clean_view(system.fields, plan.layout, batch[name]) for name, plan in system.tasks.items()}
     draws = {
         name: {
@@ -100,7 +100,7 @@ def draw(system: System, batch: Mapping[str, Batch], key: Array) -> Drawn:
 
 
 def clean_view(fields: Mapping[str, Field], layout: Layout, batch: Batch) -> View:
-    """The rows of a task after the device links of their codecs; vectors that are padding are zeros.
+    """The rows of a task after the device links of their codecs, with zeros for padding of vectors.
 
     Raises KeyError when the batch lacks a name of the layout.
     """
@@ -144,7 +144,7 @@ def losses(system: System, params: PyTree, drawn: Drawn, placement: Placement | 
 def terms_of(
     system: System, net: Net, hidden: Mapping[str, Hidden], aux: Mapping[str, Mapping[str, PyTree]]
 ) -> dict[str, LossTerm]:
-    """The terms of every objective of these hidden states."""
+    """The terms of every objective for these hidden states."""
     terms = {}
     for name, plan in system.tasks.items():
         for label, (objective, _) in plan.objectives.items():
@@ -154,7 +154,7 @@ def terms_of(
 
 
 def weighted_sum(system: System, terms: Mapping[str, LossTerm], counts: Mapping[str, Array]) -> Array:
-    """total = Σ weight · (sum of the term / its count); a term that counts nothing adds nothing."""
+    """total = Σ weight · (sum of the term / its count); a term with count 0 adds 0."""
     weights, total = system.weights, 0
     for name, term in terms.items():
         if term.trained:

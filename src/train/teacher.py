@@ -1,8 +1,8 @@
-"""The parameters that a run began with, kept where an objective holds the network to them (`objectives/distill.py`).
+"""The teacher of distillation (`objectives/distill.py`): a copy of the initial parameters.
 
-They lie in `state.extra["teacher"]`, placed like the parameters and saved with every checkpoint, so that a resumed run
-needs no other file. Only what the taught fields' tokens pass through is kept, and of that only what is trained: what
-is frozen is the student's. With adapters on the trunk the teacher costs next to nothing.
+It is `state.extra["teacher"]`, sharded like the parameters and saved with every checkpoint, so that a resumed run needs
+no other file. Only trainable parameters that tokens of the distilled fields pass through are copied; frozen ones are
+shared with the student, so with adapters on the trunk the teacher is small.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import jax.numpy as jnp
 from src.common import tree
 from src.interfaces import PyTree, row_of
 from src.models import mixture_of_transformers as mot
-from src.train.state import Keep
+from src.train.state import TeacherSelector
 from src.train.system import System
-from src.train.trainable import rates
+from src.train.trainable import multipliers
 
-OTHERS = (mot.PREFIX, "trunk/layers/modulation/")  # of the trunk, what only tokens with a time pass through
+OTHERS = (mot.PREFIX, "trunk/layers/modulation/")  # trunk parameters for tokens with a time only
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def keeper(system: System) -> Keep | None:
-    """What the teacher of this system keeps of the parameters; None when no objective needs one.
+def teacher_selector(system: System) -> TeacherSelector | None:
+    """The function parameters -> teacher's parameters; None if no objective has a teacher.
 
-    Raises ValueError for an unknown `config.teacher.dtype`, and when called, where nothing is left to keep.
+    Raises ValueError for an unknown `config.teacher.dtype`; the function does so if it would select no parameters.
     """
     name = system.config.get("teacher", {"dtype": "float32"})["dtype"]
     if name not in DTYPES:
@@ -36,12 +36,12 @@ def keeper(system: System) -> Keep | None:
 
     def keep(params: PyTree) -> PyTree:
         flat = tree.flatten(params)
-        shares = rates(system.config, flat)
+        shares = multipliers(system.config, flat)
         kept = [p for p in flat if p.startswith(parts) and not p.startswith(OTHERS) and shares[p]]
         if not kept:
             raise ValueError(
-                "distillation has no trainable parameters: all that its fields pass through is frozen; take the"
-                " objective distill out, or see optim.lr_multipliers"
+                "distillation has no trainable parameters, since all that its fields use are frozen: remove the"
+                " objective distill, or change optim.lr_multipliers"
             )
         return tree.unflatten({path: jnp.array(flat[path], DTYPES[name]) for path in kept})
 

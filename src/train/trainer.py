@@ -1,4 +1,4 @@
-"""A system on its devices: optimizer, shardings, the compiled step, and its data."""
+"""A system on its devices: optimizer, shardings, compiled step and data."""
 
 from __future__ import annotations
 
@@ -26,13 +26,17 @@ from src.train.optim import Schedule, build_optimizer
 from src.train.state import TrainState, first_state, init_params, init_state, with_extras
 from src.train.step import make_train_step
 from src.train.system import System
-from src.train.teacher import keeper
-from src.train.trainable import multipliers
+from src.train.teacher import teacher_selector
+from src.train.trainable import multiplier_rules
 
 
 @dataclasses.dataclass
 class Trainer:
-    """A system on its devices: optimizer, shardings and the compiled step."""
+    """A system on its devices, with optimizer and shardings.
+
+    abstract    the train state as abstract arrays with shardings
+    placement   shardings and dtype of the parameters for the network
+    """
 
     system: System
     mesh: jax.sharding.Mesh
@@ -42,19 +46,19 @@ class Trainer:
     placement: Placement
 
     def init(self) -> TrainState:
-        """A fresh state, made where it will live; the same each time."""
+        """A fresh state with its shardings; the same each time."""
         with jax.set_mesh(self.mesh):
             return self._first_state(self._init_params(self._seed), self._seed)
 
     def init_params(self) -> PyTree:
-        """The parameters of a fresh state, made where they will live."""
+        """The parameters of a fresh state, with their shardings."""
         with jax.set_mesh(self.mesh):
             return self._init_params(self._seed)
 
     def place(self, rows: Mapping[str, Batch], step: int) -> dict[str, Batch]:
-        """A host batch (this process's rows) on the devices, as the train step gets it before it is step `step` + 1.
+        """A host batch (this process's rows) on the devices and encoded, the input of the step after `step` steps.
 
-        What frozen encoders draw at random depends on the run's seed and `step` alone.
+        Random numbers of frozen encoders depend only on the run's seed and `step`.
         """
         batch = put_batch(rows, self.mesh)
         if not self.system.encoders.nets:
@@ -63,17 +67,17 @@ class Trainer:
             return self._encode(self._encoder_params, batch, self._seed, np.int32(step))
 
     def encoder_shapes(self) -> dict[str, PyTree]:
-        """What every device holds of the frozen encoders, abstract."""
+        """Parameters of the frozen encoders on each device, abstract."""
         encoders, whole = self.system.encoders, replicated(self.mesh)
         needed = encoders.needed(encoders.shapes(), self.system.raw_spec())
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), needed)
 
     def raw_batch(self) -> dict[str, Batch]:
-        """A batch on the devices as the data deliver it, abstract."""
+        """A batch of raw data on the devices, abstract."""
         return self._rows(self.system.raw_spec())
 
     def batch(self) -> dict[str, Batch]:
-        """A batch on the devices as the step gets it, abstract."""
+        """A batch for the train step on the devices, abstract."""
         return self._rows(self.system.spec())
 
     def _rows(self, batch: PyTree) -> PyTree:
@@ -81,7 +85,7 @@ class Trainer:
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), batch)
 
     def lower_encode(self) -> jax.stages.Lowered | None:
-        """The program of the frozen encoders that `place` runs, traced on shapes alone; None where there are none."""
+        """The program of the frozen encoders that `place` runs, traced with shapes only; None without encoders."""
         if not self.system.encoders.nets:
             return None
         numbers = (jax.ShapeDtypeStruct((), kind) for kind in (np.uint32, np.int32))
@@ -97,8 +101,8 @@ class Trainer:
     @functools.cached_property
     def _encode(self) -> Callable[..., dict[str, Batch]]:
         def encode(params: PyTree, batch: Mapping[str, Batch], seed: Any, step: Any) -> dict[str, Batch]:
-            ways = math.prod(self.mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
-            return self.system.encoders.encode(params, batch, step_key(seed, step), ways)
+            row_shards = math.prod(self.mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
+            return self.system.encoders.encode(params, batch, step_key(seed, step), row_shards)
 
         return jax.jit(encode, out_shardings=batch_sharding(self.mesh))
 
@@ -106,14 +110,14 @@ class Trainer:
     def _seed(self) -> np.uint32:
         return np.uint32(self.system.config.seed)
 
-    # Kept, since the doctor makes them a second time.
+    # Cached, since the doctor makes parameters and state a second time.
 
     @functools.cached_property
     def _init_params(self) -> Callable[[np.uint32], PyTree]:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.params)
-        if self.system.start is None:
+        if self.system.init_from is None:
             return jax.jit(lambda seed: init_params(self.system.init, seed), out_shardings=shardings)
-        places, start = flatten(shardings), self.system.start
+        places, start = flatten(shardings), self.system.init_from
 
         @functools.cache
         def some(paths: tuple[str, ...]) -> Callable[[np.uint32], dict[str, jax.Array]]:
@@ -129,12 +133,12 @@ class Trainer:
     def _first_state(self) -> Callable[[PyTree, np.uint32], TrainState]:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         make = lambda params, seed: first_state(
-            params, self.optimizer, seed, keeper(self.system), process_states(self.system)
+            params, self.optimizer, seed, teacher_selector(self.system), process_states(self.system)
         )
         return jax.jit(make, donate_argnums=0, out_shardings=shardings)
 
     def lower(self) -> jax.stages.Lowered:
-        """The train step, traced on shapes alone: (state, batch) -> (state, measurements)."""
+        """The train step, traced with shapes only: (state, batch) -> (state, metrics)."""
         step = make_train_step(self.system, self.optimizer, self.system.config, self.placement)
         out = (jax.tree.map(lambda leaf: leaf.sharding, self.abstract), replicated(self.mesh))
         step = jax.jit(step, donate_argnums=0, out_shardings=out)
@@ -142,7 +146,7 @@ class Trainer:
             return step.lower(self.abstract, self.batch())
 
     def compile(self) -> Any:
-        """The train step, ahead of its first batch."""
+        """The compiled train step."""
         return self.lower().compile()
 
 
@@ -153,27 +157,28 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
     """
     config = system.config
     mesh = make_mesh(config.mesh, devices)
-    ways = math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp")) * config.accumulate
-    uneven = {n: p.rows for n, p in system.tasks.items() if p.rows % ways}
+    row_shards = math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp")) * config.accumulate
+    uneven = {n: p.rows for n, p in system.tasks.items() if p.rows % row_shards}
     if uneven:
         raise ValueError(
-            f"tasks {uneven} (rows of a batch) do not divide over {ways} = devices x accumulate; change batch or shares"
+            f"tasks {uneven} (rows of a batch) do not divide over {row_shards} = devices x accumulate: change batch, or"
+            " tasks.<task>.weight"
         )
     shapes = jax.eval_shape(system.init, jax.random.key(0))
     settings = config.optim.to_dict()
     settings["steps"] = settings["steps"] or config.steps
-    settings["lr_multipliers"] = multipliers(config)
+    settings["lr_multipliers"] = multiplier_rules(config)
     optimizer, schedule = build_optimizer(settings, shapes)
     state = jax.eval_shape(
-        lambda: init_state(system.init, optimizer, config.seed, keeper(system), process_states(system))
+        lambda: init_state(system.init, optimizer, config.seed, teacher_selector(system), process_states(system))
     )
     rules = ShardingRules(**config.sharding)
     rules.check(shapes, mesh)
     trunk, tensor = config.model.trunk, mesh.shape.get("tensor", 1)
     if trunk.heads % tensor or trunk.kv_heads % tensor:
         logging.warning(
-            "mesh.tensor=%d does not divide heads=%d and kv_heads=%d: a device of that axis holds more heads than its"
-            " share", tensor, trunk.heads, trunk.kv_heads,
+            "mesh.tensor=%d does not divide heads=%d and kv_heads=%d: some devices of that axis hold more heads",
+            tensor, trunk.heads, trunk.kv_heads,
         )  # fmt: skip
     shardings = rules.shardings(state, mesh)
     abstract = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), state, shardings)
@@ -188,9 +193,9 @@ def process_states(system: System) -> PyTree:
 
 
 def check_data(system: System) -> None:
-    """Opens the data of every task, so that what is missing or of another kind is refused before anything takes long.
+    """Opens the data of every task, to find missing or unsuitable data early.
 
-    Raises FileNotFoundError, ValueError.
+    Raises FileNotFoundError or ValueError.
     """
     tasks = {name: plan.task for name, plan in system.tasks.items()}
     rows = {f"the number of rows of {name}": task.rows("train") for name, task in tasks.items()}
@@ -200,7 +205,7 @@ def check_data(system: System) -> None:
 
 
 def open_data(trainer: Trainer, workdir: Any = None) -> Mixture:
-    """This process's share of the batches of every task; bad rows are listed in `workdir`. Raises as `check_data`."""
+    """This process's rows of the batches of all tasks; bad rows are listed in `workdir`. Raises as `check_data`."""
     check_data(trainer.system)
     plans = trainer.system.tasks
     tasks = {name: plan.task for name, plan in plans.items()}

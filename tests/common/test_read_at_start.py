@@ -13,7 +13,7 @@ from src.common.runtime.writers import JsonLinesWriter
 from src.data.example import BadRow
 from src.data.pipeline.bad_rows import Ledger
 from src.train.checkpoints.lock import Lock
-from src.train.checkpoints.retention import ScoreBook
+from src.train.checkpoints.retention import ScoreFile
 
 WAYS = {
     "a device": lambda path: path.symlink_to("/dev/zero"),
@@ -76,7 +76,7 @@ def test_the_lock_and_the_scores(tmp_path, caplog, way):
     else:
         assert lock._read() == {}, "a run that left no name"
     lock.release()
-    book, path = ScoreBook(epath.Path(tmp_path)), tmp_path / "scores.json"
+    book, path = ScoreFile(epath.Path(tmp_path)), tmp_path / "scores.json"
     (tmp_path / "huge").unlink(missing_ok=True)
     WAYS[way](path)
     assert book.read() == {} and "no checkpoint counts as best" in caplog.text

@@ -42,10 +42,10 @@ class Hybrid(Categorical):
 KERNELS = {
     "mask": Categorical(field=FIELD),
     "masks": Categorical(field=FIELD, masks=3),
-    "cosine": Categorical(field=FIELD, schedule=keep.Cosine()),
-    "power": Categorical(field=FIELD, schedule=keep.Power(exponent=3.0), mask=0.5),
+    "cosine": Categorical(field=FIELD, schedule=keep.CosineDecay()),
+    "power": Categorical(field=FIELD, schedule=keep.PowerDecay(exponent=3.0), mask=0.5),
     "uniform": Categorical(field=FIELD, mask=0.0),
-    "marginal": Categorical(field=FIELD, mask=0.0, marginal=(1, 2, 0, 5), schedule=keep.Cosine()),
+    "marginal": Categorical(field=FIELD, mask=0.0, marginal=(1, 2, 0, 5), schedule=keep.CosineDecay()),
     "mixed": Categorical(field=FIELD, mask=0.8, masks=2),
     "absorbing": Categorical(field=FIELD, mask=0.8, masks=2, absorbing=True),
     "hybrid": Hybrid(field=FIELD),
@@ -116,7 +116,7 @@ def test_jumps_compose(name):
     def law(t):
         _, mask, rest = process.masses(jnp.float32(t))
         ids = jnp.arange(process.ids)
-        return process.masses(jnp.float32(t))[0] * np.eye(V, process.ids) + process.added(ids, mask, rest)
+        return process.masses(jnp.float32(t))[0] * np.eye(V, process.ids) + process.mass_at(ids, mask, rest)
 
     for t, r, s in [(0.9, 0.5, 0.1), (0.7, 0.69, 0.2), (0.4, 0.001, 0.0), (1.0, 0.999, 0.3)]:
         np.testing.assert_allclose(jump(r, s) @ jump(t, r), jump(t, s), atol=5e-6)
@@ -228,23 +228,25 @@ def test_the_contract_and_its_refusals():
     np.testing.assert_array_equal(value, [[1, 4]])
     assert time == 250
     for words, options in [
-        ("features=2", {"field": FieldSpec((5,), features=2)}),
+        ("must have ids .*features=2", {"field": FieldSpec((5,), features=2)}),
         ("mask=1.5", {"mask": 1.5}),
         ("masks=0", {"masks": 0}),
-        ("3 weights; give 4", {"marginal": (1, 2, 3)}),
+        ("3 weights; give 4, all", {"marginal": (1, 2, 3)}),
     ]:
         with pytest.raises(ValueError, match=words):
             Categorical(**{"field": FIELD} | options)
-    with pytest.raises(ValueError, match="mask=1 alone"):
+    with pytest.raises(ValueError, match="only for mask=1"):
         KERNELS["mixed"].rate(0.5)
 
 
-@pytest.mark.parametrize("schedule", [keep.Linear(), keep.Linear(least=0.1), keep.Cosine(), keep.Power(exponent=3.0)])
+@pytest.mark.parametrize(
+    "schedule", [keep.LinearDecay(), keep.LinearDecay(least=0.1), keep.CosineDecay(), keep.PowerDecay(exponent=3.0)]
+)
 def test_schedules_begin_at_exactly_1_and_their_slope_is_autodiff(schedule):
     assert schedule.keep(0.0) == 1
     t = jnp.linspace(0.01, 0.99, 50)
     np.testing.assert_allclose(schedule.slope(t), jax.vmap(jax.grad(schedule.keep))(t), rtol=1e-4, atol=1e-6)
-    assert schedule.keep(1.0) == getattr(schedule, "least", 0.0) or schedule == keep.Linear(least=0.1)
+    assert schedule.keep(1.0) == getattr(schedule, "least", 0.0) or schedule == keep.LinearDecay(least=0.1)
 
 
 # --------------------------------------------------------------------------- published numbers
@@ -252,18 +254,21 @@ def test_schedules_begin_at_exactly_1_and_their_slope_is_autodiff(schedule):
 
 def test_published_schedules():
     arrays = golden("maskgit/mask_schedule")
-    for form, schedule in [("cosine", keep.Cosine()), ("uniform", keep.Linear())]:  # below 1e-6 it is cut there
+    for form, schedule in [
+        ("cosine", keep.CosineDecay()),
+        ("uniform", keep.LinearDecay()),
+    ]:
         np.testing.assert_allclose(1 - schedule.keep(1 - arrays["ratio"]), arrays[f"mask_{form}"], atol=2e-6)
     arrays = golden("mdlm/schedules")
-    process = Categorical(field=FIELD, schedule=keep.Linear(least=1e-3))
+    process = Categorical(field=FIELD, schedule=keep.LinearDecay(least=1e-3))
     np.testing.assert_allclose(1 - process.schedule.keep(arrays["t"]), arrays["loglinear_move"], atol=1e-6)
     np.testing.assert_allclose(process.rate(arrays["t"]), arrays["loglinear_weight"], rtol=5e-5)
     arrays, cut = golden("md4/schedules"), 1 - 2e-4
     inside = arrays["t"] > 0
     for form, schedule in [
-        ("linear", keep.Linear()),
-        ("cosine", keep.Cosine()),
-        *((f"poly{n}".replace(".", "p"), keep.Power(exponent=float(n))) for n in (0.5, 2, 3)),
+        ("linear", keep.LinearDecay()),
+        ("cosine", keep.CosineDecay()),
+        *((f"poly{n}".replace(".", "p"), keep.PowerDecay(exponent=float(n))) for n in (0.5, 2, 3)),
     ]:
         np.testing.assert_allclose(schedule.keep(arrays["t"]) * cut + 1e-4, arrays[f"{form}_alpha"], atol=1e-6)
         slope = np.asarray(schedule.slope(arrays["t"]) * cut)
@@ -272,7 +277,7 @@ def test_published_schedules():
 
 def test_published_mdlm_steps():
     """Draws are races of unnormalised probabilities; times go from 1 to 1e-5."""
-    process = Categorical(field=FieldSpec((8,), vocab=6), schedule=keep.Linear(least=1e-3))
+    process = Categorical(field=FieldSpec((8,), vocab=6), schedule=keep.LinearDecay(least=1e-3))
     arrays = golden("mdlm/ancestral")
 
     def step(ids, u, t, s):
@@ -342,7 +347,7 @@ def test_published_gidd(share, name):
     arrays = golden("gidd/hybrid")
     alpha, mask, rest = process.masses(jnp.asarray(arrays["t"][:, None]))
     np.testing.assert_allclose(alpha, arrays[f"{name}_alpha"], rtol=1e-6)
-    np.testing.assert_allclose(process.added(jnp.arange(7)[None], mask, rest), arrays[f"{name}_beta_pi"], atol=1e-6)
+    np.testing.assert_allclose(process.mass_at(jnp.arange(7)[None], mask, rest), arrays[f"{name}_beta_pi"], atol=1e-6)
     xt = arrays[f"{name}_x_t"]
     p = jnp.exp(process.logits(jnp.asarray(arrays["logits"][..., :6])))
     got = np.asarray(process.reverse(jnp.asarray(xt), p, 0.6, 0.45))

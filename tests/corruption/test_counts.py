@@ -28,7 +28,7 @@ def test_corruption_is_binomial():
     u = jnp.broadcast_to(((jnp.arange(n) + 0.5) / n)[:, None], (n, V))
     x0 = jnp.broadcast_to(jnp.arange(V), (n, V))
     for t in (0.3, 0.48, 0.5, 0.54, 1.0):
-        kept, lost = PROCESS.shares(jnp.float32(t))
+        kept, lost = PROCESS.keep_probability(jnp.float32(t))
         xt = np.asarray(quantile(u, x0, kept, lost, most=V - 1))
         for count in range(V):
             shares = np.bincount(xt[:, count], minlength=V) / n
@@ -50,15 +50,15 @@ def test_shares_are_the_published_times():
     """logit p equally spaced between the ends; 1 - p keeps its precision, and p is 1 exactly at 0."""
     process = Counts(field=FIELD, steps=50)
     t = jnp.arange(1, 51) / 50
-    kept, lost = (np.asarray(x, np.float64) for x in process.shares(t))
+    kept, lost = (np.asarray(x, np.float64) for x in process.keep_probability(t))
     np.testing.assert_allclose([lost[0], kept[-1]], math.exp(-15), rtol=5e-6)
     np.testing.assert_allclose(np.diff(np.log(kept / lost)), -2 * math.log(math.expm1(15)) / 49, rtol=1e-4)
-    assert tuple(process.shares(0.0)) == (1, 0)
-    np.testing.assert_allclose(process.shares(0.01)[1], math.exp(-15) / 2, rtol=1e-6)
+    assert tuple(process.keep_probability(0.0)) == (1, 0)
+    np.testing.assert_allclose(process.keep_probability(0.01)[1], math.exp(-15) / 2, rtol=1e-6)
     arrays = golden("blackout/grid_and_weights")
     known = Counts(field=FIELD)
     t = jnp.asarray((arrays["index"] + 1) / 1000, jnp.float32)
-    kept, lost = known.shares(t)
+    kept, lost = known.keep_probability(t)
     np.testing.assert_allclose(kept, arrays["survival_f64"], rtol=2e-5)
     np.testing.assert_allclose(lost, -np.expm1(-arrays["time_f64"]), rtol=2e-5)
     instantaneous, finite = known.weights(t)
@@ -70,8 +70,8 @@ def test_shares_are_the_published_times():
 def test_births_are_bayes():
     """q(x_s | x_t, x_0) from the binomials by enumeration is x_t + Binomial(x_0 - x_t, chance)."""
     for t, s in [(0.6, 0.5), (0.5, 0.4), (0.52, 0.519), (1.0, 0.7), (0.5, 0.0)]:
-        p_t, p_s = (float(PROCESS.shares(jnp.float32(time))[0]) for time in (t, s))
-        chance, rest = (float(x) for x in PROCESS.born(jnp.float32(t), jnp.float32(s)))
+        p_t, p_s = (float(PROCESS.keep_probability(jnp.float32(time))[0]) for time in (t, s))
+        chance, rest = (float(x) for x in PROCESS.birth_probability(jnp.float32(t), jnp.float32(s)))
         np.testing.assert_allclose(chance + rest, 1, atol=1e-6)
         for x0 in range(V):
             for xt in range(x0 + 1):
@@ -89,7 +89,7 @@ def test_posterior_with_the_true_rate_is_bayes():
     xt = jnp.broadcast_to(jnp.array([0, 2, 1]), (n, 1, 3))
     x0 = jnp.broadcast_to(jnp.array([6, 5, 1]), (n, 1, 3))
     rate = (x0 - xt).astype(jnp.float32)
-    chance = float(PROCESS.born(0.55, 0.48)[0])
+    chance = float(PROCESS.birth_probability(0.55, 0.48)[0])
     for rounding in ("stochastic", "nearest"):
         process = Counts(field=FIELD, rounding=rounding)
         xs = np.asarray(POSTERIOR(process, jax.random.key(0), xt, rate, 0.55, 0.48))
@@ -128,7 +128,7 @@ def test_published_bridge_and_input():
     chance = a["bridge_p"]
     births = quantile(a["bridge_u"], a["bridge_n"], chance, 1 - chance, most=255)
     np.testing.assert_array_equal(a["bridge_x_t"] + births, a["bridge_x_s"])
-    chance, _ = process.born(0.601, 0.6)  # the bridge's times are those of steps 600 and 601
+    chance, _ = process.birth_probability(0.601, 0.6)  # the bridge's times are those of steps 600 and 601
     np.testing.assert_allclose(chance, arrays["bridge_p"], rtol=1e-4)
 
 

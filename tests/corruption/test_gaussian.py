@@ -177,7 +177,7 @@ def test_variances_are_the_ends_of_the_learned_range():
     np.testing.assert_allclose(got["fixed_small"].ravel(), [low] * 3, rtol=1e-6)
     np.testing.assert_allclose(got["fixed_large"].ravel(), [high] * 3, rtol=1e-6)
     np.testing.assert_allclose(got["learned_range"].ravel(), [low, high, (low + high) / 2], rtol=1e-6)
-    with pytest.raises(ValueError, match="learned_range but the estimate has none"):
+    with pytest.raises(ValueError, match="learned_range, but the estimate has none"):
         MOMENTS(make(schedule, "eps", "learned_range", features=3), x, only_x0(x), t, s)
 
 

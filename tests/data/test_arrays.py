@@ -16,7 +16,7 @@ from src.common.files.store import local_copy
 from src.data.example import BadRow
 from src.data.pipeline.stream import Mixture, Stream, ordered
 from src.data.sources.arrays import Arrays
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.class_label import ClassLabel
 from src.data.templates.class_prompt import PHRASES, ClassPrompt
 from tests.helpers.fields import field, patches, table
@@ -38,11 +38,11 @@ FIELDS = table(size=(4, 4, 2), classes=2)
 
 
 def prompted(folder, held_out=0, **options):
-    return Task("a", Arrays(folder, held_out=held_out), ClassPrompt(64, **options), FIELDS)
+    return SourceTask("a", Arrays(folder, held_out=held_out), ClassPrompt(64, **options), FIELDS)
 
 
 def labelled(folder, held_out=0, **options):
-    return Task("a", Arrays(folder, held_out=held_out), ClassLabel(**options), FIELDS)
+    return SourceTask("a", Arrays(folder, held_out=held_out), ClassLabel(**options), FIELDS)
 
 
 @pytest.mark.parametrize("make", [prompted, labelled])
@@ -91,7 +91,7 @@ def test_labels_follow_the_images(folder):
     assert build(copy, "train", range(3)).cond["label"].tolist() == [0, 1, 0]
     (folder / "names.json").unlink()  # which only prompts need
     assert build(labelled(folder), "train", range(3)).cond["label"].tolist() == [0, 1, 0]
-    moments = Task("a", Arrays(folder, moments=True), ClassLabel(), FIELDS | {"image": AUTOENCODER})
+    moments = SourceTask("a", Arrays(folder, moments=True), ClassLabel(), FIELDS | {"image": AUTOENCODER})
     assert moments.element_spec(2).tokens["image"].value.shape == (2, 2, 2, 6)
     with pytest.raises(ValueError, match=r"\(4, 4, 2\).*\(2, 2, 6\)"):
         moments.rows("train")

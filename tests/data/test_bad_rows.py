@@ -14,7 +14,7 @@ from src.data.pipeline.bad_rows import Ledger, TooManyBadRowsError, grouped, par
 from src.data.pipeline.stream import Mixture, Stream, ordered
 from src.data.sources.digits import Digits
 from src.data.sources.numbers import RELATIONS, Numbers
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.class_label import ClassLabel
 from src.data.templates.image_to_caption import ImageToCaption
@@ -26,19 +26,19 @@ FIELDS = table()
 
 
 def draw():
-    return Task("draw", Digits(), CaptionToImage(), FIELDS)
+    return SourceTask("draw", Digits(), CaptionToImage(), FIELDS)
 
 
 def say():
-    return Task("say", Digits(), ImageToCaption(), FIELDS)
+    return SourceTask("say", Digits(), ImageToCaption(), FIELDS)
 
 
 def count(relations=tuple(RELATIONS)):
-    return Task("count", Numbers(relations=relations), Text(), FIELDS)
+    return SourceTask("count", Numbers(relations=relations), Text(), FIELDS)
 
 
 def label():
-    return Task("label", Digits(), ClassLabel(), FIELDS)
+    return SourceTask("label", Digits(), ClassLabel(), FIELDS)
 
 
 class Flawed:

@@ -16,7 +16,7 @@ from src.data.prepare import ShardPlan, prepare
 from src.data.sources.captions import Captions
 from src.data.sources.documents import Documents
 from src.data.sources.records import Records
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.packed import Packed
 from src.tools.latents import reader
@@ -62,7 +62,7 @@ def encode(pixels):
 
 
 def task(source, template):
-    return Task("t", source, template, table(vision=VISION, image=LATENT))
+    return SourceTask("t", source, template, table(vision=VISION, image=LATENT))
 
 
 def captions(source, buckets=GRIDS):
@@ -156,7 +156,7 @@ def test_other_buckets_and_damaged_sides_are_refused(folder, tmp_path):
         captions(Records(tmp_path / "out")).rows("train")
     other = field("image", Pixels(16, 16), type("Other", (Autoencoder,), {"shape": (4, 4, 4)})(), patches(1))
     with pytest.raises(ValueError, match="moments of latents 8 x 8 x 8, and the field's codec makes 4 x 4 x 8"):
-        Task("t", records(tmp_path / "out"), CaptionToImage(16), table(image=other)).rows("train")
+        SourceTask("t", records(tmp_path / "out"), CaptionToImage(16), table(image=other)).rows("train")
     with pytest.raises(ValueError, match="which are shards already"):
         prepare(records(tmp_path / "out"), tmp_path / "again", ShardPlan())
     path = tmp_path / "out" / "manifest.json"

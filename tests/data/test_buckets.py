@@ -14,7 +14,7 @@ from src.codecs.pixels import Pixels, crop
 from src.data.pipeline.stream import Stream
 from src.data.sources.captions import Captions
 from src.data.sources.documents import Documents
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.packed import Packed
 from tests.data.test_documents import corpus
@@ -53,7 +53,7 @@ def test_the_nearest_bucket_is_cut_out_of_the_middle():
 
 
 def captions(source, buckets=GRIDS):
-    return Task("t", source, CaptionToImage(16, buckets=buckets), table(size=(8, 8, 3)))
+    return SourceTask("t", source, CaptionToImage(16, buckets=buckets), table(size=(8, 8, 3)))
 
 
 def first(data, rows):
@@ -95,7 +95,7 @@ def test_a_folder_of_images_comes_in_buckets(tmp_path):
 def test_documents_come_in_buckets(tmp_path):
     folder = corpus(tmp_path / "d", 3)
     Image.fromarray(pixels(4, 16, seed=7)).save(folder / "a/0y.png")
-    data = Task("t", Documents(folder), Packed(128, images=3, buckets=GRIDS), table(size=(8, 8, 3)))
+    data = SourceTask("t", Documents(folder), Packed(128, images=3, buckets=GRIDS), table(size=(8, 8, 3)))
     (folder / "documents.jsonl").write_text((folder / "documents.jsonl").read_text().split("\n")[0])
     batch = first(data, 1)
     image, begins = batch.tokens["image"], batch.packing.begins["image"][0]

@@ -7,7 +7,7 @@ from src.codecs.text import Bytes
 from src.data.pipeline.stream import ordered
 from src.data.sources import canvas, digits
 from src.data.sources.canvas import Canvas
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.image_to_caption import ImageToCaption
 from tests.helpers.fields import table
@@ -19,8 +19,8 @@ CODEC = Bytes()
 def tasks(size=16, **options):
     """Two digits at most, so that there are few captions."""
     fields, options = table(CODEC, (size, size, 1), 4), {"size": size, "most": 2, "shift": 0} | options
-    draw = Task("draw", Canvas(**options), CaptionToImage(), fields)
-    return draw, Task("say", Canvas(**options), ImageToCaption(), fields)
+    draw = SourceTask("draw", Canvas(**options), CaptionToImage(), fields)
+    return draw, SourceTask("say", Canvas(**options), ImageToCaption(), fields)
 
 
 def test_every_canvas_has_its_own_caption_and_parsing_inverts_it():

@@ -19,7 +19,7 @@ from src.data.files import json_lines
 from src.data.pipeline.stream import Mixture
 from src.data.sources.captions import Captions
 from src.data.sources.records import Records
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.image_to_caption import ImageToCaption
 from tests.helpers.fields import table
@@ -100,7 +100,7 @@ def folder(tmp_path_factory):
 
 def task(source, make=ImageToCaption, codec=CODEC, length=16, **options):
     source = source if isinstance(source, Captions | Records) else Captions(source)
-    return Task("p", source, make(length, **options), table(codec, (8, 8, 3)))
+    return SourceTask("p", source, make(length, **options), table(codec, (8, 8, 3)))
 
 
 def test_every_broken_row_is_named_by_its_line_and_reason(folder):

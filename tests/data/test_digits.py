@@ -16,7 +16,7 @@ from src.data.pipeline.stream import Mixture, split_batch
 from src.data.sources import digits, numbers
 from src.data.sources.digits import Digits
 from src.data.sources.numbers import Numbers
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.class_label import ClassLabel
 from src.data.templates.class_prompt import ClassPrompt
@@ -27,10 +27,10 @@ from tests.helpers.fields import table
 from tests.helpers.rows import build
 
 TASKS = {
-    "caption_to_image": lambda fields, **o: Task("caption_to_image", Digits(), CaptionToImage(**o), fields),
-    "image_to_caption": lambda fields, **o: Task("image_to_caption", Digits(), ImageToCaption(**o), fields),
-    "number_sentences": lambda fields, **o: Task("number_sentences", Numbers(), Text(**o), fields),
-    "label_to_image": lambda fields, **o: Task("label_to_image", Digits(), ClassLabel(**o), fields),
+    "caption_to_image": lambda fields, **o: SourceTask("caption_to_image", Digits(), CaptionToImage(**o), fields),
+    "image_to_caption": lambda fields, **o: SourceTask("image_to_caption", Digits(), ImageToCaption(**o), fields),
+    "number_sentences": lambda fields, **o: SourceTask("number_sentences", Numbers(), Text(**o), fields),
+    "label_to_image": lambda fields, **o: SourceTask("label_to_image", Digits(), ClassLabel(**o), fields),
 }
 TEXTS = [name for name in TASKS if name != "label_to_image"]
 
@@ -66,11 +66,11 @@ def test_the_rows_of_the_configs_are_those_that_were_recorded(codec):
     fields = table(codec)
     relations = ("sum", "successor", "larger")
     mixed = {
-        "caption_to_image": Task("a", Digits(shift=0), CaptionToImage(row_length=25), fields),
-        "image_to_caption": Task("b", Digits(), ImageToCaption(row_length=25), fields),
-        "number_sentences": Task("c", Numbers(relations=relations), Text(), fields),
+        "caption_to_image": SourceTask("a", Digits(shift=0), CaptionToImage(row_length=25), fields),
+        "image_to_caption": SourceTask("b", Digits(), ImageToCaption(row_length=25), fields),
+        "number_sentences": SourceTask("c", Numbers(relations=relations), Text(), fields),
     }
-    single = {"label_to_image": Task("d", Digits(shift=0), ClassLabel(), fields)}
+    single = {"label_to_image": SourceTask("d", Digits(shift=0), ClassLabel(), fields)}
     for run, tasks, batch, weights in (
         ("digits", mixed, 88, {"caption_to_image": 32, "image_to_caption": 24, "number_sentences": 32}),
         ("sit_digits", single, 64, {"label_to_image": 1.0}),
@@ -206,7 +206,7 @@ def test_labels_are_dropped_to_the_null_class():
     assert not (build(task, "test", index[:360]).cond["label"] == 10).any()
     assert [(s.names, s.length, s.blocks, s.role) for s in task.layout.segments] == [(("image",), 16, 0, "noisy")]
     with pytest.raises(ValueError, match=r"tasks\.a: .*10 classes .* count=7"):
-        Task("a", Digits(), ClassLabel(), table(classes=7)).rows("train")
+        SourceTask("a", Digits(), ClassLabel(), table(classes=7)).rows("train")
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -263,7 +263,7 @@ def test_prompts_begin_as_training_rows_do(codec, tasks):
 
 def test_digits_have_names_for_prompts_too():
     codec = Bytes()  # which knows the letters of the phrases
-    task = Task("named", Digits(), ClassPrompt(64), table(codec))
+    task = SourceTask("named", Digits(), ClassPrompt(64), table(codec))
     batch = build(task, "test", [0, 1]).tokens["text.prompt"]
     labels = digits.load("test").labels
     said = [f"<s> Please generate an image of {numbers.WORDS[labels[row]]}. [" for row in (0, 1)]
@@ -280,7 +280,7 @@ def test_a_data_set_of_ones_own_is_a_length_and_an_item(codec):
                 return {"image": np.zeros((9, 9), np.uint8), "caption": "7"}
             return {"image": np.full((9, 12, 1), 60 * number, np.uint8), "caption": ["seven", "7"][number % 2]}
 
-    task = Task("mine", Mine(), CaptionToImage(8), table(codec))
+    task = SourceTask("mine", Mine(), CaptionToImage(8), table(codec))
     batch = build(task, "train", [0, 1, 3])
     assert [words(codec, batch.tokens["text.prompt"], i) for i in range(3)] == ["<s> seven [", "<s> 7 [", "<s> 7 ["]
     np.testing.assert_allclose(batch.tokens["image"].value[:, 0, 0, 0], np.array([0, 60, 180]) / 127.5 - 1, rtol=1e-6)
@@ -289,14 +289,14 @@ def test_a_data_set_of_ones_own_is_a_length_and_an_item(codec):
     with pytest.raises(ValueError, match=r"tasks\.mine.*'test' is empty"):
         task.rows("test")
     with pytest.raises(ValueError, match=r"tasks\.mine: .*'label'.* image, caption"):
-        Task("mine", Mine(), ClassLabel(), table(codec)).rows("train")
+        SourceTask("mine", Mine(), ClassLabel(), table(codec)).rows("train")
     for source, template, said in (
         (Mine(), CaptionToImage(), "length=None"),
         (Mine(), CaptionToImage(8, text="words"), "text='words' names no field"),
         (Mine(), CaptionToImage(8, text="image"), "text='image' is a field without text"),
     ):
         with pytest.raises(ValueError, match=rf"tasks\.mine\.template: .*{said}"):
-            Task("mine", source, template, table(codec))
+            SourceTask("mine", source, template, table(codec))
     with pytest.raises(ValueError, match="holds 'films'"):
         Mine.holds = "films"
         Images("image", table(codec)["image"], Mine(), made=True)
@@ -306,9 +306,10 @@ def test_neither_tensorflow_nor_sklearn_is_imported():
     """Nor Grain, which takes seconds, until a batch is asked for."""
     script = (
         "import sys; from tests.helpers.fields import table\n"
-        "from src.data.pipeline import stream; from src.data.task import Task\n"
+        "from src.data.pipeline import stream; from src.data.task import SourceTask\n"
         "from src.data.sources.digits import Digits; from src.data.templates.image_to_caption import ImageToCaption\n"
-        "task = Task('a', Digits(), ImageToCaption(), table()); mixture = stream.Mixture({'a': task}, {'a': 2}, 0)\n"
+        "task = SourceTask('a', Digits(), ImageToCaption(), table())\n"
+        "mixture = stream.Mixture({'a': task}, {'a': 2}, 0)\n"
         "assert not {'grain', 'sklearn', 'tensorflow'} & set(sys.modules)\n"
         "next(mixture); mixture.close()\n"
         "assert 'grain' in sys.modules and not {'sklearn', 'tensorflow'} & set(sys.modules)\n"

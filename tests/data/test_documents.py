@@ -22,7 +22,7 @@ from src.data.prepare import prepare
 from src.data.sources.documents import Documents
 from src.data.sources.records import Records
 from src.data.sources.ultrachat import UltraChat
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.packed import Packed
 from tests.helpers.fields import field, patches, table
 from tests.helpers.rows import told, words
@@ -85,7 +85,7 @@ def task(source, codec=CODEC, length=LENGTH, size=8, **options):
     source = source if isinstance(source, Documents | Records | UltraChat) else Documents(source)
     vision = field("vision", Pixels(8, 8, fit="letterbox"), patches(4))
     fields = table(codec, (size, size, 3), 4, vision=vision)
-    return Task("t", source, Packed(length, **{"images": 2, "visions": 2} | options), fields)
+    return SourceTask("t", source, Packed(length, **{"images": 2, "visions": 2} | options), fields)
 
 
 def chats(source, length=32):

@@ -29,7 +29,7 @@ from src.data.sources.records import Records
 from src.data.sources.tfds import Tfds
 from src.data.sources.ultrachat import UltraChat
 from src.data.sources.webdataset import WebDataset
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.chat import Chat
 from src.data.templates.class_label import ClassLabel
@@ -52,7 +52,7 @@ def cache(tmp_path, monkeypatch):
 
 def task(source, template):
     vision = field("vision", Pixels(8, 8, fit="letterbox"), patches(4))
-    return Task("t", source, template, table(CODEC, (SIZE, SIZE, 3), classes=5, vision=vision))
+    return SourceTask("t", source, template, table(CODEC, (SIZE, SIZE, 3), classes=5, vision=vision))
 
 
 def sources(folder):

@@ -7,7 +7,7 @@ import pytest
 from src.data.pipeline.stream import Mixture, Stream, ordered, split_batch
 from src.data.sources.digits import Digits
 from src.data.sources.numbers import Numbers
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.image_to_caption import ImageToCaption
 from src.data.templates.text import Text
@@ -85,9 +85,9 @@ def assert_equal(one, two):
 def test_mixture_resumes_exactly_and_tasks_do_not_disturb_each_other():
     fields = table()
     tasks = {
-        "draw": Task("draw", Digits(), CaptionToImage(), fields),
-        "say": Task("say", Digits(), ImageToCaption(), fields),
-        "count": Task("count", Numbers(), Text(), fields),
+        "draw": SourceTask("draw", Digits(), CaptionToImage(), fields),
+        "say": SourceTask("say", Digits(), ImageToCaption(), fields),
+        "count": SourceTask("count", Numbers(), Text(), fields),
     }
     rows = {"draw": 6, "say": 4, "count": 2}
     mixture = Mixture(tasks, rows, seed=0)
@@ -127,7 +127,7 @@ def test_ordered_pass_sees_each_row_once_and_pads_with_the_last(shards):
 
 
 def test_padding_rows_of_the_ordered_pass_have_no_target():
-    task = Task("count", Numbers(relations=("successor",)), Text(), table())
+    task = SourceTask("count", Numbers(relations=("successor",)), Text(), table())
     batches = [batch.tokens["text.sentence"] for batch in ordered(task, "test", 4)]
     assert task.rows("test") == 7 and len(batches) == 2
     assert [b.target.any(1).tolist() for b in batches] == [[True] * 4, [True, True, True, False]]
@@ -157,7 +157,7 @@ def test_split_batch(batch, weights, multiple, rows):
         (lambda: split_batch(8, {"a": 1, "b": 0}), "must all be positive"),
         (lambda: Stream(Counting(), 6, 0, (0, 4)), "6 rows cannot be shared by process 0 of 4"),
         (lambda: Mixture({"a": Counting()}, {"b": 2}, 0), r"\['a'\].*\['b'\]"),
-        (lambda: ordered(Task("count", Numbers(), Text(), table()), "val", 2), r"tasks\.count.*no split 'val'"),
+        (lambda: ordered(SourceTask("count", Numbers(), Text(), table()), "val", 2), r"tasks\.count.*no split 'val'"),
     ],
 )
 def test_what_cannot_work_is_refused(refused, words):

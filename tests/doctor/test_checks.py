@@ -15,8 +15,8 @@ from src.common.tree import flatten, unflatten
 from src.doctor import batch_checks as checks
 from src.doctor import dry_run, run_checks
 from src.doctor.callback import Doctor
-from src.doctor.context import Case, open_case
-from src.doctor.report import consult
+from src.doctor.context import CheckContext, check_context
+from src.doctor.report import diagnose
 from src.sequence.layout import FixedLayout
 from src.train.trainer import make_trainer, open_data
 from tests.helpers.runs import config_of
@@ -34,19 +34,19 @@ def first_batch(trainer):
 
 
 @pytest.fixture(scope="module")
-def case():
+def context():
     """A healthy system with its first batch, on the host; nothing is compiled."""
     trainer = trainer_of(config_of())
-    return open_case(trainer, first_batch(trainer))
+    return check_context(trainer, first_batch(trainer))
 
 
 def told(found, *severities):
     return [str(f) for f in found if f.severity in (severities or ("error", "warning"))]
 
 
-def planted(case, task, name, **changes):
-    """The case with other arrays in the tokens of a name: a function of the old array each."""
-    return open_case(case.trainer, with_tokens(case.batch, task, name, **changes))
+def planted(context, task, name, **changes):
+    """The context with other arrays in the tokens of a name: a function of the old array each."""
+    return check_context(context.trainer, with_tokens(context.batch, task, name, **changes))
 
 
 def with_tokens(batch, task, name, **changes):
@@ -55,10 +55,10 @@ def with_tokens(batch, task, name, **changes):
     return {**batch, task: batch[task].replace(tokens=batch[task].tokens | {name: new})}
 
 
-def with_plan(case, task, **changes):
-    plans = dict(case.system.tasks) | {task: dataclasses.replace(case.system.tasks[task], **changes)}
-    system = dataclasses.replace(case.system, tasks=plans)
-    return dataclasses.replace(case, trainer=dataclasses.replace(case.trainer, system=system))
+def with_plan(context, task, **changes):
+    plans = dict(context.system.tasks) | {task: dataclasses.replace(context.system.tasks[task], **changes)}
+    system = dataclasses.replace(context.system, tasks=plans)
+    return dataclasses.replace(context, trainer=dataclasses.replace(context.trainer, system=system))
 
 
 def put(array, where, value):
@@ -66,13 +66,13 @@ def put(array, where, value):
     return array
 
 
-def test_what_is_healthy_is_left_alone(case):
-    for check in (run_checks.frozen, run_checks.unsplit, run_checks.starved, checks.spec, *run_checks.SCREENS):
-        assert told(check(case)) == [], check.__name__
-    assert told(checks.given(case), "note")[0] == (
+def test_what_is_healthy_is_left_alone(context):
+    for check in (run_checks.frozen, run_checks.unsharded, run_checks.few_rows, checks.spec, *run_checks.BATCH_CHECKS):
+        assert told(check(context)) == [], check.__name__
+    assert told(checks.unpredicted_names(context), "note")[0] == (
         "note: task caption_to_image reads text.prompt, text.tail and predicts image"
     )
-    assert checks.padding(case) == []
+    assert checks.padding(context) == []
 
 
 def late(marked):
@@ -101,40 +101,42 @@ FAULTS = {
         checks.targets, SAID,
         {"valid": lambda a: put(a, HOLE, False), "target": lambda a: put(a, HOLE, False)}, "^warning: 4 .* padding",
     ),
-    "an empty row": (checks.blind, SAID, {"valid": lambda a: put(a, 5, False)}, "1 of 32 rows .* have no token"),
+    "an empty row": (checks.empty_attention, SAID, {"valid": lambda a: put(a, 5, False)}, "1 of 32 .* have no token"),
     "much padding": (checks.padding, SAID, {"valid": lambda a: put(a, np.s_[:, 2:], False)}, "^note: 80% of task"),
     "a dtype": (checks.spec, SAID, {"target": lambda a: a.astype(np.float32)}, "^error: .* float32 .* declares bool"),
-    "a shape": (checks.spec, DRAWN, {"value": lambda a: a[:, :4]}, r"^error: .*\(32, 4, 8, 1\) as image/value "),
+    "a shape": (checks.spec, DRAWN, {"value": lambda a: a[:, :4]}, r"^error: .*\(32, 4, 8, 1\) as image/value, "),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_the_data_is_found(case, fault):
+def test_a_fault_of_the_data_is_found(context, fault):
     check, (task, field), changes, match = FAULTS[fault]
-    found = [str(f) for f in check(planted(case, task, field, **changes))]
+    found = [str(f) for f in check(planted(context, task, field, **changes))]
     assert len(found) == 1 and task in found[0] and re.search(match, found[0]), found
 
 
-def test_an_image_that_is_not_there_may_hold_anything(case):
+def test_an_image_that_is_not_there_may_hold_anything(context):
     spoilt = {"value": lambda a: put(a, 3, np.nan)} | dict.fromkeys(("valid", "target"), lambda a: put(a, 3, False))
-    assert [f for check in run_checks.SCREENS for f in told(check(planted(case, *DRAWN, **spoilt)))] == []
+    assert [f for check in run_checks.BATCH_CHECKS for f in told(check(planted(context, *DRAWN, **spoilt)))] == []
 
 
-def test_a_missing_field_and_a_wrong_label(case):
-    task = case.batch["image_to_caption"]
+def test_a_missing_field_and_a_wrong_label(context):
+    task = context.batch["image_to_caption"]
     tokens = {name: each for name, each in task.tokens.items() if name != "text.head"}
-    found = told(checks.spec(open_case(case.trainer, {**case.batch, "image_to_caption": task.replace(tokens=tokens)})))
+    found = told(
+        checks.spec(check_context(context.trainer, {**context.batch, "image_to_caption": task.replace(tokens=tokens)}))
+    )
     assert len(found) == 3 and "error: task image_to_caption delivers nothing as text.head/" in found[0]
     trainer = trainer_of(config_of(sit_digits))
     batch = first_batch(trainer)
-    assert checks.values(open_case(trainer, batch)) == []
+    assert checks.values(check_context(trainer, batch)) == []
     labels = {"label": put(np.array(batch["label_to_image"].cond["label"]), 2, 11)}
     batch = {"label_to_image": batch["label_to_image"].replace(cond=labels)}
-    (found,) = told(checks.values(open_case(trainer, batch)), "error")
+    (found,) = told(checks.values(check_context(trainer, batch)), "error")
     assert re.search(r"labels in label of task label_to_image .* to 11, .* 0 to 10 \(rows 2 ", found)
 
 
-def test_a_mask_with_an_empty_row_is_found(case):
+def test_a_mask_with_an_empty_row_is_found(context):
     class Late(FixedLayout):
         """A token becomes readable one place too late, so that the first one sees nothing."""
 
@@ -142,24 +144,24 @@ def test_a_mask_with_an_empty_row_is_found(case):
             read, write, group = super().static_orders()
             return read, write + 1, group
 
-    layout = Late(case.system.tasks["number_sentences"].layout.segments)
-    (found,) = told(checks.blind(with_plan(case, "number_sentences", layout=layout)))
+    layout = Late(context.system.tasks["number_sentences"].layout.segments)
+    (found,) = told(checks.empty_attention(with_plan(context, "number_sentences", layout=layout)))
     assert re.search("^error: 1 tokens of a row of task number_sentences .in text.sentence. may see no token", found)
 
 
-def test_a_starved_task_a_frozen_parameter_and_a_whole_one_are_found(case):
-    plan = case.system.tasks["image_to_caption"]
+def test_a_task_of_few_rows_a_frozen_parameter_and_a_whole_one_are_found(context):
+    plan = context.system.tasks["image_to_caption"]
     heavy = {label: (objective, 40.0) for label, (objective, _) in plan.objectives.items()}
-    (found,) = told(run_checks.starved(with_plan(case, "image_to_caption", objectives=heavy, rows=6)))
-    assert re.search(r"^warning: the batch starves task image_to_caption: 6 row\(s\), 8.6% .* 95%", found)
+    (found,) = told(run_checks.few_rows(with_plan(context, "image_to_caption", objectives=heavy, rows=6)))
+    assert re.search(r"^warning: task image_to_caption has too few rows: 6 row\(s\), 8.6% .* 95%", found)
     trainer = trainer_of(config_of(**{"optim.lr_multipliers": (("^fields/text/head/", 0.0), (".*", 1.0))}))
-    (found,) = told(run_checks.frozen(dataclasses.replace(case, trainer=trainer)), "note")
+    (found,) = told(run_checks.frozen(dataclasses.replace(context, trainer=trainer)), "note")
     assert "freezes 1 tensors: fields/text/head/linear/kernel" in found
     split = {"mesh.fsdp": 8, "sharding.min_size": 64}
     trainer = trainer_of(config_of(**split), 8)
-    assert run_checks.unsplit(dataclasses.replace(case, trainer=trainer)) == []
+    assert run_checks.unsharded(dataclasses.replace(context, trainer=trainer)) == []
     trainer = trainer_of(config_of(**split | {"model.trunk.width": 36}), 8)
-    (found,) = told(run_checks.unsplit(dataclasses.replace(case, trainer=trainer)))
+    (found,) = told(run_checks.unsharded(dataclasses.replace(context, trainer=trainer)))
     assert re.search("^warning: no axis .* splits .*trunk/layers/attention/out/kernel.* mesh.fsdp=8 div", found)
 
 
@@ -176,15 +178,15 @@ def official():
     return trainer, trainer.compile(), put_batch(first_batch(trainer), trainer.mesh)
 
 
-def examine(trainer, update, batch, state=None):
+def check_run(trainer, update, batch, state=None):
     with jax.set_mesh(trainer.mesh):
-        return run_checks.examine(trainer, update, trainer.init() if state is None else state, batch)
+        return run_checks.check_run(trainer, update, trainer.init() if state is None else state, batch)
 
 
 def test_the_official_time_token_is_found_and_the_state_is_as_new(official):
     trainer = official[0]
     fresh = jax.device_get(trainer.init())
-    state, found = examine(*official)
+    state, found = check_run(*official)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), fresh)
     (dead,) = told(found)
     assert dead.startswith("warning: no objective trains 3 tensors (2,080 numbers), whose gradient is 0 in 6 steps")
@@ -199,10 +201,10 @@ def test_a_dead_layer_and_an_idle_objective_are_found(official):
     dead = [path for path in params if path.startswith("trunk/layers/mlp/")]
     params |= {path: params[path].at[1].set(0) for path in dead}
     batch = with_tokens(batch, "image_to_caption", "text.caption", target=np.zeros_like)
-    _, found = examine(trainer, update, batch, state.replace(params=unflatten(params)))
+    _, found = check_run(trainer, update, batch, state.replace(params=unflatten(params)))
     assert told(found, "error") == [
-        "error: objective image_to_caption/text counts nothing in the first batch (38 rows): mark targets in"
-        " the names that it has, or leave it out"
+        "error: objective image_to_caption/text has no target in the first batch (38 rows): mark targets in its names,"
+        " or remove it"
     ]
     assert all(f"{path} (layers 1)" in told(found)[-1] for path in dead), told(found)
 
@@ -212,30 +214,30 @@ def test_what_is_not_finite_at_the_first_step_is_an_error(official):
     state = trainer.init()
     params = flatten(state.params)
     params["fields/image/head/linear/kernel"] = params["fields/image/head/linear/kernel"].at[0, 0].set(np.inf)
-    _, found = examine(trainer, update, batch, state.replace(params=unflatten(params)))
+    _, found = check_run(trainer, update, batch, state.replace(params=unflatten(params)))
     (wrong,) = told(found)
     assert wrong.startswith("error: NaN or infinite at the first step: caption_to_image/diffusion/mse")
 
 
 def test_a_gradient_that_explodes_later_is_no_sign_of_life(official):
     trainer, update, batch = official
-    _, steps = run_checks.trial(trainer, update, trainer.init(), batch)
+    _, steps = run_checks.trial_steps(trainer, update, trainer.init(), batch)
     grads = steps[0].squares["grad"]
     burst = steps[1].replace(squares={"grad": {path: a * np.nan for path, a in grads.items()}})
-    (found,) = told(run_checks.dead(Case(trainer, {}, {}, (steps[0], burst))))
+    (found,) = told(run_checks.zero_gradients(CheckContext(trainer, {}, {}, (steps[0], burst))))
     assert "trains 3 tensors (2,080 numbers), whose gradient is 0 in 2 steps" in found
 
 
-def test_the_observer_stops_a_run_with_the_whole_list(official):
+def test_the_callback_stops_a_run_with_the_whole_list(official):
     trainer, update, batch = official
     bad = with_tokens(batch, "caption_to_image", "image", value=lambda a: a * np.nan)
     state = trainer.init()
     with pytest.raises(
         ValueError, match=r"doctor.checks=False.*\n  error: image of .* NaN .*\n  note: task caption_to"
     ):
-        Doctor().begin(trainer, update, state, bad)
-    assert Doctor(checks=False).begin(trainer, update, state, bad) is state
-    seen = Doctor(watchers=[lambda *a: {"a": 1.0}, lambda step, *a: {"b": step}]).look(3, state, batch, None)
+        Doctor().on_start(trainer, update, state, bad)
+    assert Doctor(checks=False).on_start(trainer, update, state, bad) is state
+    seen = Doctor(measurements=[lambda *a: {"a": 1.0}, lambda step, *a: {"b": step}]).on_log(3, state, batch, None)
     assert seen == {"a": 1.0, "b": 3}
 
 
@@ -244,13 +246,13 @@ def test_the_observer_stops_a_run_with_the_whole_list(official):
     "name", ["sit_digits", "digits", "digits_canvas", "showo_digits", "blackout_digits", "latentlm_digits"]
 )
 def test_healthy_configs_are_silent(name, monkeypatch):
-    """Checks and rehearsal. SiT's blocks are behind zero gates behind a zero head, here with a warm-up from nothing."""
+    """Checks and dry run. SiT's blocks are behind zero gates behind a zero head, here with a warm-up from nothing."""
     monkeypatch.setattr(dry_run, "WAITING", 1.0)  # which of two small times is longer depends on what else runs
     slow = {"optim.warmup": 10_000, "optim.steps": 20_000, "optim.lr": 1e-4}
     system = build_system(config_of(importlib.import_module(f"configs.{name}"), **slow))
-    report = consult(system, devices=jax.devices()[:1])
+    report = diagnose(system, devices=jax.devices()[:1])
     assert told(report.findings) == []
-    assert report.text.startswith("doctor: 0 errors, 0 warnings") and "rehearsal: 8 steps on 1 cpu" in report.text
+    assert report.text.startswith("doctor: 0 errors, 0 warnings") and "dry run: 8 steps on 1 cpu" in report.text
     assert re.search(r"loss/\w+/\w+/\w+: \d.* -> \d", report.text) and re.search(r"block_01 \d\.\de-0\d", report.text)
 
 
@@ -278,7 +280,7 @@ def test_the_large_configs_in_small_are_silent(tmp_path, name, monkeypatch):
             config.fields.label.codec.count = 2
         config.batch, config.sharding.min_size = 16, 2**10
         config.mesh.update({"data": 1, "fsdp": 2, "tensor": 2} if task == "class_to_image" else {"data": 2, "fsdp": 2})
-    report = consult(build_system(config), devices=jax.devices()[:4])
+    report = diagnose(build_system(config), devices=jax.devices()[:4])
     said = [re.sub(r"\(.*? numbers\)", "", text) for text in told(report.findings)]
     head = (
         "warning: no objective trains 1 tensors , whose gradient is 0 in 6 steps on the first batch: fields/text/head/"

@@ -1,4 +1,4 @@
-"""The rehearsal's advice, from steps that are made up: each fault alone, and a healthy run without any."""
+"""The dry run's advice, from steps that are made up: each fault alone, and a healthy run without any."""
 
 import dataclasses
 import itertools
@@ -67,22 +67,22 @@ def clock(monkeypatch):
     return clock
 
 
-def advice(trainer, clock, images=IMAGES, wait=0.01, watched=None, **fault):
+def advice(trainer, clock, images=IMAGES, wait=0.01, scalars=None, **fault):
     batches = (clock.wait(wait) or rows_of(images) for _ in itertools.count())
-    watchers = [lambda step, *a: {"pull/norm/a": 1.0, "pull/norm/b": 0.5, "pull/cosine/a/b": -0.1}]
-    watchers += [lambda *a: watched or {}]
+    measurements = [lambda step, *a: {"conflict/norm/a": 1.0, "conflict/norm/b": 0.5, "conflict/cosine/a/b": -0.1}]
+    measurements += [lambda *a: scalars or {}]
     with jax.set_mesh(trainer.mesh):
-        seen = dry_run.rehearse(trainer, step_of(clock, **fault), 0, batches, 2, watchers, (batch_checks.values,))
+        seen = dry_run.run_steps(trainer, step_of(clock, **fault), 0, batches, 2, measurements, (batch_checks.values,))
     return seen, [str(f) for f in dry_run.advise(trainer, seen)]
 
 
-def test_a_healthy_rehearsal_brings_no_advice(trainer, clock):
+def test_a_healthy_dry_run_brings_no_advice(trainer, clock):
     seen, said = advice(trainer, clock)
     assert said == []
     assert seen.losses == ({"loss": 2.0, TERM: 2.0}, {"loss": pytest.approx(1.9), TERM: pytest.approx(1.9)})
     assert seen.ends()["loss"] == pytest.approx((2.0, 1.9))
     assert seen.ratios == pytest.approx({"block_00": 0.01, "block_01": 0.01, "image/head": 0.01})
-    assert seen.watched["pull/cosine/a/b"] == -0.1
+    assert seen.scalars["conflict/cosine/a/b"] == -0.1
     assert (seen.step, seen.data) == pytest.approx((0.1, 0.01))
 
 
@@ -95,8 +95,14 @@ def test_a_healthy_rehearsal_brings_no_advice(trainer, clock):
         ),
         ({"loss": lambda k: 2.0 + k}, r"^warning: the loss rose from 2 to 3: lower optim.lr"),
         ({"loss": lambda k: 2.0 if k == 0 else np.inf}, f"^error: {TERM}, loss became NaN or infinite within 2 steps"),
-        ({"wait": 0.3}, r"^warning: a run would wait for its data, which take 75% of the time .* raise data.workers"),
-        ({"watched": {"pull/norm/b": 0.03}}, r"^warning: objective b gives 2.9% of the gradient on the trunk: raise"),
+        (
+            {"wait": 0.3},
+            r"^warning: training would wait for data: fetching takes 75% of the time .* raise data.workers",
+        ),
+        (
+            {"scalars": {"conflict/norm/b": 0.03}},
+            r"^warning: objective b gives 2.9% of the gradient on the trunk: raise",
+        ),
     ],
 )
 def test_each_fault_brings_its_advice(trainer, clock, fault, match):
@@ -107,27 +113,27 @@ def test_each_fault_brings_its_advice(trainer, clock, fault, match):
 def test_balance_is_not_judged_in_a_warm_up_that_has_hardly_begun(trainer, clock):
     """A head of zeros lets no gradient through yet: after 8 of 10,000 steps, 0.0% were measured on the digits."""
     slow = dataclasses.replace(trainer, schedule=lambda step: 0.004 * (step + 1) / 10_000)
-    weak = {"watched": {"pull/norm/b": 0.0}}
+    weak = {"scalars": {"conflict/norm/b": 0.0}}
     assert advice(slow, clock, ratio=1e-5, **weak)[1] == []
     assert len(advice(trainer, clock, **weak)[1]) == 1
 
 
 def test_a_bad_batch_on_the_way_ends_it(trainer, clock):
     seen, (said,) = advice(trainer, clock, images=IMAGES * np.nan)
-    assert seen.losses == () and seen.watched == {} and "image of task caption_to_image has NaN" in said
+    assert seen.losses == () and seen.scalars == {} and "image of task caption_to_image has NaN" in said
 
 
 def test_what_does_not_fit_is_refused_before_it_is_allocated(trainer, monkeypatch):
-    monkeypatch.setattr(memory, "room", lambda: 8 * memory.GIB)
-    refusal = r"^1,121,673,248 parameters .* 20.9 GiB, and this machine has 8.0 GiB: .*src.tools.aot"
+    monkeypatch.setattr(memory, "free_memory", lambda: 8 * memory.GIB)
+    refusal = r"^1,121,673,248 parameters .* 20.9 GiB, but this machine has 8.0 GiB: .*src.tools.aot"
     with pytest.raises(ValueError, match=refusal):
         memory.check_state(build_system(config_of(imagenet256, "paper")))
     lowered = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((1024, 1024), np.float32)).compile()
     assert memory.check_step(trainer, lowered) >= 8 * 2**20
-    monkeypatch.setattr(memory, "room", lambda: 7 * 2**20)
+    monkeypatch.setattr(memory, "free_memory", lambda: 7 * 2**20)
     with pytest.raises(ValueError, match=r"a step takes 0.0 GiB, .* lower batch, raise accumulate"):
         memory.check_step(trainer, lowered)
 
 
 def test_the_room_of_this_machine_is_known():
-    assert 2**26 < memory.room() < 2**50
+    assert 2**26 < memory.free_memory() < 2**50

@@ -23,11 +23,11 @@ from src.common.runtime.writers import Many
 from src.common.tree import flatten, unflatten
 from src.data.pipeline.stream import Mixture
 from src.data.sources.digits import Digits
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.doctor import gradient_conflict, layer_stats
-from src.doctor.gradient_conflict import Probe, Pulls, pulls, scalars
-from src.doctor.held_out import Panels
+from src.doctor.gradient_conflict import ConflictStats, GradientConflict, conflict_stats, scalars
+from src.doctor.held_out import HeldOut
 from src.interfaces import Batch, Field, FieldSpec, LossTerm
 from src.objectives.diffusion import by_time
 from src.sequence.layout import FixedLayout
@@ -65,7 +65,7 @@ def test_quarters_of_diffusion_time_add_up_and_are_told_aside():
 
     meter = Metrics(bare(), lambda step: 0.0)
     terms = {f"draw/diffusion/{k}": v for k, v in terms.items()} | {"draw/diffusion/mse": LossTerm(loss.sum(), 9.0)}
-    meter.add(StepMetrics(terms | {"total": LossTerm(5.0, 1.0)}, {}, skip_nonfinite.fresh()))
+    meter.add(StepMetrics(terms | {"total": LossTerm(5.0, 1.0)}, {}, skip_nonfinite.new_guard()))
     told = meter.flush(1)
     assert told["buckets/draw/diffusion/0.75-1.00"] == pytest.approx(19 / 3)
     assert describe({k: v for k, v in told.items() if "second" not in k}) == "loss 5, draw 2.778"
@@ -86,15 +86,15 @@ def test_slow_data_are_seen_as_waiting(monkeypatch, slow, share):
     system = bare(config=common.base())
     trainer = Trainer(system, mesh, optax.sgd(1.0), lambda step: 0.0, state, Placement({}, jnp.float32))
     checkpoints, progress = (create_autospec(kind, instance=True) for kind in (Checkpointer, Progress))
-    run = loop.Run(trainer, checkpoints, Kept(), loop.Nobody(), data, progress, state, 0)
+    run = loop.Run(trainer, checkpoints, Kept(), loop.NoCallback(), data, progress, state, 0)
     run.update = lambda state, batch: (
         state,
-        spend(1.0, StepMetrics({"total": LossTerm(1.0, 1.0)}, {}, skip_nonfinite.fresh())),
+        spend(1.0, StepMetrics({"total": LossTerm(1.0, 1.0)}, {}, skip_nonfinite.new_guard())),
     )
     for _ in range(2):
         run.advance()
         run.advance()
-        assert run.meter.flush(run.step)["data_wait"] == pytest.approx(share)
+        assert run.metrics.flush(run.step)["data_wait"] == pytest.approx(share)
 
 
 # ----------------------------------------------------------------------- at every log line
@@ -109,14 +109,14 @@ def test_a_block_that_moves_too_fast_is_seen_in_its_ratio():
     expected = {"block_00": 1e-3, "block_01": 1e-1, "block_02": 1e-3, "norm": 1e-3, "text/embed": 0.5e-3 * 2**0.5}
     assert found == {k: pytest.approx(v) for k, v in expected.items()}
     squares = {"trunk/layers/a": np.where(np.arange(28) == 17, 100.0, 1.0), "fields/text/head/x": 4.0}
-    deep = layer_stats.told({part: square**0.5 for part, square in layer_stats.by_part(squares).items()})
+    deep = layer_stats.logged({part: square**0.5 for part, square in layer_stats.by_part(squares).items()})
     blocks = {f"block_{i:02d}": 1.0 for i in (0, 6, 13, 20, 27)}
     assert deep == blocks | {"blocks_largest": 10.0, "text/head": 2.0}
 
 
 def test_a_frozen_average_lags_and_padding_is_counted():
     system = bare({"draw": plan_of({}, 4, FixedLayout((Segment("text", 6), Segment("image", 3, lead=1))))})
-    look = layer_stats.Vitals(types.SimpleNamespace(system=system, mesh=make_mesh({"data": 1}, jax.devices()[:1])))
+    look = layer_stats.LayerStats(types.SimpleNamespace(system=system, mesh=make_mesh({"data": 1}, jax.devices()[:1])))
     ema = {"a": jnp.asarray([2.0, 1.0]), "b": jnp.asarray(2.0)}
 
     def see(scale, used):
@@ -126,7 +126,7 @@ def test_a_frozen_average_lags_and_padding_is_counted():
         batch = {"draw": Batch({"text": text, "image": models.tokens(jnp.zeros((4, 3, 2)))})}
         params = {k: scale * v for k, v in ema.items()}
         squares = {k: jnp.square(v).sum() for k, v in params.items()}
-        measured = StepMetrics({}, {"grad": squares, "update": squares, "param": squares}, skip_nonfinite.fresh())
+        measured = StepMetrics({}, {"grad": squares, "update": squares, "param": squares}, skip_nonfinite.new_guard())
         found = look(1, TrainState(0, params, ema, None, {}), batch, measured)
         assert {"ratio/a", "gradient/b"} <= found.keys()
         return found["ema_lag"], found["padding/draw"]
@@ -136,7 +136,7 @@ def test_a_frozen_average_lags_and_padding_is_counted():
     assert see(4.0, [0, 0, 0, 0]) == (pytest.approx(0.75), pytest.approx(24 / 40))
 
 
-# ----------------------------------------------------------------------- the probe
+# ----------------------------------------------------------------------- the gradient conflict
 
 
 class Along:
@@ -172,7 +172,7 @@ class Net(numbers.Net):
         return self.hidden(views), [jax.tree.map(lambda *a: jnp.stack(a), *seen)]
 
 
-def test_the_pull_of_two_objectives_by_hand(monkeypatch):
+def test_the_conflict_of_two_objectives_by_hand(monkeypatch):
     """Opposite objectives have cosine -1; norms carry the weights; the gradients add up to that of the step."""
     for module in (systems, gradient_conflict):
         monkeypatch.setattr(module, "bind", Net)
@@ -193,37 +193,37 @@ def test_the_pull_of_two_objectives_by_hand(monkeypatch):
         system = bare(tasks, config, table)
         state = first_state(params, sgd, 0)
         squares = jax.jit(make_train_step(system, sgd, config, place))(state, batch)[1].squares["grad"]
-        pull = jax.device_get(jax.jit(lambda: pulls(system, params, step_key(0, 0), batch, place))())
-        return scalars(system, pull), pull.products.sum(), squares["trunk/w"]
+        stats = jax.device_get(jax.jit(lambda: conflict_stats(system, params, step_key(0, 0), batch, place))())
+        return scalars(system, stats), stats.products.sum(), squares["trunk/w"]
 
     found, together, step = probe(1)
     np.testing.assert_allclose(together, step, rtol=1e-6)
     norms = {"one": 2.0, "against": 3.0, "across": np.sqrt(2)}
     assert {k: v for k, v in found.items() if "norm" in k} == {
-        f"pull/norm/t.{k}": pytest.approx(4 * v, rel=1e-6) for k, v in norms.items()
+        f"conflict/norm/t.{k}": pytest.approx(4 * v, rel=1e-6) for k, v in norms.items()
     }
-    assert {k.removeprefix("pull/cosine/"): v for k, v in found.items() if "cosine" in k} == {
+    assert {k.removeprefix("conflict/cosine/"): v for k, v in found.items() if "cosine" in k} == {
         "t.one/t.against": pytest.approx(-1.0),
         "t.one/t.across": pytest.approx(np.sqrt(0.5)),
         "t.against/t.across": pytest.approx(-np.sqrt(0.5)),
     }
     assert found["activation/t/block_00"] == pytest.approx(1.0) and found["activation/t/block_01"] == pytest.approx(1e6)
-    assert probe(2)[0]["pull/norm/t.one"] == pytest.approx(2.0), "of the rows 0 and 2 alone"
+    assert probe(2)[0]["conflict/norm/t.one"] == pytest.approx(2.0), "of the rows 0 and 2 alone"
 
 
-def test_many_objectives_are_told_against_the_rest():
+def test_many_objectives_are_logged_against_the_rest():
     directions = np.asarray([[1.0, 0], [1, 0], [1, 0], [1, 0], [-1, 0], [0, 0]])
     plan = plan_of(dict.fromkeys("abcdef", (Along(1.0, 0.0), 1.0)))
-    found = scalars(bare({"t": plan}), Pulls(directions @ directions.T, {}))
+    found = scalars(bare({"t": plan}), ConflictStats(directions @ directions.T, {}))
     cosines = {k: v for k, v in found.items() if "cosine" in k}
-    assert cosines == {f"pull/cosine/t.{k}/rest": 1.0 if k != "e" else -1.0 for k in "abcde"}
+    assert cosines == {f"conflict/cosine/t.{k}/rest": 1.0 if k != "e" else -1.0 for k in "abcde"}
 
 
 def tiny(mesh, **changes):
     """A trainer of two tasks on a mesh of that shape, parameters whose head is not at zero, and the first batch."""
     sizes = dict(zip(("data", "fsdp", "tensor", "context"), mesh, strict=True))
-    panels = {"doctor": {"every": 0, "panels": 1, "batches": 2, "drawings": 0}}
-    changes = {"sharding.min_size": 1, "model.trunk.kv_heads": 2} | panels | changes
+    held_out = {"doctor": {"every": 0, "panels": 1, "batches": 2, "drawings": 0}}
+    changes = {"sharding.min_size": 1, "model.trunk.kv_heads": 2} | held_out | changes
     config = config_of(**{f"mesh.{axis}": size for axis, size in sizes.items()} | changes)
     with config.unlocked():
         config.batch = 56
@@ -248,7 +248,7 @@ def changed(params, path, change):
 
 def test_a_block_that_explodes_is_seen_in_its_activations(split):
     trainer, params, batch = split
-    probe, first = Probe(trainer).compile(), (jnp.uint32(0), jnp.int32(1))
+    probe, first = GradientConflict(trainer).compile(), (jnp.uint32(0), jnp.int32(1))
     healthy = jax.device_get(probe(params, *first, batch))
     named = scalars(trainer.system, healthy)
     assert len([k for k in named if "cosine" in k]) == 1 and all(np.isfinite(v) for v in named.values())
@@ -262,10 +262,10 @@ def test_a_block_that_explodes_is_seen_in_its_activations(split):
 @pytest.mark.faults
 @pytest.mark.parametrize(
     "dtype, meshes",
-    # XLA's compiler for CPUs aborts on sums over `tensor` in bfloat16, in the step as in the probe.
+    # XLA's compiler for CPUs aborts on sums over `tensor` in bfloat16,in the step and in this pass.
     [("float32", [(2, 2, 2, 1), (2, 1, 1, 4)]), ("bfloat16", [(2, 2, 1, 1), (2, 1, 1, 4)])],
 )
-def test_the_probe_measures_the_gradient_of_the_step_on_any_mesh(dtype, meshes):
+def test_the_conflict_has_the_gradient_of_the_step_on_any_mesh(dtype, meshes):
     """|Σ gradients of the objectives|² on the trunk is the step's, with the same noise."""
     changes = {"model.dtype": dtype, "doctor.every": 1}
     trainer, params, batch = tiny((1, 1, 1, 1), **changes)
@@ -277,27 +277,27 @@ def test_the_probe_measures_the_gradient_of_the_step_on_any_mesh(dtype, meshes):
     rms = []
     for mesh in [(1, 1, 1, 1), *meshes]:
         trainer, params, batch = tiny(mesh, **changes)
-        found = jax.device_get(Probe(trainer).compile()(params, jnp.uint32(0), jnp.int32(1), batch))
+        found = jax.device_get(GradientConflict(trainer).compile()(params, jnp.uint32(0), jnp.int32(1), batch))
         np.testing.assert_allclose(found.products.sum(), whole, rtol=1e-4 if dtype == "float32" else 3e-2)
         rms.append(found.rms)
     close(rms[1:], [rms[0]] * 2, rtol=1e-5 if dtype == "float32" else 1e-2)
 
 
-def test_when_a_probe_or_a_panel_is_due():
-    """At the first log line at or after its step, whatever was resumed; debug runs are too short for a probe."""
+def test_when_measurements_are_due():
+    """At the first log line at or after its step, whatever was resumed; debug runs are too short for it."""
 
     def due(cls, steps, **changes):
         config = config_of(**{"steps": 40, "log.every": 3} | changes)
         trainer = types.SimpleNamespace(system=types.SimpleNamespace(config=config))
-        watcher = cls.__new__(cls)
-        watcher.trainer, watcher.every = trainer, changes.get("doctor.every", changes.get("doctor.panels", 0))
-        return [step for step in range(1, steps + 1) if watcher.due(step) and (cls is Panels or step % 3 == 0)]
+        measurement = cls.__new__(cls)
+        measurement.trainer, measurement.every = trainer, changes.get("doctor.every", changes.get("doctor.panels", 0))
+        return [step for step in range(1, steps + 1) if measurement.due(step) and (cls is HeldOut or step % 3 == 0)]
 
-    assert due(Probe, 40, **{"doctor.every": 10}) == [12, 21, 30]
-    assert due(Panels, 40, **{"doctor.panels": 15}) == [15, 30, 40] and due(Panels, 40) == [40]
+    assert due(GradientConflict, 40, **{"doctor.every": 10}) == [12, 21, 30]
+    assert due(HeldOut, 40, **{"doctor.panels": 15}) == [15, 30, 40] and due(HeldOut, 40) == [40]
 
 
-# ----------------------------------------------------------------------- panels
+# ----------------------------------------------------------------------- held-out evaluations
 
 
 class Kept(Many):
@@ -317,15 +317,15 @@ class Kept(Many):
 def test_what_was_forgotten_since_the_start_is_seen(split):
     """Initial parameters have forgotten nothing; spoilt words show in the text; a resumed run has the same numbers."""
     trainer, params, _ = split
-    state, writer, panels = TrainState(0, None, params, None, {}), Kept(), Panels(trainer)
+    state, writer, held_out = TrainState(0, None, params, None, {}), Kept(), HeldOut(trainer)
     head = "fields/text/head/linear/kernel"
     with jax.set_mesh(trainer.mesh):
-        panels(1, state, writer)
+        held_out(1, state, writer)
         noise = jax.random.normal(jax.random.key(0), flatten(params)[head].shape)
         state = state.replace(ema=changed(params, head, lambda kernel: kernel + 3 * noise))
-        panels(2, state, writer)
-        panels._initial = None  # as after a restart
-        panels(3, state, writer)
+        held_out(2, state, writer)
+        held_out._initial = None  # as after a restart
+        held_out(3, state, writer)
     loss, change = ({k: v for k, v in writer.scalars[1].items() if k.startswith(kind)} for kind in ("held", "forg"))
     image, text = "caption_to_image/diffusion/mse", "image_to_caption/text/nll"
     assert set(loss) == {f"heldout/{image}", f"heldout/{text}"} and all(v > 0 for v in loss.values())
@@ -338,11 +338,11 @@ def test_what_was_forgotten_since_the_start_is_seen(split):
 def test_a_held_out_row_that_cannot_be_used_counts_nothing():
     """Of 360 held-out rows spread over 2 batches of 4, the second batch begins with row 45."""
     config = ConfigDict({"steps": 1, "eval": {"every": 0}, "doctor": {"panels": 0, "batches": 2, "drawings": 0}})
-    task = Flawed(Task("draw", Digits(), CaptionToImage(), fields.table()), {45})
+    task = Flawed(SourceTask("draw", Digits(), CaptionToImage(), fields.table()), {45})
     tasks = {"draw": TaskPlan(task, task.layout, 4, {})}
     mesh = make_mesh({"data": 2}, jax.devices()[:2])
-    panels = Panels(types.SimpleNamespace(system=bare(tasks, config), mesh=mesh))
-    made = [batch["draw"].tokens["image"].target.all(-1).tolist() for batch in panels._rows()]
+    held_out = HeldOut(types.SimpleNamespace(system=bare(tasks, config), mesh=mesh))
+    made = [batch["draw"].tokens["image"].target.all(-1).tolist() for batch in held_out._rows()]
     assert made == [[True] * 4, [False, True, True, True]]
-    (second,) = itertools.islice(panels._rows(), 1, None)
+    (second,) = itertools.islice(held_out._rows(), 1, None)
     assert not second["draw"].tokens["text.prompt"].valid[0].any()

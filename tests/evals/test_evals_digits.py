@@ -127,7 +127,7 @@ def test_images_that_are_not_finite_are_wrong():
     scores, right = score_drawings(images, wanted, 1)
     assert scores["digit_accuracy"] == 0.75 and right.tolist() == [False] * 5 + [True] * 15
     assert np.isnan(scores["frechet_distance"]) and scores["frechet_floor"] > 0
-    assert np.isnan(scores["fdpx"]) and scores["fdpx_floor_held_out"] > 0
+    assert np.isnan(scores["fdpx"]) and np.isnan(scores["fdpx_at_held_out"]) and scores["fdpx_floor_held_out"] > 0
 
 
 def test_the_distance_in_pixels_sees_whether_patches_belong_together():

@@ -22,7 +22,7 @@ from src.data.pipeline.bad_rows import Ledger, TooManyBadRowsError
 from src.data.pipeline.stream import DEATHS, Mixture, Stream
 from src.data.sources import digits
 from src.data.sources.captions import Captions
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.image_to_caption import ImageToCaption
 from src.doctor.callback import make_doctor
 from src.interfaces import SequenceSpec
@@ -216,7 +216,7 @@ def test_attention_of_a_row_without_any_token_is_finite_and_gives_no_gradient(ba
 
 
 def stream(folder, workers):
-    task = Task("say", Captions(folder), ImageToCaption(30), table(size=(8, 8, 1)))
+    task = SourceTask("say", Captions(folder), ImageToCaption(30), table(size=(8, 8, 1)))
     return Stream(task, 8, 0, workers=workers, name="say", ledger=Ledger())
 
 

@@ -66,7 +66,7 @@ def test_older_formats_are_walked_up_to_the_present_one(rewrite, monkeypatch):
     for known in ({}, {oldest: lambda meta, data: (meta, data)}):
         monkeypatch.setattr(metadata, "MIGRATIONS", known)
         missing = oldest + len(known)
-        with pytest.raises(ValueError, match=f"has format {oldest}, .* does not know how to read format {missing}: "):
+        with pytest.raises(ValueError, match=f"has format {oldest}, .* cannot read format {missing}: "):
             Checkpointer(workdir).restore(ABSTRACT)
     steps = {
         oldest: lambda meta, data: (meta, {"value": {"next": data["rows"]}}),
@@ -85,7 +85,7 @@ def test_a_run_of_format_1_goes_on(tmp_path):
         checkpointer = Checkpointer(tmp_path)
         checkpointer.save(6, state, {"images": 60}, {"seed": 7})
         checkpointer.close()
-    wanted = jax.eval_shape(lambda: state | {"extra": {"seed": jnp.uint32(0), "guard": skip_nonfinite.fresh()}})
+    wanted = jax.eval_shape(lambda: state | {"extra": {"seed": jnp.uint32(0), "guard": skip_nonfinite.new_guard()}})
     found, position, _ = Checkpointer(tmp_path).restore(wanted)
     assert int(found["extra"]["seed"]) == 7 and not found["extra"]["guard"]["norms"].any()
     assert found["w"].tolist() == [0, 1, 2, 3] and found["extra"]["seed"].dtype == jnp.uint32
@@ -123,7 +123,10 @@ def test_a_run_of_yesterday_goes_on(monkeypatch):
         ValueError, match=r"\(optim\.moments: 'absent' -> 'factored'\): .* --config.optim.moments=full;"
     ):
         check_config(old, identity(**{"optim.moments": "factored"}), ELASTIC)
-    for was, said in (({"VaeLatents": "a"}, r"bring back the files of fields\.image\.codec"), ({}, "began without")):
+    for was, said in (
+        ({"VaeLatents": "a"}, r"restore the files of fields\.image\.codec"),
+        ({}, "the run did not have"),
+    ):
         with pytest.raises(ValueError, match=said) as error:
             check_config({"codecs": {"image": was} if was else {}}, {"codecs": {"image": {"VaeLatents": "b"}}})
         assert "--config.codecs" not in str(error.value) and "config file" not in str(error.value)
@@ -140,13 +143,13 @@ def test_a_run_of_yesterday_goes_on(monkeypatch):
     [
         (
             {"optim.lr": 0.5},
-            r"\(optim\.lr: 0\.004 -> 0\.5\): to go on with it, add --config\.optim\.lr=0\.004; or ",
+            r"\(optim\.lr: 0\.004 -> 0\.5\): to resume it, add --config\.optim\.lr=0\.004; or ",
         ),
         (
             {"optim.lr_multipliers": ((".*", 0.5),)},
             r"set optim\.lr_multipliers back to \[\['\.\*', 1\.0\]\] in the ",
         ),
-        ({"model.trunk.width": 64}, r"width: 32 -> 64\): to go on with it, add --config\.model\.trunk\.width=32"),
+        ({"model.trunk.width": 64}, r"width: 32 -> 64\): to resume it, add --config\.model\.trunk\.width=32"),
         ({"seed": 1, "batch": 8}, r"batch: 88 -> 8; seed: 0 -> 1\): .*--config\.batch=88, add --config\.seed=0;"),
     ],
 )

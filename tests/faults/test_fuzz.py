@@ -33,7 +33,7 @@ from src.models.pretrained.initial_weights import Initial, seal
 from src.models.pretrained.old_paths import path_now
 from src.tools.conversion import convert
 from src.train.checkpoints import metadata
-from src.train.checkpoints.integrity import DamageError, together
+from src.train.checkpoints.integrity import DamageError, on_all_processes
 from tests.helpers.recorded import FOLDER
 
 THEN = {
@@ -172,9 +172,9 @@ def _encoded(codec, word):
 
 def read_meta(path):
     try:
-        meta = together("meta", lambda: metadata.checked_meta(metadata.read_item(epath.Path(path.parent))))
+        meta = on_all_processes("meta", lambda: metadata.checked_meta(metadata.read_item(epath.Path(path.parent))))
         metadata.check_format(meta, "it")
-        meta, _ = together("meta", lambda: metadata.migrated(meta, {"value": {}}))
+        meta, _ = on_all_processes("meta", lambda: metadata.migrated(meta, {"value": {}}))
     except DamageError as error:
         raise ValueError(str(error)) from error
     assert meta["format"] == metadata.FORMAT and isinstance(meta["step"], int) and isinstance(meta["config"], dict)
@@ -355,7 +355,9 @@ def test_a_right_seal_around_anything_else_is_damage(name, value, tmp_path):
     for seed in seeds_of_meta():
         meta = {key: was for key, was in json.loads(seed).items() if key != "seal"} | {name: value}
         (tmp_path / "metadata").write_text(json.dumps(meta | {"seal": metadata.checksum(meta)}))
-        with pytest.raises(ValueError, match=r"^meta: .*(is not what this version writes|it has no format|Error: )"):
+        with pytest.raises(
+            ValueError, match=r"^meta: .*(has another type than this version writes|it has no format|Error: )"
+        ):
             read_meta(tmp_path / "metadata")
 
 

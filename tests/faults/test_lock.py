@@ -82,7 +82,7 @@ def test_another_machine_is_believed_while_it_gives_signs_of_life(path, quick):
     container = {"space": "pid:[1]", "pid": 2**22 + 1}  # of this machine, with other process numbers: none here
     left(path, **container)
     threading.Timer(0.2, lambda: left(path, beat=4, **container)).start()
-    with pytest.raises(RuntimeError, match="another run is at work"):
+    with pytest.raises(RuntimeError, match="another run is active"):
         lock.Lock(path).take()
 
 
@@ -104,7 +104,7 @@ def test_a_lock_in_a_store(bucket, quick, monkeypatch):
     path = epath.Path("gs://bucket/run/lock.json")
     first = lock.Lock(path)
     first.take()
-    with pytest.raises(RuntimeError, match="another run is at work in gs://bucket/run"):
+    with pytest.raises(RuntimeError, match="another run is active in gs://bucket/run"):
         lock.Lock(path).take()
     first.release()
     path.write_text(json.dumps({"host": "elsewhere", "token": "x"}))
@@ -150,7 +150,7 @@ def test_two_runs_of_one_workdir(tmp_path):
         with Process(tmp_path) as second:
             assert second.wait() == 1
         last = second.said().splitlines()[-1]
-        assert last.startswith("error: another run is at work") and f"process {first.popen.pid}" in last
+        assert last.startswith("error: another run is active") and f"process {first.popen.pid}" in last
         with Process(tmp_path, "--mode=eval") as reader:
             assert reader.wait() == 0, reader.said()
         assert first.popen.poll() is None

@@ -4,16 +4,17 @@ import json
 import random
 
 import pytest
+from array_record.python import array_record_module
 
 from src.codecs.pixels import Pixels
 from src.data.example import BadRow
-from src.data.sources import tfds
+from src.data.files.array_record import write_shard
 from src.data.sources.journeydb import JourneyDB
 from src.data.sources.llava import Llava
 from src.data.sources.tfds import Tfds
 from src.data.sources.ultrachat import UltraChat
 from src.data.sources.webdataset import WebDataset
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.chat import Chat
 from src.data.templates.class_label import ClassLabel
@@ -31,7 +32,7 @@ def made(folder):
     archives, split, talks = (formats.make_tars(folder / "t"), formats.make_tfds(folder / "f"),
                               formats.make_ultrachat(folder / "u"))  # fmt: skip
     shards = sorted(split.glob("mini-*"))
-    task = lambda source, template: Task("t", source, template, FIELDS)
+    task = lambda source, template: SourceTask("t", source, template, FIELDS)
     labelled = lambda: task(Tfds(split, label="label"), ClassLabel())
     shown = lambda: task(Llava(talk, seen), PictureChat(24, 96))
     journey = lambda: task(JourneyDB(anno, images), CaptionToImage(64, caption="prompt"))
@@ -86,17 +87,33 @@ def test_damaged_files_are_told_and_spoil_nothing_else(tmp_path, monkeypatch, na
 
 def test_records_of_strangers_are_bad_rows(tmp_path):
     """Any bytes in the place of a tf.train.Example."""
-    draw = random.Random(0)
-    whole = formats.tf_example({"image": [b"x" * 40], "label": [3], "captions/text": [b"fox"]})
-    for _ in range(20_000):
+    folder, draw = formats.make_tfds(tmp_path / "f", rows=1, shards=1), random.Random(0)
+    (shard,) = folder.glob("mini-*")
+    whole, count = array_record_module.ArrayRecordReader(str(shard)).read([0])[0], 20_000
+    records = []
+    for _ in range(count):
         data = bytearray(whole)
         for _ in range(draw.randrange(1, 5)):
-            data[draw.randrange(len(data))] = draw.randrange(256)
+            place = draw.choice((draw.randrange(len(data)), draw.randrange(60), len(data) - 1 - draw.randrange(60)))
+            data[place] = draw.randrange(256)
+        records.append(bytes(data))
+    write_shard(shard, records)
+    info = folder / "dataset_info.json"
+    told = json.loads(info.read_text())
+    told["splits"][0]["shardLengths"] = [str(count)]
+    info.write_text(json.dumps(told))
+    source, bad = Tfds(folder, label="label", caption="captions/text"), 0
+    assert len(source) == count
+    for number in range(count):
         try:
-            values = tfds.parse_record(bytes(data), "")
-            assert all(isinstance(v, list) for v in values.values())
-        except BadRow:
-            continue
-    with pytest.raises((ValueError, OSError)):
-        (tmp_path / "dataset_info.json").write_text(json.dumps({"fileFormat": "array_record", "splits": 7}))
-        len(Tfds(tmp_path, label="label"))
+            assert set(source[number]) <= {"image", "label", "caption"}
+        except BadRow as flaw:
+            assert flaw.reason in ("the record has not these features", "the text is not UTF-8")
+            bad += 1
+    print("bad", bad)
+    assert 1000 < bad < count
+    for splits in (7, None, [{}], [{"name": "train", "shardLengths": ["-1"]}]):
+        info.write_text(json.dumps(told | {"splits": splits}))
+        with pytest.raises((ValueError, OSError)) as error:
+            len(Tfds(folder, label="label"))
+        assert "\n" not in str(error.value)

@@ -13,11 +13,11 @@ from src.build import build_system
 from src.common.mesh.distributed import put_batch
 from src.common.runtime.writers import Many
 from src.data.pipeline.stream import Mixture
-from src.models.heads.categorical import Categorical
+from src.models.heads.categorical import CategoricalHead
 from src.models.layers import SwiGLU
 from src.train import loop, skip_nonfinite
 from src.train.checkpoints.checkpointer import Checkpointer
-from src.train.nonfinite.locate import Finder
+from src.train.nonfinite.locate import NonfiniteLocator
 from src.train.trainer import make_trainer, open_data
 
 pytestmark = pytest.mark.faults
@@ -51,7 +51,7 @@ def trainer():
         config.mesh.data, config.mesh.fsdp, config.sharding.min_size = 2, 2, 1
         config.model.trunk.update({"depth": 4, "width": 16, "mlp_width": 32})
         config.log.every, config.guard.spike = 1, 6.0
-    mlp, nll = SwiGLU.__call__, Categorical.nll
+    mlp, nll = SwiGLU.__call__, CategoricalHead.nll
 
     def failing_mlp(self, x):
         mark = self.up.kernel[...][0, 0]
@@ -62,11 +62,11 @@ def trainer():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SwiGLU, "__call__", failing_mlp)
-        patch.setattr(Categorical, "nll", failing_head)
+        patch.setattr(CategoricalHead, "nll", failing_head)
         patch.setattr(skip_nonfinite, "WINDOW", 4)
         trainer = make_trainer(build_system(config), jax.devices()[:4])
         compiled = trainer.compile()
-        trainer.compile, trainer.finder = lambda: compiled, Finder(trainer)
+        trainer.compile, trainer.locator = lambda: compiled, NonfiniteLocator(trainer)
         yield trainer
 
 
@@ -131,7 +131,7 @@ def begun(trainer):
             state, measured = trainer.compile()(state, put_batch(batch, trainer.mesh))
     assert int(measured.guard["skipped"]) == 0
     batch = put_batch(batches[2], trainer.mesh)
-    assert trainer.finder.find(state.params, batch, 2, measured.squares["grad"]) == "", "healthy, and still found"
+    assert trainer.locator.locate(state.params, batch, 2, measured.squares["grad"]) == "", "healthy, and still found"
     return jax.device_get(state), batches[2]
 
 
@@ -152,7 +152,7 @@ def test_a_spoilt_step_changes_nothing_and_is_told_by_its_first_place(trainer, b
     for part in ("params", "ema", "opt_state"):
         jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(before, part))
     assert all(not np.any(x) for x in measured.squares["update"].values())
-    assert trainer.finder.find(after.params, batch, 2, measured.squares["grad"]).startswith(told)
+    assert trainer.locator.locate(after.params, batch, 2, measured.squares["grad"]).startswith(told)
 
 
 class Lines(dict):
@@ -223,10 +223,8 @@ def test_forever_stops_the_run_and_nothing_spoilt_is_saved(trainer, monkeypatch,
     with pytest.raises(FloatingPointError) as error:
         run(trainer, monkeypatch, tmp_path, 9, range(3, 10), nan_at(6))
     message = str(error.value)
-    assert message.startswith(
-        f"step 5 is the last of 3 in a row that were skipped: {IMAGES}/diffusion/mse, the gradient"
-    )
-    assert f"(first seen in data: task {IMAGES}, image, row 6)" in message
+    assert message.startswith(f"step 5 is the last of 3 skipped steps in a row: {IMAGES}/diffusion/mse, the gradient")
+    assert f"(first in data: task {IMAGES}, image, row 6)" in message
     assert f"the last good checkpoint is that of step 4 in {tmp_path / 'checkpoints'}:" in message
     assert "\n" not in message
     last = saved(trainer, tmp_path)
@@ -247,7 +245,9 @@ def test_on_request_it_goes_back_and_leaves_the_bad_batches_out(trainer, monkeyp
     resumed, again = run(trainer, monkeypatch, tmp_path / "b", 10, bad, nan_at(0), **back)
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
     assert [again[i]["loss"] for i in (9, 10)] == [lines[i]["loss"] for i in (9, 10)]
-    with pytest.raises(FloatingPointError, match="step 11 is the last of 3 in a row"):  # 7 had its second chance
+    with pytest.raises(
+        FloatingPointError, match="step 11 is the last of 3 skipped steps in a row"
+    ):  # 7 had its second chance
         run(trainer, monkeypatch, tmp_path / "c", 12, range(5, 99), nan_at(0), **back)
     with pytest.raises(FloatingPointError, match=r"guard\.restore found no checkpoint from before these parameters"):
         run(trainer, monkeypatch, tmp_path / "d", 12, range(1, 99), nan_at(0), patience=1, **back)

@@ -118,61 +118,32 @@ def add_file(archive, name, data):
     archive.addfile(entry, io.BytesIO(data))
 
 
-def make_tfds(folder, rows=7, shards=2, classes=tuple(CLASSES)):
-    """A data set as `tfds` prepares it with `file_format="array_record"`: image, label and captions; returns the folder
-    of its version."""
-    from array_record.python.array_record_module import ArrayRecordWriter
+def make_tfds(folder, rows=7, shards=2, classes=tuple(CLASSES), features=None, example=None, splits=("train",)):
+    """A data set that TFDS writes: image, label and captions, or `features` with the values of `example(row)`; returns
+    the folder of its version."""
+    import tensorflow_datasets as tfds
 
-    where = folder / "mini" / "1.0.0"
+    where, kinds = folder / "mini" / "1.0.0", tfds.features
+    usual = {
+        "image": kinds.Image(encoding_format="jpeg"),
+        "label": kinds.ClassLabel(names=classes),
+        "captions": kinds.Sequence({"text": kinds.Text()}),
+    }
+    values = lambda row: {
+        "image": io.BytesIO(encoded(picture(row))),
+        "label": row % len(classes),
+        "captions": [{"text": f"a fox, {row}"}, {"text": "another"}],
+    }
     where.mkdir(parents=True)
-    package = "tensorflow_datasets.core.features"
-    shape = {"dimensions": ["-1", "-1", "3"]}
-    text = {"pythonClassName": f"{package}.text_feature.Text", "text": {}}
-    inner = {"featuresDict": {"features": {"text": text}}, "pythonClassName": f"{package}.features_dict.FeaturesDict"}
-    features = {
-        "captions": {"pythonClassName": f"{package}.sequence_feature.Sequence",
-                     "sequence": {"feature": inner, "length": "-1"}},
-        "image": {"image": {"dtype": "uint8", "encodingFormat": "jpeg", "shape": shape},
-                  "pythonClassName": f"{package}.image_feature.Image"},
-        "label": {"classLabel": {"numClasses": str(len(classes))},
-                  "pythonClassName": f"{package}.class_label_feature.ClassLabel"},
-    }  # fmt: skip
-    whole = {"featuresDict": {"features": features}, "pythonClassName": f"{package}.features_dict.FeaturesDict"}
-    (where / "features.json").write_text(json.dumps(whole, indent=4))
-    (where / "label.labels.txt").write_text("".join(f"{name}\n" for name in classes))
-    lengths = [len(range(k, rows, shards)) for k in range(shards)]
-    split = {"filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", "name": "train",
-             "numBytes": "1", "shardLengths": [str(n) for n in lengths]}  # fmt: skip
-    info = {"fileFormat": "array_record", "moduleName": "mini", "name": "mini", "splits": [split], "version": "1.0.0"}
-    (where / "dataset_info.json").write_text(json.dumps(info, indent=2))
-    row = 0
-    for k, count in enumerate(lengths):
-        writer = ArrayRecordWriter(str(where / f"mini-train.array_record-{k:05d}-of-{shards:05d}"), "group_size:1")
-        for _ in range(count):
-            features = {"image": [encoded(picture(row))], "label": [row % len(classes)]}
-            writer.write(tf_example(features | {"captions/text": [f"a fox, {row}".encode(), b"another"]}))
-            row += 1
-        writer.close()
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name="mini", version=tfds.core.Version("1.0.0"), data_dir=str(where), module_name="mini"
+        ),
+        features=kinds.FeaturesDict(features or usual),
+    )
+    writer = tfds.core.SequentialWriter(info, -(-rows // shards), file_format="array_record")
+    writer.initialize_splits([*splits])
+    for split in splits:
+        writer.add_examples({split: [(example or values)(row) for row in range(rows)]})
+    writer.close_all()
     return where
-
-
-def tf_example(features):
-    """A serialized tf.train.Example of lists of bytes or int, byte by byte as protocol buffers have it."""
-
-    def number(value):
-        out = b""
-        while value > 127:
-            out, value = out + bytes([value & 127 | 128]), value >> 7
-        return out + bytes([value])
-
-    def field(place, data):
-        return number(place << 3 | 2) + number(len(data)) + data
-
-    entries = b""
-    for name, values in features.items():
-        if isinstance(values[0], bytes):
-            kind, content = 1, b"".join(field(1, value) for value in values)
-        else:
-            kind, content = 3, field(1, b"".join(map(number, values)))
-        entries += field(1, field(1, name.encode()) + field(2, field(kind, content)))
-    return field(1, entries)

@@ -149,9 +149,9 @@ def small_loop(monkeypatch, writer, data=None, update=None, compiles=None, evalu
     """`loop.train` with a state of one number and a step that counts; gives back what was saved, or raises."""
     settings = {"seed": 0, "steps": 6, "log": {"every": 1}, "eval": {"every": 0, "ema": True}}
     settings |= {"guard": {"patience": 3, "restore": False, "restores": 1}}
-    extra = {"guard": skip_nonfinite.fresh()}
+    extra = {"guard": skip_nonfinite.new_guard()}
     state = TrainState(step=jnp.int32(0), params={"w": jnp.ones(2)}, ema={}, opt_state=(), extra=extra)
-    measured = StepMetrics({"total": LossTerm(jnp.ones(()), jnp.ones(()))}, {}, skip_nonfinite.fresh())
+    measured = StepMetrics({"total": LossTerm(jnp.ones(()), jnp.ones(()))}, {}, skip_nonfinite.new_guard())
     pipeline = types.SimpleNamespace(with_params=lambda params: None)
     system = dataclasses.replace(
         bare(config=ConfigDict(settings | config)), evaluators=evaluators or {}, pipeline=pipeline

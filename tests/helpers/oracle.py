@@ -42,7 +42,7 @@ class CategoricalOracle(Oracle):
 
     def estimate(self, xt, t):
         keep, mask, rest = self.process.masses(t)
-        q = self.process.added(xt, mask, rest)[:, None] + keep * (xt[:, None] == self.states())
+        q = self.process.mass_at(xt, mask, rest)[:, None] + keep * (xt[:, None] == self.states())
         weights = self.weights(jnp.log(jnp.maximum(q, 1e-37)).sum(axis=-1))
         p = jnp.einsum("bs,snv->bnv", weights, jax.nn.one_hot(self.states(), 3))
         return self.process.estimate(jnp.log(jnp.maximum(p, 1e-37)), xt, t)
@@ -61,7 +61,7 @@ class CountsOracle(Oracle):
         return np.stack(np.meshgrid(np.arange(6), np.arange(6), indexing="ij"), axis=-1).reshape(-1, 2)
 
     def estimate(self, xt, t):
-        kept, lost = self.process.shares(t)
+        kept, lost = self.process.keep_probability(t)
         pmf = np.array([[math.comb(n, k) for k in range(6)] for n in range(6)])
         k, gone = np.arange(6), np.maximum(np.arange(6)[:, None] - np.arange(6), 0)
         logs = jnp.log(jnp.maximum(pmf * kept**k * lost**gone, 1e-37))  # [x_0, x_t]

@@ -4,7 +4,7 @@ from src.codecs.chain import build_chain
 from src.data.sources.canvas import Canvas
 from src.data.sources.digits import Digits
 from src.data.sources.numbers import Numbers
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.class_label import ClassLabel
 from src.data.templates.image_to_caption import ImageToCaption
@@ -38,11 +38,11 @@ def digit_tasks(shift=1):
         "number_sentences": (Numbers(), Text()),
         "label_to_image": (Digits(shift=shift), ClassLabel()),
     }
-    return {name: Task(name, *parts, table) for name, parts in made.items()}
+    return {name: SourceTask(name, *parts, table) for name, parts in made.items()}
 
 
 def canvas_tasks():
     """Those of configs/digits_canvas.py."""
     table = fields(16, 4)
     made = {"canvas_caption_to_image": CaptionToImage(), "canvas_image_to_caption": ImageToCaption()}
-    return {name: Task(name, Canvas(), template, table) for name, template in made.items()}
+    return {name: SourceTask(name, Canvas(), template, table) for name, template in made.items()}

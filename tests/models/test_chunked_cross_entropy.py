@@ -16,7 +16,7 @@ from src.common.mesh.fsdp import Placement
 from src.common.mesh.sharding import make_mesh
 from src.interfaces import FieldSpec
 from src.models.embedders.tokens import look_up
-from src.models.heads.categorical import Categorical
+from src.models.heads.categorical import CategoricalHead
 from src.models.heads.chunked_cross_entropy import cut_vocabulary, nll_in_pieces, nll_of_logits
 
 ROWS, LENGTH, WIDTH = 8, 6, 16
@@ -141,7 +141,7 @@ def test_the_head_cuts_large_vocabularies_only():
     hidden, kernel, ids = map(jnp.asarray, case(203)[:3])
 
     def loss(chunk):
-        head = Categorical(width=WIDTH, spec=FieldSpec((), 203), outputs=203, chunk=chunk, rngs=nnx.Rngs(0))
+        head = CategoricalHead(width=WIDTH, spec=FieldSpec((), 203), outputs=203, chunk=chunk, rngs=nnx.Rngs(0))
         head.linear.kernel[...] = kernel
         return jax.make_jaxpr(head.nll)(hidden, ids), head.nll(hidden, ids)
 

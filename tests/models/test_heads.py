@@ -9,9 +9,9 @@ from flax import nnx
 
 from src.codecs.patch import reorder
 from src.interfaces import FieldSpec, Head
-from src.models.heads.adaln import AdaLN
-from src.models.heads.categorical import Categorical
-from src.models.heads.linear import Linear
+from src.models.heads.adaln import AdaLNHead
+from src.models.heads.categorical import CategoricalHead
+from src.models.heads.linear import LinearHead
 
 WIDTH, IDS, PATCHES = 16, FieldSpec((6,), vocab=11), FieldSpec((2, 2), features=12)
 HIDDEN = jax.random.normal(jax.random.key(0), (4, 6, WIDTH))
@@ -23,7 +23,7 @@ def make(cls, spec, outputs=None, **options):
     return cls(width=WIDTH, spec=spec, outputs=outputs, rngs=nnx.Rngs(1), **options)
 
 
-@pytest.mark.parametrize("cls", [Categorical, Linear])
+@pytest.mark.parametrize("cls", [CategoricalHead, LinearHead])
 def test_ids_have_their_cross_entropy_and_are_chosen_from_guided_logits(cls):
     head = make(cls, IDS, init=1.0)
     assert isinstance(head, Head)
@@ -33,18 +33,18 @@ def test_ids_have_their_cross_entropy_and_are_chosen_from_guided_logits(cls):
     np.testing.assert_allclose(head.nll(HIDDEN, target, head.noise(jax.random.key(0), (4, 6))), expected, atol=1e-5)
     ids = head.sample(jax.random.key(2), HIDDEN[:, 0], GUIDE, lambda key, x: jnp.argmax(x, axis=-1))
     np.testing.assert_array_equal(ids, np.argmax(GUIDE(logits[:, 0], 1.0), axis=-1))
-    assert set(nnx.to_pure_dict(nnx.state(make(Categorical, IDS)))["linear"]) == {"kernel"}
+    assert set(nnx.to_pure_dict(nnx.state(make(CategoricalHead, IDS)))["linear"]) == {"kernel"}
 
 
 def test_vectors_of_the_plain_head_are_their_mean():
-    head = make(Linear, PATCHES, init=1.0)
+    head = make(LinearHead, PATCHES, init=1.0)
     target = jax.random.normal(jax.random.key(1), (4, 6, 12))
     mean = HIDDEN @ head.linear.kernel[...] + head.linear.bias[...]
     np.testing.assert_allclose(head.nll(HIDDEN, target), ((mean - target) ** 2).mean(-1), rtol=1e-5)
     found = head.sample(jax.random.key(2), HIDDEN[:, 0], GUIDE, lambda key, x: x)
     np.testing.assert_allclose(found, GUIDE(mean[:, 0], 1.0), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"head\.name=linear"):
-        make(Linear, FieldSpec((4,), vocab=5, features=3), outputs=3).nll(HIDDEN, target)
+        make(LinearHead, FieldSpec((4,), vocab=5, features=3), outputs=3).nll(HIDDEN, target)
 
 
 @pytest.mark.parametrize("ratio, unused", [(1, False), (2, False), (1, True)])
@@ -52,7 +52,7 @@ def test_vectors_of_the_plain_head_are_their_mean():
 def test_adaln_is_the_final_layer_of_dit(order, ratio, unused):
     """Value, then variance, each in the order of the input's features; one conditioning vector a row or a token."""
     options = {"init": 1.0, "adaln_init": 1.0, "order": order, "channels": 3, "unused_variance": unused}
-    head = make(AdaLN, PATCHES, 12 * ratio, **options)
+    head = make(AdaLNHead, PATCHES, 12 * ratio, **options)
     assert isinstance(head, Head)
     assert head.linear.kernel.shape == (WIDTH, 24 if unused else 12 * ratio)
     cond = jax.random.normal(jax.random.key(3), (4, 6, WIDTH))
@@ -69,11 +69,11 @@ def test_adaln_is_the_final_layer_of_dit(order, ratio, unused):
 @pytest.mark.parametrize(
     "cls, spec, options, match",
     [
-        (AdaLN, PATCHES, {"order": "rsc"}, r"head\.channels=None"),
-        (AdaLN, PATCHES, {"order": "rsc", "channels": 5}, r"head\.channels=5"),
-        (AdaLN, PATCHES, {"order": "scr"}, r"head\.order='scr'"),
-        (AdaLN, PATCHES, {"outputs": 24, "unused_variance": True}, r"head\.unused_variance=True"),
-        (Categorical, PATCHES, {}, r"head\.name=categorical"),
+        (AdaLNHead, PATCHES, {"order": "rsc"}, r"head\.channels=None"),
+        (AdaLNHead, PATCHES, {"order": "rsc", "channels": 5}, r"head\.channels=5"),
+        (AdaLNHead, PATCHES, {"order": "scr"}, r"head\.order='scr'"),
+        (AdaLNHead, PATCHES, {"outputs": 24, "unused_variance": True}, r"head\.unused_variance=True"),
+        (CategoricalHead, PATCHES, {}, r"head\.name=categorical"),
     ],
 )
 def test_refusals(cls, spec, options, match):

@@ -10,6 +10,7 @@ from src.models.layers import rotary_angles, rotate, sincos_2d, timestep_feature
 from src.models.model import bind
 from src.sequence.layout import FixedLayout
 from src.sequence.segment import Segment
+from tests.helpers import small
 from tests.helpers.models import FEATURES, ROWS, VOCAB, hidden, make, row, tokens, value
 
 CONDITIONINGS = ["Conditioning", "TimeToken", "AdaLNBeforeTrunk", "AdditivePerLayer", "AdaLNPerLayer"]
@@ -152,3 +153,39 @@ def test_an_image_that_is_read_has_a_clean_time_token():
     kept = np.asarray(states)[1, [0, 1, 6, 7]]
     np.testing.assert_allclose(kept, np.asarray(alone)[1], atol=1e-5)
     assert np.abs(np.asarray(states)[0, 6:] - np.asarray(alone)[0, 2:]).max() > 1e-2
+
+
+def test_the_latest_time_of_the_names_on_a_token_counts():
+    """Whichever name is given (time 0), the network is told the time of the other."""
+    rows = {"box": small.vector_field("box"), "image": small.vector_field("image")}
+    net = small.net(rows, {"box": small.VECTORS, "image": small.VECTORS})
+    segment = Segment(("box", "image"), 4, 0, "noisy", lead=1)
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(size=(2, 4, 4)).astype(np.float32) for name in rows}
+    batch = small.batch(**{name: small.tokens(value, target=True) for name, value in values.items()})
+
+    def states(**times):
+        times = {name: jnp.full((2, 1), t) for name, t in times.items()}
+        view = small.view_of((segment,), batch, {n: jnp.asarray(v) for n, v in values.items()}, times)
+        return net.hidden({"": view})[""].sequence
+
+    both = states(box=900.0, image=900.0)
+    small.close(states(box=900.0, image=0.0), both, 0.0)
+    small.close(states(box=0.0, image=900.0), both, 0.0)
+    assert np.abs(states(box=0.0, image=0.0) - both).max() > 0.01
+
+
+def test_the_lead_is_told_the_time_of_the_tokens_that_are_made():
+    """A given first token has time 0, and the time token in front of the block still has that of the others."""
+    net = small.net({"image": small.vector_field()}, {"image": small.VECTORS})
+    segment = Segment("image", 4, 0, "noisy", lead=1)
+    value = np.random.default_rng(0).normal(size=(1, 4, 4)).astype(np.float32)
+    batch = small.batch(image=small.tokens(value, target=True))
+
+    def states(*times):
+        view = small.view_of((segment,), batch, {"image": jnp.asarray(value)}, {"image": jnp.asarray([times])})
+        return net.hidden({"": view})[""].sequence
+
+    early, late = states(0.0, 100.0, 100.0, 100.0), states(0.0, 900.0, 900.0, 900.0)
+    assert np.abs(early - late).max() > 0.01
+    small.close(states(300.0, 300.0, 300.0, 300.0), states(300.0), 0.0)

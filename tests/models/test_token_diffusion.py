@@ -9,17 +9,17 @@ from flax import nnx
 
 from src.corruption.schedules import CosineBetas, Linear
 from src.interfaces import FieldSpec, Head
-from src.models.heads.linear import Linear as MeanHead
-from src.models.heads.token_diffusion import TokenDiffusion
+from src.models.heads.linear import LinearHead as MeanHead
+from src.models.heads.token_diffusion import TokenDiffusionHead
 
 WIDTH, SPEC = 8, FieldSpec((4,), features=2)
 MODES = jnp.asarray([[1.0, -0.5], [-0.5, 1.0]])
 ALONE = lambda output, t: output
 
 
-def make(cls=TokenDiffusion, **options):
+def make(cls=TokenDiffusionHead, **options):
     """A head, and its parameters; every tensor random, so that nothing hides behind a zero."""
-    options = {"mlp_width": 32, "depth": 2} | options if cls is TokenDiffusion else options
+    options = {"mlp_width": 32, "depth": 2} | options if cls is TokenDiffusionHead else options
     head = cls(width=WIDTH, spec=SPEC, outputs=2, rngs=nnx.Rngs(0), **options)
     graph, state = nnx.split(head)
     leaves, structure = jax.tree.flatten(nnx.to_pure_dict(state))
@@ -55,7 +55,7 @@ def trained(cls, updates, **options):
 
 @pytest.mark.parametrize("options", [{}, {"schedule": CosineBetas(), "parameterization": "v", "sampler": "ancestral"}])
 def test_two_modes_are_recovered_where_a_mean_head_is_between_them(options):
-    head = trained(TokenDiffusion, 500, steps=16, **options)
+    head = trained(TokenDiffusionHead, 500, steps=16, **options)
     found = head.sample(jax.random.key(2), jnp.ones((400, WIDTH)), ALONE, ALONE)
     distance = jnp.linalg.norm(found[:, None] - MODES, axis=-1)
     assert (distance.min(-1) < 0.25).mean() > 0.9
@@ -148,4 +148,4 @@ def test_it_takes_no_process_from_outside():
     with pytest.raises(ValueError, match=r"head\.name=token_diffusion"):
         head(jnp.ones((1, 4, WIDTH)))
     with pytest.raises(ValueError, match=r"head\.name=token_diffusion"):
-        TokenDiffusion(width=WIDTH, spec=FieldSpec((4,), vocab=5), outputs=5, rngs=nnx.Rngs(0))
+        TokenDiffusionHead(width=WIDTH, spec=FieldSpec((4,), vocab=5), outputs=5, rngs=nnx.Rngs(0))

@@ -63,7 +63,7 @@ def test_posterior_kl_is_the_bound(kernel):
     t = (jnp.arange(steps)[:, None] + 1) / steps
     ids = jnp.broadcast_to(jnp.arange(kernel.ids), (steps, kernel.ids))  # every x_t, one after the other
     a, m, u = kernel.masses(t)
-    q = np.asarray(kernel.added(ids, m, u))[:, None] + np.asarray(a)[..., None] * np.eye(V, kernel.ids)
+    q = np.asarray(kernel.mass_at(ids, m, u))[:, None] + np.asarray(a)[..., None] * np.eye(V, kernel.ids)
     joint = law[:, None] * q  # [steps, x_0, x_t]
     logits = jnp.log(np.maximum(joint / np.maximum(joint.sum(1, keepdims=True), 1e-30), 1e-30)).swapaxes(1, 2)
     total = 0.0
@@ -75,7 +75,7 @@ def test_posterior_kl_is_the_bound(kernel):
 
 def test_the_weighted_cross_entropy_is_the_limit_of_the_posterior_kl():
     """MDLM, equation 8: for many steps both are the same bound, at every time."""
-    for schedule in (keep.Linear(), keep.Cosine()):
+    for schedule in (keep.LinearDecay(), keep.CosineDecay()):
         kernel = process(schedule=schedule)
         xt, t = jnp.array([[V, 1], [V, V]]), jnp.array([[0.3], [0.8]])
         c = Corrupted(x0=jnp.array([[0, 1], [2, 1]]), xt=xt, t=t, noise=None)
@@ -148,7 +148,7 @@ def test_refusals():
         with pytest.raises(ValueError, match=words):
             make()
     c = Corrupted(x0=jnp.zeros((1, 2), int), xt=jnp.zeros((1, 2), int), t=jnp.full((1, 1), 0.5), noise=None)
-    with pytest.raises(ValueError, match="mask=1 alone"):
+    with pytest.raises(ValueError, match="only for mask=1"):
         CrossEntropy(elbo=True)(process(mask=0.0), jnp.zeros((1, 2, V)), c, c.x0)
 
 
@@ -163,7 +163,7 @@ def masking(uniform):
 
 def test_published_mdlm():
     arrays = golden("mdlm/loss")
-    kernel = Categorical(field=FieldSpec((8,), vocab=6), schedule=keep.Linear(least=1e-3))
+    kernel = Categorical(field=FieldSpec((8,), vocab=6), schedule=keep.LinearDecay(least=1e-3))
     noise = masking(1 - arrays["u_mask"])
     c = kernel.corrupt(jnp.asarray(arrays["x0"]), noise, arrays["t"][:, None])
     np.testing.assert_array_equal(c.xt, arrays["x_t"])
@@ -173,7 +173,8 @@ def test_published_mdlm():
 
 
 @pytest.mark.parametrize(
-    "form, schedule", [("linear", keep.Linear()), ("cosine", keep.Cosine()), ("poly2", keep.Power(exponent=2.0))]
+    "form, schedule",
+    [("linear", keep.LinearDecay()), ("cosine", keep.CosineDecay()), ("poly2", keep.PowerDecay(exponent=2.0))],
 )
 def test_published_md4(form, schedule):
     """In continuous time, and with ten times."""

@@ -34,7 +34,7 @@ def steps(sampler, process, logits, xt, steps, draws):
 def test_published_maskgit():
     """Its loop masks one token again after the last round; here all are known then."""
     arrays = golden("maskgit/decode")
-    process = Categorical(field=FieldSpec((16,), vocab=8), schedule=keep.Cosine())
+    process = Categorical(field=FieldSpec((16,), vocab=8), schedule=keep.CosineDecay())
     ours, theirs = (lambda x: np.where(x == 10, 8, x)), (lambda x: np.where(x == 8, 10, x))
     sampler = Confidence(gumbel=float(arrays["choice_temperature"]))
     draws = lambda k: [arrays["categorical_gumbel"][k], arrays["choice_gumbel"][k]]
@@ -50,10 +50,10 @@ def test_published_maskgit():
 @pytest.mark.parametrize(
     "name, guidance, gumbel, schedule",
     [
-        ("g0_T1_cosine", 0, 1, keep.Cosine()),
-        ("g3_T1_cosine", 3, 1, keep.Cosine()),
-        ("g3_T4p5_cosine", 3, 4.5, keep.Cosine()),
-        ("g1p5_T2_linear", 1.5, 2, keep.Linear()),
+        ("g0_T1_cosine", 0, 1, keep.CosineDecay()),
+        ("g3_T1_cosine", 3, 1, keep.CosineDecay()),
+        ("g3_T4p5_cosine", 3, 4.5, keep.CosineDecay()),
+        ("g1p5_T2_linear", 1.5, 2, keep.LinearDecay()),
     ],
 )
 def test_published_show_o(name, guidance, gumbel, schedule):
@@ -91,7 +91,7 @@ def test_published_choice():
 
 KERNELS = [
     Categorical(field=FieldSpec((6,), vocab=5)),
-    Categorical(field=FieldSpec((6,), vocab=5), masks=3, schedule=keep.Cosine()),
+    Categorical(field=FieldSpec((6,), vocab=5), masks=3, schedule=keep.CosineDecay()),
     Categorical(field=FieldSpec((6,), vocab=5), mask=0.7),
     Categorical(field=FieldSpec((6,), vocab=5, features=2), mask=0.7),
 ]

@@ -18,7 +18,7 @@ IDS = FieldSpec((3,), vocab=3)
 KERNELS = {
     "absorbing": Categorical(field=IDS),
     "several mask ids": Categorical(field=IDS, masks=4),
-    "cosine": Categorical(field=IDS, schedule=keep.Cosine()),
+    "cosine": Categorical(field=IDS, schedule=keep.CosineDecay()),
     "uniform": Categorical(field=IDS, mask=0.0),
     "marginal": Categorical(field=IDS, mask=0.0, marginal=(0.5, 0.3, 0.2)),
     "mask and uniform": Categorical(field=IDS, mask=0.8),
@@ -61,7 +61,7 @@ def test_counts(rounding):
     "sampler",
     [
         Ancestral(),
-        gaussian.Ancestral(clip_x0=1.5),
+        gaussian.DDPM(clip_x0=1.5),
         gaussian.DDIM(),
         gaussian.DDIM(eta=0.5),
         gaussian.Euler(),

@@ -17,7 +17,7 @@ from src.common.tree import path_string
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import Linear
 from src.data.sources.digits import Digits, load
-from src.data.task import Task
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.interfaces import View
 from src.models.build import build_architecture
@@ -25,9 +25,12 @@ from src.sampling.decoders.blocks import Blocks
 from src.sampling.decoders.left_to_right import LeftToRight
 from src.sampling.frozen_links import FrozenLinks
 from src.sampling.guidance import Guidance
-from src.sampling.pipeline import Pipeline
-from src.sampling.raw_values import decoded, ordered
-from src.sampling.steps.gaussian import Euler
+from src.sampling.pipeline import Pipeline, check_times
+from src.sampling.raw_values import decoded, row_major
+from src.sampling.steps.gaussian import DDIM, Euler
+from src.sequence.layout import FixedLayout
+from src.sequence.segment import Segment
+from tests.helpers import small
 from tests.helpers.small import MODEL, close, tokens
 from tests.helpers.tasks import digit_tasks, fields
 
@@ -71,8 +74,8 @@ def system():
 
 def rows_of(pipeline, task, given, scale=None):
     """What a call would complete: (batch, null, layout)."""
-    job = pipeline._job(task, given, scale, None)
-    return job.batch, job.null, job.program.layout
+    request = pipeline._request(task, given, scale, None)
+    return request.batch, request.null, request.program.layout
 
 
 def test_words_are_guided_away_from_the_empty_prompt(system):
@@ -167,7 +170,7 @@ def test_rows_are_split_over_the_devices_and_results_are_those_of_one():
     assert alone("number_sentences", said, 3) == eight("number_sentences", said, 3)
     one, many = (each.lower("caption_to_image", images).compile() for each in (alone, eight))
     # ROWS = 6 and 2 that fill up, twice for guidance: each of the 8 devices has 2 of 16
-    slots = alone._job("caption_to_image", images, None, None).program.layout.length
+    slots = alone._request("caption_to_image", images, None, None).program.layout.length
     assert rows_a_device(many, slots) == {2} and rows_a_device(one, slots) == {2 * ROWS}
     assert many.cost_analysis()["flops"] < 0.3 * one.cost_analysis()["flops"]
 
@@ -225,7 +228,7 @@ def test_tokens_go_back_to_their_places(system):
     order = np.stack([np.random.default_rng(i).permutation(16) for i in range(3)])
     place = np.stack([order // 4, order % 4], axis=-1)
     shuffled = np.take_along_axis(value, order[..., None], axis=1)
-    np.testing.assert_array_equal(ordered(shuffled, place, (4, 4)), value)
+    np.testing.assert_array_equal(row_major(shuffled, place, (4, 4)), value)
     rows = tokens(shuffled, target=True, place=place)
     same = lambda row, values: values
     np.testing.assert_allclose(decoded(field, shuffled, rows, same), images, atol=1e-6)
@@ -234,7 +237,7 @@ def test_tokens_go_back_to_their_places(system):
 def test_images_of_buckets_come_out_in_their_own_shape():
     table = fields()
     template = CaptionToImage(buckets=((4, 4), (2, 8), (8, 2)))
-    tasks = {"draw": Task("draw", Digits(), template, table)}
+    tasks = {"draw": SourceTask("draw", Digits(), template, table)}
     pipeline, params = made(tasks)
     pipeline = pipeline.with_params(params)
     given = [{"caption": "3", "grid": (2, 8)}, {"caption": "3"}, {"caption": "3", "grid": (8, 2)}]
@@ -282,7 +285,7 @@ def test_mistakes_are_told_before_anything_is_compiled():
     for task, given, match in (
         ("poems", [{}], "there is no task 'poems'"),
         ("label_to_image", [], "no examples"),
-        ("label_to_image", [{"label": 3, "image": image}], "the examples have all of it"),
+        ("label_to_image", [{"label": 3, "image": image}], "the examples have it all"),
         ("image_to_caption", [{}], "tasks.image_to_caption: prompt 0"),
         ("label_to_image", [{"label": 12}], "label is no class"),
     ):
@@ -291,3 +294,17 @@ def test_mistakes_are_told_before_anything_is_compiled():
     without = dataclasses.replace(pipeline, decoders={})
     with pytest.raises(ValueError, match=r"config\.decode has no decoder for image"):
         without.check("label_to_image", [{"label": 3}])
+
+
+def test_fields_on_the_same_tokens_share_their_times():
+    def check(end=1.0, **options):
+        box = small.vector_field("box", step=DDIM(**options))
+        process = dataclasses.replace(box.process, schedule=Linear(t_max=end))
+        rows = {"box": dataclasses.replace(box, process=process), "image": small.vector_field("image")}
+        check_times(rows, {"t": FixedLayout((Segment(("image", "box"), 4, 0, "noisy"),))})
+
+    check()  # 1 and 0.999
+    told = r"tasks\.t: image and box .*fields\.image\.step and fields\.box\.step differ"
+    for options in ({"shift": 3.0}, {"end": 0.5}):
+        with pytest.raises(ValueError, match=told):
+            check(**options)

@@ -19,8 +19,8 @@ from src.sampling.loop import integrate, sample
 from src.sampling.steps import ancestral
 from src.sampling.steps.gaussian import (
     DDIM,
+    DDPM,
     DIFFUSIONS,
-    Ancestral,
     DPMSolverPP2M,
     Euler,
     EulerMaruyama,
@@ -91,7 +91,7 @@ def test_continuous_grids():
 
 
 def test_impossible_grids_are_refused():
-    for steps, spacing, words in [(1001, "uniform", "at most 1000"), (51, "ddim", "No whole stride")]:
+    for steps, spacing, words in [(1001, "uniform", "at most 1000"), (51, "ddim", "No integer stride")]:
         with pytest.raises(ValueError, match=words):
             time_grid(LinearBetas(), steps, spacing=spacing)
     with pytest.raises(ValueError, match="at least 1"):
@@ -159,7 +159,7 @@ def ddpm_law(steps):
     return mean, variance
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(), ancestral.Ancestral(), DDIM(eta=1.0)], ids=repr)
+@pytest.mark.parametrize("sampler", [DDPM(), ancestral.Ancestral(), DDIM(eta=1.0)], ids=repr)
 def test_respaced_ddpm_has_the_law_of_the_textbook(sampler):
     n, (mean, variance) = 60000, ddpm_law(20)
     x = draws(sampler, LinearBetas(), 20, n)
@@ -177,7 +177,7 @@ def test_ddpm_law_tends_to_the_data_at_first_order():
 def test_ddim_with_eta_1_is_ancestral(schedule):
     """The same draw, not only the same law."""
     x = jax.random.normal(jax.random.key(1), (1, 7, 1))
-    a, b = (run_all(s, schedule, jax.random.key(2), x, 8) for s in (Ancestral(), DDIM(eta=1.0)))
+    a, b = (run_all(s, schedule, jax.random.key(2), x, 8) for s in (DDPM(), DDIM(eta=1.0)))
     np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -209,7 +209,7 @@ def test_last_sde_step():
 
 # --------------------------------------------------------------------------- times of rows and tokens
 
-EVERY = [Ancestral(), DDIM(), DDIM(eta=0.5), Euler(), Heun(), EulerMaruyama(), DPMSolverPP2M()]
+EVERY = [DDPM(), DDIM(), DDIM(eta=0.5), Euler(), Heun(), EulerMaruyama(), DPMSolverPP2M()]
 
 
 @pytest.mark.parametrize("sampler", EVERY, ids=lambda sampler: f"{NAME(sampler)}{getattr(sampler, 'eta', '')}")
@@ -243,7 +243,7 @@ def test_clipping_bounds_x0_and_keeps_the_estimate_consistent():
 
 
 def test_contract_and_refusals():
-    for sampler in (Ancestral(), ancestral.Ancestral(), DDIM(), Euler(), Heun(), EulerMaruyama(), DPMSolverPP2M()):
+    for sampler in (DDPM(), ancestral.Ancestral(), DDIM(), Euler(), Heun(), EulerMaruyama(), DPMSolverPP2M()):
         assert isinstance(sampler, StepSampler)
     with pytest.raises(ValueError, match="'brownian' is unknown"):
         EulerMaruyama(diffusion="brownian")

@@ -7,7 +7,7 @@ import pytest
 
 from src.interfaces import View
 from src.sampling.guidance import Guidance
-from src.sampling.walk import Noised, Plan, Walk, plan_of
+from src.sampling.walk import NoisyTokens, SamplingPlan, Walk, plan_of
 from src.sequence.layout import FixedLayout
 from src.sequence.segment import Segment
 from tests.helpers.small import TEXT, VECTORS, batch, close, ids, net, text_field, tokens, vector_field
@@ -77,7 +77,7 @@ def test_states_part_by_part_equal_those_of_one_pass(model, modulated, kind):
     t = jnp.asarray([[0.9], [0.5], [0.2]])
 
     def compare():
-        walk = Walk.begin(model, view, Plan(()))
+        walk = Walk.begin(model, view, SamplingPlan(()))
         whole, pairs, valid = model.hidden({"": view})[""], [], []
         for segment in layout.segments:
             copy, noisy = ("noisy" if segment.role == "noisy" else "clean"), noise_of(segment, rows)
@@ -103,8 +103,8 @@ def test_states_part_by_part_equal_those_of_one_pass(model, modulated, kind):
         return pairs, valid
 
     def denoised(walk, segment, start, size, noisy, t):
-        piece = {n: Noised(a[:, start : start + size], t) for n, a in noisy.items()}
-        return walk.noised(segment, piece, start).run(segment, "noisy", start, size, keep=False)
+        piece = {n: NoisyTokens(a[:, start : start + size], t) for n, a in noisy.items()}
+        return walk.with_noisy(segment, piece, start).run(segment, "noisy", start, size, keep=False)
 
     def in_one_pass(segment, start, size, noisy, t):
         """The whole rows, in which the block alone is noisy and the blocks before it are clean."""
@@ -146,7 +146,7 @@ def test_a_plan_says_what_is_made_and_where_it_begins():
 def test_writing_validity_moves_the_positions_that_follow(model):
     layout = FixedLayout(LAYOUTS["causal"])
     view = View(jax.tree.map(jnp.asarray, rows_of(layout)), layout)
-    walk = Walk.begin(model, view, Plan(()), null=view, guidance=Guidance(scale=2.0))
+    walk = Walk.begin(model, view, SamplingPlan(()), null=view, guidance=Guidance(scale=2.0))
     assert walk.rows == ROWS and walk.spec.segment.shape == (2 * ROWS, 9)
     walk.write("text.prompt", jnp.full((ROWS, 2), 7), 1, jnp.asarray([[True, True]] * 2 + [[False, False]]))
     assert (walk.value("text.prompt")[:, 1:3] == 7).all()
@@ -163,4 +163,4 @@ def test_a_trunk_without_cache_takes_rows_of_one_part(model):
             return None
 
     with pytest.raises(ValueError, match="one segment"):
-        Walk.begin(Mixer(model.architecture, model.model), view, Plan(()))
+        Walk.begin(Mixer(model.architecture, model.model), view, SamplingPlan(()))

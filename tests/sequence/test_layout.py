@@ -146,7 +146,7 @@ def test_join_is_the_inverse_of_take_and_adds_the_names_of_a_segment():
         (lambda: Segment("i", 4, (1, 2)), r"\(1, 2\).* 4"),
         (lambda: Segment("i", 4, role="sound"), "'sound'"),
         (lambda: Segment("i", 0), "length 0"),
-        (lambda: FixedLayout((Segment("i", 1), Segment("i", 1))), "two segments of one name"),
+        (lambda: FixedLayout((Segment("i", 1), Segment("i", 1))), "two segments with one name"),
         (lambda: FixedLayout((Segment("i", 1, lead=1, role="copies"),)), "segment i has noisy copies"),
     ],
 )

@@ -110,7 +110,7 @@ def test_the_doctor_counts_them_too(trainer, monkeypatch):
     own = sum(np.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(trainer.encoder_shapes()))
     state = sum(np.prod(leaf.shape, dtype=int) * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainer.abstract))
     assert need > own + state  # nothing so small is split
-    monkeypatch.setattr(memory, "room", lambda: 8 * need - 1)
+    monkeypatch.setattr(memory, "free_memory", lambda: 8 * need - 1)
     with pytest.raises(
         ValueError, match=r"encoding before a step takes .* lower fields\.image\.codec\.frozen\.rows, or batch"
     ):

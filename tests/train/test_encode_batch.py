@@ -122,7 +122,7 @@ def test_a_frozen_network_may_move_and_not_change():
         return {"fields": {"image": {"codec": codec}}, "codecs": {"image": {"VaeLatents": digest}}}
 
     assert list(check_config(of("a", "1f"), of("b", "1f"))) == ["fields.image.codec.frozen.path"]
-    with pytest.raises(ValueError, match=r"bring back the files of fields\.image\.codec with the fingerprint 1f"):
+    with pytest.raises(ValueError, match=r"restore the files of fields\.image\.codec with the fingerprint 1f"):
         check_config(of("a", "1f"), of("a", "2e"))
 
 

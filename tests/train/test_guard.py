@@ -14,7 +14,7 @@ from src.build import build_system
 from src.common.mesh.fsdp import Placement
 from src.corruption.timesteps import Uniform
 from src.interfaces import Batch
-from src.models.heads.categorical import Categorical
+from src.models.heads.categorical import CategoricalHead
 from src.models.layers import SwiGLU
 from src.models.model import bind
 from src.objectives.diffusion import Diffusion
@@ -22,7 +22,7 @@ from src.objectives.losses.squared_error import SquaredError
 from src.train import skip_nonfinite
 from src.train import step as steps
 from src.train.nonfinite import locate
-from src.train.nonfinite.locate import Finder, first_bad_gradient
+from src.train.nonfinite.locate import NonfiniteLocator, first_bad_gradient
 from src.train.optim import build_optimizer
 from src.train.state import TrainState
 from src.train.trainer import make_trainer
@@ -43,7 +43,7 @@ def test_a_run_with_bad_steps_is_bit_for_bit_the_run_without_them(monkeypatch, m
     system = system_of(monkeypatch, config, product, lambda key: jax.random.normal(key, (1, 128, 128)))
     params = {"w": jnp.full((128, 128), 0.5), "still": jnp.zeros(())}
     optimizer, _ = build_optimizer(config.optim, params)
-    extra = {"seed": jnp.uint32(0), "guard": skip_nonfinite.fresh()}
+    extra = {"seed": jnp.uint32(0), "guard": skip_nonfinite.new_guard()}
     start = TrainState(jnp.int32(0), params, params, optimizer.init(params), extra)
     make = lambda: jax.jit(steps.make_train_step(system, optimizer, config, Placement({}, jnp.float32)))
 
@@ -57,7 +57,7 @@ def test_a_run_with_bad_steps_is_bit_for_bit_the_run_without_them(monkeypatch, m
 
     step = make()
     guarded, healthy = run(step, range(6)), run(step, (0, 2, 5))
-    monkeypatch.setattr(steps, "choose", lambda good, new, old: new)
+    monkeypatch.setattr(steps, "select", lambda good, new, old: new)
     plain = make()
     unguarded = run(plain, (0, 2, 5))
     for part in ("params", "ema", "opt_state"):
@@ -81,10 +81,10 @@ def test_a_spike_is_told_from_a_change():
 
     def step(memory, number):
         square = jnp.asarray(norms, jnp.float32)[number] ** 2
-        good, memory = skip_nonfinite.judge(memory, number, jnp.zeros(()), square, 6.0)
+        good, memory = skip_nonfinite.accept_step(memory, number, jnp.zeros(()), square, 6.0)
         return memory, good
 
-    _, good = jax.jit(lambda: jax.lax.scan(step, skip_nonfinite.fresh(), jnp.arange(1500)))()
+    _, good = jax.jit(lambda: jax.lax.scan(step, skip_nonfinite.new_guard(), jnp.arange(1500)))()
     assert list(np.flatnonzero(~np.asarray(good))) == [240, 699, 700, 1400]
     window = norms[240 - skip_nonfinite.WINDOW : 240]
     assert norms[240] < window.mean() + 6 * window.std(), "mean and deviation would have missed it"
@@ -96,7 +96,7 @@ UP, TEXTS = "trunk/layers/mlp/up/kernel", "image_to_caption"
 
 @pytest.fixture(scope="module")
 def small():
-    """(finder, parameters, batch) of four blocks."""
+    """(locator, parameters, batch) of four blocks."""
     config = digits.get_config("debug")
     with config.unlocked():
         config.eval.evaluators, config.mesh.data = {}, 1
@@ -104,22 +104,22 @@ def small():
         config.tasks.caption_to_image.weight = config.tasks[TEXTS].weight = 1
         config.batch, config.accumulate = 8, 2
         config.model.trunk.update({"depth": 4, "width": 16, "mlp_width": 32})
-    mlp, nll = SwiGLU.__call__, Categorical.nll
+    mlp, nll = SwiGLU.__call__, CategoricalHead.nll
     fail = lambda y, mark: jnp.where(mark == BAD, jnp.nan, y)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SwiGLU, "__call__", lambda self, x: fail(mlp(self, x), self.up.kernel[...][0, 0]))
-        patch.setattr(Categorical, "nll", lambda self, *args: fail(nll(self, *args), self.linear.kernel[...][0, 0]))
+        patch.setattr(CategoricalHead, "nll", lambda self, *args: fail(nll(self, *args), self.linear.kernel[...][0, 0]))
         system, rng = build_system(config), np.random.default_rng(0)
         shapes = jax.eval_shape(system.init, jax.random.key(0))
         params = jax.tree.map(lambda s: 0.1 * rng.standard_normal(s.shape, np.float32), shapes)
         batch = {name: plan.task.fake(plan.rows, 0) for name, plan in system.tasks.items()}
-        yield Finder(make_trainer(system, jax.devices()[:1])), params, jax.tree.map(np.array, batch)
+        yield NonfiniteLocator(make_trainer(system, jax.devices()[:1])), params, jax.tree.map(np.array, batch)
 
 
 def test_the_first_place_of_the_forward_pass_is_found(small):
-    finder, params, batch = small
+    locator, params, batch = small
     grads = {UP: np.full(4, np.nan), "fields/text/head/linear/kernel": np.ones(())}
-    find = lambda: finder.find(params, batch, 3, grads)
+    find = lambda: locator.locate(params, batch, 3, grads)
     assert find() == f"gradient of {UP}, layer 4 of 4", "without a place in the forward pass, it is the gradient's"
     grads = {}
     assert find() == "", "a healthy step has no such place"

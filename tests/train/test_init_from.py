@@ -17,17 +17,17 @@ from safetensors.numpy import load_file
 from src.build import build_system
 from src.common.files.lazy_arrays import LazyArrays
 from src.common.tree import flatten, rebuild
-from src.doctor.held_out import Panels
+from src.doctor.held_out import HeldOut
 from src.interfaces import FieldSpec
-from src.models.heads.adaln import AdaLN
+from src.models.heads.adaln import AdaLNHead
 from src.models.pretrained.hf_vision_config import PublishedVision
 from src.models.pretrained.initial_weights import Initial, write_initial
 from src.models.pretrained.llama_weights import HEAD, TABLE
 from src.tools import convert
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.config_changes import check_config
-from src.train.checkpoints.read_params import Trained
-from src.train.init_from import Start, make_start
+from src.train.checkpoints.read_params import CheckpointParams
+from src.train.init_from import InitFrom, make_init_from
 from src.train.loop import ELASTIC, restore
 from src.train.state import init_params
 from src.train.trainer import make_trainer
@@ -82,15 +82,15 @@ def test_what_the_folder_has_is_taken_and_the_rest_is_initialised_as_always(worl
     jax.tree.map(np.testing.assert_array_equal, state.params, state.ema)
     assert trainer.system.identity()["weights"] == Initial(folder / "init").hash
     with caplog.at_level(logging.INFO):
-        trainer.system.start.read(trainer.abstract.params, zeros)
+        trainer.system.init_from.read(trainer.abstract.params, zeros)
     assert "from" in caplog.text and "parameters of 12 leaves (fields/text, trunk)" in caplog.text
-    assert "initialised as the config says" in caplog.text and "fields/image/head/linear/kernel" in caplog.text
+    assert "initialized at random" in caplog.text and "fields/image/head/linear/kernel" in caplog.text
 
 
 def begun(trainer, path, **init_from):
     """The same trainer with other weights to begin from."""
     config = config_from(path, **init_from)
-    system = dataclasses.replace(trainer.system, config=config, start=make_start(config))
+    system = dataclasses.replace(trainer.system, config=config, init_from=make_init_from(config))
     return dataclasses.replace(trainer, system=system)
 
 
@@ -117,12 +117,12 @@ def test_the_run_goes_on_without_the_folder_and_notices_another(world, tmp_path,
     published(tmp_path / "llama", seed=1)
     convert.main(["convert", f"--source={tmp_path / 'llama'}", f"--out={tmp_path / 'init'}"])
     for path in (tmp_path / "init", tmp_path / "nowhere", ""):
-        with pytest.raises(ValueError, match=r"weights: .* give the initial weights that it began from"):
+        with pytest.raises(ValueError, match=r"weights: .* set init_from to the run's initial weights"):
             restore(begun(trainer, path), Checkpointer(tmp_path / "run"))
     with pytest.raises(FileNotFoundError, match=r"have no weights\.json"):
         begun(trainer, tmp_path / "nowhere").init_params()
     monkeypatch.setattr("src.doctor.held_out._held_out", lambda name, plan: False)  # there are no data
-    assert Panels(begun(trainer, tmp_path / "nowhere"))._at_the_start(state) == {}
+    assert HeldOut(begun(trainer, tmp_path / "nowhere"))._at_the_start(state) == {}
 
 
 def test_a_trained_run_is_published_and_read_back(world, tmp_path, capsys):
@@ -150,7 +150,7 @@ def test_a_trained_run_is_published_and_read_back(world, tmp_path, capsys):
     heads = []
     for order, leaves in (("crs", want), ("rsc", back)):
         options = {"outputs": 32, "order": order, "channels": 4, "rngs": nnx.Rngs(0)}
-        graph, like = nnx.split(AdaLN(width=32, spec=FieldSpec((16, 16), features=16), **options))
+        graph, like = nnx.split(AdaLNHead(width=32, spec=FieldSpec((16, 16), features=16), **options))
         like = nnx.to_pure_dict(like)
         own = {path: jnp.asarray(leaves[f"fields/image/head/{path}"]) for path in flatten(like)}
         heads.append(nnx.merge(graph, nnx.State(rebuild(own, like)))(hidden, vector))
@@ -167,9 +167,9 @@ def test_a_trained_run_is_published_and_read_back(world, tmp_path, capsys):
     ):
         assert run(f"--out={tmp_path / 'none'}", *flags) == 1
         assert words in capsys.readouterr().err
-    saved = Trained(tmp_path / "run" / "checkpoints" / "7")
+    saved = CheckpointParams(tmp_path / "run" / "checkpoints" / "7")
     saved._saved["trunk/final_norm/scale"]["print"] ^= 1
-    with pytest.raises(ValueError, match=r"damaged \(.*params/trunk/final_norm/scale is not what was saved"):
+    with pytest.raises(ValueError, match=r"damaged \(.*params/trunk/final_norm/scale has a wrong fingerprint"):
         next(saved.blocks("trunk/final_norm/scale"))
     damage(tmp_path / "run" / "checkpoints" / "7" / "state")
     assert run(f"--out={tmp_path / 'none'}") == 1
@@ -191,16 +191,16 @@ def test_what_does_not_fit_is_told_before_anything_is_read(world):
     model["trunk"] |= {"heads": 4, "rope_theta": 5e5}
     like = flatten(trainer.abstract.params)
     like["trunk/layers/mlp/down/kernel"] = jax.ShapeDtypeStruct((2, 96, 32), "float32")
-    start = Start(str(folder / "init"), config={"model": model})
+    start = InitFrom(str(folder / "init"), config={"model": model})
     with pytest.raises(ValueError, match=r"for another model \(.*\): set .*model\.trunk\.heads=2") as error:
         start.read(like, zeros)
     for words in ("model.trunk.heads is 2 there and 4 here", "model.trunk.rope_theta is 10000.0 there and 500000.0",
                   "trunk/layers/mlp/down/kernel is [2, 64, 32] there and [2, 96, 32] here"):  # fmt: skip
         assert words in str(error.value)
-    with pytest.raises(ValueError, match=r"skip has rules that find nothing in .*: vision"):
+    with pytest.raises(ValueError, match=r"skip has rules without a match in .*: vision"):
         begun(trainer, folder / "init", skip=("text/head", "vision")).init_params()
-    with pytest.raises(ValueError, match=r"skip has a rule that is no regex"):
-        make_start(config_from(folder / "init", skip=("(",)))
+    with pytest.raises(ValueError, match=r"skip has a rule that is not a regex"):
+        make_init_from(config_from(folder / "init", skip=("(",)))
 
 
 def test_the_average_and_parts_of_a_folder_and_damage(world, tmp_path):
@@ -213,13 +213,13 @@ def test_the_average_and_parts_of_a_folder_and_damage(world, tmp_path):
     shutil.copytree(folder / "init", tmp_path / "whole", dirs_exist_ok=True)
     ema = begun(trainer, tmp_path / "whole", ema=True).init_params()
     jax.tree.map(np.testing.assert_array_equal, ema, state.params)
-    start = Start(str(tmp_path / "whole"), skip=("^fields/text/head/",))
+    start = InitFrom(str(tmp_path / "whole"), skip=("^fields/text/head/",))
     part = flatten(start.read(trainer.abstract.params, zeros))
     assert part[HEAD].shape == part["fields/image/embed/linear/bias"].shape == ()
     np.testing.assert_array_equal(part["trunk/final_norm/scale"], leaves["trunk/final_norm/scale"])
     damage(tmp_path / "whole" / "ema")
     with pytest.raises(ValueError, match=r"are damaged: .* came otherwise than they were written"):
-        Start(str(tmp_path / "whole"), ema=True).read(trainer.abstract.params, zeros)
+        InitFrom(str(tmp_path / "whole"), ema=True).read(trainer.abstract.params, zeros)
 
 
 def square(size, **frozen):
@@ -246,8 +246,8 @@ def test_a_projector_for_another_encoder_is_refused(codec, field, tmp_path):
     like = {"fields": {"vision": {"embed": {"first": {"kernel": jax.ShapeDtypeStruct((16, 4), np.float32)}}}}}
     like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), like)
     config = lambda codec: {"fields": {"vision": {"codec": codec}, "image": {}}, "model": {"trunk": {"depth": 3}}}
-    assert Start(str(tmp_path), config=config(square(32, path="here"))).read(like, zeros)
+    assert InitFrom(str(tmp_path), config=config(square(32, path="here"))).read(like, zeros)
     with pytest.raises(ValueError, match=r": set fields\.vision\.codec\.") as error:
-        Start(str(tmp_path), config=config(codec)).read(like, zeros)
+        InitFrom(str(tmp_path), config=config(codec)).read(like, zeros)
     assert f"fields.vision.codec.{field}" in str(error.value)
     assert "trunk" not in str(error.value) and "image" not in str(error.value), "of parameters that are not taken"

@@ -22,7 +22,7 @@ from src.train.checkpoints.config_changes import check_config, plain
 from src.train.checkpoints.migrations import _leaf_now
 from src.train.checkpoints.migrations_config_2 import _path, config_now
 from src.train.checkpoints.migrations_tasks_2 import RENAMED, TASKS
-from src.train.checkpoints.read_params import Trained
+from src.train.checkpoints.read_params import CheckpointParams
 from src.train.loop import ELASTIC
 from src.train.optim import build_optimizer
 from src.train.state import first_state
@@ -94,7 +94,7 @@ def test_a_state_is_read_under_its_paths_of_today(tmp_path):
     assert meta["format"] == metadata.FORMAT and meta["config"]["codecs"] == {"text": {"SentencePiece": "abcd"}}
 
     for average in (False, True):
-        leaves = Trained(tmp_path / "checkpoints" / "0", average)
+        leaves = CheckpointParams(tmp_path / "checkpoints" / "0", average)
         assert leaves.shapes.keys() == NOW.keys() and "fields" in leaves.config
         for path in NOW:
             want = expected[f"{'ema' if average else 'params'}/{path}"]

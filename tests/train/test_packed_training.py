@@ -13,15 +13,15 @@ from configs import common
 from src.build import build_system
 from src.common.runtime.writers import JsonLinesWriter
 from src.doctor.batch_checks import spec
-from src.doctor.context import open_case
-from src.doctor.report import consult
-from src.doctor.run_checks import SCREENS
+from src.doctor.context import check_context
+from src.doctor.report import diagnose
+from src.doctor.run_checks import BATCH_CHECKS
 from src.tools.compile.flops import step_flops
 from src.tools.compile.hlo import communications, parse
 from src.train import loop
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.metrics import Metrics
-from src.train.nonfinite.locate import Finder
+from src.train.nonfinite.locate import NonfiniteLocator
 from src.train.trainer import make_trainer, open_data
 from tests.data.test_documents import corpus
 from tests.helpers.runs import close, logged
@@ -66,12 +66,12 @@ def test_a_system_of_packed_documents_fits_together_and_is_found_healthy(folder)
     assert step_flops(system)["vision/embed"] == 6 * 16 * 2 * 4 * (48 * 32 + 32 * 32)
     with contextlib.closing(open_data(trainer)) as data:
         batch = trainer.place(next(data), 0)
-    case = open_case(trainer, batch)
-    found = [f for check in (spec, *SCREENS) for f in check(case)]
+    context = check_context(trainer, batch)
+    found = [f for check in (spec, *BATCH_CHECKS) for f in check(context)]
     assert told(found) == []
     assert any("reads vision and predicts image, text" in str(f) for f in found), found
 
-    rows = case.batch["documents"]
+    rows = context.batch["documents"]
     read, text = rows.tokens["vision"], rows.tokens["text"]
     first = np.diff(np.asarray(rows.packing.segment), axis=1, prepend=0) > 0
     tokens = {
@@ -79,7 +79,7 @@ def test_a_system_of_packed_documents_fits_together_and_is_found_healthy(folder)
         "text": text.replace(target=text.target | first & text.valid),
     }
     bare = {"documents": rows.replace(tokens=rows.tokens | tokens)}
-    found = [f for check in SCREENS for f in check(open_case(trainer, bare))]
+    found = [f for check in BATCH_CHECKS for f in check(check_context(trainer, bare))]
     assert len(told(found)) == 2 and f"{first.sum()} tokens in text" in told(found)[0]
     assert re.search(r"task documents.*vision", told(found)[1])
 
@@ -164,13 +164,13 @@ def test_any_mesh_learns_the_same(folder, mesh):
 @pytest.mark.faults
 def test_the_doctor_and_the_search_for_bad_values_know_packed_rows(folder):
     system = build_system(config_of(folder))
-    report = consult(system, steps=3, devices=jax.devices()[:1])
-    assert "rehearsal: 3 steps" in report.text and "errors" in report.text and "doctor: 0 errors" in report.text
+    report = diagnose(system, steps=3, devices=jax.devices()[:1])
+    assert "dry run: 3 steps" in report.text and "errors" in report.text and "doctor: 0 errors" in report.text
     trainer = make_trainer(system, jax.devices()[:1])
     with contextlib.closing(open_data(trainer)) as data:
         batch = trainer.place(next(data), 0)
     params = trainer.init_params()
-    find = lambda: Finder(trainer).find(params, batch, 0, {})
+    find = lambda: NonfiniteLocator(trainer).locate(params, batch, 0, {})
     assert find() == ""
     head = params["fields"]["image"]["head"]["linear"]
     head["kernel"] = head["kernel"] + 3e38

@@ -16,7 +16,7 @@ from src.interfaces import LossTerm
 from src.train import loop, skip_nonfinite
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.metrics import CLOCK, Metrics
-from src.train.nonfinite.locate import Finder
+from src.train.nonfinite.locate import NonfiniteLocator
 from src.train.step import StepMetrics
 from src.train.trainer import make_trainer
 from tests.helpers.numbers import bare
@@ -64,13 +64,13 @@ def test_means_of_a_log_line_do_not_feel_a_save_between_two_lines():
                 meter = Metrics(system, lambda step: 0.0)
                 meter.set_state(state)
             terms = {"total": LossTerm(row[0], np.float32(1)), "a": LossTerm(row[1], np.abs(row[0]))}
-            meter.add(StepMetrics(terms, {}, skip_nonfinite.fresh()))
+            meter.add(StepMetrics(terms, {}, skip_nonfinite.new_guard()))
         return {k: v for k, v in meter.flush(7).items() if k not in CLOCK}
 
     assert told(()) == told((3,)) == told((1, 2, 6))
     assert told(())["loss"] == pytest.approx(rows[:, 0].astype(np.float64).mean())
     spoilt = Metrics(system, lambda step: 0.0)
-    spoilt.add(StepMetrics({"update_norm": LossTerm(np.float32("nan"), np.float32(1))}, {}, skip_nonfinite.fresh()))
+    spoilt.add(StepMetrics({"update_norm": LossTerm(np.float32("nan"), np.float32(1))}, {}, skip_nonfinite.new_guard()))
     with pytest.raises(FloatingPointError, match="an update became infinite between steps 4 and 5"):
         spoilt.get_state(5)
 
@@ -110,9 +110,9 @@ def test_every_tensor_learns(conditioning):
 
 @pytest.mark.faults  # the suite has test_guard.py
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(Finder, "find", lambda *_: "a place")  # test_guard.py tests the search
+    monkeypatch.setattr(NonfiniteLocator, "locate", lambda *_: "a place")  # test_guard.py tests the search
     huge = {"optim.lr": 1e15, "optim.warmup": 0, "checkpoint.every": 1, "guard.patience": 3}
-    with pytest.raises(FloatingPointError, match=r"step 4 is the last of 3 in a row that were skipped.*in a place"):
+    with pytest.raises(FloatingPointError, match=r"step 4 is the last of 3 skipped steps in a row.*in a place"):
         run(tmp_path, steps=8, **huge)
     newest = Checkpointer(str(tmp_path))
     state, _, _ = newest.restore(make_trainer(build_system(config_of()), jax.devices()[:1]).abstract)

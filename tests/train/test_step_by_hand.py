@@ -40,7 +40,7 @@ def step(monkeypatch):
 
 def state_at(number, lr, seed=0):
     params, ema = {"w": jnp.asarray(3.0)}, {"w": jnp.asarray(-5.0)}
-    extra = {"seed": jnp.uint32(seed), "guard": skip_nonfinite.fresh()}
+    extra = {"seed": jnp.uint32(seed), "guard": skip_nonfinite.new_guard()}
     return TrainState(jnp.asarray(number, jnp.int32), params, ema, optax.sgd(lr).init(params), extra)
 
 

@@ -9,8 +9,10 @@ import os
 import numpy as np
 from jaxtyping import UInt8
 
+from src.common.files.image_metadata import JPEG, PNG, strip_jpeg, strip_png
 from src.common.files.paths import read_bounded, shown
 
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp")  # of what is read
 SCANS = 100  # of a progressive JPEG; a scan of ten bytes costs a pass over all pixels, and encoders write about ten
 
 
@@ -36,7 +38,8 @@ def read_image(
     """The pixels of an image, `[H, W, 3]` RGB or, with `channels=1`, `[H, W, 1]` grey; `file` is a path or its bytes.
 
     The first frame of an animation, turned by its EXIF orientation; transparent pixels lie on white, 16 bits
-    become 8, palettes and CMYK become RGB. Colour profiles are ignored.
+    become 8, palettes and CMYK become RGB. Other metadata, of any length, and what follows the end of a PNG or JPEG are
+    ignored, colour profiles too.
 
     Raises FileNotFoundError, OSError when the file cannot be read, and ImageError, in one sentence, for what is no
     image of `limits.formats`, has more bytes or pixels than `limits` allow, or is truncated or damaged (where its
@@ -67,23 +70,29 @@ def _decode(data: bytes, limits: Limits, channels: int) -> np.ndarray:
     if not data:
         raise ImageError("the file is empty")
     _check_webp(data, limits)
+    data = _without_metadata(data)
     try:
         opened = Image.open(io.BytesIO(data), formats=limits.formats)
     except UnidentifiedImageError as error:  # its own words are the address of the bytes
         raise ImageError(f"it does not begin as a sound {', '.join(limits.formats)}") from error
     with opened as image:
         _check_pixels(*image.size, limits)
-        if image.format == "JPEG" and data.count(b"\xff\xda") > SCANS:
-            raise ImageError(f"it has more than {SCANS} scans")
-        if image.format == "PNG":
-            with Image.open(io.BytesIO(data), formats=("PNG",)) as copy:
-                copy.verify()  # the checksums, which decoding alone skips
         image.load()
         turn = _orientation(image)
         pixels = _eight_bits(image, channels)
     if turn is not None:
         pixels = pixels.transpose(turn)
     return np.asarray(pixels, np.uint8).reshape(pixels.height, pixels.width, channels)
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """The file with nothing but what its pixels depend on; here the checksums of a PNG file are verified."""
+    try:
+        if data.startswith(PNG):
+            return strip_png(data)
+        return strip_jpeg(data, SCANS) if data.startswith(JPEG) else data
+    except ValueError as error:
+        raise ImageError(str(error)) from error
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:

@@ -35,12 +35,16 @@ class ShardFiles:
     def __getitem__(self, index: int) -> tuple[bytes, str]:
         """A record, and its name in reports. Raises BadRow."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        name, record = self._shards[shard][0], index - int(self._starts[shard])
-        where = f"{name} record {record}"
+        name, place = self._shards[shard][0], index - int(self._starts[shard])
+        where = f"{name} record {place}"
         try:
-            return self._reader(name).read([record])[0], where
+            return self.record(name, place), where
         except RuntimeError as error:
             raise BadRow("the record is damaged", where, error) from error
+
+    def record(self, name: str, place: int) -> bytes:
+        """A record of one file. Raises RuntimeError where it is damaged."""
+        return self._reader(name).read([place])[0]
 
     def _reader(self, name: str) -> Any:
         with self._lock:

@@ -126,7 +126,7 @@ def moments_in_bucket(
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """A plan (`prepare.Plan`) that writes the moments of images.
+    """A plan (`prepare.ShardPlan`) that writes the moments of images.
 
     moments   what the manifest will say
     rows      rows of the source for each shard

@@ -15,6 +15,7 @@ counts it. A worker process that dies is replaced, and the stream goes on where 
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 import zlib
@@ -27,10 +28,12 @@ from absl import logging
 from src.data.pipeline.bad_rows import Ledger
 from src.data.pipeline.reader import Reader, Rows, read_batch, refused
 from src.data.pipeline.stalls import Waits
+from src.data.pipeline.workers import allow_workers, shared_memory_lacks
 from src.interfaces import Batch
 
 PREFETCH = 2  # batches
 DIED = "terminated unexpectedly"  # in Grain's words
+SIGBUS = "exit code -7"  # what was mapped is not there: a full /dev/shm, unless the system reserves its pages
 DEATHS, DEATH_SECONDS = 3, 600.0  # a stream outlives so many deaths of workers within so long
 
 
@@ -96,10 +99,16 @@ class Stream:
                 if not self._workers or DIED not in str(error):
                     raise
                 self._bury(error)
+            except OSError as error:
+                if not self._workers or error.errno != errno.ENOSPC:
+                    raise
+                raise RuntimeError(f"task {self._name}: {shared_memory_lacks(self._workers)}") from error
 
     def _bury(self, error: RuntimeError) -> None:
         now, reason = time.monotonic(), str(error).partition(". ")[0]
         self._deaths = [then for then in self._deaths if now - then < DEATH_SECONDS] + [now]
+        if reason.endswith(SIGBUS) and len(self._deaths) > 1:
+            raise RuntimeError(f"task {self._name}: {shared_memory_lacks(self._workers)} ({reason})") from error
         if len(self._deaths) > DEATHS:
             raise RuntimeError(
                 f"task {self._name}: {len(self._deaths)} data workers died within {DEATH_SECONDS / 60:.0f} minutes"
@@ -142,7 +151,7 @@ class Stream:
             dataset = places.map(_Contiguous(dataset, self._batch, self._shard[1], phase, self._order))
         options = None
         if self._workers:
-            _allow_workers()
+            allow_workers()
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=self._prefetch)
         elastic = grain.experimental.ElasticIterator(
             dataset,
@@ -316,11 +325,3 @@ def _check_shard(batch: int, shard: tuple[int, int]) -> None:
 
 def _named_seed(seed: int, name: str) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0])
-
-
-def _allow_workers() -> None:
-    # Grain's workers read absl flags, which nobody has parsed in a test or notebook.
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()

@@ -1,4 +1,6 @@
-"""Names of classes: a JSON file {"n01440764": "tench", …} or {"n01440764": {"label": "tench", …}, …}.
+"""Names of classes: a JSON file {"n01440764": "tench", …}, {"n01440764": {"label": "tench", …}, …} or
+{"0": ["n01440764", "tench"], …} (Keras), or a text file with a line `n01440764 tench, Tinca tinca` for each class, of
+which the first word is the id and the first of the names counts (Kaggle's `LOC_synset_mapping.txt`).
 
 Two names of ImageNet stand for two classes each; `CLEARER` has other words for those.
 """
@@ -9,10 +11,13 @@ import collections
 import os
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from src.common.files.strict_json import read_json
+from src.common.files.paths import read_bounded
+from src.common.files.strict_json import BYTES, parse_json
 from src.common.tree import listed
 
+BOM = b"\xef\xbb\xbf"
 WNID = re.compile(r"n\d{8}")
 # What WordNet says of the classes whose published name is another one's, too.
 CLEARER = {
@@ -53,15 +58,43 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
 
     Raises FileNotFoundError, ValueError.
     """
-    told = read_json(path, what="file of class names")
-    if isinstance(told, dict):
-        words = {i: value.get("label") if isinstance(value, dict) else value for i, value in told.items()}
-        if words and all(isinstance(word, str) and word.strip() for word in words.values()):
-            return {i: word.replace("_", " ").strip() for i, word in words.items()}
+    data = read_bounded(path, BYTES, "file of class names").removeprefix(BOM)
+    where = os.fspath(path)
+    if data.lstrip()[:1] in (b"{", b"["):
+        words = _of_json(parse_json(data, f"the file of class names {where!r}"))
+    else:
+        words = _of_lines(data, where)
+    if words and all(isinstance(word, str) and word.strip() for word in words.values()):
+        return {i: word.replace("_", " ").strip() for i, word in words.items()}
     raise ValueError(
-        f"{os.fspath(path)!r} does not name classes: write a JSON object such as"
-        ' {"n01440764": "tench"} or {"n01440764": {"label": "tench"}}'
+        f"{where!r} does not name classes: write a JSON object such as"
+        ' {"n01440764": "tench"} or {"n01440764": {"label": "tench"}}, or a text file with lines such as'
+        ' "n01440764 tench, Tinca tinca"'
     )
+
+
+def _of_json(told: Any) -> dict[str, Any]:
+    """The names by id of a JSON object; nothing for what is none."""
+    if not isinstance(told, dict):
+        return {}
+    pairs = [*told.values()]
+    if all(isinstance(p, list) and len(p) == 2 and isinstance(p[0], str) for p in pairs):
+        return dict(pairs) if len({i for i, _ in pairs}) == len(pairs) else {}
+    return {i: value.get("label") if isinstance(value, dict) else value for i, value in told.items()}
+
+
+def _of_lines(data: bytes, where: str) -> dict[str, str]:
+    """The names by id of a text file; nothing for lines of another form. Raises ValueError for an id given twice."""
+    try:
+        lines = [line.split(maxsplit=1) for line in data.decode().splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        return {}
+    if not all(len(line) == 2 for line in lines):
+        return {}
+    if twice := [i for i, count in collections.Counter(i for i, _ in lines).items() if count > 1]:
+        raise ValueError(f"{where!r} names classes twice: {listed(twice)}; leave one line for each")
+    numbered = lines and all(re.match(r"\d+\s+\S", rest) for _, rest in lines)  # "n02119789 1 kit_fox" of the devkit
+    return {i: (rest.split(maxsplit=1)[1] if numbered else rest).split(",")[0] for i, rest in lines}
 
 
 def distinct(names: Mapping[str, str]) -> dict[str, str]:

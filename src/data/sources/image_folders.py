@@ -7,24 +7,26 @@ keeps its numbers (`_classes.py` says what the file holds).
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import numpy as np
 from absl import logging
 from etils import epath
 
+from src.common.files.images import ENDINGS
 from src.common.files.store import is_remote
 from src.common.tree import listed
 from src.data.example import Example
-from src.data.files.index_cache import cached_table
-from src.data.sources._classes import named_classes
+from src.data.files.left_out import LeftOut, cached_listing, ending_of, is_system_file, is_system_folder, is_unusual
+from src.data.sources._classes import named_classes, read_names
 from src.data.sources._files import FileSource
 
-ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp")
-NO_CLASSES = (".", "@", "__")  # how folders begin that systems leave behind, such as __MACOSX and @eaDir
+NUMBER = 3  # bytes of a class's number
 
 
 class ImageFolders(FileSource):
-    """`image` and `label`, sorted by class and name; other files are left out.
+    """`image` and `label`, sorted by class and name. Other files are left out, and a warning has their number by
+    ending; folders that systems leave behind (`@eaDir`, `lost+found`) are no classes.
 
     names       a file that names the classes; without it folders that are words ("red_fox") name themselves
     ambiguous   what happens to names of two classes: `words` takes other words for those of ImageNet and refuses the
@@ -68,45 +70,86 @@ class _Images:
     """Name below the folder and class of each image."""
 
     def __init__(self, folder: epath.Path, names: str | os.PathLike[str], ambiguous: str):
-        try:
-            found = sorted(p.name for p in folder.iterdir() if not p.name.startswith(NO_CLASSES) and p.is_dir())
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise FileNotFoundError(f"{os.fspath(folder)!r} is no folder: give that of the classes' folders") from error
-        if not found:
-            raise ValueError(f"{os.fspath(folder)!r} should hold one folder for each class, and has none")
+        found, left = _folders(folder, read_names(names) if os.fspath(names) else {})
         self.classes = named_classes(found, names, ambiguous, whole=True)
         self._folders = found
         numbers = {c["id"]: number for number, c in enumerate(self.classes)}
         self._labels = np.array([numbers[name] for name in found])
-        self._files = self._list(folder)
+        self._files, inside = self._list(folder)
+        left.update(inside)
         if not len(self._files):
-            raise ValueError(f"{os.fspath(folder)!r} has folders of classes and no image in them ({' '.join(ENDINGS)})")
-        filled = set((self._files[:, 0] + 256 * self._files[:, 1].astype(int)).tolist())
-        if empty := [name for place, name in enumerate(found) if place not in filled]:
-            logging.warning("%s: no image in the folders of %d classes: %s", folder, len(empty), listed(empty))
+            raise ValueError(
+                f"{os.fspath(folder)!r} has folders of classes and no image in them ({' '.join(ENDINGS)})"
+                + (f"; they have {left}" if left else "")
+            )
+        left.warn(folder)
+        filled = set(map(bytes, self._files[:, :NUMBER]))
+        if empty := [name for place, name in enumerate(found) if place.to_bytes(NUMBER, "little") not in filled]:
+            told = "%s: no image in the folders of %d classes, which keep their numbers: %s"
+            logging.warning(told, folder, len(empty), listed(empty))
 
-    def _list(self, folder: epath.Path) -> np.ndarray:
-        """Rows of bytes: number of the folder (2), name of the file, filled with zeros."""
+    def _list(self, folder: epath.Path) -> tuple[np.ndarray, LeftOut]:
+        """Rows of bytes: number of the folder (3), name of the file, filled with zeros."""
         parts = [folder / name for name in self._folders]
         if is_remote(folder):
             return _listing(parts)
         key = [f"{os.path.abspath(part)}\0{os.stat(part).st_mtime_ns}" for part in parts]
-        return cached_table("images", key, lambda: _listing(parts))
+        return cached_listing("images", key, lambda: _listing(parts))
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, number: int) -> tuple[str, int]:
         row = self._files[number].tobytes()
-        part = int.from_bytes(row[:2], "little")
-        return f"{self._folders[part]}/{os.fsdecode(row[2:].rstrip(bytes(1)))}", int(self._labels[part])
+        part = int.from_bytes(row[:NUMBER], "little")
+        return f"{self._folders[part]}/{os.fsdecode(row[NUMBER:].rstrip(bytes(1)))}", int(self._labels[part])
 
 
-def _listing(parts: list[epath.Path]) -> np.ndarray:
+def _folders(folder: epath.Path, named: Mapping[str, str]) -> tuple[list[str], LeftOut]:
+    """The folders of the classes, and the images beside them. Raises FileNotFoundError, ValueError."""
+    try:
+        entries = [(p.name, p.is_dir()) for p in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{os.fspath(folder)!r} is no folder: give that of the classes' folders") from error
+    folders = sorted(name for name, is_folder in entries if is_folder)
+    classes = [name for name in folders if name in named or not (is_system_folder(name) or is_unusual(name))]
+    left, here = LeftOut(), LeftOut()
+    for name, is_folder in sorted(entries):
+        if not is_folder and not is_system_file(name):
+            here.add(ending_of(name), name)
+            if name.lower().endswith(ENDINGS):
+                left.add("images beside the folders of the classes", name)
+    if not classes:
+        told = f": it has {here}" if here else ""
+        raise ValueError(f"{os.fspath(folder)!r} should hold one folder for each class, and has none{told}")
+    if other := sorted(set(folders) - set(classes)):
+        told = "%s: folders that are no classes: %s (a file of names can make classes of them)"
+        logging.log(logging.INFO if all(map(is_system_folder, other)) else logging.WARNING, told, folder, listed(other))
+    return classes, left
+
+
+def _listing(parts: list[epath.Path]) -> tuple[np.ndarray, LeftOut]:
     rows: list[bytes] = []
+    left = LeftOut()
     for number, part in enumerate(parts):
-        names = [p.name for p in part.iterdir()] if is_remote(part) else os.listdir(part)
-        kept = sorted(os.fsencode(name) for name in names if name.lower().endswith(ENDINGS) and name[0] != ".")
-        rows += [number.to_bytes(2, "little") + name for name in kept]
-    width = max(map(len, rows), default=2)
-    return np.frombuffer(b"".join(row.ljust(width, bytes(1)) for row in rows), np.uint8).reshape(len(rows), width)
+        kept = []
+        for name, is_folder in sorted(_entries(part)):
+            if is_system_folder(name):
+                continue
+            if is_folder:
+                left.add("folders inside those of the classes", f"{part.name}/{name}")
+            elif name.lower().endswith(ENDINGS) and name[0] != ".":
+                kept.append(os.fsencode(name))
+            elif not is_system_file(name):
+                left.add(f"{ending_of(name)}{' (hidden)' * name.startswith('.')}", f"{part.name}/{name}")
+        rows += [number.to_bytes(NUMBER, "little") + name for name in sorted(kept)]
+    width = max(map(len, rows), default=NUMBER)
+    return np.frombuffer(b"".join(row.ljust(width, bytes(1)) for row in rows), np.uint8).reshape(len(rows), width), left
+
+
+def _entries(folder: epath.Path) -> list[tuple[str, bool]]:
+    """The names in a folder, and whether they are folders; a store is not asked for every one."""
+    if is_remote(folder):
+        return [(p.name, False) for p in folder.iterdir()]
+    with os.scandir(folder) as entries:
+        return [(entry.name, entry.is_dir()) for entry in entries]

@@ -1,33 +1,38 @@
-"""Data sets that TFDS prepared as ArrayRecord (`file_format="array_record"`), read without TensorFlow or TFDS.
+"""Data sets that TFDS prepared as ArrayRecord (`file_format="array_record"`), read by TFDS, which does without
+TensorFlow for this.
 
-`folder` is that of one version, `…/imagenet2012/5.1.0`, with dataset_info.json, features.json and the shards; a record
-is a tf.train.Example. Classes have the names of `<label>.labels.txt`.
+`folder` is that of one version, `…/imagenet2012/5.1.0`, with dataset_info.json, features.json and the shards. Nothing
+is downloaded or prepared here. Images are not decoded by TFDS but as those of all sources are.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import pathlib
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
-from src.common.files.paths import inside, read_bounded
-from src.common.files.strict_json import read_json
+from src.common.files.paths import shown
+from src.common.files.store import is_remote
 from src.common.tree import listed
 from src.data.example import BadRow, Example
 from src.data.files.array_record import ShardFiles
 from src.data.sources._classes import named_classes
 from src.data.sources._files import FileSource
 
-TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-LABELS = 1 << 24  # bytes of a file of class names
+FORMAT = "array_record"
+SPARE_FILES = 512  # open files that a run needs beside the shards
 
 
 class Tfds(FileSource):
     """`image`, and `label` or `caption` of the examples of one split.
 
-    image     name of the feature with the encoded image
+    split     a split as TFDS writes it, such as "train", "train[:10%]" or "train+validation"
+    image     name of the feature with the image
     label     name of the class, or "": then there are captions
     caption   name of the text, or "": then there are classes. Parts of nested features are joined by "/"; of several
               texts in one feature ("captions/text" of COCO) the first counts
@@ -65,142 +70,185 @@ class Tfds(FileSource):
 
     @functools.cached_property
     def classes(self) -> list[dict[str, str]]:
-        """Id and name of each class."""
+        """Id and name of each class; none of labels that are plain numbers. Raises ValueError for other labels."""
         if not self.label:
             return []
-        path = self.path("folder") / f"{self.label.replace('/', '-')}.labels.txt"
-        ids = read_bounded(path, LABELS, "file of class names").decode().split("\n")[:-1]
-        return named_classes(ids, self.names, self.ambiguous)
+        feature = self.files.leaves[self.label]
+        ids = getattr(feature, "names", None)
+        if ids is None and not np.issubdtype(feature.np_dtype, np.integer):
+            raise ValueError(f"source.label={self.label!r} is no ClassLabel and no whole number: name such a feature")
+        return [] if ids is None else named_classes(ids, self.names, self.ambiguous)
 
-    def open(self) -> ShardFiles:
-        """The shards.
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "classes"}
 
-        Raises FileNotFoundError, and ValueError for a data set in another format, without these features, or with
-        shards that are missing or damaged.
+    def open(self) -> _Records:
+        """The records of the split.
+
+        Raises FileNotFoundError, and ValueError for a data set in another format, without these features or this split,
+        or with shards that are missing or damaged.
         """
-        folder = self.path("folder")
-        shards = _shards(folder, self.split)
-        features = _features(read_json(folder / "features.json", what="file of features"))
         wanted = [name for name in (self.image, self.label, self.caption) if name]
-        if missing := [name for name in wanted if name not in features]:
-            raise ValueError(f"the data set {os.fspath(folder)!r} has no {listed(missing)}: it has {listed(features)}")
+        return _Records(self.path("folder"), self.split, wanted)
+
+    def __len__(self) -> int:
         _ = self.classes  # refused here, not at the first row
-        files = ShardFiles(folder, shards)
-        wrong = [name for name, _ in shards if not (folder / name).exists()] or files.damaged()
-        if wrong:
-            raise ValueError(
-                f"{len(wrong)} of the {len(shards)} shards of {os.fspath(folder)!r} are missing or damaged:"
-                f" {listed(wrong)}; prepare the data set again"
-            )
-        return files
+        return len(self.files)
 
     def __getitem__(self, number: int) -> Example:
-        data, where = self.files[number]
-        values = parse_record(data, where)
+        values, where = self.files[number]
         example = Example({}, where)
         if self.label:
-            label = values.get(self.label)
-            example["label"] = label[0] if isinstance(label, list) and len(label) == 1 else None
+            label = _first(values[self.label], single=True)
+            example["label"] = int(label) if isinstance(label, int | np.integer) else None
         if self.caption:
-            text = values.get(self.caption)
-            if isinstance(text, list) and text and isinstance(text[0], bytes):
-                example["caption"] = text[0].decode(errors="replace")
-        image = values.get(self.image)
-        if isinstance(image, list) and len(image) == 1 and isinstance(image[0], bytes):
-            example["image"] = image[0]
+            example["caption"] = _text(_first(values[self.caption]), where)
+        image = _first(values[self.image], single=True)
+        if isinstance(image, bytes | np.ndarray):
+            example["image"] = image
         return example
 
 
-def _shards(folder: epath.Path, split: str) -> list[tuple[str, int]]:
-    """Names and rows of a split's shards."""
-    path = folder / "dataset_info.json"
-    try:
-        told = read_json(path, what="description of the data set")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{os.fspath(path)!r} does not exist: give the folder of one version, such as …/imagenet2012/5.1.0"
-        ) from error
-    try:
-        if told.get("fileFormat") != "array_record":
-            raise ValueError(
-                f"it is in the format {told.get('fileFormat')!r}: prepare it with file_format=array_record"
+class _Records:
+    """The features that are wanted of each record of a split, by name."""
+
+    def __init__(self, folder: epath.Path, split: str, wanted: list[str]):
+        if not (folder / "dataset_info.json").exists():
+            raise FileNotFoundError(
+                f"{os.fspath(folder / 'dataset_info.json')!r} does not exist: give the folder of one version, such as"
+                " …/imagenet2012/5.1.0"
             )
-        splits = {s["name"]: s for s in told["splits"]}
-        if split not in splits:
-            raise ValueError(f"it has no split {split!r}, it has {listed([*splits])}")
-        rows = [int(n) for n in splits[split]["shardLengths"]]
-        template = splits[split].get("filepathTemplate") or TEMPLATE
-        words = {
-            "DATASET": told["name"],
-            "SPLIT": split,
-            "FILEFORMAT": "array_record",
-            "NUM_SHARDS": f"{len(rows):05d}",
-        }
-        found = []
-        for number, count in enumerate(rows):
-            place = {"SHARD_INDEX": f"{number:05d}", "SHARD_X_OF_Y": f"{number:05d}-of-{len(rows):05d}"}
-            name = functools.reduce(lambda n, w: n.replace(f"{{{w[0]}}}", w[1]), (words | place).items(), template)
-            inside(folder, name)
-            found.append((name, count))
-        if any(count < 0 for _, count in found):
-            raise ValueError("a shard has a negative length")
-        return found
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the data set {os.fspath(folder)!r} cannot be read: {error}") from error
+        tfds, where = _library(), f"the data set {os.fspath(folder)!r}"
+        try:
+            builder = tfds.builder_from_directory(folder)
+            formats = sorted(f.value for f in builder.info.available_file_formats())
+            self.leaves = _leaves(builder.info.features)
+        except Exception as error:  # of hostile files: those of protocol buffers, JSON, paths and more
+            raise ValueError(f"{where} cannot be read ({type(error).__name__}: {shown(error)})") from error
+        if FORMAT not in formats:
+            raise ValueError(f"{where} is in the format {listed(formats)}: prepare it with file_format={FORMAT}")
+        if missing := [name for name in wanted if name not in self.leaves]:
+            raise ValueError(f"{where} has no {listed(missing)}: it has {listed(sorted(self.leaves))}")
+        self._wanted = wanted
+        tops = {name.partition("/")[0] for name in wanted}
+        images = [n for n, leaf in self.leaves.items() if n.partition("/")[0] in tops and _is_image(leaf)]
+        self._decoders = _nested(dict.fromkeys(images, _skip_decoding(tfds)))
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES  # of which the wanted features alone are decoded
+        try:
+            self._features = tfds.features.FeaturesDict({name: builder.info.features[name] for name in tops})
+            self._parts = [*builder.info.splits[split].file_instructions]
+            self._files = _shards(folder, self._parts)
+            self._data = builder.as_data_source(split, deserialize_method=raw, file_format=FORMAT)
+        except Exception as error:
+            raise ValueError(f"{where}: {' '.join(str(error).split())[:300]} (source.split={split!r})") from error
+        self._starts = np.cumsum([0, *(part.take for part in self._parts)])
+        self._remote = is_remote(folder)
+        _allow_open_files(len(self._parts))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], str]:
+        """The values of a record, and its name in reports. Raises BadRow."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        name, place = _name(self._parts[number]), self._parts[number].skip + index - int(self._starts[number])
+        where = f"{name} record {place}"
+        try:
+            # TFDS reads no store; the files are copied one by one.
+            record = self._files.record(name, place) if self._remote else self._data[index]
+        except RuntimeError as error:
+            raise BadRow("the record is damaged", where, error) from error
+        try:
+            values = self._features.deserialize_example_np(record, decoders=self._decoders)
+            return {name: _at(values, name) for name in self._wanted}, where
+        except Exception as error:  # any bytes may be there
+            raise BadRow("the record has not these features", where, error) from error
 
 
-def _features(told: Any, name: str = "") -> list[str]:
-    """Names of the leaves, joined by "/"; nothing for what is no description."""
-    if not isinstance(told, dict):
-        return []
-    inner = told.get("featuresDict", {}).get("features") if isinstance(told.get("featuresDict"), dict) else None
-    if isinstance(inner, dict):
-        return [leaf for key, part in inner.items() for leaf in _features(part, f"{name}/{key}" if name else key)]
-    sequence = told.get("sequence")
-    if isinstance(sequence, dict) and "feature" in sequence:
-        return _features(sequence["feature"], name)
-    return [name]
+def _library() -> Any:
+    """TFDS, which takes half a second to import."""
+    import tensorflow_datasets as tfds
+
+    return tfds
 
 
-def parse_record(data: bytes, where: str) -> dict[str, list[Any]]:
-    """The features of a serialized tf.train.Example by name: lists of bytes, float or int. Raises BadRow."""
-    from google.protobuf.message import DecodeError
+def _skip_decoding(tfds: Any) -> Any:
+    """TFDS' decoder that leaves images as they are; that of 4.9.10 lacks a method for those of a sequence."""
 
+    class Encoded(tfds.decode.SkipDecoding):
+        def decode_batch_example_np(self, values: Any) -> Any:
+            return values
+
+    return Encoded()
+
+
+def _name(part: Any) -> str:
+    return pathlib.PurePath(part.filename).name
+
+
+def _shards(folder: epath.Path, parts: list[Any]) -> ShardFiles:
+    """The shards of the parts of a split. Raises ValueError naming those that are missing or damaged."""
+    rows = {_name(part): part.examples_in_shard for part in parts}
+    files = ShardFiles(folder, [*rows.items()])
+    if wrong := [name for name in rows if not (folder / name).exists()] or files.damaged():
+        raise ValueError(
+            f"{len(wrong)} of the {len(rows)} shards are missing or damaged: {listed(wrong)}; prepare it again"
+        )
+    return files
+
+
+def _is_image(feature: Any) -> bool:
+    return isinstance(getattr(feature, "feature", feature), _library().features.Image)
+
+
+def _leaves(features: Any, name: str = "") -> dict[str, Any]:
+    """The features that hold values, by their names joined with "/"."""
+    inner = getattr(features, "feature", features)  # of a sequence
+    if not hasattr(inner, "items"):
+        return {name: features}
+    prefix = f"{name}/" if name else ""
+    return {leaf: part for key, value in inner.items() for leaf, part in _leaves(value, prefix + key).items()}
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Values by path as nested dicts."""
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        *parts, last = path.split("/")
+        functools.reduce(lambda inner, part: inner.setdefault(part, {}), parts, tree)[last] = value
+    return tree
+
+
+def _at(values: Any, name: str) -> Any:
+    """What stands at a path; of several examples inside one, the first."""
+    for part in name.split("/"):
+        values = values[part] if isinstance(values, dict) else _first(values)[part]
+    return values
+
+
+def _first(value: Any, *, single: bool = False) -> Any:
+    """The first of several values; with `single` None where there are more. A value of its own is itself."""
+    if isinstance(value, np.ndarray) and value.ndim != 1:
+        return value.item() if value.ndim == 0 else value
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence | np.ndarray):
+        return value
+    return value[0] if len(value) and (len(value) == 1 or not single) else None
+
+
+def _text(value: Any, where: str) -> str | None:
     try:
-        features = _example_class().FromString(data).features.feature
-        kinds = {name: feature.WhichOneof("kind") for name, feature in features.items()}
-        return {name: list(getattr(features[name], kind).value) for name, kind in kinds.items() if kind}
-    except DecodeError as error:
-        raise BadRow("the record is no tf.train.Example", where, error) from error
+        return value.decode() if isinstance(value, bytes) else value if isinstance(value, str) else None
+    except UnicodeDecodeError as error:
+        raise BadRow("the text is not UTF-8", where, error) from error
 
 
-@functools.cache
-def _example_class() -> Any:
-    """tf.train.Example (tensorflow/core/example/example.proto, feature.proto), in a pool of its own."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+def _allow_open_files(count: int) -> None:
+    """Lets this process keep as many shards open as TFDS does, where the system allows it."""
+    import resource  # not on every system
 
-    kind = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="plain", syntax="proto3")
-
-    def add(message: Any, name: str, number: int, what: int | str, repeated: bool = False, **more: Any) -> None:
-        label = kind.LABEL_REPEATED if repeated else kind.LABEL_OPTIONAL
-        of = {"type": kind.TYPE_MESSAGE, "type_name": f".plain.{what}"} if isinstance(what, str) else {"type": what}
-        message.field.add(name=name, number=number, label=label, **of, **more)
-
-    lists = (("BytesList", kind.TYPE_BYTES), ("FloatList", kind.TYPE_FLOAT), ("Int64List", kind.TYPE_INT64))
-    for name, what in lists:
-        add(file.message_type.add(name=name), "value", 1, what, repeated=True)
-    feature = file.message_type.add(name="Feature")
-    feature.oneof_decl.add(name="kind")
-    for number, (name, _) in enumerate(lists, start=1):
-        add(feature, name.removesuffix("List").lower() + "_list", number, name, oneof_index=0)
-    features = file.message_type.add(name="Features")
-    entry = features.nested_type.add(name="FeatureEntry")
-    entry.options.map_entry = True
-    add(entry, "key", 1, kind.TYPE_STRING)
-    add(entry, "value", 2, "Feature")
-    add(features, "feature", 1, "Features.FeatureEntry", repeated=True)
-    add(file.message_type.add(name="Example"), "features", 1, "Features")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("plain.Example"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)
+        )

@@ -2,32 +2,36 @@
 example, an image with its caption. A caption is a text file, or the "caption" of a JSON file.
 
 The archives of a folder are read through once to see where each file lies (`files/index_cache.py`); then every example
-is read where it is, nothing is unpacked. Compressed archives have no such places and are refused.
+is read where it is, nothing is unpacked. Compressed archives have no such places and are refused. Files of no example
+are left out, and a warning has their number by ending.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
+import posixpath
+import re
 import tarfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from absl import logging
 
-from src.common.files.images import LIMITS
+from src.common.files.images import ENDINGS, LIMITS
 from src.common.files.store import local_copy
 from src.common.tree import listed
 from src.data.example import BadRow, Example
-from src.data.files.index_cache import cached_table, stamp
+from src.data.files.index_cache import stamp
 from src.data.files.json_lines import LINE_BYTES, parse_example
+from src.data.files.left_out import LeftOut, cached_listing, ending_of, is_system_file, is_system_folder
 from src.data.sources._files import FileSource
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+IMAGES = tuple(ending.removeprefix(".") for ending in ENDINGS)
 TEXTS = ("txt", "json")  # the first one there is used
 SHARD, IMAGE, IMAGE_SIZE, TEXT, TEXT_SIZE, IS_JSON, NAMED = range(7)  # columns
 ABSENT = -1
+COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
 
 class WebDataset(FileSource):
@@ -41,25 +45,34 @@ class WebDataset(FileSource):
     def open(self) -> tuple[list[pathlib.Path], np.ndarray]:
         """The archives, and where the examples lie in them: int64 [n, 7].
 
-        Raises FileNotFoundError for a folder without archives, ValueError naming those that are cut off, damaged or
-        compressed.
+        Raises FileNotFoundError for a folder without archives, ValueError for one without examples, or naming archives
+        that are cut off, damaged or compressed.
         """
         folder = self.path("folder")
-        found = sorted(p for p in folder.iterdir() if p.suffix == ".tar") if folder.exists() else []
-        if not found:
+        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.exists() else []
+        found = [name for name in names if name.lower().endswith(".tar")]
+        wrong = [f"{name} (it is compressed)" for name in names if COMPRESSED.search(name)]
+        if not found and not wrong:
             raise FileNotFoundError(f"{os.fspath(folder)!r} has no *.tar: give a folder of uncompressed archives")
-        paths, tables, wrong = [local_copy(path) for path in found], [], []
+        paths, tables, left = [local_copy(folder / name) for name in found], [], LeftOut()
         for number, path in enumerate(paths):
             try:
-                table = cached_table("tar", [stamp(path)], lambda path=path: scan(path))
+                table, rest = cached_listing("tar", [stamp(path)], lambda path=path: scan(path))
                 tables.append(np.column_stack([np.full(len(table), number, np.int64), table]))
+                left.update(rest)
             except (tarfile.TarError, EOFError, ValueError, OSError, RecursionError) as error:
                 wrong.append(f"{path.name} ({error})")
         if wrong:
             raise ValueError(
-                f"{len(wrong)} of the {len(found)} archives of {os.fspath(folder)!r} cannot be read: {listed(wrong)}:"
-                " copy them again, and unpack .gz and the like"
+                f"{len(wrong)} archives of {os.fspath(folder)!r} cannot be read: {listed(wrong)}: copy them again, and"
+                " unpack .gz and the like"
             )
+        if not sum(map(len, tables)):
+            raise ValueError(
+                f"the archives of {os.fspath(folder)!r} have no example, an image and its text (1.jpg, 1.txt):"
+                f" they have {left or 'nothing'}"
+            )
+        left.warn(folder)
         return paths, np.concatenate(tables)
 
     def __len__(self) -> int:
@@ -96,53 +109,120 @@ def _read(path: pathlib.Path, start: Any, size: Any) -> bytes:
 def _name(path: pathlib.Path, row: np.ndarray) -> str:
     """The name in the header before the example's first file, as far as it fits there."""
     start = row[IMAGE] if row[IMAGE] != ABSENT else row[TEXT]
-    return _read(path, start - tarfile.BLOCKSIZE, 100).split(b"\0")[0].decode(errors="replace")
+    try:
+        header = _read(path, start - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
+        return tarfile.TarInfo.frombuf(header, "utf-8", "replace").name.removeprefix("./")
+    except tarfile.HeaderError:
+        return f"byte {start}"
 
 
-def scan(path: str | os.PathLike[str]) -> np.ndarray:
-    """Where the examples of an archive lie: int64 [n, 6], the columns from `IMAGE` on; `ABSENT` is what is not there.
+def scan(path: str | os.PathLike[str]) -> tuple[np.ndarray, LeftOut]:
+    """Where the examples of an archive lie, and the files that are of none: int64 [n, 6], the columns from `IMAGE` on;
+    `ABSENT` is what is not there.
 
     Raises tarfile.TarError or EOFError for what is no whole archive.
     """
-    rows: list[list[int]] = []
-    last, ranks, left = None, {}, []
-    with open(path, "rb") as file:
-        for entry in _entries(file):
-            folder, _, base = entry.name.rpartition("/")
-            stem, _, ending = base.partition(".")
-            ending = ending.lower()
-            if not stem or ending not in (*IMAGES, *TEXTS):
-                if stem and ending.rpartition(".")[2] in (*IMAGES, *TEXTS):
-                    left.append(entry.name)
-                continue
-            if last != (folder, stem):
-                rows.append([ABSENT, 0, ABSENT, 0, 0, 1])
-                last, ranks = (folder, stem), {}
-            kind, rank = ("image", 0) if ending in IMAGES else ("text", TEXTS.index(ending))
-            if rank >= ranks.get(kind, len(TEXTS)):
-                continue  # a second image, or a text that another one goes before
-            ranks[kind] = rank
-            column = IMAGE - 1 if kind == "image" else TEXT - 1
-            rows[-1][column : column + 2] = entry.offset_data, entry.size
-            if kind == "text":
-                rows[-1][IS_JSON - 1] = int(ending == "json")
-            rows[-1][NAMED - 1] &= not entry.name.startswith("/") and ".." not in entry.name.split("/")
-    if left:
-        logging.warning("%s: %d files have more than one ending and are left out, such as %s", path, len(left), left[0])
-    return np.array(rows, np.int64).reshape(-1, NAMED)
+    left = LeftOut()
+    examples = _Examples(left)
+    for name, start, size in _files(path, left):
+        folder, _, base = name.rpartition("/")
+        if is_system_file(base) or any(map(is_system_folder, folder.split("/"))):
+            continue
+        if base.startswith(".") or ending_of(base)[1:] not in (*IMAGES, *TEXTS):
+            left.add(f"{ending_of(base)}{' (hidden)' * base.startswith('.')}", name)
+        else:
+            examples.add(folder, base, start, size)
+    return np.array(examples.close(), np.int64).reshape(-1, NAMED), left
 
 
-def _entries(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The plain files of an archive, in their order."""
-    size, last = os.fstat(file.fileno()).st_size, -1
-    with tarfile.open(fileobj=file, mode="r:") as archive:
+class _Examples:
+    """Rows of examples, made of files that follow each other and have one name up to its first dot.
+
+    Where no file is called `<name>.<ending>`, names may have dots: `IMG.2021.01.jpg` and `IMG.2021.01.txt` are one
+    example. Beside such a file, those with more than one ending (`1.jpg`, `1.seg.png`) are left out.
+    """
+
+    def __init__(self, left: LeftOut):
+        self._left, self._rows = left, []
+        self._key: tuple[str, str] | None = None
+        self._parts: dict[str, tuple[list[int], dict[str, int], list[str]]] = {}  # row, ranks and names
+
+    def add(self, folder: str, base: str, start: int, size: int) -> None:
+        name = f"{folder}/{base}" if folder else base
+        stem, _, endings = base.partition(".")
+        middle, _, ending = endings.lower().rpartition(".")
+        if self._key != (folder, stem):
+            self.close()
+            self._key = folder, stem
+        row, ranks, names = self._parts.setdefault(middle, ([ABSENT, 0, ABSENT, 0, 0, 1], {}, []))
+        kind, rank = ("image", 0) if ending in IMAGES else ("text", TEXTS.index(ending))
+        if rank >= ranks.get(kind, len(TEXTS)):
+            if kind == "image":
+                self._left.add("second images of an example", name)
+            return  # or a text that another one goes before
+        ranks[kind] = rank
+        names.append(name)
+        column = IMAGE - 1 if kind == "image" else TEXT - 1
+        row[column : column + 2] = start, size
+        if kind == "text":
+            row[IS_JSON - 1] = int(ending == "json")
+        row[NAMED - 1] &= not name.startswith("/") and ".." not in name.split("/")
+
+    def close(self) -> list[list[int]]:
+        """The rows, when no file follows."""
+        for middle, (row, ranks, names) in self._parts.items():
+            if middle == "" or ("" not in self._parts and len(ranks) == 2):
+                self._rows.append(row)
+            else:
+                self._left.add("with more than one ending", names[0], len(names))
+        self._parts = {}
+        return self._rows
+
+
+def _files(path: str | os.PathLike[str], left: LeftOut) -> Iterator[tuple[str, int, int]]:
+    """Name, start and size of the files of an archive, in their order; links are the files that they name."""
+    places = None
+    for entry in _entries(path):
+        name = entry.name.removeprefix("./")
+        if _plain(entry):
+            yield name, entry.offset_data, entry.size
+        elif entry.islnk() or entry.issym():
+            places = _linked(path) if places is None else places
+            if (place := places.get(_target(entry))) is not None:
+                yield name, *place
+            else:
+                left.add("links to what is not in the archive", name)
+        elif not entry.isdir():
+            left.add("sparse files" if entry.isreg() else "devices and pipes", name)
+
+
+def _linked(path: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
+    """Start and size of the files that the links of an archive name."""
+    names = {_target(entry) for entry in _entries(path) if entry.islnk() or entry.issym()}
+    files = ((posixpath.normpath(entry.name), entry) for entry in _entries(path) if _plain(entry))
+    return {name: (entry.offset_data, entry.size) for name, entry in files if name in names}
+
+
+def _target(entry: tarfile.TarInfo) -> str:
+    folder = posixpath.dirname(entry.name) if entry.issym() else ""  # a hard link's name is whole
+    return posixpath.normpath(posixpath.join(folder, entry.linkname))
+
+
+def _plain(entry: tarfile.TarInfo) -> bool:
+    return entry.isreg() and not entry.issparse()
+
+
+def _entries(path: str | os.PathLike[str]) -> Iterator[tarfile.TarInfo]:
+    """What an archive has, in its order."""
+    with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        size, last = os.fstat(file.fileno()).st_size, -1
         while (entry := archive.next()) is not None:
             archive.members.clear()  # or all names are kept
-            if not last < entry.offset < entry.offset_data + max(entry.size, -1) <= size:
+            end = archive.offset if entry.issparse() else entry.offset_data + max(entry.size, -1)
+            if not last < entry.offset < end <= size:
                 raise tarfile.ReadError("it is cut off or damaged")
             last = entry.offset
-            if entry.isreg() and not entry.issparse():
-                yield entry
+            yield entry
         file.seek(archive.offset)
         end = file.read(tarfile.BLOCKSIZE)
         if len(end) < tarfile.BLOCKSIZE or any(end):

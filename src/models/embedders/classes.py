@@ -11,7 +11,7 @@ from src.models.embedders.tokens import look_up
 from src.models.layers import initializer
 
 
-class Classes(nnx.Module):
+class ClassEmbedder(nnx.Module):
     """A table of `spec.vocab` classes and a last row for "no class" (classifier-free guidance).
 
     Raises ValueError for a field without classes.

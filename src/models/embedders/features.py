@@ -11,7 +11,7 @@ from src.interfaces import FieldSpec
 from src.models.layers import linear
 
 
-class Features(nnx.Module):
+class FeatureEmbedder(nnx.Module):
     """Linear, GELU, linear (LLaVA 1.5; MonoFormer's `im_embedder`); without positions, which the features contain.
 
     Raises ValueError for tokens that are not vectors.

@@ -11,7 +11,7 @@ from src.models.embedders._places import grid_positions
 from src.models.layers import linear
 
 
-class Patches(nnx.Module):
+class PatchEmbedder(nnx.Module):
     """A linear layer of P numbers (patch features, latents, scaled counts), plus fixed sin-cos positions of the grid.
 
     Raises ValueError for tokens that are not P numbers, and for a grid that the width has no positions for.

@@ -16,7 +16,7 @@ from src.models.embedders._places import grid_positions
 from src.models.layers import initializer
 
 
-class Tokens(nnx.Module):
+class TokenEmbedder(nnx.Module):
     """A table of V rows: of words, of codes, of codes and the masks of a process.
 
     positions   `none`; or `sincos`: fixed positions of the field's grid are added, which ids of an image need where

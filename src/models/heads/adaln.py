@@ -14,7 +14,7 @@ from src.models.heads._last import last_linear
 from src.models.layers import LayerNorm, linear
 
 
-class AdaLN(nnx.Module):
+class AdaLNHead(nnx.Module):
     """LayerNorm, shift and scale by the conditioning vector, linear to `outputs` numbers per token, f32.
 
     A process with a learned variance has twice the outputs: the value comes first, then as many logits.

@@ -14,7 +14,7 @@ from src.models.heads.chunked_cross_entropy import nll_in_pieces, nll_of_logits
 from src.models.heads.chunked_kl import Side, divergence_in_pieces
 
 
-class Categorical(nnx.Module):
+class CategoricalHead(nnx.Module):
     """Logits over the vocabulary; a matrix of its own (not tied to the embedding), no bias. All results are f32.
 
     chunk   most entries of the vocabulary whose logits a device makes at a time for the loss; a smaller one is not cut
@@ -62,7 +62,7 @@ class Categorical(nnx.Module):
         return choose(key, guide(self(hidden), jnp.float32(1)))
 
     def divergence(
-        self, hidden: Float[Array, "B N D"], teacher: Categorical, taught: Float[Array, "B N D"], temperature: float
+        self, hidden: Float[Array, "B N D"], teacher: CategoricalHead, taught: Float[Array, "B N D"], temperature: float
     ) -> Float[Array, "B N"]:
         """temperature² · KL(teacher(taught) || self(hidden)) of the next token; the teacher gets no gradient."""
         ours, theirs = Side(hidden, self.linear.kernel[...]), Side(taught, teacher.linear.kernel[...])

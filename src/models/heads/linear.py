@@ -13,7 +13,7 @@ from src.models.heads._last import last_linear
 from src.models.heads.chunked_cross_entropy import nll_of_logits
 
 
-class Linear(nnx.Module):
+class LinearHead(nnx.Module):
     """`outputs` numbers per token, f32: logits of masked diffusion, rates, vectors.
 
     Without a process, ids have the cross-entropy and are drawn from the logits. Vectors then have the mean squared

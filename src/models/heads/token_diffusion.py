@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from src.common.rng import stream
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import Linear, Schedule
-from src.corruption.timesteps import Stratified, TimeLaw
+from src.corruption.timesteps import Stratified, TimestepSampler
 from src.interfaces import FieldSpec, Guide
 from src.models.conditioning import TimestepEmbedder
 from src.models.heads._last import last_linear
@@ -40,7 +40,7 @@ class _Draws(NamedTuple):
     noise: Float[Array, "B M P"]
 
 
-class TokenDiffusion(nnx.Module):
+class TokenDiffusionHead(nnx.Module):
     """The head of fields without a process whose tokens are vectors, for `next_token` and `left_to_right`.
 
     mlp_width, depth   of the small network
@@ -72,7 +72,7 @@ class TokenDiffusion(nnx.Module):
         steps: int = 16,
         schedule: Schedule = Linear(),
         parameterization: str = "velocity",
-        timesteps: TimeLaw = Stratified(),
+        timesteps: TimestepSampler = Stratified(),
         sampler: str = "ddim",
         temperature: float = 1.0,
         init: str | float = "xavier_uniform",

@@ -1,6 +1,6 @@
 """Cross-entropy of the clean tokens under a categorical head.
 
-With `elbo` it is the continuous-time bound of a process that only masks, nats per token when t is uniform on [0, 1]:
+With `elbo` it is the continuous-time bound of a process with masks only, in nats per token for t uniform on [0, 1]:
     E_t  -abar'(t) / (1 - abar(t)) [x_t is masked] (-log p(x_0 | x_t)).
 
 Sources: Chang et al. 2022 "MaskGIT" (changed); Shi et al. 2024 "MD4" and Sahoo et al. 2024 "MDLM" (elbo).
@@ -9,6 +9,7 @@ Sources: Chang et al. 2022 "MaskGIT" (changed); Shi et al. 2024 "MD4" and Sahoo 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +23,16 @@ ON = ("changed", "all")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
-    """`nll` of each token, in nats; of several numbers the mean.
+    """`nll` of each token, in nats; the mean over the ids of a token.
 
-    on     changed: 0 where x_t is x_0 still, so the mean over all targets is that over the changed ones times their
-           share; all: every token, what is known included
+    on     changed: 0 where x_t = x_0, so the mean over all targets is the mean over changed ones times their share;
+           all: every token
     elbo   weighted to the bound, on changed tokens
 
     Raises ValueError for an unknown `on`, or the bound on all tokens.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
     on: str = "changed"
     elbo: bool = False
 
@@ -38,12 +40,12 @@ class CrossEntropy:
         if self.on not in ON:
             raise ValueError(f"CrossEntropy: on={self.on!r} is unknown; take one of {ON}.")
         if self.elbo and self.on != "changed":
-            raise ValueError("CrossEntropy: the bound counts changed tokens; give on='changed' or elbo=False.")
+            raise ValueError("CrossEntropy: the bound needs on='changed'; give that, or elbo=False.")
 
     def __call__(
         self, process: Process, output: Float[Array, "B N O"], c: Corrupted, target: Int[Array, "B N *P"]
     ) -> dict[str, Float[Array, "B N"]]:
-        """Losses by name. Raises ValueError for the bound of a process that does more than mask."""
+        """Losses by name. Raises ValueError for the bound of a process with mask < 1."""
         logs = jax.nn.log_softmax(output.astype(jnp.float32).reshape(*target.shape, -1), axis=-1)
         nll = -jnp.take_along_axis(logs, target[..., None], axis=-1)[..., 0]
         if self.elbo:

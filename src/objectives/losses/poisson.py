@@ -1,4 +1,4 @@
-"""Blackout Diffusion's loss of a counts process: w(t) (rate - (x_0 - x_t) log rate), rate = E[x_0 - x_t | x_t].
+"""Loss of Blackout Diffusion for a counts process: w(t) (rate - (x_0 - x_t) log rate), rate = E[x_0 - x_t | x_t].
 
 Source: Santos et al. 2023, arXiv 2305.11089, with the weights of its instantaneous and its finite-time form
 (`corruption/counts.py`).
@@ -7,6 +7,7 @@ Source: Santos et al. 2023, arXiv 2305.11089, with the weights of its instantane
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -21,13 +22,14 @@ WEIGHTS = ("finite", "instantaneous", "none")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Poisson:
-    """`poisson` of each token, the mean over its numbers.
+    """`poisson` of each token, the mean over its counts.
 
-    weight   w(t): finite, instantaneous or none (1); means over uniform times are about 1 for the first two
+    weight   w(t): finite, instantaneous or none (1); the mean over uniform times is about 1 for the first two
 
     Raises ValueError for an unknown weight.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("weights",)
     weight: str = "finite"
 
     def __post_init__(self):

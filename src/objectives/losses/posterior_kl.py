@@ -1,7 +1,7 @@
 """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) of a categorical process, the bound in discrete time.
 
-With s = t - 1/T and t uniform on the T times, T times the divergence is the bound in nats per token; at s = 0 it is
--log p(x_0 | x_t). A prior that is q(x_1) adds nothing.
+With s = t - 1/T and t uniform on the T times, the mean of T · KL is the bound in nats per token; at s = 0 the KL is
+-log p(x_0 | x_t). The prior's term is 0, since the prior is q(x_1).
 
 Sources: Austin et al. 2021 "D3PM" (also the auxiliary term); Gu et al. 2022 "VQ-Diffusion".
 """
@@ -9,6 +9,7 @@ Sources: Austin et al. 2021 "D3PM" (also the auxiliary term); Gu et al. 2022 "VQ
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +18,21 @@ from jaxtyping import Array, Float, Int
 from src.corruption.categorical import Categorical
 from src.interfaces import Corrupted
 
-TINY = 1e-32  # smallest probability whose logarithm is taken: T / TINY, in its gradient, is a float32 still
+TINY = 1e-32  # smallest probability whose logarithm is taken: its gradient T / TINY is finite in float32
 SNAP = 1e-3  # in units of one step: float32 errors of t T are far below it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PosteriorKL:
-    """`kl` of each token, T times the divergence in nats; of several numbers the mean.
+    """`kl` of each token, T · KL in nats; the mean over the ids of a token.
 
-    steps       T; times off the grid have a jump of 1/T, too, and none below 0
-    auxiliary   what -log p(x_0 | x_t) of every token adds, times this
+    steps       T; times off the grid also have s = t - 1/T, at least 0
+    auxiliary   weight of -log p(x_0 | x_t), added for every token
 
     Raises ValueError for steps < 1.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("reverse", "logits")
     steps: int = 1000
     auxiliary: float | int = 0.0
 

@@ -2,8 +2,8 @@
 
 1. mse = w(t) |value - target|^2, mean over the P numbers of a token; the target is in the process's own
    parameterization, and w is one of `weighting.py`.
-2. vlb = KL(q(x_u | x_t, x_0) || N(mean, variance)) in bits per dimension with the mean held fixed, u the index below
-   t; at index 0 the negative log-likelihood of x_0 under the Gaussian discretised to bins of half-width 1/255.
+2. vlb = KL(q(x_u | x_t, x_0) || N(mean, variance)) in bits per dimension, without gradient of the mean, u the index
+   below t; at index 0 the negative log-likelihood of x_0 under the Gaussian discretised to bins of half-width 1/255.
 
 Sources: Ho et al. 2020 (1), Nichol & Dhariwal 2021, section 3.1 (2).
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +26,12 @@ from src.objectives.losses.weighting import Constant
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SquaredError:
-    """`mse` of each token, and `vlb` when the process's variance is learned.
+    """`mse` of each token, and `vlb` if the process learns its variance.
 
     weighting   (schedule, t, parameterization) -> w(t), a class of `weighting.py`
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("split", "targets")
     weighting: Callable = dataclasses.field(default_factory=Constant)
 
     def __call__(
@@ -50,8 +52,8 @@ def bound(
 ) -> Float[Array, "*B N"]:
     """The term of the variational bound at t, in bits per dimension (docstring of the module, 2).
 
-    The value is stop-gradiented, so only the variance learns from it. Raises ValueError for a schedule in continuous
-    time, whose bound has no single terms.
+    Its gradient reaches only the variance. Raises ValueError for a schedule in continuous time, whose bound is not a
+    sum of terms.
     """
     steps = process.schedule.discrete_steps
     if steps is None:

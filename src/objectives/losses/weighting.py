@@ -1,9 +1,9 @@
 """Loss weights: `(schedule, t, parameterization) -> weight` of the squared error, of the shape of t.
 
-1. All five errors are multiples of the error in x_0 when x_t is given. With a = alpha, s = sigma, d = a s' - a' s:
+1. For a given x_t, all five errors are multiples of the error in x_0. With a = alpha, s = sigma, d = a s' - a' s:
        |d eps| = a/s |d x_0|,  |d v| = (a^2 + s^2)/s |d x_0|,  |d velocity| = d/s |d x_0|,  |d score| = a/s^2 |d x_0|.
-2. So a weight w on the x_0 error is the weight w / J^2 on another one, J being the factor above.
-3. The weights below are defined on x_0 and converted, in logarithms because both factors may be extreme at the ends.
+2. So a weight w of the squared x_0 error is the weight w / J^2 of another one, with J the factor above.
+3. The weights below are defined for x_0 and converted, in logarithms because of extreme values at both ends of t.
 
 Sources: Hang et al. 2023 (Min-SNR), Kingma et al. 2021 (ELBO), Salimans & Ho 2022 (v).
 """
@@ -26,7 +26,7 @@ def _logs(schedule: Schedule, t: ArrayLike) -> tuple[Array, Array, Array]:
 
 
 def log_factor(schedule: Schedule, t: ArrayLike, parameterization: str) -> Float[Array, "..."]:
-    """log J: how much larger an error is in this parameterization than in x_0 (docstring of the module, 1).
+    """log J, J = error in this parameterization / error in x_0 (docstring of the module, 1).
 
     Raises ValueError for an unknown parameterization.
     """
@@ -50,7 +50,7 @@ class Constant:
     value: float = 1.0
 
     def __call__(self, schedule: Schedule, t: ArrayLike, parameterization: str) -> Float[Array, "..."]:
-        """`value` of the shape of t."""
+        """`value`, in the shape of t."""
         return jnp.full_like(as_time(t), self.value)
 
 

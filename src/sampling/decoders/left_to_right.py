@@ -1,4 +1,4 @@
-"""Token by token: every next one is drawn by the head of its field, from the state of all before it."""
+"""Token-by-token decoding: the head of a field samples each token from the state of all tokens before it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from src.sequence.segment import Segment
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeftToRight:
-    """Ids, or vectors. Given tokens are read instead of drawn.
+    """Samples ids or vectors; given tokens are kept.
 
-    max_new_tokens   most tokens that a row gets behind its given beginning, where the field has no grid; None: as many
-                     as the task's rows have room for
+    max_new_tokens   largest number of new tokens, for a field without a grid; None: up to the length of the segment
     choose           a class of `steps/next_token.py`: (key, logits [B, V]) -> ids [B]
-    stop             a row ends with the end-of-text id of its field's codec, where that has one; it goes on with
-                     padding, which nobody sees, until all rows have as many tokens
+    stop             rows end at the end-of-text id of the field's codec, if it has one, and go on with masked padding
+                     until the last row is done
 
     Raises ValueError for a number below 1.
     """
@@ -41,24 +40,22 @@ class LeftToRight:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
 
     def fit(self, segment: Segment, begin: int, free: bool) -> Segment:
-        """As long as the longest beginning and `max_new_tokens` together."""
+        """The segment with length `begin` + `max_new_tokens`."""
         if self.max_new_tokens is None or not free:
             return segment
         return dataclasses.replace(segment, length=begin + self.max_new_tokens)
 
     def __call__(self, key: Array, walk: Walk, segment: Segment, more: bool) -> None:
-        """One loop over the tokens. The key of a token is that of its name, folded with its slot in the row.
+        """Samples the tokens in one loop. A token's key is that of its name, folded with its slot in the row.
 
-        Raises ValueError where nothing comes before the first token that is drawn.
+        Raises ValueError if no token precedes the first sampled one.
         """
         names = [name for name in segment.names if name in walk.plan.made]
         begin = min(walk.plan.begin(name) for name in names)
         if begin:
             walk.run(segment, "clean", 0, begin, keep=True)
         if walk.last is None:
-            raise ValueError(
-                f"{segment.name} starts the rows, and nothing predicts its first token: give at least that"
-            )
+            raise ValueError(f"{segment.name} starts the rows, so no token predicts its first one: give at least that")
         keys = {name: stream(key, name) for name in names}
         slot = walk.view.layout.part(segment.name, "clean").start
         codec = walk.net.field(segment.name).field.codec
@@ -93,5 +90,5 @@ def _column(a: Array, index: Array) -> Array:
 
 
 def _like(flags: Array, values: Array) -> Array:
-    """Flags of rows, for arrays with more axes."""
+    """Flags [B], shaped to broadcast against values [B, …]."""
     return flags.reshape(-1, *[1] * (values.ndim - 1))

@@ -1,4 +1,4 @@
-"""Ancestral sampling of any process: every step is a draw of its posterior (Ho et al. 2020; Austin et al. 2021)."""
+"""Ancestral sampling of any process: each step draws from its posterior (Ho et al. 2020; Austin et al. 2021)."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ class Ancestral(StepBase):
         state: PyTree,
         again: Callable[[PyTree, Array], PyTree],
     ) -> tuple[PyTree, PyTree]:
-        """One draw of the process's posterior."""
+        """One draw from the process's posterior."""
         return process.posterior(key, xt, estimate, t, s), state

@@ -1,4 +1,4 @@
-"""What most step samplers answer alike (`interfaces.StepSampler`)."""
+"""Default methods of the step samplers (`interfaces.StepSampler`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from src.interfaces import Process, PyTree
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepBase:
-    """The process's own times, and no state.
+    """Defaults: the process's times, and no state.
 
     shift   of the times towards noise, 1 = none
     """

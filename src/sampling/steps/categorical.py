@@ -1,11 +1,11 @@
-"""Step samplers for the categorical process beside `ancestral.py`.
+"""Confidence-based step sampler for the categorical process (for ancestral sampling see `ancestral.py`).
 
-Confidence, in every step from t to s:
+In every step from t to s:
 1. each unknown token is drawn from p(x_0 | x_t);
-2. n = floor(share(s) n_0) of them, but at least one and not all, are replaced again, share(s) = 1 - abar(s); n_0 is the
-   number of tokens that were unknown at the start;
-3. those are the ones of least confidence, log p(drawn) + gumbel s g with Gumbel noise g; the others are known from now
-   on. At s = 0 all are.
+2. n = floor((1 - abar(s)) n_0) of them, at least one and not all, are masked (or replaced) again; n_0 is the number of
+   unknown tokens at the start;
+3. these are the n with the lowest confidence log p(drawn) + gumbel s g, with Gumbel noise g; the others are known from
+   now on. At s = 0 all are known.
 
 Sources: Chang et al. 2022 "MaskGIT" (its code has choice_temperature 4.5 for `gumbel`); Xie et al. 2024 "Show-o".
 """
@@ -27,10 +27,10 @@ from src.sampling.steps.base import StepBase
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Confidence(StepBase):
-    """The surest tokens first. A token of several numbers has the sum of their logarithms for its confidence.
+    """Keeps the most confident tokens first. The log-probabilities of a token's ids are summed.
 
-    gumbel     scale of the noise at t = 1, annealed to 0; without noise the samples do not tend to the model's law
-    compound   the scale is multiplied by every s on the way, instead of being gumbel s (the published Show-o)
+    gumbel     scale of the noise at t = 1, annealed to 0; without noise, samples do not follow the model's distribution
+    compound   multiply the scale by s in every step, instead of gumbel · s (the published Show-o)
     of_all     n_0 is the number of all tokens (the published Show-o)
 
     Raises ValueError for a negative scale.
@@ -45,7 +45,7 @@ class Confidence(StepBase):
             raise ValueError(f"Confidence: gumbel is {self.gumbel}; give 0 or more.")
 
     def init(self, process: Categorical, xt: Int[Array, "B N ..."]) -> PyTree:
-        """(Which tokens are known [B, N]; n_0 of each row [B, 1], 0 before the first step; the scale of the noise.)"""
+        """(known tokens [B, N], bool; n_0 of each row [B, 1], 0 before the first step; scale of the noise [B, 1])"""
         rows, tokens = xt.shape[:2]
         none = jnp.zeros((rows, 1), jnp.int32)
         return jnp.zeros((rows, tokens), bool), none, jnp.full((rows, 1), self.gumbel, jnp.float32)
@@ -61,7 +61,7 @@ class Confidence(StepBase):
         state: PyTree,
         again: Callable[[Array, Array], Array],
     ) -> tuple[Int[Array, "*B"], PyTree]:
-        """x_s, and what is known of it. A token with t = 0 is known. Each row has the largest s of its tokens."""
+        """x_s and the new state. Tokens with t = 0 are known. A row's s is the largest of its tokens."""
         draw_key, choice_key, replace_key = jax.random.split(key, 3)
         known, places, scale = state
         t, s = (jnp.broadcast_to(expand(time, known), known.shape) for time in (t, s))
@@ -76,7 +76,7 @@ class Confidence(StepBase):
         gumbel = jax.random.gumbel(draw_key, estimate.shape)
         choice = scale * jax.random.gumbel(choice_key, known.shape)
         drawn, chosen = choose(estimate, xt, known, count, gumbel, choice)
-        replaced = process.replaced(replace_key, known.shape, level)
+        replaced = process.sample_replaced(replace_key, known.shape, level)
         return jnp.where(_as_numbers(chosen, xt), replaced, drawn), (known | ~chosen, places, scale)
 
 
@@ -88,8 +88,8 @@ def choose(
     gumbel: Float[Array, "*B V"],
     choice: Float[Array, "B N"],
 ) -> tuple[Int[Array, "*B"], Bool[Array, "B N"]]:
-    """One draw of each unknown token, and which tokens are replaced again: those whose confidence lies below the
-    `count`-th smallest one, counted from 0. `gumbel` is the noise of the draw, `choice` that of the confidence."""
+    """A draw for each unknown token, and the `count` tokens with the lowest confidence, bool, to be replaced again.
+    `gumbel` is the noise of the draw, `choice` that of the confidence."""
     drawn = jnp.where(_as_numbers(known, xt), xt, jnp.argmax(logs + gumbel, axis=-1).astype(xt.dtype))
     sure = jnp.take_along_axis(logs, drawn[..., None], axis=-1)[..., 0]
     sure = sure.reshape(*known.shape, -1).sum(axis=-1) + choice

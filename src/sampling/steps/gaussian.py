@@ -1,6 +1,6 @@
 """Step samplers for the Gaussian process. `a`, `s` below are alpha, sigma; a step goes from t down to u.
 
-1. Ancestral   x_u ~ p(x_u | x_t), the process's posterior (Ho et al. 2020).
+1. DDPM   x_u ~ p(x_u | x_t), the process's posterior (Ho et al. 2020).
 2. DDIM   x_u = a_u x0 + sqrt(s_u^2 - c^2) eps + c z, c^2 = eta^2 sigma2_tu s_u^2 / s_t^2 (Song et al. 2021, eq. 12).
 3. Euler, Heun dx/dt = velocity(x, t), the probability-flow ODE (Karras et al. 2022, algorithm 1; Ma et al. 2024).
 4. Euler-Maruyama: for any w(t) >= 0 the reverse SDE  dx = (velocity - w/2 score) dt + sqrt(w) dW  has the marginals of
@@ -30,21 +30,21 @@ Again = Callable[[Array, Array], Estimate]  # (x_t, t) -> one more estimate
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Sampler(StepBase):
-    """Options that all samplers share, beside `shift`.
+    """Options of all samplers, beside `shift`.
 
     spacing   of the kept indices of a discrete schedule, "uniform" or "ddim"
-    clip_x0   bound on |x0| of every estimate (the other parameterizations follow), None = no clipping
+    clip_x0   bound on |x0| of every estimate; the other parameterizations are converted from it; None: no clipping
     """
 
     spacing: str = "uniform"
     clip_x0: float | None = None
 
     def times(self, process: Gaussian, steps: int) -> Float[Array, " T"]:
-        """The common time grid (`time_grid`)."""
+        """`time_grid` of the schedule."""
         return time_grid(process.schedule, steps, spacing=self.spacing, shift=self.shift)
 
     def clipped(self, process: Gaussian, estimate: Estimate, xt: Array, t: Array) -> Estimate:
-        """The estimate, clipped if asked."""
+        """The estimate with x0 clipped to `clip_x0`."""
         if self.clip_x0 is None:
             return estimate
         return process.from_x0(jnp.clip(estimate.x0, -self.clip_x0, self.clip_x0), estimate, xt, t)
@@ -70,11 +70,9 @@ class _Sampler(StepBase):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ancestral(_Sampler):
-    """Draws from the process's posterior; on a discrete schedule this is (respaced) DDPM sampling.
-
-    `ancestral.py` is the same for any process, without the options of this file.
-    """
+class DDPM(_Sampler):
+    """Draws from the process's posterior: (respaced) DDPM sampling on a discrete schedule. `ancestral.py` is the same
+    for any process, without `spacing` and `clip_x0`."""
 
     def move(
         self, process: Gaussian, key: Array, estimate: Estimate, xt: Array, t: Array, s: Array, state: PyTree, _: Again
@@ -143,12 +141,12 @@ class Heun(_Sampler):
 
 
 def _forward_diffusion(schedule: Schedule, t: Array) -> Array:
-    """g^2 / 2 of the forward SDE whose marginals the process has: s s' - (a'/a) s^2."""
+    """g^2 / 2 of the forward SDE with the process's marginals: s s' - (a'/a) s^2."""
     a, s = jnp.maximum(schedule.alpha(t), FLOOR), schedule.sigma(t)
     return s * schedule.sigma_dot(t) - schedule.alpha_dot(t) / a * s**2
 
 
-# w(t) / 2 by form, as in SiT's code (its time runs the other way)
+# w(t) / 2 by form, as in SiT's code, whose time is 1 - t
 DIFFUSIONS: dict[str, Callable[[Schedule, Array], Any]] = {
     "sigma": lambda schedule, t: schedule.sigma(t),
     "constant": lambda schedule, t: jnp.ones_like(t),
@@ -163,9 +161,9 @@ DIFFUSIONS: dict[str, Callable[[Schedule, Array], Any]] = {
 class EulerMaruyama(_Sampler):
     """First-order steps of the reverse SDE with w(t) = 2 scale DIFFUSIONS[diffusion](t); scale = 0 is Euler's ODE.
 
-    diffusion   form of w; the law of the samples does not depend on it, only the error of finite steps does
-    last        how the step to t = 0 goes: "mean" (the SDE without its noise) or "ode"
-    last_size   length of that step in continuous time (SiT: 0.04), None = as long as the others
+    diffusion   form of w; it changes only the discretization error, not the distribution of exact samples
+    last        step to t = 0: "mean" (the SDE without noise) or "ode"
+    last_size   length of that step in continuous time (SiT: 0.04); None: as long as the others
 
     Raises ValueError for an unknown form or last step.
     """
@@ -184,7 +182,7 @@ class EulerMaruyama(_Sampler):
             raise ValueError(f"EulerMaruyama: last step {self.last!r} is unknown; take 'mean' or 'ode'.")
 
     def times(self, process: Gaussian, steps: int) -> Float[Array, " T"]:
-        """The common time grid with a last step of its own length."""
+        """`time_grid` of the schedule with `last_size`."""
         return time_grid(process.schedule, steps, spacing=self.spacing, shift=self.shift, last_size=self.last_size)
 
     def move(

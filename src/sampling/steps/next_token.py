@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Greedy:
-    """The most likely token; the first of equals."""
+    """The most likely token; of several, the first."""
 
     def __call__(self, key: Array, logits: Float[Array, "B V"]) -> Int[Array, " B"]:
         """argmax over V; the key is not used."""
@@ -21,8 +21,8 @@ class Greedy:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """A draw from softmax(logits / temperature), cut to the `top_k` likeliest tokens and then, among these, to the
-    smallest set of likeliest tokens whose mass reaches `top_p`.
+    """A draw from softmax(logits / temperature), truncated to the `top_k` most likely tokens and then, among these, to
+    the smallest set of most likely tokens with total probability >= `top_p`.
 
     Raises ValueError unless temperature > 0, top_k >= 1 and 0 < top_p <= 1.
     """
@@ -46,14 +46,14 @@ class Sampled:
         return jnp.take_along_axis(ids, choice[:, None], axis=-1)[:, 0]
 
     def candidates(self, logits: Float[Array, "B V"]) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
-        """The log-weights of the kept tokens, likeliest first (-inf: cut), and their ids; K = min(top_k, V)."""
+        """Logits of the kept tokens, largest first (-inf: removed), and their ids; K = min(top_k, V)."""
         size = logits.shape[-1] if self.top_k is None else min(self.top_k, logits.shape[-1])
         scaled = logits.astype(jnp.float32) / self.temperature
         kept, ids = jax.lax.top_k(scaled, size)
         if self.top_p is not None and self.top_p < 1:
             mass = jax.nn.softmax(kept, axis=-1)
             before = jnp.cumsum(mass, axis=-1) - mass
-            # a token stays while those before it fall short of top_p; the first always stays
+            # a token is kept while the mass before it is below top_p; the first always
             stays = (before < self.top_p).at[:, 0].set(True)
             kept = jnp.where(stays, kept, -jnp.inf)
         return kept, ids

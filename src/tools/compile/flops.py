@@ -34,7 +34,7 @@ from src.models.model import COPIES
 from src.sequence.mask import visible
 from src.train.metrics import noised_parts
 from src.train.system import System, TaskPlan
-from src.train.trainable import rates
+from src.train.trainable import multipliers
 
 # What the matrices below a path act on, by the names of `acting_counts`; the first match wins. \1 is the field.
 RULES = (
@@ -132,7 +132,7 @@ def step_flops(system: System) -> dict[str, int]:
     counts, again = acting_counts(system), acting_counts(system, twice)
     matrices: Counter[str] = Counter()
     leaves = flatten(jax.eval_shape(system.init, jax.random.key(0)))
-    trained = rates(system.config, leaves)
+    trained = multipliers(system.config, leaves)
     own = {_layer(mot.original(path)) for path in leaves if mot.is_copy(path)}
     for path, leaf in leaves.items():
         if leaf.ndim < 2 or not path.endswith(("kernel", "embedding", lora.A, lora.B)):

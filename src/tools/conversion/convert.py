@@ -46,7 +46,7 @@ from src.tools.conversion.hub import download, is_hub_name
 from src.tools.conversion.tokenizer import add_words, copy_tokenizer
 from src.tools.conversion.vision_tower import tower_tensors
 from src.train.checkpoints.checkpointer import Checkpointer
-from src.train.checkpoints.read_params import Trained
+from src.train.checkpoints.read_params import CheckpointParams
 
 EMA = "ema"
 SPECIALS = len(WORDS)  # that a Llama gets
@@ -239,24 +239,24 @@ def _run_jobs(path: epath.Path, out: epath.Path, options: Options) -> tuple[list
     return [Job(leaves, about_run(run.config, images), base, patch, side, out)], tokenizer
 
 
-def find_trained(workdir: epath.Path, options: Options) -> Trained:
+def find_trained(workdir: epath.Path, options: Options) -> CheckpointParams:
     """The parameters of the checkpoint that the options name.
 
-    Raises FileNotFoundError when there is none, and ValueError as `Checkpointer.choose` and `Trained` do.
+    Raises FileNotFoundError when there is none, and ValueError as `Checkpointer.choose` and `CheckpointParams` do.
     """
     opened = Checkpointer(workdir, readonly=True)
     latest = opened.latest_step()
     if latest is None:
         raise FileNotFoundError(f"there is no checkpoint in {workdir}: train first, or correct --source")
     if options.step == "best":
-        newest = Trained(opened.directory / str(latest))
+        newest = CheckpointParams(opened.directory / str(latest))
         step = Checkpointer(workdir, best=newest.config["checkpoint"]["best"], readonly=True).choose("best")
     else:
         step = opened.choose(options.step)
     step = latest if step is None else step
     if step not in opened.all_steps():
         raise FileNotFoundError(f"there is no checkpoint of step {step} in {workdir}; there are {opened.all_steps()}")
-    return Trained(opened.directory / str(step), options.ema)
+    return CheckpointParams(opened.directory / str(step), options.ema)
 
 
 def _base(config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:

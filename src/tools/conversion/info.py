@@ -17,7 +17,7 @@ from src.models.pretrained.hf_config import read_config
 from src.models.pretrained.initial_weights import Initial, is_initial, summary
 from src.models.pretrained.llama_weights import Published, check_complete
 from src.train.checkpoints.checkpointer import Checkpointer
-from src.train.checkpoints.read_params import Trained
+from src.train.checkpoints.read_params import CheckpointParams
 
 
 def describe(source: Any) -> str:
@@ -59,7 +59,7 @@ def _run(path: Any) -> tuple[list[str], Mapping[str, Any]]:
     steps = sorted(opened.all_steps())
     if not steps:
         raise FileNotFoundError(f"there is no checkpoint in {path}: train first, or correct --source")
-    found = Trained(opened.directory / str(steps[-1]))
+    found = CheckpointParams(opened.directory / str(steps[-1]))
     trunk = ", ".join(f"{name}={value}" for name, value in sorted(found.config["model"]["trunk"].items()))
     lines = [f"a run with checkpoints of the steps {listed(steps)}; the last one:", f"trunk: {trunk}"]
     if found.config.get("weights"):

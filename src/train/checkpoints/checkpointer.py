@@ -1,10 +1,10 @@
-"""Checkpoints that are verified when they are read, behind one class; Orbax writes them (imported when needed).
+"""Checkpoints, written by Orbax (a lazy import) and verified when read.
 
-One checkpoint is `<workdir>/checkpoints/<step>/` with three items: `state` (the arrays, as nested dictionaries of
-paths), `data` (JSON, the position in the data) and `meta` (JSON), see `metadata.py`. Orbax finds truncated files but
-restores flipped bits without an error, hence the fingerprints.
+A checkpoint is `<workdir>/checkpoints/<step>/` with three items: `state` (arrays as nested dicts), `data` (JSON, the
+position in the data) and `meta` (JSON), see `metadata.py`. Orbax detects truncated files, but not flipped bits, hence
+the fingerprints.
 
-Several processes write one checkpoint together, each its own pieces, and make every decision together: what one of them
+Several processes write one checkpoint together, each its own shards, and decide together: a checkpoint that one of them
 cannot read is damaged for all.
 """
 
@@ -36,14 +36,13 @@ from src.train.checkpoints.workdir import Held, check_writable, unwritable
 class Checkpointer:
     """Saves and restores the train state of one run.
 
-    keep        how many of the newest checkpoints stay on disk
-    every       only answers `due`
-    keep_every  checkpoints at multiples of it stay, too; 0 is none
-    best        `{"metric", "mode", "keep"}`: the `keep` best by a score stay, too (see `score`); no metric, none
-    readonly    changes nothing on disk, to read a run that may still be training
+    keep        number of newest checkpoints to keep
+    every       steps between checkpoints (used by `due` only)
+    keep_every  also keep checkpoints at multiples of it; 0: none
+    best        `{"metric", "mode", "keep"}`: also keep the `keep` best by a score (see `score`); no metric: none
+    readonly    change nothing on disk, to read a run that may still be training
 
-    Raises ValueError for settings that mean nothing, and OSError at once when `workdir` cannot be written, before
-    anything expensive starts.
+    Raises ValueError for invalid settings, and OSError when `workdir` cannot be written.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Checkpointer:
         self.directory = self.workdir / "checkpoints"
         self.every, self.readonly = every, readonly
         self._held = None if readonly else Held(self.workdir)
-        self._scores = keeping.ScoreBook(self.workdir)
+        self._scores = keeping.ScoreFile(self.workdir)
         self._opened: Any = None
         self._pending: int | None = None
         self._failure: str | None = None
@@ -75,12 +74,12 @@ class Checkpointer:
             raise OSError(f"{self.directory} cannot be written ({reason}): correct it, or choose another --workdir")
 
     def due(self, step: int, evaluated: bool = False) -> bool:
-        """Whether `step` is a multiple of `every` or `keep_every` (never of 0), or is `evaluated` to find the best."""
+        """Whether to save at `step`: at multiples of `every` and `keep_every`, and if `evaluated` to find the best."""
         regular = any(n > 0 and step % n == 0 for n in (self.every, self.retention.every))
         return step > 0 and (regular or (evaluated and bool(self.retention.metric)))
 
     def all_steps(self) -> list[int]:
-        """The steps of the checkpoints, see `latest_step` for the newest."""
+        """The steps of all checkpoints."""
         return self._steps()
 
     def latest_step(self) -> int | None:
@@ -88,7 +87,7 @@ class Checkpointer:
         return max(self._steps(), default=None)
 
     def choose(self, which: str) -> int | None:
-        """The step that `which` names: a number, `best` by the scores, or None for `latest`.
+        """The step for a number, for `best` (by score), or None for `latest`.
 
         Raises ValueError for other words, and when no checkpoint has a score.
         """
@@ -97,7 +96,7 @@ class Checkpointer:
         if which.isdigit():
             return int(which)
         if which != "best":
-            raise ValueError(f"--step={which} is no checkpoint; give a number, latest or best")
+            raise ValueError(f"--step={which} is not a checkpoint; give a number, latest or best")
         ranked = self.retention.ranked(self._steps(), self._known_scores())
         if not ranked:
             metric = self.retention.metric
@@ -106,10 +105,8 @@ class Checkpointer:
         return ranked[0]
 
     def score(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Notes what the evaluators found at a step, which decides what the best checkpoints are.
-
-        A score that is absent, NaN or infinite never counts as best.
-        """
+        """Stores the evaluators' scalars of a step, to rank checkpoints. A score that is missing, NaN or infinite does
+        not count."""
         steps = self._steps()
         if jax.process_index() == 0:
             self._scores.write(step, scalars, steps)
@@ -120,11 +117,11 @@ class Checkpointer:
             logging.warning("checkpoint.best.metric=%s %s: step %d does not count.", metric, value, step)
 
     def save(self, step: int, state: Any, data_state: Any, config: Any) -> bool:
-        """Starts to write a checkpoint and returns; `state` may be donated to the next step right after.
+        """Starts to write a checkpoint and returns; afterwards `state` may be donated.
 
-        `data_state` and `config` are JSON values (a ConfigDict will do). Returns False where the step exists already
-        or the write could not start. A write that fails (disk full) is logged at the next call, and `wait` raises if
-        the last one failed. Raises RuntimeError as `check_there` does.
+        `data_state` and `config` are JSON values or a ConfigDict. Returns False if the step exists already or the write
+        could not start. A failed write (disk full) is logged at the next call; `wait` raises if the last one failed.
+        Raises RuntimeError as `check_there` does.
         """
         import orbax.checkpoint as ocp
 
@@ -151,10 +148,8 @@ class Checkpointer:
         return self._succeeded(reason)
 
     def complete(self, again: Callable[[], Any]) -> None:
-        """Until nothing is being written; if the last checkpoint failed, `again` is called to save it once more.
-
-        Raises OSError as `wait` does, and as `check_there`.
-        """
+        """Waits for the last write, and calls `again` to retry it if it failed. Raises OSError as `wait` does, and as
+        `check_there`."""
         self.check_there()
         self._settle()
         if self._failure:
@@ -169,17 +164,17 @@ class Checkpointer:
     def restore(
         self, abstract_state: Any, accept: Callable[[Any], Any] | None = None, step: int | None = None
     ) -> metadata.Found | None:
-        """The newest sound checkpoint as (state, data_state, meta), or None when there is none at all.
+        """The newest valid checkpoint as (state, data_state, meta), or None if there are no checkpoints.
 
-        `abstract_state` is the state's tree with arrays or `ShapeDtypeStruct`s; their shardings are the result's (a
-        leaf without one goes to the first local device), so the mesh may differ from the one that saved. A damaged
-        checkpoint is named in a warning and the next older one is read; once that succeeded, the damaged ones are moved
-        to `<workdir>/damaged`, with older ones whose marker or items are damaged. `accept` gets the saved config first,
-        and raises to refuse it (see `check_config`). With `step` that checkpoint is read and no other.
+        abstract_state   the state's tree of arrays or `ShapeDtypeStruct`s; the result has their shardings (without one,
+                         the first local device), so the mesh may differ from the one that saved
+        accept           called with the saved config; raises to refuse it (see `check_config`)
+        step             read this checkpoint only
 
-        Raises ValueError when the saved leaves are not those of `abstract_state` or the format is not known,
-        RuntimeError when every checkpoint is damaged, and FileNotFoundError when there is no `step`. Nothing on disk is
-        changed in any of these cases.
+        A damaged checkpoint causes a warning and the next older one is read; if that succeeds, damaged ones are moved
+        to `<workdir>/damaged`, with older ones whose marker or items are damaged. Raises ValueError for other leaves
+        than those of `abstract_state` or an unknown format, RuntimeError when all checkpoints are damaged, and
+        FileNotFoundError for a missing `step`, and then changes nothing on disk.
         """
         self._settle()
         steps = sorted(self._steps(), reverse=True)
@@ -192,14 +187,14 @@ class Checkpointer:
             try:
                 found = metadata.read(folder, abstract_state, accept)
             except DamageError as error:
-                damaged[each] = integrity.blame(folder, error)
+                damaged[each] = integrity.describe_damage(folder, error)
                 last = each == steps[-1] or step is not None
                 logging.warning(
                     "Checkpoint %s is damaged (%s)%s.", folder, damaged[each], "" if last else "; trying the one before"
                 )
                 continue
             if jax.process_index() == 0 and (files := integrity.changed_files(folder)):
-                logging.warning("Checkpoint %s is sound, but %s.", folder, tree.listed(files))
+                logging.warning("Checkpoint %s is valid, but %s.", folder, tree.listed(files))
             self._sound.add(each)
             if step is None:
                 damaged |= integrity.unmarked(
@@ -214,13 +209,13 @@ class Checkpointer:
                 others = tree.listed([each for each in steps if each != step]) or "none"
                 raise RuntimeError(f"the checkpoint is damaged ({listed}): choose another --step; there are {others}")
             raise RuntimeError(
-                f"all {len(damaged)} checkpoints are damaged and the run will not silently start again from step 0"
-                f" ({listed}): restore a copy, or choose another --workdir to start anew"
+                f"all {len(damaged)} checkpoints are damaged, and the run does not silently start again from step 0"
+                f" ({listed}): restore a copy, or choose another --workdir to start again"
             )
         return None
 
     def finish(self) -> None:
-        """Until this process is writing nothing, whatever the others do; `wait` raises if it failed."""
+        """Waits until this process has written its shards; `wait` raises if that failed."""
         if self._opened is None or self._pending is None:
             return
         try:
@@ -229,7 +224,7 @@ class Checkpointer:
             self._error = explain(error)
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises OSError when the last checkpoint could not be written."""
+        """Waits for the last write of all processes. Raises OSError if it failed."""
         self._settle()
         if self._failure:
             advice = errors.way_out(self._failure, self.directory)
@@ -248,39 +243,39 @@ class Checkpointer:
 
     def _manager(self) -> Any:
         if self._opened is None:
-            integrity.hush_orbax()
+            integrity.shorten_orbax_errors()
             if not self.readonly:
                 self._sweep()
             self._opened = open_manager(self.directory, self.readonly)
         return self._opened
 
     def _steps(self) -> list[int]:
-        # No need for Orbax (a slow import) in a folder that does not exist yet; all processes must call it together.
+        # No Orbax (a slow import) for a folder that does not exist yet; all processes must call it together.
         asked = self._opened or jax.process_count() > 1 or is_remote(self.directory)
         if not (asked or self.directory.exists()):  # `exists` is False for a store that does not answer
             return []
         return json.loads(gather_texts(json.dumps(list(self._manager().all_steps())))[0])
 
     def _known_scores(self) -> dict[int, dict[str, float]]:
-        """Those that process 0 finds."""
+        """The scores that process 0 reads."""
         book = self._scores.read() if jax.process_index() == 0 else {}
         return {int(step): each for step, each in json.loads(gather_texts(json.dumps(book))[0]).items()}
 
     def _settle(self) -> None:
-        """Waits for the write in flight, keeps its error for `wait`, and removes what need not stay."""
+        """Waits for the pending write, keeps its error for `wait`, and removes old checkpoints."""
         self.finish()
         reason, self._error = self._error, ""
         if self._pending is not None and self._succeeded(reason):
             step, self._pending, self._failure = self._pending, None, None
             self._sound.add(step)
             if jax.process_index() == 0:
-                integrity.note_files(self.directory / str(step))
+                integrity.write_file_list(self.directory / str(step))
             self._prune()
         elif self._scored:
             self._prune()
 
     def _succeeded(self, reason: str) -> bool:
-        """Whether no process has a reason why the pending step is not written; one that has fails it for all."""
+        """Whether the pending step was written, with no `reason` against it on any process."""
         reason = agree(reason)
         if not reason:
             return True
@@ -299,7 +294,7 @@ class Checkpointer:
             keeping.sweep(self.directory)
 
     def _prune(self) -> None:
-        """Removes the checkpoints that need not stay; never the last one that was verified."""
+        """Removes the checkpoints that retention does not keep, unless no kept one is verified."""
         self._scored = False
         steps, scores = self._steps(), self._known_scores()
         kept = self.retention.kept(steps, scores)
@@ -310,13 +305,13 @@ class Checkpointer:
             for step in gone:
                 try:
                     keeping.remove(self.directory / str(step))
-                except Exception as error:  # a store's client has its own kinds
+                except Exception as error:  # clients of stores raise errors of their own classes
                     logging.warning("Could not remove checkpoint %s: %s", self.directory / str(step), brief(error))
         agree("")  # the others wait here until the folders are gone
         self._manager().reload()
 
     def _make_room(self) -> None:
-        """After a full disk: the oldest is removed, and so many fewer stay, if a newer one was verified."""
+        """After a full disk: removes the oldest checkpoint, and keeps fewer from now on, if a newer one is verified."""
         steps = sorted(self._steps())
         free = [s for s in steps if s not in self.retention.chosen(steps, self._known_scores())]
         if not free or not any(step > free[0] for step in self._sound & set(steps)):
@@ -331,7 +326,7 @@ class Checkpointer:
         self._prune()
 
     def _set_aside(self, steps: Sequence[int]) -> None:
-        """Moves damaged checkpoints out of the way, so that the run can save those steps again."""
+        """Moves damaged checkpoints away, so that the run can save those steps again."""
         if not steps:
             return
         reason = ""

@@ -1,4 +1,4 @@
-"""Config changes: whether a run may resume from the checkpoint of another config."""
+"""Config changes: whether a run may resume from a checkpoint with another config."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ FREE = (
     *("steps", "log", "eval", "checkpoint", "sample", "decode", "guidance", "guard", "doctor", "watchdog"),
     "fields.*.step",
 )
-PLACES = ("path", "folder")  # of links of a codec: they may change while what they hold stays (see `_elsewhere`)
-# What a config means that does not have the field, because it was made before there was one, or after it was dropped.
+PLACES = ("path", "folder")  # options of codec links that may differ if the fingerprint is the same (see `_elsewhere`)
+# Values of fields that older or newer configs lack.
 ASSUMED: dict[str, Any] = {
     "model.lora.alpha": 16.0,
     "model.lora.rank": 0,
@@ -35,7 +35,7 @@ ASSUMED: dict[str, Any] = {
     "weights": None,
     "teacher.dtype": "float32",
 }
-# Where the classes of parts are: an option that a config does not have is what its class takes for it.
+# Folders of the parts' classes: an option that a config lacks has the default of its class.
 PARTS = {
     "fields.*.codec": "codecs",
     "fields.*.codec.*": "codecs",
@@ -48,17 +48,16 @@ PARTS = {
     "tasks.*.objectives.*": "objectives",
     "tasks.*.objectives.*.timesteps": "corruption",
 }
-RENAMED: dict[str, str] = {}  # a field, or all below it, of older configs: its name now
+RENAMED: dict[str, str] = {}  # old -> new names of fields, or of all fields below them
 ABSENT = "absent"
 
 
 def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, tuple[Any, Any]]:
     """The fields that differ between a checkpoint's config and this run's, `{"steps": (old, new)}`, to be logged.
 
-    Fields that equal a name in `free`, or lie below one, may differ; `*` in a name is any one part of it. A field that
-    only one of the configs has is taken for its value in ASSUMED, or for what its part's class has (PARTS), and RENAMED
-    fields of the old one are compared under their new name. Raises ValueError with the list of the others, and what to
-    do about each.
+    Fields of `free` and below them may differ; `*` stands for one part of a name. A field that only one config has is
+    compared with its value in ASSUMED or the default of its part's class (PARTS); RENAMED fields are compared under
+    their new name. Raises ValueError with all other differences and advice for each.
     """
     before = {_renamed(field): value for field, value in fields(plain(old)).items()}
     after = fields(plain(new))
@@ -78,7 +77,7 @@ def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, 
         rows = "; ".join(f"{field}: {was!r} -> {now!r}" for field, (was, now) in locked.items())
         advice = ", ".join(_advice(field, was, now, after) for field, (was, now) in locked.items())
         raise ValueError(
-            f"the run in this workdir was made with another config ({rows}): to go on with it, {advice};"
+            f"the run in this workdir has another config ({rows}): to resume it, {advice};"
             " or choose another --workdir for the new config"
         )
     return changed
@@ -92,14 +91,13 @@ def _renamed(field: str) -> str:
 
 
 def _lies_below(field: str, name: str) -> bool:
-    """Whether a field is the one of a name, or lies below it; `*` stands for one part of the name."""
+    """Whether a field equals a name or lies below it; `*` stands for one part of the name."""
     parts, wanted = field.split("."), name.split(".")
     return len(parts) >= len(wanted) and all(b in ("*", a) for a, b in zip(parts, wanted, strict=False))
 
 
 def _elsewhere(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The fields that say where something is whose fingerprint is the same: the weights that a run began from, and the
-    tokenizers and networks of the codecs of a field."""
+    """Paths and folders of initial weights, tokenizers and codec networks whose fingerprints are the same."""
     found = ["init_from.path"] if _equal(before, after, "weights") else []
     for row in sorted({name.split(".")[1] for name in (*before, *after) if name.startswith("codecs.")}):
         found += _places(row) if _equal(before, after, f"codecs.{row}") else []
@@ -107,7 +105,7 @@ def _elsewhere(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def _equal(before: dict[str, Any], after: dict[str, Any], name: str) -> bool:
-    """Whether both have something below a name, and it is the same."""
+    """Whether both have fields below a name, with equal values."""
     old, new = ({f: value for f, value in each.items() if _lies_below(f, name)} for each in (before, after))
     return bool(old) and old == new and None not in old.values()
 
@@ -117,7 +115,7 @@ def _places(row: str) -> list[str]:
 
 
 def _as_before(field: str, was: Any, now: Any, config: dict[str, Any]) -> bool:
-    """Whether an option that one of the configs lacks has in the other one the value that was always used."""
+    """Whether an option that one of the configs lacks has its default in the other one."""
     if ABSENT not in (was, now):
         return False
     value = now if was == ABSENT else was
@@ -130,14 +128,14 @@ def _is(field: str, name: str) -> bool:
 
 
 def _default(field: str, config: dict[str, Any]) -> Any:
-    """The default of an option of a part's class; ABSENT for what is no option of a part."""
+    """The default of an option of a part's class; ABSENT if it is not such an option."""
     group, _, option = field.rpartition(".")
     folder = next((folder for name, folder in PARTS.items() if _is(group, name)), None)
     if folder is None or option == "name" or f"{group}.name" not in config:
         return ABSENT
     try:
         parameters = inspect.signature(lookup(folder, config[f"{group}.name"])).parameters
-    except (ValueError, ImportError):  # no part of today
+    except (ValueError, ImportError):  # a class that no longer exists
         return ABSENT
     found = parameters.get(option)
     return ABSENT if found is None or found.default is found.empty else found.default
@@ -146,15 +144,15 @@ def _default(field: str, config: dict[str, Any]) -> Any:
 def _advice(field: str, was: Any, now: Any, config: dict[str, Any]) -> str:
     """Advice about one option."""
     if field == "weights":
-        return "give the initial weights that it began from (init_from), whose hash is the first of the two"
-    if field.startswith("codecs."):  # found in files, no field that can be set
+        return "set init_from to the run's initial weights, with the first of the two hashes"
+    if field.startswith("codecs."):  # a fingerprint of files, not an option
         return _codec_advice(field.split(".")[1], was, now, config)
     was = ASSUMED.get(field, was) if was == ABSENT else was
     if was == ABSENT:
-        return f"take {field} out of the config file"
+        return f"remove {field} from the config file"
     if now == ABSENT:
-        return f"put {field} = {was!r} into the config file"
-    if isinstance(was, str | int | float):  # the values that a flag can have
+        return f"add {field} = {was!r} to the config file"
+    if isinstance(was, str | int | float):  # types that a flag can have
         return f"add --config.{field}={was}"
     return f"set {field} back to {was!r} in the config file"
 
@@ -162,14 +160,14 @@ def _advice(field: str, was: Any, now: Any, config: dict[str, Any]) -> str:
 def _codec_advice(row: str, was: Any, now: Any, config: dict[str, Any]) -> str:
     codec = f"fields.{row}.codec"
     if was == ABSENT:
-        return f"take out of {codec} what it began without"
+        return f"remove from {codec} the links that the run did not have"
     places = [f"{f}={value}" for f, value in config.items() if value and any(_is(f, name) for name in _places(row))]
-    place = f"those at {', '.join(places)} have" if places else "those that are learned from the tasks' data have"
-    return f"bring back the files of {codec} with the fingerprint {was} ({place} {now})"
+    place = f"those at {', '.join(places)} have" if places else "those computed from the tasks' data have"
+    return f"restore the files of {codec} with the fingerprint {was} ({place} {now})"
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON gives it back: ConfigDicts become dicts, tuples lists, numpy numbers numbers, the rest text."""
+    """`value` as JSON values: ConfigDicts as dicts, tuples as lists, arrays as lists, the rest as text."""
 
     def convert(item: Any) -> Any:
         if hasattr(item, "to_dict"):
@@ -192,5 +190,5 @@ def fields(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    # Text compares NaN with itself, == compares 1 with 1.0.
+    # As text, NaN equals NaN; with ==, 1 equals 1.0.
     return a == b or json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)

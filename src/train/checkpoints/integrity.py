@@ -1,8 +1,8 @@
-"""Damaged checkpoints: which file is damaged, and how they are moved aside.
+"""Damaged checkpoints: finds the damaged files, and moves damaged checkpoints aside.
 
-Every checkpoint that was written whole gets `files.json`: the size of each of its files, and a checksum of the small
-ones. It only serves to name files; whether a checkpoint is sound is decided by its seal and fingerprints, so that one
-without this list (the process was killed just before, or it lies in a store) is read as well.
+A complete checkpoint gets `files.json`, the size of each of its files and a checksum of small ones. It only serves to
+name files: whether a checkpoint is valid depends on its seal and fingerprints, so one without the list (in a store, or
+if the process was killed before it) is read, too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from src.common.runtime.errors import brief, explain
 from src.common.tree import listed
 
 LIST = "files.json"
-SMALL = 2**20  # bytes; larger files are not read again after they were written
+SMALL = 2**20  # bytes; larger files have no checksum, since they are not read again after writing
 MARKER, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
 FIELDS = {  # of the marker; None and absent ones are allowed
     "item_handlers": dict | str, "metrics": dict, "performance_metrics": dict, "custom_metadata": dict,
@@ -43,11 +43,11 @@ ORBAX = f"{os.sep}orbax{os.sep}"
 
 
 class DamageError(Exception):
-    """A damaged checkpoint, and why it is."""
+    """A damaged checkpoint, with the reason."""
 
 
-def together(item: str, action: Callable[[], Any]) -> Any:
-    """The result of `action`. Raises DamageError, on every process, when it fails on any of them."""
+def on_all_processes(item: str, action: Callable[[], Any]) -> Any:
+    """The result of `action`. Raises DamageError on all processes when it fails on any of them."""
     result, reason = None, ""
     try:
         result = action()
@@ -58,11 +58,9 @@ def together(item: str, action: Callable[[], Any]) -> Any:
     return result
 
 
-def hush_orbax() -> None:
-    """Takes the stack traces from the errors that Orbax logs before it raises them: on a full disk hundreds.
-
-    Python's word on the writes that Orbax then does not begin goes too: it would come last, after the error itself.
-    """
+def shorten_orbax_errors() -> None:
+    """Removes stack traces from the errors that Orbax logs and also raises (hundreds on a full disk), and Python's
+    warnings about writes that Orbax then does not start, which would follow the error itself."""
     warnings.filterwarnings("ignore", r"coroutine 'async_serialize\S*' was never awaited", RuntimeWarning)
     if sys.unraisablehook is not _unraised:
         _before.append(sys.unraisablehook)
@@ -76,7 +74,7 @@ _before: list[Callable[[Any], Any]] = []
 
 
 def _unraised(told: Any) -> None:
-    # TensorStore answers, from threads of its own, the writes that Orbax gave up when one of them failed.
+    # TensorStore's threads complete writes that Orbax cancelled after another one failed.
     if not (isinstance(told.exc_value, RuntimeError) and str(told.exc_value) == "Event loop is closed"):
         _before[-1](told)
 
@@ -85,7 +83,7 @@ def _shortened(record: logging.LogRecord) -> bool:
     if "exception was never retrieved" in record.msg:
         frames = traceback.walk_tb(record.exc_info[2]) if record.exc_info else ()
         if "orbax" in record.getMessage() or any(ORBAX in frame.f_code.co_filename for frame, _ in frames):
-            return False  # it raised another one of the same write
+            return False  # Orbax raises another error of the same write
     if record.exc_info and ORBAX in record.pathname:
         record.exc_info = None
         record.msg, record.args = " ".join(record.getMessage().split())[:200].replace("%", "%%"), ()
@@ -96,7 +94,7 @@ def _shortened(record: logging.LogRecord) -> bool:
 
 
 def check_marker(folder: epath.Path, items: Sequence[str]) -> None:
-    """Raises DamageError where an item or the file that Orbax writes last is missing, or is not as Orbax writes it."""
+    """Raises DamageError if an item or the file that Orbax writes last is missing, or is not as Orbax writes it."""
     if missing := [item for item in items if not (folder / item).is_dir()]:
         raise DamageError(f"{missing[0]} is missing")
     try:
@@ -114,7 +112,7 @@ def check_marker(folder: epath.Path, items: Sequence[str]) -> None:
     if isinstance(handlers, dict) and not all(isinstance(each, str) for each in handlers.values()):
         raise DamageError(f"{MARKER} has item_handlers that Orbax does not write")
     if not marker.get("commit_timestamp_nsecs"):
-        raise DamageError(f"{MARKER} says that it was not written to the end")
+        raise DamageError(f"{MARKER} says that the checkpoint is incomplete")
     marks = {place: (folder / place / COMMITTED).exists() for place in (".", *items)}  # older Orbax writes none
     if any(marks.values()) and not all(marks.values()):
         place = next(place for place, there in marks.items() if not there)
@@ -128,7 +126,7 @@ def unmarked(directory: epath.Path, steps: Sequence[int], items: Sequence[str]) 
     for step in steps:
         folder = directory / str(step)
         try:
-            together("", lambda folder=folder: check_marker(folder, items))
+            on_all_processes("", lambda folder=folder: check_marker(folder, items))
         except DamageError as error:
             found[step] = str(error)
             absl_logging.warning("Checkpoint %s is damaged (%s); a newer one was read.", folder, error)
@@ -147,7 +145,7 @@ def check_plain(folder: epath.Path) -> None:
                 raise DamageError(f"{name} has {path.stat().st_size:,} bytes, which no such file needs")
 
 
-def note_files(folder: epath.Path) -> None:
+def write_file_list(folder: epath.Path) -> None:
     """Writes the list of the files of a new checkpoint; a failure is only logged."""
     if is_remote(folder):
         return
@@ -155,12 +153,12 @@ def note_files(folder: epath.Path) -> None:
         write_whole(folder / LIST, json.dumps(_files(folder), indent=0).encode())
     except Exception as error:
         absl_logging.warning(
-            "The files of checkpoint %s were not noted (%s); it is whole all the same.", folder, brief(error)
+            "The file list of checkpoint %s was not written (%s); the checkpoint is complete.", folder, brief(error)
         )
 
 
 def changed_files(folder: epath.Path) -> list[str]:
-    """Differences between a checkpoint's files and the list made when it was written, one phrase each."""
+    """Differences between a checkpoint's files and its list, one phrase each."""
     try:
         noted = {name: (size, crc) for name, (size, crc) in read_json(folder / LIST).items()}
     except FileNotFoundError:
@@ -178,12 +176,12 @@ def changed_files(folder: epath.Path) -> list[str]:
         elif now[name][0] != size:
             found.append(f"{name} has {now[name][0]} of {size} bytes")
         elif now[name][1] != crc:
-            found.append(f"{name} is not what was written")
+            found.append(f"{name} has a wrong checksum")
     return found
 
 
-def blame(folder: epath.Path, error: BaseException) -> str:
-    """Why a checkpoint is damaged, with the damaged files that were found."""
+def describe_damage(folder: epath.Path, error: BaseException) -> str:
+    """The reason why a checkpoint is damaged, and its damaged files, if found."""
     files = changed_files(folder)
     if not files:
         files = sorted(set(re.findall(re.escape(f"{folder}/") + r"([^\s\"'\]:,]+)", str(error))))
@@ -191,7 +189,7 @@ def blame(folder: epath.Path, error: BaseException) -> str:
 
 
 def _files(folder: epath.Path) -> dict[str, tuple[int, int | None]]:
-    """Size in bytes and CRC-32 (of small ones) of all files below, by relative path; nothing of a store."""
+    """(size in bytes, CRC-32 or None) of all files below a local folder, by relative path."""
     found = {}
     for place, _, names in os.walk(folder):
         for path in (pathlib.Path(place, name) for name in names if name != LIST):
@@ -203,11 +201,11 @@ def _files(folder: epath.Path) -> dict[str, tuple[int, int | None]]:
     return dict(sorted(found.items()))
 
 
-# --------------------------------------------------------------------------- out of the way
+# --------------------------------------------------------------------------- damaged checkpoints
 
 
 def move_damaged(workdir: epath.Path, steps: Sequence[int]) -> None:
-    """Moves checkpoints to `<workdir>/damaged/<step>-<number>`, and gives the paths. Raises what the disk raises."""
+    """Moves checkpoints to `<workdir>/damaged/<step>-<number>`. Raises the errors of the file system."""
     for step in steps:
         place = next(p for i in itertools.count() if not (p := workdir / "damaged" / f"{step}-{i}").exists())
         move_folder(workdir / "checkpoints" / str(step), place)

@@ -1,14 +1,14 @@
 """One run at a time in a workdir: a lock file with its owner, renewed while the run is active.
 
-`<workdir>/lock.json` has host, process and start time. A run that finds one acts by these rules:
+`<workdir>/lock.json` has host, process and start time. A new run that finds one:
 
-- the same machine and the process is alive: refused. It is gone, or the machine was restarted: taken over.
-- another machine (or another container): it is watched. When it is renewed, refused; when it was not renewed for
-  `LOST` seconds, by the file store's own clock or by watching, taken over.
+- of a live process on the same machine: ends with an error. Of a dead one, or from before a reboot: takes the lock.
+- of another machine (or container): waits. If the lock is renewed, it ends with an error; if not for `LOST` seconds, by
+  the file system's clock or by waiting, it takes the lock.
 
-Clocks of machines are never compared. What is not promised: in a store (`gs://`), which cannot create a file only
-where there is none, two runs that start within a second or two may both get the lock. The one that lost it finds that
-out when it renews it, after at most `BEAT` seconds, and ends at once without saving.
+Clocks of machines are never compared. In a store (`gs://`), which cannot create a file only if there is none, two runs
+that start within a second or two may both get the lock. The one that lost it notices when it renews it, after at most
+`BEAT` seconds, and exits without saving.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from src.common.runtime import streams
 from src.common.runtime.errors import brief
 from src.train.checkpoints.workdir import Held
 
-BEAT = 15.0  # seconds between two signs of life
-LOST = 120.0  # seconds without one, after which a run counts as dead
+BEAT = 15.0  # seconds between renewals
+LOST = 120.0  # seconds without renewal after which a run counts as dead
 BYTES = 1 << 16  # of a lock, at most
-SETTLE = 2.0  # seconds after which a store's last writer is known
+SETTLE = 2.0  # seconds after which all readers of a store see the last writer
 
 
 class Lock:
-    """Holds `path` from `take` to `release`. `lost` is called with a sentence when another run has taken it."""
+    """Holds `path` from `take` to `release`; calls `lost(message)` when another run has taken it."""
 
     def __init__(self, path: epath.Path, lost: Callable[[str], None] | None = None):
         self.path, self._lost = path, lost or _leave
@@ -52,7 +52,7 @@ class Lock:
         self._thread: threading.Thread | None = None
 
     def take(self) -> None:
-        """Raises RuntimeError in one sentence when another run has it."""
+        """Takes the lock. Raises RuntimeError when another run has it."""
         while True:
             with _alone(self.path.parent):
                 found = self._read()
@@ -71,7 +71,7 @@ class Lock:
         self._thread.start()
 
     def release(self) -> None:
-        """Removes the file, if it is still this run's."""
+        """Removes the file, if this run still has the lock."""
         self._over.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(BEAT)
@@ -81,18 +81,18 @@ class Lock:
             if (self._read() or {}).get("token") == self._me["token"]:
                 self.path.unlink()
 
-    # ----------------------------------------------------------------------- judging another's lock
+    # ----------------------------------------------------------------------- the lock of another run
 
     def _is_dead(self, found: dict[str, Any]) -> bool:
-        """Whether its run has certainly ended. Raises RuntimeError when it is certainly active."""
+        """Whether its run has ended for certain. Raises RuntimeError when it is active for certain."""
         if found.get("host") == self._me["host"]:
             if found.get("boot") != self._me["boot"]:
                 return True
-            if found.get("space") == self._me["space"]:  # else it has other process numbers
+            if found.get("space") == self._me["space"]:  # else process numbers cannot be compared
                 if _started(found.get("pid")) not in (None, found.get("started")) or not _exists(found.get("pid")):
                     return True
                 raise RuntimeError(self._refusal(found))
-        return not is_remote(self.path) and self._age() > LOST  # a store's client may cache an older time
+        return not is_remote(self.path) and self._age() > LOST  # clients of stores may cache the time
 
     def _age(self) -> float:
         """Seconds since the lock was renewed, by the clock of the file system."""
@@ -101,15 +101,15 @@ class Lock:
             write_whole(probe, b"now")
             return float(probe.stat().mtime) - float(self.path.stat().mtime)
         except Exception as error:
-            logging.warning("The age of %s is not to be had: %s", self.path, brief(error))
+            logging.warning("The age of %s cannot be read: %s", self.path, brief(error))
             return 0.0
         finally:
             with contextlib.suppress(Exception):
                 probe.unlink()
 
     def _watch(self, found: dict[str, Any]) -> None:
-        """Until it is not renewed for `LOST` seconds, when it is removed. Raises RuntimeError when it is renewed."""
-        logging.info("%s is held by %s: watching for at most %.0f s whether it lives", self.path, _who(found), LOST)
+        """Waits `LOST` seconds, then removes the lock. Raises RuntimeError when it is renewed meanwhile."""
+        logging.info("%s is held by %s: waiting up to %.0f s for a renewal", self.path, _who(found), LOST)
         end = time.monotonic() + LOST
         while time.monotonic() < end:
             time.sleep(min(BEAT / 4, LOST / 4))
@@ -125,14 +125,14 @@ class Lock:
 
     def _refusal(self, found: dict[str, Any]) -> str:
         return (
-            f"another run is at work in {self.path.parent} ({_who(found)}): wait until it ends or stop it,"
+            f"another run is active in {self.path.parent} ({_who(found)}): wait until it ends or stop it,"
             " or choose another --workdir"
         )
 
     # ----------------------------------------------------------------------- the file
 
     def _read(self) -> dict[str, Any] | None:
-        """The contents of the file; {} when it is no readable lock, None when there is no file."""
+        """The contents of the file; {} if it is not a valid lock, None if there is no file."""
         check_plain(self.path)
         try:
             found = read_json(self.path, limit=BYTES)
@@ -154,10 +154,10 @@ class Lock:
                     return
                 found = self._read()
                 if found and found.get("token") != self._me["token"]:
-                    self._lost(f"{_who(found)} has taken over {self.path}, which this run held: leaving it alone")
+                    self._lost(f"{_who(found)} has taken over {self.path}, which this run held: this run ends")
                     return
                 self._me["beat"] += 1
-                self._write()  # also where it was removed
+                self._write()  # also if it was removed
                 warned = False
             except Exception as error:
                 if not warned:
@@ -167,9 +167,9 @@ class Lock:
 
 @contextlib.contextmanager
 def hold(workdir: epath.Path) -> Iterator[Callable[[], None]]:
-    """The lock of a workdir for a block, held by process 0 for all; gives the function that releases it.
+    """Context manager with the lock of a workdir, held by process 0 for all; yields the function that releases it.
 
-    Raises RuntimeError, on every process, when another run has it.
+    Raises RuntimeError on all processes when another run has it.
     """
     lock = Lock(workdir / "lock.json")
     reason = ""
@@ -190,7 +190,7 @@ def hold(workdir: epath.Path) -> Iterator[Callable[[], None]]:
 
 
 def me() -> dict[str, Any]:
-    """This process: host, boot of the machine, space of process numbers, number and start."""
+    """Identity of this process: host, boot id, PID namespace, PID and start time."""
     return {
         "host": socket.gethostname(),
         "boot": _text("/proc/sys/kernel/random/boot_id"),
@@ -202,12 +202,12 @@ def me() -> dict[str, Any]:
 
 def _who(found: dict[str, Any]) -> str:
     if not found:
-        return "a run that left no name"
+        return "an unknown run"
     return f"host {found.get('host')}, process {found.get('pid')}, since {found.get('since')}"
 
 
 def _started(pid: Any) -> str | None:
-    """When a process of this machine was started (clock ticks since the boot), or None where that is unknown."""
+    """Start time of a process of this machine in clock ticks since boot; None if unknown."""
     text = _text(f"/proc/{pid}/stat")
     fields = text.rpartition(")")[2].split() if text else []
     return fields[19] if len(fields) > 19 and fields[0] != "Z" else None
@@ -220,7 +220,7 @@ def _exists(pid: Any) -> bool:
         return False
     except PermissionError:
         return True
-    return not os.path.isdir("/proc/self") or _started(pid) is not None  # a zombie is gone
+    return not os.path.isdir("/proc/self") or _started(pid) is not None  # a zombie has ended
 
 
 def _text(path: str) -> str | None:
@@ -237,10 +237,10 @@ def _link(path: str) -> str | None:
 
 @contextlib.contextmanager
 def _alone(folder: epath.Path) -> Iterator[None]:
-    """While no other process of this file system is in here, where it can lock at all."""
+    """Context manager with an exclusive lock of the folder, if its file system has locks."""
     with contextlib.ExitStack() as stack:
         if not is_remote(folder):
-            with contextlib.suppress(ImportError, OSError):  # no such thing on this system or network disk
+            with contextlib.suppress(ImportError, OSError):  # not on every system or network disk
                 import fcntl
 
                 handle = os.open(folder, os.O_RDONLY)
@@ -251,4 +251,4 @@ def _alone(folder: epath.Path) -> Iterator[None]:
 
 def _leave(text: str) -> None:
     streams.tell(f"error: {text}")
-    os._exit(1)  # saving would spoil what the other run writes
+    os._exit(1)  # saving would overwrite the other run's files

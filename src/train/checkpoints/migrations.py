@@ -1,7 +1,7 @@
-"""Checkpoints of earlier formats, read as if this version had written them. Nothing on disk changes.
+"""Migrations of checkpoints of earlier formats, applied when they are read; files are not changed.
 
-A migration maps (meta, data) of one format to the next one: the names of leaves (`moved`: path now -> path then, where
-they differ), leaves that are new (`fill`: path -> the value of all its elements), and the fields of the config.
+A migration maps (meta, data) of one format to the next one: paths of leaves (`moved`: new path -> old path, where they
+differ), new leaves (`fill`: path -> value of all elements), and config fields.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Migration = Callable[[Meta, Meta], tuple[Meta, Meta]]
 
 
 def _from_1(meta: Meta, data: Meta) -> tuple[Meta, Meta]:
-    """Format 1 had no seed and no guard in the state, and of the position only the rows consumed, at a log line."""
+    """Format 1 had no seed and no guard in the state, and only the consumed rows as position."""
     guard = {f"extra/guard/{name}": 0 for name in ("skipped", "streak", "restored", "norms")}
     fill = {"extra/seed": meta["config"].get("seed", 0)} | guard
     counts = {name: {} for name in ("read", "skipped", "told")}
@@ -27,8 +27,8 @@ def _from_1(meta: Meta, data: Meta) -> tuple[Meta, Meta]:
 
 
 def _from_2(meta: Meta, data: Meta) -> tuple[Meta, Meta]:
-    """In format 2 fields were no rows of a table: parameters had other paths, and so had what optimizers keep of them;
-    configs had other groups, and the loss of text its unit as a name."""
+    """Format 2 had no table of fields: parameters and their optimizer state had other paths, configs other groups, and
+    the loss of text the name `nats`."""
     parameters = {path.removeprefix("params/") for path in meta["leaves"] if path.startswith("params/")}
     moved = {_leaf_now(path, parameters): path for path in meta["leaves"]}
     leaves = {now: meta["leaves"][then] for now, then in moved.items()}
@@ -42,7 +42,7 @@ def _from_2(meta: Meta, data: Meta) -> tuple[Meta, Meta]:
 
 
 def _leaf_now(path: str, parameters: set[str]) -> str:
-    """The path of a leaf that ends with the path of a parameter: the parameter, its average, moments, teacher."""
+    """The new path of a leaf whose path ends with that of a parameter (parameter, average, moments, teacher)."""
     parts = path.split("/")
     for place in range(len(parts)):
         end = "/".join(parts[place:])

@@ -1,4 +1,4 @@
-"""The config of a checkpoint of format 2, as it is written today."""
+"""Migration of the config of a checkpoint of format 2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARTS = ("text", "text_head", "image", "image_head", "vision", "labels")  # of `
 FILES = {"times:": "timesteps:", "weights:": "weighting:", "tokens:": "next_token:"}
 SAMPLERS = {"gaussian:Ancestral": "ancestral"}
 RULES = ("lr_multipliers", "decays", "weight_decay")
-# A part of a path in a regular expression: then -> now. `text` alone may stand for embedder and head.
+# Parts of paths in regular expressions: old -> new. `text` alone may mean embedder and head.
 PIECES = (
     (r"(?<=layers/)image(?=/|$|\))", "mot"),
     (r"(?<![\w/])(text|image)_head(?!\w)", r"fields/\1/head"),
@@ -27,8 +27,10 @@ PIECES = (
 
 
 def config_now(old: Group, leaves: Mapping[str, Any]) -> Group:
-    """A config of format 2 with its identity, as a run of today has it. `leaves` are those of the checkpoint, by their
-    paths then; what is no config of a run stays."""
+    """The present form of a config of format 2 with its identity; other dicts are returned unchanged.
+
+    leaves   of the checkpoint, by their old paths
+    """
     if "model" not in old or "tasks" not in old:
         return old
     params = {path.removeprefix("params/"): leaf for path, leaf in leaves.items() if path.startswith("params/")}
@@ -48,13 +50,13 @@ def config_now(old: Group, leaves: Mapping[str, Any]) -> Group:
 
 
 def _latents(old: Group) -> int:
-    """Channels of the latents that images were made as; 0 where they were made as they are."""
+    """Channels of the latents of generated images; 0 for pixels."""
     codec = old.get("image_codec") or {}
     return codec.get("channels", 4) if codec.get("name") else 0
 
 
 def renamed(then: str, part: Any) -> Any:
-    """A group with a name, and the groups in it, whose file began with `then`."""
+    """A group with the file of its `name` renamed if it begins with `then`; also inner groups."""
     if not isinstance(part, Mapping):
         return part
     new = {key: renamed(then, value) for key, value in part.items()}
@@ -63,7 +65,7 @@ def renamed(then: str, part: Any) -> Any:
 
 
 def _rows(old: Group, params: Iterable[str]) -> list[str]:
-    """The rows of the table that a run had."""
+    """The fields of a run."""
     found = {path_now(path).split("/")[1] for path in params if path_now(path).startswith("fields/")}
     if not found:  # the parameters are unknown
         found |= {"text"} if (old.get("text_codec") or {}).get("name") else set()
@@ -103,8 +105,8 @@ def _image(old: Group, params: Mapping[str, Any]) -> Group:
 
 
 def _image_codec(old: Group) -> Group:
-    """Pixels, the autoencoder where there was one, and patches. The tasks said how large images were, in pixels or
-    latents."""
+    """The links of the image codec: pixels, the autoencoder if any, patches. Image sizes were options of tasks, in
+    pixels or latents."""
     codec = dict(old.get("image_codec") or {})
     shapes = [image_shape(task.get("data") or {}) for task in old["tasks"].values()]
     height, width, channels = next((shape for shape in shapes if shape), (None, None, None))
@@ -119,7 +121,7 @@ def _image_codec(old: Group) -> Group:
 
 
 def _vision(old: Group, params: Mapping[str, Any]) -> Group:
-    """`Clip` was a network alone, the others had an image in a square in front and patches behind."""
+    """`Clip` was a network only; the others had a square image before it and patches after it."""
     options = dict(old["vision"])
     cls = options.pop("name").partition(":")[2]
     links: Group
@@ -154,7 +156,7 @@ def _model(old: Group) -> Group:
 
 
 def _prints(old: Group, row: str, field: Group) -> Group:
-    """The fingerprints of a row's codec, by class."""
+    """The fingerprints of a field's codec, by class."""
     frozen = old.get("frozen") or {}
     if row == "text":
         cls = field["codec"]["name"].partition(":")[2] or "SentencePiece"
@@ -165,7 +167,7 @@ def _prints(old: Group, row: str, field: Group) -> Group:
 
 
 def _made(sample: Group, patch: int) -> Group:
-    """How fields are made: `sample`, `decode` and `guidance`."""
+    """The groups `sample`, `decode` and `guidance`."""
     image, new = sample.get("image") or {}, {}
     new["sample"] = {"batch_size": sample["rows"]} if "rows" in sample else {}
     words = {"max_new_tokens": sample["longest"]} if "longest" in sample else {}
@@ -189,7 +191,7 @@ def _rules(rules: Iterable[Any]) -> list[list[Any]]:
 
 
 def _path(pattern: str) -> str:
-    """A regular expression on paths of then for those of today, as far as it names whole parts of them."""
+    """A regular expression on old paths, for new paths, if it names whole parts of them."""
     for piece, now in PIECES:
         pattern = re.sub(piece, now, pattern)
     return pattern

@@ -1,4 +1,4 @@
-"""The tasks of format 2, each one class with all options, as source and template."""
+"""Migration of the tasks of format 2, classes with all options, to sources and templates."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 Group = dict[str, Any]
 
 COLOURS = (1, 3)  # channels of images; others are moments of latents
-PIECE = 3  # characters of a token, up to which a chat was split
+PIECE = 3  # characters per token, for the length at which a chat was split
 JOURNEYDB = "Please generate an image of {}"
 
-# Names of the parts of a row, which are now names of fields.
+# Names of the parts of a row: old -> new.
 NAMES = {
     **{name: f"text.{name}" for name in ("prompt", "tail", "head", "caption", "sentence", "rest")},
     "picture": "vision",
 }
-# Options of templates: then -> now.
+# Options of templates: old -> new.
 MADE = {"image_mode": "segment.blocks", "drop": "drop"}
 PROMPT = MADE | {"length": "row_length", "text_loss": "text_loss"}
 READ = {"image_mode": "blocks", "length": "row_length"}
@@ -38,7 +38,7 @@ PACKED = {
     "image_mode": "segment.blocks",
     "picture_mode": "vision_blocks",
 }
-# By class: source and its options, template and its options. An option has its name of then.
+# By class: source and its options, template and its options, with old names of options.
 CANVAS = ("size", "most", "shift")
 TASKS: dict[str, tuple[str, tuple[str, ...], str, dict[str, str]]] = {
     "digits:CaptionToImage": ("digits", ("shift",), "caption_to_image", PROMPT),
@@ -76,7 +76,7 @@ TASKS: dict[str, tuple[str, tuple[str, ...], str, dict[str, str]]] = {
 }
 SHARED = ("held_out", "names", "ambiguous")  # of every source that has them
 RENAMED = {"files": "names"}
-# Defaults of then that are no defaults now.
+# Old defaults that differ from the present ones.
 USUAL: dict[str, Group] = {
     "journeydb:CaptionToImage": {"text": "prompt", "phrase": JOURNEYDB},
     "journeydb:ImageToCaption": {"text": "caption"},
@@ -88,9 +88,9 @@ USUAL: dict[str, Group] = {
 
 
 def task_now(task: Mapping[str, Any], renamed: Callable[[str, Any], Any], latents: int) -> Group:
-    """A group `tasks.<name>` as it is written today.
+    """The present form of a group `tasks.<name>`.
 
-    renamed   (how names of files began then, group) -> the group with their names of today
+    renamed   (prefix of old file names, group) -> the group with new file names
     latents   channels of the autoencoder's latents, 0 without one
     """
     new = {key: value for key, value in task.items() if key not in ("share", "data", "objectives")}
@@ -101,7 +101,7 @@ def task_now(task: Mapping[str, Any], renamed: Callable[[str, Any], Any], latent
 
 
 def _parts(data: Group, latents: int) -> Group:
-    """Source and template of a task. An unknown class keeps its name, and so is refused."""
+    """Source and template of a task. An unknown class keeps its name, which then causes an error."""
     name = data.pop("name", "")
     if name not in TASKS:
         return {"source": {"name": name} | data, "template": {}}
@@ -144,7 +144,7 @@ def _objective(group: Mapping[str, Any], renamed: Callable[[str, str], Any]) -> 
 
 
 def image_shape(data: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """Height, width and channels of what a task made images of; None where it had none, or they are unknown."""
+    """Height, width and channels of a task's images; None without images, or if unknown."""
     kind = str(data.get("name", "")).partition(":")[0]
     if kind in ("digits", "labels") and not str(data["name"]).endswith("NumberSentences"):
         return 8, 8, 1

@@ -1,5 +1,4 @@
-"""The parameters of a checkpoint alone, one leaf at a time, without the devices or the memory for a
-whole train state."""
+"""Parameters of a checkpoint, read leaf by leaf, without the devices or memory of a whole train state."""
 
 from __future__ import annotations
 
@@ -16,16 +15,17 @@ from src.common.files.checksums import Running
 from src.common.files.lazy_arrays import is_stacked
 from src.common.tree import unflatten
 from src.train.checkpoints import metadata
-from src.train.checkpoints.integrity import DamageError, blame, check_marker
+from src.train.checkpoints.integrity import DamageError, check_marker, describe_damage
 
 
-class Trained:
-    """The parameters of one checkpoint (`<workdir>/checkpoints/<step>`) as `Leaves`, verified as they are read.
+class CheckpointParams:
+    """The parameters of one checkpoint (`<workdir>/checkpoints/<step>`) as `Leaves`, verified when read.
 
-    average   the moving average of the parameters instead of the last ones
+    average   the moving average of the parameters in place of the last ones
+    config    of the run
+    step      of the checkpoint
 
-    `config` is that of the run, `step` its step. Raises ValueError, in one sentence, when the checkpoint is damaged or
-    of another format; reading a leaf raises it, too.
+    The constructor and reading a leaf raise ValueError for a damaged checkpoint or another format.
     """
 
     def __init__(self, folder: str | os.PathLike[str], average: bool = False):
@@ -40,7 +40,7 @@ class Trained:
         try:
             data = metadata.checked_data(metadata.read_item(folder / "data"), meta)
             meta, _ = metadata.migrated(meta, data)
-        except Exception as error:  # an untrusted file may lack anything
+        except Exception as error:  # an untrusted file may have any contents
             raise self._damaged(error) from error
         self._moved: dict[str, str] = meta.get("moved", {})
         self.config: dict[str, Any] = meta["config"]
@@ -74,11 +74,12 @@ class Trained:
             (leaf,) = jax.tree.leaves(self._reader.restore(self.folder / "state", args=args))
             leaf = np.asarray(leaf)
             if Running().add(leaf).value() != self._saved[path]["print"]:
-                raise DamageError(f"state: the leaf {self._part}/{path} is not what was saved")
-        except Exception as error:  # Orbax has its own kinds
+                raise DamageError(f"state: the leaf {self._part}/{path} has a wrong fingerprint")
+        except Exception as error:  # Orbax raises errors of several classes
             raise self._damaged(error) from error
         return leaf
 
     def _damaged(self, error: Exception) -> ValueError:
-        told = error if isinstance(error, DamageError) else DamageError(str(error).splitlines()[0][:200])
-        return ValueError(f"the checkpoint {self.folder} is damaged ({blame(self.folder, told)}): take another --step")
+        damage = error if isinstance(error, DamageError) else DamageError(str(error).splitlines()[0][:200])
+        found = describe_damage(self.folder, damage)
+        return ValueError(f"the checkpoint {self.folder} is damaged ({found}): choose another --step")

@@ -1,7 +1,7 @@
-"""Whether all copies of the train state are the same, on the devices of one process and of several.
+"""Compares the replicas of the train state on all devices of all processes.
 
-What is replicated over devices is computed on each of them. A broken chip, another library or a bug lets the copies
-drift apart silently, and every process then saves its own piece of another model.
+Replicated arrays are computed on each device. A broken chip, another library version or a bug can make the replicas
+differ without an error, and then every process saves shards of another model.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from src.common.mesh.distributed import gather_texts
 
 
 def check_replicas(state: Any, data_state: Any, step: int) -> None:
-    """Compares the fingerprints of all copies of every leaf, and where the processes are in the data.
+    """Compares the fingerprints of all replicas of every leaf, and the positions in the data of all processes.
 
-    Every process must call it. Raises RuntimeError, on every process, which names the leaf.
+    Every process must call it. Raises RuntimeError on all processes, with the names of the leaves.
     """
     flat = {k: x for k, x in tree.flatten(state).items() if isinstance(x, jax.Array)}
     if jax.process_count() == 1 and all(len(x.sharding.device_set) == 1 for x in flat.values()):
@@ -31,22 +31,22 @@ def check_replicas(state: Any, data_state: Any, step: int) -> None:
     digests = gather_texts(str(zlib.crc32(json.dumps(mine).encode())))
     if len(set(digests)) == 1 and all(len(values) == 1 for values in mine.values()):
         return
-    told = [json.loads(text) for text in gather_texts(json.dumps(mine))]  # a process sees only its own copies differ
+    prints = [json.loads(text) for text in gather_texts(json.dumps(mine))]  # of all processes
     wrong = []
-    for name in told[0]:
-        values = [each.get(name, []) for each in told]
+    for name in prints[0]:
+        values = [each.get(name, []) for each in prints]
         if other := next((i for i, value in enumerate(values) if value != values[0] or len(value) != 1), None):
             wrong.append(f"{name} (process {other})")
         elif len(values[0]) != 1:
             wrong.append(f"{name} (devices of process 0)")
     raise RuntimeError(
         f"the copies of the train state differ at step {step} in {tree.listed(wrong)}: nothing was saved; run again to"
-        " go on from the last checkpoint, and if it happens again leave that machine out"
+        " continue from the last checkpoint, and if it happens again, exclude that machine"
     )
 
 
 def _prints(flat: Mapping[str, Array]) -> dict[str, list[int]]:
-    """By leaf the different fingerprints that the devices of this process have, sorted: one where all agree."""
+    """Distinct fingerprints of each leaf on the devices of this process, sorted: one if all replicas agree."""
     prints = jax.block_until_ready(on_device(dict(flat)))
     shards = jax.device_get({path: [s.data for s in x.addressable_shards] for path, x in prints.items()})
     return {path: sorted({int(value) for value in values}) for path, values in shards.items()}

@@ -1,7 +1,7 @@
-"""Which checkpoints stay on disk, and the scores by which some are the best.
+"""Selection of the checkpoints to keep, and their scores.
 
-A checkpoint is removed only after a newer one was written whole, by renaming it first, so that a run that is killed
-meanwhile leaves too many checkpoints and never half of one.
+A checkpoint is removed only after a newer one is complete, and is renamed first, so that a killed run leaves too many
+checkpoints but no partial one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Scores = Mapping[int, Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Retention:
-    """The newest `last` checkpoints stay, those at multiples of `every` steps (0: none), and the `best` by `metric`.
+    """Keeps the newest `last` checkpoints, those at multiples of `every` steps (0: none), and the `best` by `metric`.
 
-    `mode` is max or min; without a `metric` none is best. Of equal scores the later is better. Raises ValueError for
-    numbers and modes that mean nothing.
+    `mode` is max or min; without a `metric` there are no best ones. Of equal scores the later is better. Raises
+    ValueError for invalid numbers or modes.
     """
 
     last: int
@@ -44,27 +44,27 @@ class Retention:
             if value < minimum:
                 raise ValueError(f"checkpoint.{name} must be at least {minimum}, not {value}")
         if self.mode not in ("max", "min"):
-            raise ValueError(f"checkpoint.best.mode={self.mode!r} is unknown; it is max or min")
+            raise ValueError(f"checkpoint.best.mode={self.mode!r} is unknown; use max or min")
 
     def ranked(self, steps: Iterable[int], scores: Scores) -> list[int]:
-        """The steps that have a finite score, the best first."""
+        """The steps with a finite score, the best first."""
         known = {s: v for s in steps if (v := scores.get(s, {}).get(self.metric)) is not None and math.isfinite(v)}
         return sorted(known, key=lambda s: (known[s] if self.mode == "max" else -known[s], s), reverse=True)
 
     def chosen(self, steps: Iterable[int], scores: Scores) -> set[int]:
-        """The steps that stay whatever comes later: every so many, and the best so far."""
+        """The steps to keep in addition to the newest: multiples of `every`, and the best."""
         steps = list(steps)
         milestones = {step for step in steps if self.every and step % self.every == 0}
         return milestones | set(self.ranked(steps, scores)[: self.best])
 
     def kept(self, steps: Iterable[int], scores: Scores) -> set[int]:
-        """The steps that stay now; the newest is always one of them."""
+        """All steps to keep, always with the newest."""
         steps = sorted(steps)
         return set(steps[-self.last :]) | self.chosen(steps, scores)
 
 
-class ScoreBook:
-    """`scores.json` of a run: what the evaluators found, by step. A file that cannot be read counts as empty."""
+class ScoreFile:
+    """`scores.json` of a run: the evaluators' scalars by step. A file that cannot be read counts as empty."""
 
     def __init__(self, workdir: epath.Path):
         self.path = workdir / "scores.json"
@@ -81,13 +81,13 @@ class ScoreBook:
             return {}
 
     def write(self, step: int, scalars: Mapping[str, Any], steps: Iterable[int]) -> None:
-        """Adds a step's scores and removes those of checkpoints that are gone; a failure is only logged."""
+        """Adds a step's scores and removes those of steps not in `steps`; a failure is only logged."""
         book = {s: each for s, each in self.read().items() if s in set(steps)}
         book[step] = {k: float(v) for k, v in scalars.items() if math.isfinite(v)}
         self._save(book)
 
     def forget(self, step: int) -> None:
-        """Drops a step's scores, because another checkpoint takes its place."""
+        """Removes a step's scores, before another checkpoint of that step is written."""
         if self.path.exists() and step in (book := self.read()):
             del book[step]
             self._save(book)
@@ -100,16 +100,16 @@ class ScoreBook:
 
 
 def remove(folder: epath.Path) -> None:
-    """Removes a checkpoint; on a disk of this machine it is gone at once or not at all. Raises what the disk raises."""
+    """Removes a checkpoint, on a local disk atomically. Raises the errors of the file system."""
     if not is_remote(folder):
         folder = folder.rename(folder.with_name(f"{folder.name}{LEFTOVER}-removed"))
     folder.rmtree()
 
 
 def sweep(directory: epath.Path) -> None:
-    """Removes what failed or killed writes left; only while nothing is being written."""
+    """Removes the remains of failed or killed writes; call it only while nothing is being written."""
     for rest in directory.glob(f"*{LEFTOVER}*"):
         try:
             rest.rmtree()
-        except Exception as error:  # a store's client has its own kinds
+        except Exception as error:  # clients of stores raise errors of their own classes
             logging.warning("Could not remove %s: %s", rest, brief(error))

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it can be written, before anything expensive starts."""
+"""Checks of a run's folder before expensive work starts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from src.common.runtime.errors import brief
 
 
 def check_writable(workdir: str | os.PathLike[str]) -> epath.Path:
-    """The folder, made if need be, after a file was written there, seen by every process and removed.
+    """The folder, created if needed, after a test file was written there, seen by all processes and removed.
 
-    Raises OSError in one sentence, on every process.
+    Raises OSError on all processes.
     """
-    # Orbax takes absolute paths only; a bucket's address is one.
+    # Orbax takes absolute paths only; the address of a bucket is absolute.
     folder = epath.Path(workdir if "://" in str(workdir) else os.path.abspath(workdir))
     probe = folder / f".probe-{socket.gethostname()}-{os.getpid()}"
     reason = ""
@@ -37,14 +37,12 @@ def check_writable(workdir: str | os.PathLike[str]) -> epath.Path:
             advice = "choose another --workdir" if here else errors.way_out(reason, workdir)
             raise OSError(f"the workdir {workdir} cannot be written ({reason}): {advice}")
         first = gather_texts(probe.name)[0]
-        reason = agree("" if (folder / first).exists() else "what process 0 wrote there is not to be seen")
+        reason = agree("" if (folder / first).exists() else "a file of process 0 is not visible to all")
     finally:
         if wrote:
             probe.unlink(missing_ok=True)
     if reason:
-        raise OSError(
-            f"the workdir {workdir} is not one folder for all processes ({reason}): choose one that they share"
-        )
+        raise OSError(f"the workdir {workdir} is not shared by all processes ({reason}): choose a shared folder")
     return folder
 
 
@@ -52,7 +50,7 @@ def unwritable(folder: epath.Path) -> str:
     """Why nothing can be written into a folder of this machine, or "" where it can or is still to be made."""
     if is_remote(folder) or not folder.exists():
         return ""
-    return "" if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) else "it is no folder that can be written"
+    return "" if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) else "it is not a writable folder"
 
 
 class Held:
@@ -89,11 +87,11 @@ class Held:
 
 
 def sweep(folder: epath.Path) -> None:
-    """Removes the drafts and probes that killed processes left in a run's folder; only its trainer may call it.
+    """Removes temporary and test files of killed processes from a run's folder; only its trainer may call it.
 
-    What cannot be removed stays, with a warning.
+    A file that cannot be removed causes a warning.
     """
-    if jax.process_index() or is_remote(folder):  # in a store a file is whole or absent
+    if jax.process_index() or is_remote(folder):  # stores have no partial files
         return
     for rest in (*folder.glob(".probe-*"), *folder.glob(".*.tmp"), *folder.glob("samples/.*.tmp")):
         try:

@@ -1,9 +1,8 @@
-"""Where NaN or infinity appears first, in the order in which a step computes: data, parameters, codecs, corruption, the
-first estimates of self-conditioning, embeddings, each block, the trunk's output, heads, losses; then gradients, from
-the heads back to the embedders.
+"""Finds the first NaN or infinity in the order of a step: data, parameters, codecs, corruption, first estimates of
+self-conditioning, embeddings, blocks, the trunk's output, heads, losses; then gradients, from heads to embedders.
 
-The step's forward pass is repeated with its own batch, draws and placement, and every stage leaves how many of its
-values are bad in each row. Gradients are not computed again: the step has measured them by parameter and layer.
+The step's forward pass is repeated with the same batch, draws and placement, and counts the bad values of each stage by
+row. Gradients are not computed again: the step measured them by parameter and layer.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from src.common import tree
 from src.common.mesh.sharding import replicated
 from src.common.rng import step_key
 from src.interfaces import Batch, PyTree
-from src.models.model import STACKED, BoundField, Network, bind
+from src.models.model import STACKED, ModelField, Network, bind
 from src.train.system import Drawn, System, draw, prepare
 from src.train.trainer import Trainer
 
@@ -35,32 +34,32 @@ HEAD = re.compile("fields/[^/]+/head/")
 BACKWARDS = ("mlp/down", "mlp/", "mlp_norm/", "attention/out", "attention/", "attention_norm/")  # within a block
 
 
-class Finder:
-    """Searches the steps of one run; compiled at the first search."""
+class NonfiniteLocator:
+    """Finds bad values in steps of one run; compiled at the first call."""
 
     def __init__(self, trainer: Trainer):
         self.mesh = trainer.mesh
         self._search = jax.jit(functools.partial(_forward, trainer), out_shardings=replicated(trainer.mesh))
 
-    def find(self, params: PyTree, batch: Mapping[str, Batch], step: int, grads: Mapping[str, Any]) -> str:
-        """The first place, such as "block 3 of 4 of the trunk, in task caption_to_image, row 7"; "" when there is none.
+    def locate(self, params: PyTree, batch: Mapping[str, Batch], step: int, grads: Mapping[str, Any]) -> str:
+        """The first place, such as "block 3 of 4 of the trunk, in task caption_to_image, row 7"; "" if all is finite.
 
-        step    the number of the step, from 0; its noise is drawn again
+        step    number of the step, from 0, for its noise
         grads   sums of squares of its gradient by parameter, `[L]` in the trunk's stack (`StepMetrics.squares["grad"]`)
 
-        Rows are those of the task's global batch, from 0; blocks count from 1. Every process must call it.
+        Rows count from 0 in the task's global batch; blocks count from 1. Every process must call it.
         """
         with jax.set_mesh(self.mesh):
             found = jax.device_get(self._search(params, batch, step))
         bad = [(kind, name, np.asarray(count)) for (kind, name), count in found.items() if count.any()]
         blocks = [entry for entry in bad if entry[0] == "block"]
-        if blocks and blocks[0] is bad[0]:  # the other tasks' blocks stand behind all of the first task's
+        if blocks and blocks[0] is bad[0]:  # of all tasks, the earliest block
             bad = [min(blocks, key=lambda entry: np.flatnonzero(entry[2].any(1))[0])]
         return _place(*bad[0]) if bad else first_bad_gradient(jax.device_get(dict(grads)))
 
 
 def first_bad_gradient(squares: Mapping[str, Any]) -> str:
-    """The parameters whose gradient is not finite where the backward pass meets them first; "" when all are finite.
+    """The parameters with a gradient that is not finite, at the first stage of the backward pass; "" if all are finite.
 
     squares   sums of squares by parameter, `[L]` in the trunk's stack, else `[]`
     """
@@ -84,7 +83,7 @@ def first_bad_gradient(squares: Mapping[str, Any]) -> str:
 
 
 def _place(kind: str, name: str, count: np.ndarray) -> str:
-    """One entry in words."""
+    """Description of one entry."""
     text = f"{kind}: {name}"
     if kind == "block":
         layer = int(np.flatnonzero(count.any(1))[0])
@@ -98,7 +97,7 @@ def _place(kind: str, name: str, count: np.ndarray) -> str:
 
 
 def _bad(x: Array, axes: int = 1) -> Array:
-    """Number of values that are not finite, whatever lies behind the first axes added up; whole numbers are fine."""
+    """Number of values that are not finite, summed over all but the first `axes` axes; 0 for integers."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return jnp.zeros(x.shape[:axes], jnp.int32)
     return (~jnp.isfinite(x)).astype(jnp.int32).sum(tuple(range(axes, x.ndim)))
@@ -119,7 +118,7 @@ def _forward(trainer: Trainer, params: PyTree, batch: Mapping[str, Batch], step:
             drawn, numbers = micro
             here = _network(system, bind(system.architecture, params, placement, _bad), drawn)
             whole: Flags = OrderedDict()
-            for (kind, task, name), count in here.items():  # every device knows its own rows
+            for (kind, task, name), count in here.items():  # each device has its own rows
                 if count.ndim:
                     count = count.reshape(*count.shape[:-1], len(numbers[task]), -1).sum(-1)  # parts of packed rows
                     empty = jnp.zeros((*count.shape[:-1], sizes[task]), jnp.int32)
@@ -139,7 +138,7 @@ def _forward(trainer: Trainer, params: PyTree, batch: Mapping[str, Batch], step:
 
 
 def _network(system: System, net: Network, drawn: Drawn) -> OrderedDict[tuple[str, str, str], Array]:
-    """Bad values by (kind, task, name): `[B]` of the rows given, `[L, B]` of the blocks, `[]` of the losses."""
+    """Number of bad values by (kind, task, name): `[B]`, for blocks `[L, B]`, for losses `[]`."""
     flags: OrderedDict[tuple[str, str, str], Array] = OrderedDict()
     clean, _ = drawn
     views, aux = prepare(system, net, drawn)
@@ -168,18 +167,18 @@ def _network(system: System, net: Network, drawn: Drawn) -> OrderedDict[tuple[st
 
 @dataclasses.dataclass(frozen=True)
 class _Noting(Network):
-    """A network that notes what the heads give, by name."""
+    """A network that counts bad outputs of the heads, by name."""
 
     noted: dict[str, Array] = dataclasses.field(default_factory=dict)
 
-    def field(self, name: str) -> BoundField:
-        """The row with a head that is listened to."""
+    def field(self, name: str) -> ModelField:
+        """The field, with counted outputs."""
         return _NotedField(**vars(super().field(name)), name=name, noted=self.noted)
 
 
 @dataclasses.dataclass(frozen=True)
-class _NotedField(BoundField):
-    """A row whose head's outputs are counted in `noted`, under `name`."""
+class _NotedField(ModelField):
+    """A field that counts the bad outputs of its head in `noted`, under `name`."""
 
     name: str = ""
     noted: dict[str, Array] = dataclasses.field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the host does about skipped steps: it counts them, and after too many in a row stops, or goes back."""
+"""The host's reaction to skipped steps: after too many in a row, stop or restore a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,65 +15,63 @@ from src.common.runtime.errors import brief
 from src.common.tree import listed
 from src.interfaces import Batch
 from src.train.checkpoints.checkpointer import Checkpointer
-from src.train.nonfinite.locate import Finder
+from src.train.nonfinite.locate import NonfiniteLocator
 from src.train.state import TrainState, with_extras
 from src.train.step import StepMetrics
 from src.train.trainer import Trainer
 
-BEHIND = 1  # steps that the device may work on while the host looks at the one before
+BEHIND = 1  # steps in flight on the device while the host checks the one before
 
 
-class Watch:
-    """Looks at every step a step late, so that the device need not wait; all processes see the same at the same step.
+class NonfiniteMonitor:
+    """Checks every step one step later, so that the device does not wait; all processes decide the same.
 
-    `config.guard`: after `patience` skipped steps in a row the run stops, or with `restore` goes back to the newest
-    checkpoint, `restores` times in all.
+    `config.guard`: after `patience` skipped steps in a row the run stops, or with `restore` continues from an earlier
+    checkpoint, at most `restores` times.
     """
 
     def __init__(self, trainer: Trainer, checkpoints: Checkpointer):
         self.trainer, self.checkpoints, self.config = trainer, checkpoints, trainer.system.config.guard
-        self.finder = Finder(trainer)
+        self.locator = NonfiniteLocator(trainer)
         self.seen: deque[tuple[int, Mapping[str, Batch], StepMetrics]] = deque()
 
     def add(self, step: int, batch: Mapping[str, Batch], measured: StepMetrics) -> None:
-        """Step number `step`, from 1, has been started."""
+        """Adds step number `step`, from 1, after its start."""
         self.seen.append((step, batch, measured))
 
-    def look(self, state: TrainState, behind: int = 0) -> TrainState | None:
-        """None, or the state to go on with instead of `state`, which is used up.
+    def check(self, state: TrainState, behind: int = 0) -> TrainState | None:
+        """None, or a restored state in place of `state`, which is then deleted.
 
-        All steps are looked at but the last `behind`. Raises FloatingPointError when it is time to stop.
+        Checks all steps but the last `behind`. Raises FloatingPointError to stop the run.
         """
         while len(self.seen) > behind:
             step, batch, measured = self.seen.popleft()
             if int(measured.guard["streak"]) < self.config.patience:
                 continue
             with watchdog.during(watchdog.START):  # the search is compiled
-                story = self._story(state, step, batch, measured)
+                message = self._message(state, step, batch, measured)
             if not self.config.restore or int(measured.guard["restored"]) >= self.config.restores:
-                raise FloatingPointError(story)
-            logging.error("%s", story)
+                raise FloatingPointError(message)
+            logging.error("%s", message)
             now = self.seen[-1][0] if self.seen else step
             self.seen.clear()
             with watchdog.during(watchdog.START):
-                return self._back(
-                    state, now, step - int(measured.guard["skipped"]), int(measured.guard["restored"]), story
+                return self._restore(
+                    state, now, step - int(measured.guard["skipped"]), int(measured.guard["restored"]), message
                 )
         return None
 
-    def _story(self, state: TrainState, step: int, batch: Mapping[str, Batch], measured: StepMetrics) -> str:
-        """One sentence: which steps, what was not finite, where it began, what is left, and what to do."""
+    def _message(self, state: TrainState, step: int, batch: Mapping[str, Batch], measured: StepMetrics) -> str:
+        """The error message: steps, what was not finite and where first, last checkpoint, advice."""
         streak, wrong = int(measured.guard["streak"]), not_finite(measured)
         if wrong:
             what = f"{listed(wrong)} {'was' if len(wrong) == 1 else 'were'} NaN or infinite"
             try:
-                place = self.finder.find(with_extras(state), batch, step - 1, measured.squares["grad"])
-                what += (
-                    f" (first seen in {place})" if place else " (but not when it was repeated: suspect the hardware)"
-                )
-            except Exception as error:  # what is known must be told, whatever the search for more met
-                what += f" (where it began could not be found: {brief(error)})"
-            advice = "look there, or lower optim.lr or optim.grad_clip"
+                place = self.locator.locate(with_extras(state), batch, step - 1, measured.squares["grad"])
+                what += f" (first in {place})" if place else " (but not when repeated: suspect the hardware)"
+            except Exception as error:  # the rest of the message matters more
+                what += f" (the place could not be found: {brief(error)})"
+            advice = "correct that, or lower optim.lr or optim.grad_clip"
         else:
             what = f"the gradient, of norm {float(measured.terms['grad_norm'].total):.4g}, was a spike"
             advice = "raise guard.spike or lower optim.lr"
@@ -83,31 +81,31 @@ class Watch:
             f"the last good checkpoint is that of step {newest} in {self.checkpoints.directory}"
         )  # fmt: skip
         return (
-            f"step {step} is the last of {streak} in a row that were skipped: {what}; parameters were kept as they were"
-            f" before and {saved}: {advice}, and run again"
+            f"step {step} is the last of {streak} skipped steps in a row: {what}; parameters are those before them, and"
+            f" {saved}: {advice}, and run again"
         )
 
-    def _back(self, state: TrainState, now: int, learned: int, restored: int, story: str) -> TrainState:
-        """A checkpoint's parameters with the present step: all that was learned since counts as skipped.
+    def _restore(self, state: TrainState, now: int, learned: int, restored: int, message: str) -> TrainState:
+        """The state of a checkpoint with the present step; the steps between count as skipped.
 
-        It is the newest whose parameters had fewer updates than the `learned` of those that failed: what was saved
-        during the streak has these very ones.
+        The newest checkpoint with fewer than `learned` updates, those of the failing parameters: a checkpoint written
+        during the streak has the same parameters.
         """
         for leaf in jax.tree.leaves(state):
-            leaf.delete()  # there may be no room for two states
+            leaf.delete()  # two states may not fit into memory
         for number in sorted(self.checkpoints.all_steps(), reverse=True):
             try:
                 old = self.checkpoints.restore(self.trainer.abstract, step=number)[0]
-            except RuntimeError:  # damaged, which was told
+            except RuntimeError:  # damaged, which was logged
                 continue
             if steps_taken(old) < learned:
                 break
         else:
-            raise FloatingPointError(f"{story} (guard.restore found no checkpoint from before these parameters)")
+            raise FloatingPointError(f"{message} (guard.restore found no checkpoint from before these parameters)")
         undone, guard = now - int(old.step), old.extra["guard"]
         logging.warning(
-            "went back to the checkpoint of step %d; the batches of steps %d to %d are left out, so this run is"
-            " no longer what config, seed and data alone make of it (time %d of at most %d)",
+            "restored the checkpoint of step %d and left out the batches of steps %d to %d, so config, seed and data"
+            " no longer determine this run (restore %d of at most %d)",
             int(old.step), int(old.step) + 1, now, restored + 1, self.config.restores,
         )  # fmt: skip
         guard = guard | {
@@ -119,12 +117,12 @@ class Watch:
 
 
 def steps_taken(state: TrainState) -> int:
-    """How many updates the parameters have had."""
+    """Number of updates of the parameters."""
     return int(state.step) - int(state.extra["guard"]["skipped"])
 
 
 def not_finite(measured: StepMetrics) -> list[str]:
-    """What of a step's loss and gradient is NaN or infinite: the losses by name, or "the loss"; "the gradient"."""
+    """What is NaN or infinite: names of losses, or else "the loss"; "the gradient"."""
     terms = {k: float(t.total) for k, t in jax.device_get(measured.terms).items() if t.trained}
     names = [k for k, v in terms.items() if not np.isfinite(v)]
     losses = [k for k in names if "/" in k] or ["the loss"] * ("total" in names)
