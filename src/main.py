@@ -10,13 +10,17 @@ import time
 
 STARTED = time.monotonic()
 
+from src.common.runtime import streams  # noqa: E402
+
+streams.keep_open()
+
 import os  # noqa: E402
 import sys  # noqa: E402
 
 from absl import flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from src.common.runtime import background, config_flag, errors, stopping  # noqa: E402
+from src.common.runtime import background, config_flag, errors, limits, stopping  # noqa: E402
 
 FLAGS = flags.FLAGS
 WARNING = 30
@@ -43,10 +47,14 @@ def main(argv: list[str]) -> int:
     """Exit code of the run; errors that a person can mend are one sentence on standard error."""
     try:
         _parse(argv)
+        if warning := limits.check_memory():
+            logging.warning(warning)
         from src.common.mesh import distributed  # after the flags, so that a typo is answered at once
+        from src.common.runtime import peers
 
         training = MODE.value == "train"
         distributed.start(stoppable=training)
+        peers.start()
         stopping.start(graceful=training, shared=distributed.is_shared())
         if not distributed.is_first():  # one process tells how it goes
             logging.set_verbosity(logging.WARNING)
@@ -55,22 +63,33 @@ def main(argv: list[str]) -> int:
         modes = {"train": run.train, "eval": run.evaluate, "sample": run.sample, "doctor": run.doctor}
         modes[MODE.value](FLAGS, STARTED)
         distributed.stop()
+        peers.close()
         return 0
     except stopping.Stopped as stopped:
         distributed.stop()
-        print(f"stopped as asked{f' {stopped}'.rstrip()}; the same command goes on from there", file=sys.stderr)
+        peers.close()
+        streams.tell(f"stopped as asked{f' {stopped}'.rstrip()}; the same command goes on from there")
         stopping.note(str(stopped))
         return 0
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        streams.tell("interrupted; run the same command again to go on from the last checkpoint")
         return 130
-    except (ValueError, KeyError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, FloatingPointError, MemoryError) as error:
         if TRACEBACK.present and TRACEBACK.value:
             raise
-        print(f"error: {errors.in_words(error)}", file=sys.stderr)
+        streams.tell(f"error: {_in_words(error)}")
         return 1
     finally:
         stopping.close()
+
+
+def _in_words(error: BaseException) -> str:
+    if type(error).__module__.startswith(("jax", "xla")):
+        from src.common.runtime import peers
+
+        if peers.is_lost(error):
+            return peers.told(str(error), peers.missing())
+    return errors.in_words(error)
 
 
 def _parse(argv: list[str]) -> None:

@@ -22,7 +22,7 @@ from src.common.files.paths import stem
 from src.common.files.store import write_whole
 from src.common.files.strict_json import read_json
 from src.common.mesh.distributed import check_same, is_first
-from src.common.runtime import stopping, watchdog
+from src.common.runtime import stopping, streams, watchdog
 from src.common.runtime.compilation_cache import use_program_cache
 from src.common.runtime.writers import JsonLinesWriter, Many, TensorBoard
 from src.doctor.callback import make_doctor
@@ -66,6 +66,7 @@ def train(flags: Any, started: float) -> None:
         stopping.busy()
         if "seconds_to_first_step" in facts:  # a finished run that is only evaluated again keeps the time that it took
             facts["seconds_total"] = time.monotonic() - started
+        checkpoints.check_there()
         _report(workdir, scalars | facts)
         checkpoints.close()
 
@@ -120,7 +121,7 @@ def _show(flags: Any, workdir: epath.Path, name: str, made: list[Any], example: 
     images = scaled(np.stack(made))
     if is_first():
         save_png(path, caption_grid(images, [asked] * len(images), columns=min(len(images), 8)))
-    _say(path)
+    _mention(path, path)
 
 
 def doctor(flags: Any, started: float) -> None:
@@ -171,8 +172,17 @@ def _build(flags: Any) -> Any:
 
 
 def _say(text: str) -> None:
+    """What is nowhere else. Raises OSError where it cannot be shown."""
     if is_first():
-        print(text)
+        streams.say(text)
+
+
+def _mention(text: str, path: Any) -> None:
+    """What is in the file `path`, too: where it cannot be shown, that is a warning."""
+    try:
+        _say(text)
+    except OSError as error:
+        logging.warning("%s; it is in %s", error, path)
 
 
 def _overview(trainer: Trainer) -> None:
@@ -235,12 +245,14 @@ def _report(workdir: epath.Path, metrics: dict[str, float], step: int | None = N
         return
     path = workdir / ("metrics.json" if step is None else f"metrics-{step}.json")
     try:
-        metrics = (read_json(path, finite=False) if path.exists() else {}) | metrics
-    except (ValueError, TypeError) as error:
+        found = read_json(path, finite=False) if path.exists() else {}
+        metrics = {name: value for name, value in found.items() if isinstance(value, int | float)} | metrics
+    except (ValueError, AttributeError) as error:
         logging.warning("%s is written anew: %s", path, error)
     rounded = {k: round(float(v), 5) if isinstance(v, float) else int(v) for k, v in metrics.items()}
     write_whole(path, (json.dumps(rounded, indent=2) + "\n").encode())
     width = max(map(len, rounded))
-    print("\n".join(f"{k:<{width}}  {v:,}" for k, v in rounded.items()))
     samples = workdir / "samples"
-    print(f"written to {path}" + (f"; pictures are in {samples}" if samples.exists() else ""))
+    told = [f"{k:<{width}}  {v:,}" for k, v in rounded.items()]
+    told.append(f"written to {path}" + (f"; pictures are in {samples}" if samples.exists() else ""))
+    _mention("\n".join(told), path)

@@ -122,11 +122,13 @@ def plan(values: flags.FlagValues, told: Any = None) -> Any:
     import jax.numpy as jnp
 
     from src.codecs.vae_files import read_vae
+    from src.common.mesh.distributed import skip_absent_tpu
     from src.common.mesh.sharding import batch_sharding, make_mesh, replicated
     from src.common.runtime.compilation_cache import use_program_cache
     from src.data.files.latent_shards import Encoding, Moments
     from src.data.files.shards import SEVERAL, pack, values_of
 
+    skip_absent_tpu()
     use_program_cache()
     vae, params = read_vae(values.vae, values.dtype)
     factor, buckets = vae.config.factor, sides_of(values, vae.config.factor, told)

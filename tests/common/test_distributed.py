@@ -1,6 +1,11 @@
 """Who takes part, who reads which rows, and how processes that differ are told; test_processes.py has real ones."""
 
+import glob
 import json
+import os
+import pathlib
+import subprocess
+import sys
 import types
 
 import jax
@@ -11,6 +16,7 @@ from src.common.mesh import distributed, sharding
 from src.data.pipeline.stream import Stream
 from src.interfaces import Batch
 
+ROOT = pathlib.Path(__file__).parents[2]
 ADDRESS, COUNT, INDEX = distributed.NAMES
 
 
@@ -141,3 +147,14 @@ def test_batch_that_does_not_divide_is_refused():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
     with pytest.raises(ValueError, match=r"'task/cond/label' of shape \(12,\) has 12 rows .* multiple of 8"):
         distributed.put_batch({"task": Batch({}, {"label": np.arange(12)})}, mesh)
+
+
+@pytest.mark.parametrize("call", ["start", "skip_absent_tpu"])
+def test_an_absent_tpu_is_not_looked_for(call):
+    """libtpu would tell on standard error, long, that it finds none."""
+    if glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"):
+        pytest.skip("there are accelerators here")
+    text = f"from src.common.mesh import distributed as d; d.{call}(); import jax; print(jax.devices()[0].platform)"
+    env = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    done = subprocess.run([sys.executable, "-c", text], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("cpu\n", "")

@@ -185,3 +185,122 @@ def test_all_but_the_oldest_and_then_all(workdir, caplog, damage_it):
     with pytest.raises(RuntimeError, match="all 1 checkpoints are damaged and the run will not silently start again"):
         Checkpointer(workdir).restore(ABSTRACT)
     assert sorted(workdir.rglob("*")) == before
+
+
+MARKERS = {
+    "a number for handlers": b'{"item_handlers": 0}',
+    "a list of handlers": b'{"item_handlers": ["state"], "commit_timestamp_nsecs": 1}',
+    "a handler that is no text": b'{"item_handlers": {"state": 3}, "commit_timestamp_nsecs": 1}',
+    "text for scores": b'{"metrics": "none", "commit_timestamp_nsecs": 1}',
+    "text for a time": b'{"commit_timestamp_nsecs": "now"}',
+    "a list of performance": b'{"performance_metrics": [1], "commit_timestamp_nsecs": 1}',
+    "a number for the rest": b'{"custom_metadata": 1.5, "commit_timestamp_nsecs": 1}',
+    "a list": b"[]",
+    "a number": b"3",
+    "nothing": b"null",
+    "nested": b"[" * 20000 + b"]" * 20000,
+    "nested in a field": b'{"item_handlers": ' + b'{"a":' * 20000 + b"1" + b"}" * 20000 + b"}",
+    "empty": b"",
+    "cut": b'{"item_handlers"',
+    "no UTF-8": b'{"item_handlers": "\xff"}',
+    "zeros": bytes(100),
+    "a folder": None,
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to nowhere": lambda path: path.symlink_to("nowhere"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+}
+
+
+def spoil(path, how):
+    """Puts a thing of `MARKERS` in the place of a file."""
+    path.unlink()
+    if how is None:
+        path.mkdir()
+    elif isinstance(how, bytes):
+        path.write_bytes(how)
+    else:
+        how(path)
+
+
+def quick(names, *chosen):
+    """Parameters, those that are not `chosen` in the long group."""
+    return [pytest.param(name, marks=[] if name in chosen else [pytest.mark.faults], id=name) for name in names]
+
+
+@pytest.mark.parametrize("how", quick(MARKERS, "a number for handlers", "nested", "a pipe"))
+def test_a_damaged_marker_of_an_older_checkpoint_hides_no_other(workdir, caplog, how):
+    spoil(workdir / "checkpoints" / "4" / integrity.MARKER, MARKERS[how])
+    looking = Checkpointer(workdir, readonly=True)
+    assert looking.all_steps() == [2, 4, 6] and looking.restore(ABSTRACT)[1] == {"next": 6}
+    looking.close()
+    assert not (workdir / "damaged").exists()
+    caplog.clear()
+    checkpointer = Checkpointer(workdir)
+    found, data, _ = checkpointer.restore(ABSTRACT)
+    assert data == {"next": 6}
+    jax.tree.map(np.testing.assert_array_equal, found, state(6))
+    (told,) = {r.getMessage() for r in caplog.records if "is damaged" in r.getMessage()}
+    assert str(workdir / "checkpoints" / "4") in told and integrity.MARKER in told and len(told) < 600
+    assert os.listdir(workdir / "damaged") == ["4-0"] and checkpointer.all_steps() == [2, 6]
+    assert checkpointer.save(8, state(8), {"next": 8}, CONFIG)
+    checkpointer.close()
+    assert sorted(os.listdir(workdir / "checkpoints")) == ["2", "6", "8"]
+
+
+@pytest.mark.parametrize(
+    "how",
+    quick(["a number for handlers", "nested", "empty", "a folder", "a pipe", "a device"], "a number for handlers"),
+)
+def test_a_damaged_marker_of_the_newest_gives_the_one_before(workdir, caplog, how):
+    spoil(workdir / "checkpoints" / "6" / integrity.MARKER, MARKERS[how])
+    checkpointer = Checkpointer(workdir)
+    found, _, _ = checkpointer.restore(ABSTRACT)
+    checkpointer.close()
+    jax.tree.map(np.testing.assert_array_equal, found, state(4))
+    assert "trying the one before" in caplog.text and os.listdir(workdir / "damaged") == ["6-0"]
+
+
+def scores(folder):
+    (folder / "metrics").mkdir()
+    (folder / "metrics" / "metrics").write_text("[[[")
+
+
+def a_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("how", [scores, a_file, lambda folder: shutil.rmtree(folder / "data")])
+def test_other_things_that_orbax_reads_while_it_lists(workdir, how):
+    how(workdir / "checkpoints" / "4")
+    (workdir / "checkpoints" / "metadata").write_text("{")  # where Orbax keeps what belongs to all checkpoints
+    (workdir / "checkpoints" / "notes.txt").write_text("of a person")
+    checkpointer = Checkpointer(workdir)
+    assert checkpointer.restore(ABSTRACT)[1] == {"next": 6}
+    checkpointer.close()
+    assert (workdir / "checkpoints" / "notes.txt").exists()
+
+
+READ = ("state/_METADATA", "state/manifest.ocdbt", "meta/metadata", "data/metadata", integrity.LIST)
+
+
+@pytest.mark.parametrize("name", quick(READ, "state/manifest.ocdbt", integrity.LIST))
+@pytest.mark.parametrize("how", ["a pipe", "a device"])
+def test_no_pipe_and_no_device_is_read(workdir, caplog, name, how):
+    spoil(workdir / "checkpoints" / "6" / name, MARKERS[how])
+    checkpointer = Checkpointer(workdir)
+    found, data, _ = checkpointer.restore(ABSTRACT)
+    checkpointer.close()
+    jax.tree.map(np.testing.assert_array_equal, found, state(data["next"]))
+    assert re.search(rf"{name}'? (is not a plain|cannot be read)", caplog.text), caplog.text
+    assert data["next"] == 4 or name == integrity.LIST
+
+
+def test_a_file_that_is_read_whole_has_a_bound(workdir, caplog):
+    os.truncate(workdir / "checkpoints" / "6" / "state" / "_METADATA", 30 << 30)  # it takes no room on the disk
+    checkpointer = Checkpointer(workdir)
+    assert checkpointer.restore(ABSTRACT)[1] == {"next": 4}
+    checkpointer.close()
+    assert "state/_METADATA has 32,212,254,720 bytes, which no such file needs" in caplog.text

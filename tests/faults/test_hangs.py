@@ -112,15 +112,15 @@ def test_a_run_that_moves_is_left_alone(ended, monkeypatch, caplog):
 
 STALL = """
 import time
-from src.data import source
-load = source.Reader.__call__
+from src.data.pipeline import reader
+load = reader.Reader.__call__
 def stalled(self, index, rng):
     stalled.count += 1
     if stalled.count > 800:
         time.sleep(1e6)
     return load(self, index, rng)
 stalled.count = 0
-source.Reader.__call__ = stalled
+reader.Reader.__call__ = stalled
 """
 NO_FOLDER = """
 import os, pathlib
@@ -174,6 +174,10 @@ def test_a_process_that_is_gone_or_hangs_ends_the_other(folder, start, way):  # 
     began = time.monotonic()
     assert pair[0].wait(60) != 0
     print(f"{way}: the other ended with {pair[0].returncode} after {time.monotonic() - began:.1f} s")
+    if way != "watchdog":
+        last = [line for line in said(folder, 0).splitlines() if line.startswith("error: ")][-1]
+        assert last.startswith("error: process 1 of 2 ended or does not answer"), said(folder, 0)
+        assert "start all processes again with the same command" in last
     if way == "watchdog":
         assert pair[0].returncode == 1 and "process 0 of 2 does not move" in said(folder, 0)
         assert "in the train step: " in said(folder, 0) and "another process does not come" in said(folder, 0)

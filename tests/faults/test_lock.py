@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import pytest
 from etils import epath
 
 from src.train.checkpoints import lock
+from src.train.checkpoints.checkpointer import Checkpointer
 from tests.helpers.one_run import Process
 
 
@@ -163,3 +165,40 @@ def test_two_runs_of_one_workdir(tmp_path):
         other = json.loads((first.workdir / "lock.json").read_text()) | {"token": "x", "host": "elsewhere"}
         (first.workdir / "lock.json").write_text(json.dumps(other))
         assert third.wait(60) == 1 and "has taken over" in third.said()
+
+
+@pytest.mark.parametrize("way", ["removed", "moved", "replaced"])
+def test_a_workdir_that_goes_under_a_run_ends_it(tmp_path, monkeypatch, way):
+    """By the lock's thread, within `BEAT` seconds, and at the latest when a checkpoint is due."""
+    workdir, told, ended = tmp_path / "run", [], threading.Event()
+    checkpoints = Checkpointer(workdir)
+    checkpoints.check_there()
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    held = lock.Lock(epath.Path(workdir / "lock.json"), lambda text: (told.append(text), ended.set()))
+    held.take()
+    time.sleep(0.2)
+    assert not told
+    if way == "moved":
+        workdir.rename(tmp_path / "elsewhere")
+    else:
+        shutil.rmtree(workdir)
+    if way == "replaced":
+        workdir.mkdir()
+    assert ended.wait(10) and f"the workdir {workdir} was removed, moved or replaced" in told[0]
+    held.release()
+    with pytest.raises(RuntimeError, match=f"the workdir {workdir} was removed, moved or replaced.*put it back"):
+        checkpoints.save(4, {"step": 4}, {}, {})
+    with pytest.raises(RuntimeError, match="was removed"):
+        checkpoints.complete(lambda: None)
+    checkpoints.close()
+    assert not (workdir / "checkpoints").exists(), "nothing is written as if nothing had been before"
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_a_run_whose_workdir_is_removed_ends_with_a_sentence(tmp_path):
+    with Process(tmp_path, "--config.steps=1000000", "--config.checkpoint.every=0") as run:
+        run.until("step 2/")
+        shutil.rmtree(run.workdir, ignore_errors=True)
+        assert run.wait(60) == 1
+    assert run.said().splitlines()[-1].startswith(f"error: the workdir {run.workdir} was removed, moved or replaced")

@@ -6,12 +6,16 @@ import os
 import re
 import stat
 import unicodedata
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from etils import epath
 
 from src.common.files.store import is_remote
 
 NAME_LIMIT = 1024  # characters; file systems take 255 for one part and about 4096 for a path
+PIECE = 1 << 20  # bytes of one read
+LINE = 16 << 20  # bytes of a line, at most
 
 
 def member(name: str) -> str:
@@ -67,10 +71,15 @@ def read_bounded(path: str | os.PathLike[str], limit: int, what: str = "file") -
     """
     where = f"the {what} {shown(os.fspath(path))}"
     try:
-        if not is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        known = None if is_remote(path) else os.stat(path)
+        if known and not stat.S_ISREG(known.st_mode):
             raise ValueError(f"{where} is not a plain file: give the path of one")
+        data, long = bytearray(), bool(known) and known.st_size > limit
         with epath.Path(path).open("rb") as file:
-            data = file.read(limit + 1)
+            while not long and len(data) <= limit and (piece := file.read(min(PIECE, limit + 1 - len(data)))):
+                data += piece  # a single read would take the memory of the limit, whatever the size
+    except MemoryError:
+        raise
     except FileNotFoundError:
         raise FileNotFoundError(f"{where} does not exist: correct the path") from None
     except ValueError as error:
@@ -78,9 +87,28 @@ def read_bounded(path: str | os.PathLike[str], limit: int, what: str = "file") -
     except Exception as error:  # a store's client has its own kinds
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {shown(error)}"
         raise OSError(f"{where} cannot be read ({reason}): check the path, your rights and the disk") from error
-    if len(data) > limit:
+    if long or len(data) > limit:
         raise ValueError(f"{where} has more than {limit:,} bytes, which no such file needs: is it the right one?")
-    return data
+    return bytes(data)
+
+
+def check_plain(path: str | os.PathLike[str]) -> None:
+    """Raises OSError, in one sentence, where something of this machine that is no plain file has this name: a device
+    gives bytes without an end, and who opens a pipe waits for another process."""
+    if not is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(f"{os.fspath(path)} is not a plain file: remove it, or move it away")
+
+
+def bounded_lines(file: BinaryIO, limit: int = LINE) -> Iterator[bytes]:
+    """The lines of an open file from its beginning, one at a time in memory.
+
+    Raises ValueError where one is longer than `limit` bytes.
+    """
+    file.seek(0)
+    while line := file.readline(limit + 1):
+        if len(line) > limit:
+            raise ValueError(f"a line has more than {limit:,} bytes, so that it is no log: move the file away")
+        yield line
 
 
 def stem(text: str, otherwise: str = "sample") -> str:

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections.abc import Iterable
 
 from absl import logging
 from etils import epath
@@ -42,20 +43,23 @@ def cache_folder() -> str:
     return os.path.join(base, "monoformer-jax")
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file atomically; makes its folder if needed.
+def write_whole(path: str | os.PathLike[str], data: bytes | Iterable[bytes]) -> None:
+    """Writes a file atomically, of bytes or of pieces of them; makes its folder if needed.
 
     Raises OSError, or what the store's client raises.
     """
     target = epath.Path(path)
+    pieces = (data,) if isinstance(data, bytes | bytearray | memoryview) else data
     if is_remote(target):
-        target.write_bytes(data)
+        target.write_bytes(b"".join(pieces))
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     # The name is unique, because several processes may write the same file at the same time.
     draft = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
     try:
-        draft.write_bytes(data)
+        with draft.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)

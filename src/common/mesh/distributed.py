@@ -50,8 +50,7 @@ def start(stoppable: bool = False) -> None:
     Raises ValueError when the environment contradicts itself, RuntimeError when JAX cannot start. Where the others do
     not come in time, JAX aborts the process.
     """
-    if _compiles_only():
-        jax.config.update("jax_platforms", "cpu")
+    skip_absent_tpu()
     given, flags = _from_environment(os.environ), os.environ.get("XLA_FLAGS", "")
     several = emulates(flags) or jax.config.jax_num_cpu_devices > 1
     if (jax.config.jax_platforms == "cpu" and given) or several:
@@ -72,6 +71,12 @@ def start(stoppable: bool = False) -> None:
             f"{who} could not join the others ({' '.join(str(error).split())[:200]}): start all of them, and check that"
             " they can reach the address of process 0"
         ) from error
+
+
+def skip_absent_tpu() -> None:
+    """Has JAX use the CPU where libtpu is installed and no TPU is; call it before the first use of JAX's devices."""
+    if _compiles_only():
+        jax.config.update("jax_platforms", "cpu")
 
 
 def _compiles_only() -> bool:

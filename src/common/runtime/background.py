@@ -11,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from src.common.runtime import streams
+
 _threads: list[threading.Thread] = []
 
 
@@ -36,10 +38,9 @@ def leave(code: int) -> None:
     While background work runs, Python's own shutdown is skipped: a compiler that comes back to a Python which is
     no more aborts the process, whatever the exit code was.
     """
+    streams.drain()
     if not any(thread.is_alive() for thread in _threads):
         sys.exit(code)
     with contextlib.suppress(Exception):
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
     os._exit(code)

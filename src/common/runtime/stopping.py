@@ -13,11 +13,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 
 from absl import logging
+
+from src.common.runtime import streams
 
 NOTE = "STOP_NOTE"  # the variable with a launcher's file, which distinguishes "stopped" from "finished"
 TOLD = "asked to stop (%s): finishing this step, saving and leaving; Ctrl-C once more leaves at once"
@@ -147,8 +148,6 @@ def note(text: str) -> None:
 
 
 def _leave(text: str, code: int) -> None:
-    print(text, file=sys.stderr)
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    streams.tell(text)
+    streams.drain()
     os._exit(code)

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from src.common.files.paths import bounded_lines, check_plain
 from src.common.files.store import SEND_SHARE, Mirror, identity, is_remote, write_whole
 
 SLOW = 1.0  # seconds of a failed attempt after which the next one waits
@@ -150,6 +151,7 @@ class JsonLinesWriter(_Guarded):
         path = os.path.join(self._folder(folder), name)
         if self._mirror and not os.path.exists(path):
             self._mirror.fetch(name)  # a resumed run continues the same file
+        check_plain(path)
         handle = open(path, "a+b")  # noqa: SIM115 - it stays open for the run
         if handle.tell() > 0:
             handle.seek(-1, os.SEEK_END)
@@ -176,12 +178,9 @@ class JsonLinesWriter(_Guarded):
         """Takes lines back (see `History`), and the half line that a killed run left."""
 
         def action(handle: Any) -> None:
-            handle.seek(0)
-            lines = handle.readlines()
-            kept = [line for line in lines if _stays(line, step, again)]
-            if kept == lines:
+            if all(_stays(line, step, again) for line in bounded_lines(handle)):
                 return
-            write_whole(handle.name, b"".join(kept))
+            write_whole(handle.name, (line for line in bounded_lines(handle) if _stays(line, step, again)))
             handle.close()
             self._handle = open(handle.name, "a+b")  # noqa: SIM115 - it stays open for the run
 
@@ -333,7 +332,7 @@ def _stays(line: bytes, step: int, again: tuple[str, ...]) -> bool:
         told = record["step"]
         redone = told == step and any(name.startswith(again) for name in record)
         return line.endswith(b"\n") and told <= step and not redone
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

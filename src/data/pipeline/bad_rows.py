@@ -17,6 +17,7 @@ import jax
 from absl import logging
 from etils import epath
 
+from src.common.files.paths import check_plain, read_bounded
 from src.common.files.store import is_remote, write_whole
 from src.common.mesh.distributed import gather_texts
 from src.common.tree import listed
@@ -24,6 +25,7 @@ from src.data.example import BadRow
 
 SHOWN = 10  # rows that a message lists
 MOST = 100_000  # rows in the file; the others are only counted
+BYTES = 256 << 20  # of the file, at most
 FILES = 10  # files that a summary names
 # "train.jsonl line 3 turns 1 to 2", "00001.arrayrecord record 7", "a.tar fox.jpg"; else the place is a file itself
 PLACE = re.compile(r"(.+) ((?:line|element|record) \d+(?: [^/]*)?)|(.+?\.tar) (.+)")
@@ -133,6 +135,7 @@ class Ledger:
             if is_remote(self.path):  # nothing can be appended in a store
                 write_whole(self.path, "".join(f"{line}\n" for line in self._load().values()).encode())
             else:
+                check_plain(self.path)
                 with open(self.path, "a", encoding="utf-8") as file:
                     file.write("".join(f"{line}\n" for line in self._unsaved))
             self._unsaved.clear()
@@ -145,13 +148,17 @@ class Ledger:
         """The lines of earlier starts; half a line of one that was killed is completed by a line end."""
         if self._lines is None:
             self._lines, text = {}, ""
-            if self.path.exists():
-                text = self.path.read_bytes().decode(errors="replace")
+            try:
+                text = read_bounded(self.path, BYTES, "list of bad rows").decode(errors="replace")
+            except FileNotFoundError:
+                pass
+            except (ValueError, OSError) as error:
+                logging.warning("%s; the bad rows of earlier starts are not known", error)
             for line in text.splitlines():
                 try:
                     told = json.loads(line)
                     self._lines[told["task"], told["row"]] = line
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue
             if text and not text.endswith("\n"):
                 self._unsaved.append("")

@@ -24,11 +24,13 @@ from ml_collections import ConfigDict
 from src.common import tree
 from src.common.files.store import is_remote
 from src.common.mesh.distributed import agree, gather_texts
-from src.common.runtime.errors import brief
+from src.common.runtime import errors
+from src.common.runtime.errors import brief, explain
 from src.train.checkpoints import integrity, metadata
 from src.train.checkpoints import retention as keeping
-from src.train.checkpoints.integrity import DamageError, explain
-from src.train.checkpoints.workdir import check_writable
+from src.train.checkpoints.integrity import DamageError
+from src.train.checkpoints.manager import open_manager
+from src.train.checkpoints.workdir import Held, check_writable, unwritable
 
 
 class Checkpointer:
@@ -60,6 +62,7 @@ class Checkpointer:
             self.workdir = check_writable(workdir)
         self.directory = self.workdir / "checkpoints"
         self.every, self.readonly = every, readonly
+        self._held = None if readonly else Held(self.workdir)
         self._scores = keeping.ScoreFile(self.workdir)
         self._opened: Any = None
         self._pending: int | None = None
@@ -67,7 +70,7 @@ class Checkpointer:
         self._error = ""
         self._sound: set[int] = set()  # written whole or read back by this process
         self._scored = False
-        if not readonly and (reason := agree(_unwritable(self.directory))):
+        if not readonly and (reason := agree(unwritable(self.directory))):
             raise OSError(f"{self.directory} cannot be written ({reason}): correct it, or choose another --workdir")
 
     def due(self, step: int, evaluated: bool = False) -> bool:
@@ -118,9 +121,11 @@ class Checkpointer:
 
         `data_state` and `config` are JSON values or a ConfigDict. Returns False if the step exists already or the write
         could not start. A failed write (disk full) is logged at the next call; `wait` raises if the last one failed.
+        Raises RuntimeError as `check_there` does.
         """
         import orbax.checkpoint as ocp
 
+        self.check_there()
         jax.block_until_ready(state)
         self._settle()
         if self._failure:
@@ -143,11 +148,18 @@ class Checkpointer:
         return self._succeeded(reason)
 
     def complete(self, again: Callable[[], Any]) -> None:
-        """Waits for the last write, and calls `again` to retry it if it failed. Raises OSError as `wait` does."""
+        """Waits for the last write, and calls `again` to retry it if it failed. Raises OSError as `wait` does, and as
+        `check_there`."""
+        self.check_there()
         self._settle()
         if self._failure:
             again()
         self.wait()
+
+    def check_there(self) -> None:
+        """Raises RuntimeError, on every process, where the workdir was removed or replaced since this was made."""
+        if self._held and (reason := agree(self._held.lost())):
+            raise RuntimeError(reason)
 
     def restore(
         self, abstract_state: Any, accept: Callable[[Any], Any] | None = None, step: int | None = None
@@ -160,9 +172,9 @@ class Checkpointer:
         step             read this checkpoint only
 
         A damaged checkpoint causes a warning and the next older one is read; if that succeeds, damaged ones are moved
-        to `<workdir>/damaged`. Raises ValueError for other leaves than those of `abstract_state` or an unknown format,
-        RuntimeError when all checkpoints are damaged, and FileNotFoundError for a missing `step`, and then changes
-        nothing on disk.
+        to `<workdir>/damaged`, with older ones whose marker or items are damaged. Raises ValueError for other leaves
+        than those of `abstract_state` or an unknown format, RuntimeError when all checkpoints are damaged, and
+        FileNotFoundError for a missing `step`, and then changes nothing on disk.
         """
         self._settle()
         steps = sorted(self._steps(), reverse=True)
@@ -184,6 +196,10 @@ class Checkpointer:
             if jax.process_index() == 0 and (files := integrity.changed_files(folder)):
                 logging.warning("Checkpoint %s is valid, but %s.", folder, tree.listed(files))
             self._sound.add(each)
+            if step is None:
+                damaged |= integrity.unmarked(
+                    self.directory, [older for older in steps if older < each], metadata.ITEMS
+                )
             if not self.readonly:
                 self._set_aside(list(damaged))
             return found
@@ -211,7 +227,8 @@ class Checkpointer:
         """Waits for the last write of all processes. Raises OSError if it failed."""
         self._settle()
         if self._failure:
-            raise OSError(f"the last checkpoint was not written: {self._failure}; free space in {self.directory}")
+            advice = errors.way_out(self._failure, self.directory)
+            raise OSError(f"the last checkpoint was not written: {self._failure}; {advice}")
 
     def close(self) -> None:
         """Waits as `wait` does (and raises as it does), then releases Orbax's threads."""
@@ -219,26 +236,17 @@ class Checkpointer:
             self.wait()
         finally:
             manager, self._opened = self._opened, None
-            if manager is not None:
-                manager.close()
+            for each in filter(None, (self._held, manager)):
+                each.close()
 
     # ----------------------------------------------------------------------- within
 
     def _manager(self) -> Any:
         if self._opened is None:
-            import orbax.checkpoint as ocp
-
             integrity.shorten_orbax_errors()
             if not self.readonly:
                 self._sweep()
-            # Orbax keeps everything: `retention.py` decides what is removed.
-            options = ocp.CheckpointManagerOptions(
-                create=not self.readonly,
-                cleanup_tmp_directories=not self.readonly,
-                # With asynchronous creation, a process does not exit if a directory cannot be made.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-            )
-            self._opened = ocp.CheckpointManager(self.directory, options=options)
+            self._opened = open_manager(self.directory, self.readonly)
         return self._opened
 
     def _steps(self) -> list[int]:
@@ -277,7 +285,7 @@ class Checkpointer:
         if self._opened is not None:
             self._sweep()
             self._opened.reload()  # Orbax counts the step as saved
-            if integrity.FULL in reason:
+            if errors.FULL.called in reason:
                 self._make_room()
         return False
 
@@ -334,10 +342,3 @@ class Checkpointer:
 
     def _move(self, steps: Sequence[int]) -> None:
         integrity.move_damaged(self.workdir, steps)
-
-
-def _unwritable(folder: epath.Path) -> str:
-    """Why a local folder cannot be written; "" if it can, or does not exist yet."""
-    if is_remote(folder) or not folder.exists():
-        return ""
-    return "" if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) else "it is not a writable folder"

@@ -7,7 +7,6 @@ if the process was killed before it) is read, too.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import logging
@@ -24,16 +23,22 @@ from typing import Any
 from absl import logging as absl_logging
 from etils import epath
 
+from src.common.files.paths import shown
 from src.common.files.store import is_remote, move_folder, write_whole
 from src.common.files.strict_json import read_json
 from src.common.mesh.distributed import agree
-from src.common.runtime.errors import brief
+from src.common.runtime.errors import brief, explain
 from src.common.tree import listed
 
 LIST = "files.json"
 SMALL = 2**20  # bytes; larger files have no checksum, since they are not read again after writing
 MARKER, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
-FULL = "the disk is full"
+FIELDS = {  # of the marker; None and absent ones are allowed
+    "item_handlers": dict | str, "metrics": dict, "performance_metrics": dict, "custom_metadata": dict,
+    "init_timestamp_nsecs": int, "commit_timestamp_nsecs": int,
+}  # fmt: skip
+ARRAYS = "d"  # folders of pieces of arrays, which are read piece by piece
+WHOLE = 256 << 20  # bytes; every other file is read whole
 ORBAX = f"{os.sep}orbax{os.sep}"
 
 
@@ -51,18 +56,6 @@ def on_all_processes(item: str, action: Callable[[], Any]) -> Any:
     if reason := agree(reason):
         raise DamageError(f"{item}: {reason}" if item else reason)
     return result
-
-
-def explain(error: BaseException) -> str:
-    """An error in one line; names a full disk if any error of the chain has that cause."""
-    chain, seen = [], error
-    while seen is not None and seen not in chain:
-        chain.append(seen)
-        seen = seen.__cause__ or seen.__context__
-    codes = {getattr(each, "errno", None) for each in chain}
-    texts = " ".join(map(str, chain)).lower()
-    full = codes & {errno.ENOSPC, errno.EDQUOT} or "no space left" in texts or "quota exceeded" in texts
-    return f"{FULL} ({brief(error)})" if full else brief(error)
 
 
 def shorten_orbax_errors() -> None:
@@ -101,21 +94,55 @@ def _shortened(record: logging.LogRecord) -> bool:
 
 
 def check_marker(folder: epath.Path, items: Sequence[str]) -> None:
-    """Raises DamageError if an item is missing, or a file that Orbax writes last."""
+    """Raises DamageError if an item or the file that Orbax writes last is missing, or is not as Orbax writes it."""
     if missing := [item for item in items if not (folder / item).is_dir()]:
         raise DamageError(f"{missing[0]} is missing")
     try:
-        written = read_json(folder / MARKER).get("commit_timestamp_nsecs")
+        marker = read_json(folder / MARKER)
     except FileNotFoundError:
         raise DamageError(f"{MARKER} is missing") from None
     except Exception as error:
         raise DamageError(f"{MARKER} cannot be read: {brief(error)}") from None
-    if not written:
+    if not isinstance(marker, dict):
+        raise DamageError(f"{MARKER} holds {type(marker).__name__} instead of fields")
+    for name, kind in FIELDS.items():
+        if not isinstance(marker.get(name), kind | None) or isinstance(marker.get(name), bool):
+            raise DamageError(f"{MARKER} has {name} = {shown(marker[name], 40)}, which Orbax does not write")
+    handlers = marker.get("item_handlers") or {}
+    if isinstance(handlers, dict) and not all(isinstance(each, str) for each in handlers.values()):
+        raise DamageError(f"{MARKER} has item_handlers that Orbax does not write")
+    if not marker.get("commit_timestamp_nsecs"):
         raise DamageError(f"{MARKER} says that the checkpoint is incomplete")
     marks = {place: (folder / place / COMMITTED).exists() for place in (".", *items)}  # older Orbax writes none
     if any(marks.values()) and not all(marks.values()):
         place = next(place for place, there in marks.items() if not there)
         raise DamageError(f"{COMMITTED if place == '.' else f'{place}/{COMMITTED}'} is missing")
+
+
+def unmarked(directory: epath.Path, steps: Sequence[int], items: Sequence[str]) -> dict[int, str]:
+    """Those of `steps` whose marker or items are damaged, with the reason; each is named in a warning, the same on
+    every process. No other file is looked at."""
+    found = {}
+    for step in steps:
+        folder = directory / str(step)
+        try:
+            on_all_processes("", lambda folder=folder: check_marker(folder, items))
+        except DamageError as error:
+            found[step] = str(error)
+            absl_logging.warning("Checkpoint %s is damaged (%s); a newer one was read.", folder, error)
+    return found
+
+
+def check_plain(folder: epath.Path) -> None:
+    """Raises DamageError for a device, a pipe or another thing that is no file, which a reader might never come back
+    from, and for one of the files that are read whole that is larger than `WHOLE` bytes."""
+    for place, _, names in () if is_remote(folder) else os.walk(folder):
+        for path in (pathlib.Path(place, name) for name in names):
+            name = path.relative_to(folder)
+            if path.exists() and not path.is_file():
+                raise DamageError(f"{name} is not a plain file")
+            if path.parent.name != ARRAYS and path.is_file() and path.stat().st_size > WHOLE:
+                raise DamageError(f"{name} has {path.stat().st_size:,} bytes, which no such file needs")
 
 
 def write_file_list(folder: epath.Path) -> None:
@@ -166,8 +193,10 @@ def _files(folder: epath.Path) -> dict[str, tuple[int, int | None]]:
     found = {}
     for place, _, names in os.walk(folder):
         for path in (pathlib.Path(place, name) for name in names if name != LIST):
+            if not path.exists():  # a link to nowhere
+                continue
             size = path.stat().st_size
-            crc = zlib.crc32(path.read_bytes()) if size <= SMALL else None
+            crc = zlib.crc32(path.read_bytes()) if path.is_file() and size <= SMALL else None
             found[str(path.relative_to(folder))] = (size, crc)
     return dict(sorted(found.items()))
 

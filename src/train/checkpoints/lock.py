@@ -18,7 +18,6 @@ import json
 import os
 import pathlib
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -29,12 +28,17 @@ import jax
 from absl import logging
 from etils import epath
 
+from src.common.files.paths import check_plain
 from src.common.files.store import is_remote, write_whole
+from src.common.files.strict_json import read_json
 from src.common.mesh.distributed import agree
+from src.common.runtime import streams
 from src.common.runtime.errors import brief
+from src.train.checkpoints.workdir import Held
 
 BEAT = 15.0  # seconds between renewals
 LOST = 120.0  # seconds without renewal after which a run counts as dead
+BYTES = 1 << 16  # of a lock, at most
 SETTLE = 2.0  # seconds after which all readers of a store see the last writer
 
 
@@ -44,7 +48,7 @@ class Lock:
     def __init__(self, path: epath.Path, lost: Callable[[str], None] | None = None):
         self.path, self._lost = path, lost or _leave
         self._me = me() | {"token": uuid.uuid4().hex, "beat": 0, "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-        self._over = threading.Event()
+        self._over, self._held = threading.Event(), None
         self._thread: threading.Thread | None = None
 
     def take(self) -> None:
@@ -62,6 +66,7 @@ class Lock:
             time.sleep(SETTLE)
         if (now := self._read() or {}).get("token") != self._me["token"]:
             raise RuntimeError(self._refusal(now))
+        self._held = Held(self.path.parent)
         self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
         self._thread.start()
 
@@ -70,6 +75,8 @@ class Lock:
         self._over.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(BEAT)
+        if self._held:
+            self._held.close()
         with contextlib.suppress(Exception):
             if (self._read() or {}).get("token") == self._me["token"]:
                 self.path.unlink()
@@ -126,8 +133,9 @@ class Lock:
 
     def _read(self) -> dict[str, Any] | None:
         """The contents of the file; {} if it is not a valid lock, None if there is no file."""
+        check_plain(self.path)
         try:
-            found = json.loads(self.path.read_bytes())
+            found = read_json(self.path, limit=BYTES)
             return found if isinstance(found, dict) else {}
         except FileNotFoundError:
             return None
@@ -141,6 +149,9 @@ class Lock:
         warned = False
         while not self._over.wait(BEAT):
             try:
+                if reason := self._held.lost():
+                    self._lost(reason)
+                    return
                 found = self._read()
                 if found and found.get("token") != self._me["token"]:
                     self._lost(f"{_who(found)} has taken over {self.path}, which this run held: this run ends")
@@ -205,7 +216,7 @@ def _started(pid: Any) -> str | None:
 def _exists(pid: Any) -> bool:
     try:
         os.kill(int(pid), 0)
-    except (ProcessLookupError, TypeError, ValueError):
+    except (ProcessLookupError, TypeError, ValueError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -213,7 +224,7 @@ def _exists(pid: Any) -> bool:
 
 
 def _text(path: str) -> str | None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # ValueError: what no path may hold
         return pathlib.Path(path).read_text().strip()
     return None
 
@@ -239,5 +250,5 @@ def _alone(folder: epath.Path) -> Iterator[None]:
 
 
 def _leave(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    streams.tell(f"error: {text}")
     os._exit(1)  # saving would overwrite the other run's files

@@ -23,7 +23,7 @@ from src.common.files.checksums import fingerprints
 from src.common.files.paths import shown
 from src.common.files.strict_json import read_json
 from src.train.checkpoints.config_changes import plain
-from src.train.checkpoints.integrity import DamageError, check_marker, on_all_processes
+from src.train.checkpoints.integrity import DamageError, check_marker, check_plain, on_all_processes
 from src.train.checkpoints.migrations import MIGRATIONS
 
 FORMAT = 3
@@ -36,7 +36,8 @@ Found = tuple[Any, Any, dict[str, Any]]  # state, data state, meta
 
 
 def read(folder: epath.Path, abstract_state: Any, accept: Callable[[Any], Any] | None) -> Found:
-    """Reads and verifies a checkpoint: marker, seal, data, config, then every leaf's dtype, shape and bits.
+    """Reads and verifies a checkpoint: marker, kinds of files, seal, data, config, then dtype, shape and
+    bits of every leaf.
 
     Raises DamageError for a damaged one, and ValueError for one of another run.
     """
@@ -44,6 +45,7 @@ def read(folder: epath.Path, abstract_state: Any, accept: Callable[[Any], Any] |
 
     # Readers of single items, since the manager's wait for other processes, which may have found damage.
     on_all_processes("", lambda: check_marker(folder, ITEMS))
+    on_all_processes("", lambda: check_plain(folder))
     meta = on_all_processes("meta", lambda: checked_meta(read_item(folder / "meta")))
     check_format(meta, str(folder))
     data = on_all_processes("data", lambda: checked_data(read_item(folder / "data"), meta))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 
@@ -11,6 +12,7 @@ from etils import epath
 
 from src.common.files.store import is_remote
 from src.common.mesh.distributed import agree, gather_texts
+from src.common.runtime import errors
 from src.common.runtime.errors import brief
 
 
@@ -27,11 +29,13 @@ def check_writable(workdir: str | os.PathLike[str]) -> epath.Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("probe")
     except Exception as error:
-        reason = getattr(error, "strerror", None) or brief(error)
+        reason = errors.explain(error)
     wrote = not reason
     try:
         if reason := agree(reason):
-            raise OSError(f"the workdir {workdir} cannot be written ({reason}): choose another --workdir")
+            here = not any(f"{cause.called} (" in reason for cause in errors.LIMITS)  # what another place would mend
+            advice = "choose another --workdir" if here else errors.way_out(reason, workdir)
+            raise OSError(f"the workdir {workdir} cannot be written ({reason}): {advice}")
         first = gather_texts(probe.name)[0]
         reason = agree("" if (folder / first).exists() else "a file of process 0 is not visible to all")
     finally:
@@ -40,6 +44,46 @@ def check_writable(workdir: str | os.PathLike[str]) -> epath.Path:
     if reason:
         raise OSError(f"the workdir {workdir} is not shared by all processes ({reason}): choose a shared folder")
     return folder
+
+
+def unwritable(folder: epath.Path) -> str:
+    """Why nothing can be written into a folder of this machine, or "" where it can or is still to be made."""
+    if is_remote(folder) or not folder.exists():
+        return ""
+    return "" if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) else "it is not a writable folder"
+
+
+class Held:
+    """A folder of this machine that is kept open, so that its removal is noticed; nothing of a store."""
+
+    def __init__(self, folder: epath.Path):
+        self.folder, self._handle = folder, None
+        if not is_remote(folder):
+            with contextlib.suppress(OSError):  # not every system opens folders
+                self._handle = os.open(folder, os.O_RDONLY)
+
+    def lost(self) -> str:
+        """Why what is written now would not be with what was written before, in one sentence, or ""."""
+        if self._handle is None:
+            return ""
+        try:
+            same = os.path.samestat(os.fstat(self._handle), os.stat(self.folder))
+        except FileNotFoundError:
+            same = False
+        except OSError:  # a network disk that does not answer now
+            return ""
+        if same:
+            return ""
+        return (
+            f"the workdir {self.folder} was removed, moved or replaced while the run was at work, and what it wrote"
+            " before is not there: put it back, or empty the folder, and start the same command again"
+        )
+
+    def close(self) -> None:
+        """Stops looking."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
 
 
 def sweep(folder: epath.Path) -> None:
