@@ -78,7 +78,8 @@ def test_a_run_that_starts_from_images_of_another_kind_is_told(there, blocks, to
     bias = jax.ShapeDtypeStruct((4,), np.float32, sharding=place)
     like = {"fields": {"image": {"embed": {"linear": {"bias": bias}}}}}
     with caplog.at_level(logging.WARNING):
-        InitFrom(str(tmp_path), config={"fields": {}, "model": {}, "tasks": tasks(*blocks)}).read(like, lambda paths: {})
+        config = {"fields": {}, "model": {}, "tasks": tasks(*blocks)}
+        InitFrom(str(tmp_path), config=config).read(like, lambda paths: {})
     assert (told in caplog.text) if told else not caplog.records
     assert len(caplog.records) == bool(told)
 
