@@ -305,7 +305,7 @@ def test_llava_rows_have_the_image_where_its_marker_was(tmp_path):
     assert brief[3][1].startswith("Why 3[A fox")
     published = texts(PictureChat(24, 96, marks=False, train_on_source=True), range(4))
     assert published[1][0] == "<s>[What is 1?\n]" and published[0][0] == "<s>"
-    assert published[3][1] == 'W[hy 3?A fox, [3] of "{many}".</s><s>Which colour?Red.</s>]'
+    assert published[3][1] == '[Why 3?A fox, [3] of "{many}".</s><s>Which colour?Red.</s>]'
     short = task(Llava(path, images), PictureChat(8, 96))
     assert flaw(short, 1)[1] == "the text before the image is too long"
 

@@ -105,13 +105,4 @@ class PictureChat(Template):
             raise BadRow("the text before the image is too long", where, f"{size_of(head)} of {self.rooms[0]} tokens")
         if skip and not (whole and size_of(rest) <= self.rooms[1]):
             raise BadRow("the chat is too long", where, f"{sum(map(len, turns)):,} characters")
-        return head, rest if seen else _unled(rest)
-
-
-def _unled(parts: list[Part]) -> list[Part]:
-    """Without an image nothing stands before the first token of the rest that could predict it."""
-    first = next((i for i, (ids, _) in enumerate(parts) if ids), len(parts))
-    if first == len(parts):
-        return parts
-    ids, target = parts[first]
-    return [*parts[:first], (ids[:1], False), (ids[1:], target), *parts[first + 1 :]]
+        return head, rest
