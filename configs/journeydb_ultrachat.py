@@ -44,9 +44,8 @@ def official(config):
 
     Their batch of 128 rows is drawn row by row; 160 is the next that divides nine to one over 16 devices.
     """
-    config = common.official(config)
+    config = papers.released_journeydb(common.official(config))
     config.batch = 160
-    config.tasks.caption_to_image.template.newline = True
     config.tasks.chat.source.split = 0
     with config.unlocked():
         config.tasks.chat.template.update({"turns": "last", "train_on_source": True, "question": 128})

@@ -57,9 +57,8 @@ def official(config):
 
     Questions are cut to 128 tokens. There a row has 512 tokens with its image; here its text alone has as many.
     """
-    config = common.official(config)
+    config = papers.released_journeydb(common.official(config))
     config.batch, config.mesh.fsdp = 16, 2  # 14 rows and 2, on two devices
-    config.tasks.caption_to_image.template.newline = True
     with config.unlocked():
         config.tasks.picture_chat.template.update({"marks": False, "train_on_source": True, "question": 128})
     config.tasks.picture_chat.objectives.text.names = ("text.head", "text.rest")

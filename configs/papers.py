@@ -63,6 +63,12 @@ def journeydb(weight: float) -> dict:
     }
 
 
+def released_journeydb(config: ConfigDict) -> ConfigDict:
+    """The released scripts: prompts of 128 tokens with <s>, before <|im_start|>, and a line break behind the image."""
+    config.tasks.caption_to_image.template.update({"length": 129, "newline": True})
+    return config
+
+
 def journeydb_pixels(config: ConfigDict) -> ConfigDict:
     """JourneyDB's own files instead of moments."""
     files = {"annotations": "data/journeydb/train_anno.jsonl", "images": "data/journeydb/imgs"}

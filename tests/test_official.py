@@ -5,11 +5,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import digits, imagenet256, llava_journeydb
+from configs import digits, imagenet256, journeydb_ultrachat, llava_journeydb
 from src.build import build_field
+from src.codecs.text import Bytes
+from src.common.lookup import build as build_part
 from src.common.tree import flatten
+from src.data.example import Example
+from src.data.task import SourceTask
+from src.data.templates._base import Request
 from src.models import build
 from src.models.transformer import Transformer
+from tests.helpers.fields import table
 
 PUBLISHED = {
     "fields.image.process": {
@@ -55,6 +61,20 @@ def test_the_official_preset_is_the_published_one(module, channels, guided, obje
             assert (objective["weight"], objective["timesteps"]) == (1.0, {"name": "timesteps:Grid"})
         else:
             assert (objective["name"], objective["weight"]) == ("next_token", 0.01)
+
+
+@pytest.mark.parametrize("module", [journeydb_ultrachat, llava_journeydb])
+def test_long_prompts_of_journeydb_are_cut_where_the_released_scripts_cut_them(module):
+    template = module.get_config("official").tasks.caption_to_image.template.to_dict()
+    template = build_part("data/templates", template)
+    codec, image = Bytes(), np.zeros((8, 8, 3), np.uint8)
+    SourceTask("t", [{}], template, table(codec, (8, 8, 3)))
+    row = template.row(Example({"prompt": "x" * 300, "image": image}), Request())
+    ids = row["text.prompt/ids"][row["text.prompt/valid"]]
+    words = "Please generate an image of " + "x" * 300
+    assert ids.tolist() == [*[codec.bos, *codec.encode(words)][:128], codec.image_start]
+    tail = row["text.tail/ids"][row["text.tail/valid"]]
+    assert tail.tolist() == [codec.image_end, *codec.encode("\n"), codec.eos]
 
 
 def test_every_part_begins_as_published(monkeypatch):
