@@ -118,9 +118,12 @@ class SentencePiece:
     def encode(self, text: str) -> list[int]:
         """Ids of the pieces of `text`; the first word gets the model's word-start piece, as after any special token.
 
-        Raises ValueError if the text has characters that the model lacks.
+        Raises ValueError if the text has characters that the model lacks, or half a surrogate pair.
         """
-        ids = self._model.encode(text)
+        try:
+            ids = self._model.encode(text)
+        except RuntimeError as error:  # what sentencepiece says of text that is no UTF-8
+            raise ValueError(f"text {text!a} has half a surrogate pair: write it anew as UTF-8") from error
         if self.unk in ids:
             pieces = self._model.encode(text, out_type=str)
             unknown = sorted({c for i, piece in zip(ids, pieces, strict=True) if i == self.unk for c in piece})

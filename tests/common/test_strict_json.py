@@ -14,8 +14,9 @@ def test_sound_json_is_read(tmp_path):
     assert parse_json(deep, "it") and parse_json(b'["\\ud83d\\ude00"]', "it") == ["😀"]
     assert math.isnan(parse_json(b"[NaN]", "it", finite=False)[0])
     assert parse_json(b"[1e999]", "it", finite=False) == [math.inf]
-    (tmp_path / "a.json").write_bytes(b"[1]")
-    assert read_json(tmp_path / "a.json") == [1]
+    for mark in (b"", b"\xef\xbb\xbf"):  # as programs of Windows begin a file
+        (tmp_path / "a.json").write_bytes(mark + b"[1]\r\n")
+        assert read_json(tmp_path / "a.json") == [1]
 
 
 @pytest.mark.parametrize(
@@ -35,8 +36,10 @@ def test_sound_json_is_read(tmp_path):
         (b'["\xff"]', "not UTF-8 text .byte 2"),
         (b'["\\ud800"]', "not sound JSON"),
         (b'{"\\ud800": 1}', "not sound JSON"),
-        ('["a"]'.encode("utf-16"), "not UTF-8"),
-        (b'\xef\xbb\xbf["a"]', "not sound JSON"),
+        (b'["\\ud800"]', "half a surrogate pair"),
+        ('["a"]'.encode("utf-16"), "UTF-16 text, not UTF-8"),
+        ('["a"]'.encode("utf-16-be"), "UTF-16 text, not UTF-8"),
+        (b'\xef\xbb\xbf\xef\xbb\xbf["a"]', "not sound JSON"),
     ],
 )
 def test_the_rest_is_refused_in_one_sentence(data, reason):

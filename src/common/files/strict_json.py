@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -24,15 +25,18 @@ def read_json(path: str | os.PathLike[str], *, limit: int = BYTES, finite: bool 
 
 
 def parse_json(data: bytes, where: str, *, depth: int = DEPTH, finite: bool = True) -> Any:
-    """The value of UTF-8 encoded JSON; `where` begins the messages ("the file 'config.json'").
+    """The value of UTF-8 encoded JSON, with or without a byte order mark; `where` begins the messages ("the file
+    'config.json'").
 
     Raises ValueError, in one sentence, for text that is not UTF-8 or not JSON, keys given twice, more than `depth`
     levels, integers of thousands of digits, halves of surrogate pairs and, unless `finite` is False, NaN and infinity
     (also as 1e999).
     """
+    if is_wide(data):
+        raise ValueError(f"{where} is UTF-16 text, not UTF-8: save it as UTF-8")
     try:
         value = json.loads(
-            data.decode(),
+            data.removeprefix(codecs.BOM_UTF8).decode(),
             object_pairs_hook=_once,
             parse_constant=_constant if finite else None,
             parse_float=_finite if finite else None,
@@ -45,6 +49,11 @@ def parse_json(data: bytes, where: str, *, depth: int = DEPTH, finite: bool = Tr
     except ValueError as error:
         raise ValueError(f"{where} is not sound JSON ({error}): write it anew") from error
     return value
+
+
+def is_wide(data: bytes) -> bool:
+    """Whether a text begins as UTF-16 does: with its byte order mark, or a plain letter of two bytes, one of them 0."""
+    return data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or data[:2].count(0) == 1
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -73,7 +82,11 @@ def _check(value: Any, depth: int) -> None:
         inner: list[Any] = []
         for item in level:
             if isinstance(item, str) and not item.isascii():
-                item.encode()
+                try:
+                    item.encode()
+                except UnicodeEncodeError as error:
+                    near = ascii(item[max(error.start - 20, 0) : error.end + 20])
+                    raise ValueError(f"the text {near} has half a surrogate pair") from error
             elif isinstance(item, dict | list):
                 if above == depth:
                     raise ValueError(f"it is nested more than {depth} levels deep")
