@@ -82,7 +82,7 @@ def broken(folder):
         (b'{"image": "a/good.png", "capt', "the line is not JSON"),
         (b"[" * 100_000, "the line is not JSON"),
         (b'["a/good.png", "red"]', "the line is not a JSON object"),
-        (b"", "the line is not JSON"),
+        (b"null", "the line is not a JSON object"),
         (line("a/good.png", "x" * json_lines.LINE_BYTES), "the line is too long"),
         (line("a/good.png", "the last"), None),
     ]  # fmt: skip

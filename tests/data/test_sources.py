@@ -16,7 +16,7 @@ from src.codecs.text import Bytes
 from src.data.files import array_record, json_list, shards
 from src.data.pipeline.stream import Stream, ordered
 from src.data.prepare import ShardPlan, prepare
-from src.data.sources import llava
+from src.data.sources import _chats
 from src.data.sources.captions import Captions
 from src.data.sources.image_folders import ImageFolders
 from src.data.sources.journeydb import JourneyDB
@@ -318,12 +318,12 @@ def test_llava_rows_have_the_image_where_its_marker_was(tmp_path):
     later = [("system", "Be short."), ("human", "Hi"), ("gpt", "Hello."), ("human", "<image>\nWhat?"), ("gpt", "Fox.")]
     element = {"image": "coco/0.jpg", "conversations": [{"from": who, "value": text} for who, text in later]}
     path.write_text(json.dumps([element]))
-    assert texts(PictureChat(24, 96), [0]) == [("<s>HiHello.</s><s><i>", "</i>\nWhat?[Fox.</s>]")]
+    assert texts(PictureChat(24, 96), [0]) == [("<s>Be short.\n\nHiHello.</s><s><i>", "</i>\nWhat?[Fox.</s>]")]
     published = PictureChat(24, 96, marks=False, train_on_source=True)
-    assert texts(published, [0]) == [("<s>[HiHello.</s><s>]", "[\nWhat?Fox.</s>]")]
+    assert texts(published, [0]) == [("<s>[Be short.\n\nHiHello.</s><s>]", "[\nWhat?Fox.</s>]")]
     element["conversations"][3]["value"] = "In <image> this?"
     path.write_text(json.dumps([element]))
-    assert texts(PictureChat(24, 96, question=8), [0]) == [("<s>HiHello.</s><s>In <i>", "</i> th[Fox.</s>]")]
+    assert texts(PictureChat(24, 96, question=8), [0]) == [("<s>Be shorHello.</s><s>In <i>", "</i> th[Fox.</s>]")]
 
 
 def test_missing_images_of_chats_are_bad_rows_in_their_places(tmp_path):
@@ -384,7 +384,7 @@ def test_broken_elements_of_the_list_are_bad_rows_and_no_other_is(tmp_path):
         assert flaw(data, row) == (f"llava_mix665k.json element {row + 1}", reason)
     assert data.read("train", 0)["vision/there"] and data.read("train", 11)["vision/there"]
     late = [{"from": "gpt", "value": "Hello."}, *good[3]["conversations"], {"from": "human", "value": "and?"}]
-    assert llava.conversation(late, "") == [turn["value"] for turn in good[3]["conversations"]]
+    assert _chats.conversation(late, "") == [turn["value"] for turn in good[3]["conversations"]]
     for text, reason in (
         ('[{"a": 1}', "ends before its list does"),
         ('{"a": 1}', "does not begin with"),

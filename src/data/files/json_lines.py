@@ -5,13 +5,14 @@ from __future__ import annotations
 import codecs
 import functools
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from src.common.files.store import local_copy
-from src.common.files.strict_json import parse_json
+from src.common.files.strict_json import is_wide, parse_json
 from src.data.example import BadRow
 from src.data.files.index_cache import cached_table, stamp
 
@@ -21,17 +22,19 @@ KEPT = 1 << 26  # bytes of a file from which on the places of its lines are kept
 
 
 class LineFile:
-    """The lines of a local or remote file by number, found once and not kept; each should be a JSON object.
+    """The lines of a local or remote file by number, found once and not kept; each should be a JSON object. Lines of
+    white space alone are no rows.
 
-    Raises FileNotFoundError.
+    Raises FileNotFoundError, and ValueError for UTF-16.
     """
 
     def __init__(self, path: epath.Path, name: str = ""):
         self.name = name or path.name
         self.path = local_copy(path)
+        check_utf8(self.path)
         self._key = object()  # the file may have been another one when others opened it
         large = self.path.stat().st_size > KEPT
-        self.ends = cached_table("lines", [stamp(self.path)], self._find) if large else self._find()
+        self.ends = cached_table("rows", [stamp(self.path)], self._find) if large else self._find()
 
     def _find(self) -> np.ndarray:
         return line_ends(self.path)
@@ -40,11 +43,11 @@ class LineFile:
         return len(self.ends)
 
     def where(self, line: int) -> str:
-        """A line for people, who count from 1."""
-        return f"{self.name} line {line + 1}"
+        """A row's line for people, who count from 1, blank lines too."""
+        return f"{self.name} line {int(self.ends[line, 1])}"
 
     def __getitem__(self, line: int) -> dict[str, Any]:
-        start, end = int(self.ends[line - 1]) if line else 0, int(self.ends[line])
+        start, end = int(self.ends[line - 1, 0]) if line else 0, int(self.ends[line, 0])  # blank lines in front, too
         opened = _opened(self.path, self._key)  # stays open as long as it has a name here
         return read_object(opened.number, start, end, self.where(line))
 
@@ -67,14 +70,25 @@ def _opened(path: str | os.PathLike[str], key: object) -> _Opened:
 
 
 def line_ends(path: str | os.PathLike[str]) -> np.ndarray:
-    """Where each line of a file ends, its line break included: int64 `[lines]`."""
-    ends, size = [], 0
+    """Where each line of a file ends, its line break included, and its number from 1: int64 `[lines, 2]`, without the
+    lines of white space alone."""
+    ends, solid, size, count = [], [], 0, 0
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
-            ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + size + 1)
-            size += len(block)
-    found = np.concatenate([*ends, np.zeros(0, np.int64)])
-    return found if not size or (len(found) and found[-1] == size) else np.append(found, size)
+            data = np.frombuffer(block, np.uint8)
+            places = np.flatnonzero(data == ord("\n"))
+            ends.append(places + size + 1)
+            ink = data > ord(" ")
+            if not size and block.startswith(codecs.BOM_UTF8):
+                ink[: len(codecs.BOM_UTF8)] = False
+            written = np.concatenate([[0], np.cumsum(ink)])  # characters that are no white space, before each place
+            solid.append(written[places] + count)
+            size, count = size + len(block), count + int(written[-1])
+    found, before = np.concatenate([*ends, np.zeros(0, np.int64)]), np.concatenate([*solid, np.zeros(0, np.int64)])
+    if size and not (len(found) and found[-1] == size):
+        found, before = np.append(found, size), np.append(before, count)
+    lines = np.stack([found, np.arange(1, len(found) + 1)], 1).astype(np.int64)
+    return lines[np.diff(before, prepend=0) > 0]
 
 
 def read_object(file: int, start: int, end: int, where: str) -> dict[str, Any]:
@@ -86,14 +100,10 @@ def read_object(file: int, start: int, end: int, where: str) -> dict[str, Any]:
 
 
 def parse_example(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object of a line or record; a byte order mark is left out. Raises BadRow."""
-    data = data.removeprefix(codecs.BOM_UTF8)
+    """The JSON object of a line or record; NaN and infinity, which Python writes, are numbers. Raises BadRow."""
+    text_of(data, where)
     try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        raise BadRow("the text is not UTF-8", where, error) from error
-    try:
-        told = parse_json(data, "it")
+        told = parse_json(data, "it", finite=False)
     except ValueError as error:
         raise BadRow("the line is not JSON", where, error) from error
     if not isinstance(told, dict):
@@ -101,19 +111,38 @@ def parse_example(data: bytes, where: str) -> dict[str, Any]:
     return told
 
 
+def text_of(data: bytes, where: str) -> str:
+    """UTF-8 text without a byte order mark. Raises BadRow, also for UTF-16."""
+    if is_wide(data):
+        raise BadRow("the text is not UTF-8", where, "it is UTF-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRow("the text is not UTF-8", where, error) from error
+
+
+def check_utf8(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a file that begins as UTF-16 does."""
+    with open(path, "rb") as file:
+        if is_wide(file.read(4)):
+            raise ValueError(f"{os.fspath(path)!r} is UTF-16 text: save it as UTF-8")
+
+
 class JsonLines:
-    """The lines of all files of a folder that are called like `names` (`*.jsonl`), one file after the other by name.
+    """The lines of all files of a folder that are called like `names` (`*.jsonl`), one file after the other by name; of
+    several `names` the first that there are files of. `opened` makes a file's rows of its path.
 
     Raises FileNotFoundError if there is no such file, saying what a line should be (`line`).
     """
 
-    def __init__(self, folder: epath.Path, names: str, line: str):
-        paths = sorted(folder.glob(names), key=lambda path: path.name)
+    def __init__(self, folder: epath.Path, names: Sequence[str], line: str, opened: Callable[..., Any] = LineFile):
+        found = (sorted(folder.glob(name), key=lambda path: path.name) for name in names)
+        paths = next(filter(None, found), [])
         if not paths:
             raise FileNotFoundError(
-                f"{os.fspath(folder)!r} has no {names}: give a folder with such files, a line {line}"
+                f"{os.fspath(folder)!r} has no {' or '.join(names)}: give a folder with such files, a line {line}"
             )
-        self.files = [LineFile(path) for path in paths]
+        self.files = [opened(path) for path in paths]
         self._starts = np.cumsum([0, *map(len, self.files)])
 
     def __len__(self) -> int:

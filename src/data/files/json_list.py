@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import os
 from typing import Any
@@ -11,7 +12,7 @@ from etils import epath
 
 from src.common.files.store import local_copy
 from src.data.files.index_cache import cached_table, stamp
-from src.data.files.json_lines import read_object
+from src.data.files.json_lines import LineFile, check_utf8, read_object
 
 BLOCK = 1 << 22
 SPACE = b" \t\r\n"
@@ -26,6 +27,7 @@ class ListFile:
 
     def __init__(self, path: epath.Path):
         self.name, self.path = path.name, local_copy(path)
+        check_utf8(self.path)
         self._bounds = cached_table("list", [stamp(self.path)], lambda: element_bounds(self.path))
 
     def __len__(self) -> int:
@@ -44,6 +46,18 @@ class ListFile:
         return read_object(self._file, start, end, self.where(index))
 
 
+def open_rows(path: epath.Path) -> LineFile | ListFile:
+    """The rows of a file: the elements of a `.json` that is one list, the lines of any other.
+
+    Raises as `LineFile` and `ListFile`.
+    """
+    if path.suffix == ".json":
+        with open(local_copy(path), "rb") as file:
+            if file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip(SPACE).startswith(b"["):
+                return ListFile(path)
+    return LineFile(path)
+
+
 def element_bounds(path: str | os.PathLike[str]) -> np.ndarray:
     """Places of the list's opening bracket, the commas between its elements and its closing bracket: int64 [n + 1].
 
@@ -54,7 +68,8 @@ def element_bounds(path: str | os.PathLike[str]) -> np.ndarray:
     start, depth, marks = 0, 0, _Marks()
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
-            if depth == 0 and (rest := block.strip(SPACE)) and (bounds or not rest.startswith(b"[")):
+            plain = block.removeprefix(codecs.BOM_UTF8) if not start else block
+            if depth == 0 and (rest := plain.strip(SPACE)) and (bounds or not rest.startswith(b"[")):
                 raise ValueError(_wrong(path, "goes on after its list" if bounds else "does not begin with ["))
             places, steps = marks.find(np.frombuffer(block, np.uint8))
             depths = depth + np.cumsum(steps)

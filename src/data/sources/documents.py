@@ -28,7 +28,7 @@ class Documents(FileSource):
     def open(self) -> JsonLines:
         """The lines. Raises FileNotFoundError."""
         line = '{"parts": [{"text": "words"}, {"image": "a.png"}]} for each document'
-        return JsonLines(self.path("folder"), self.names, line)
+        return JsonLines(self.path("folder"), [self.names], line)
 
     def identity(self) -> list[str]:
         """What changes when the files do."""

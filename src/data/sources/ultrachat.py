@@ -1,4 +1,5 @@
-"""Chats of user and assistant: files `*.jsonl` with a line {"data": ["question", "answer", …]} for each chat."""
+"""Chats of user and assistant: files `*.jsonl` with a line {"data": ["question", "answer", …]} for each chat, as
+UltraChat has them, or in one of the other forms of `_chats.py`; or files `*.json`, which may be one list of these."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ import numpy as np
 from src.data.example import BadRow, Example, turns_of
 from src.data.files.index_cache import cached_table
 from src.data.files.json_lines import JsonLines
+from src.data.files.json_list import open_rows
+from src.data.sources._chats import FORM, read_turns
 from src.data.sources._files import FileSource
 
 
@@ -18,20 +21,21 @@ class UltraChat(FileSource):
     split    longest piece, in characters (three times the tokens of a row are usual): longer chats are several
              examples, each of whole questions with answers; a question with its answer that is longer stays one.
              0: a chat is one example
-    names    of the files, with `*`
+    names    of the files, with `*`; "": `*.jsonl`, or, where there is none, `*.json`
 
     When one piece of a chat is held out, all are, which may be a few more rows.
     """
 
     kind = "chats"
 
-    def __init__(self, folder: str | os.PathLike[str], *, split: int = 0, names: str = "*.jsonl", held_out: int = 0):
+    def __init__(self, folder: str | os.PathLike[str], *, split: int = 0, names: str = "", held_out: int = 0):
         super().__init__(held_out)
         self.folder, self.split, self.names = folder, split, names
 
     def open(self) -> tuple[JsonLines, np.ndarray | None]:
         """The lines, and where the pieces of chats are; FileNotFoundError for a folder without such files."""
-        lines = JsonLines(self.path("folder"), self.names, '{"data": ["question", "answer"]} for each chat')
+        names = [self.names] if self.names else ["*.jsonl", "*.json"]
+        lines = JsonLines(self.path("folder"), names, FORM, open_rows)
         if not self.split:
             return lines, None
         key = [str(self.split), *lines.identity()]
@@ -63,10 +67,7 @@ class UltraChat(FileSource):
 
 def _chat(lines: JsonLines, number: int) -> Example:
     line, where = lines[number]
-    turns = line.get("data")
-    if isinstance(turns, list):
-        turns = turns[: len(turns) - len(turns) % 2]  # a last question without answer teaches nothing
-    example = Example({"turns": turns}, where)
+    example = Example({"turns": read_turns(line, where)}, where)
     turns_of(example)
     return example
 

@@ -1,0 +1,150 @@
+"""Chats in the forms of four data sets give the same rows; what is no chat is a bad row that names a form."""
+
+import json
+
+import pytest
+
+from src.codecs.text import Bytes
+from src.data.example import BadRow
+from src.data.sources.llava import Llava
+from src.data.sources.ultrachat import UltraChat
+from src.data.task import SourceTask
+from src.data.templates.chat import Chat
+from src.data.templates.packed import Packed
+from tests.helpers.fields import table
+from tests.helpers.rows import build, words
+
+CODEC = Bytes()
+SAID = ["Why?", "So.", "And now?", "No."]
+
+
+def roles(turns, who="role", what="content", names=("user", "assistant")):
+    return [{who: names[i % 2], what: text} for i, text in enumerate(turns)]
+
+
+def spoken(*turns):
+    """Turns of OpenAI's form, of "role: text"."""
+    return [dict(zip(("role", "content"), turn.split(": "), strict=True)) for turn in turns]
+
+
+FORMS = {
+    "ultrachat": {"id": "1", "data": SAID},
+    "openai": {"messages": roles(SAID)},
+    "openai, in parts": {
+        "prompt": "Why?",
+        "messages": [m | {"content": [{"type": "text", "text": m["content"]}]} for m in roles(SAID)],
+    },
+    "sharegpt": {"id": "1", "conversations": roles(SAID, "from", "value", ("human", "gpt"))},
+    "sharegpt, other names": {"conversation": roles(SAID, "from", "value", ("User ", "ChatGPT"))},
+    "alpaca": {"instruction": SAID[2], "input": "", "output": SAID[3], "history": [SAID[:2]]},
+}
+
+
+def read(source, row):
+    """The turns of a row, or the reason why there are none."""
+    try:
+        return source[row]["turns"]
+    except BadRow as flaw:
+        return flaw.reason
+
+
+def written(folder, rows):
+    folder.mkdir(exist_ok=True)
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return UltraChat(folder)
+
+
+@pytest.mark.parametrize("split", [0, 1000])
+def test_four_forms_are_one_chat(tmp_path, split, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = written(tmp_path / "c", FORMS.values())
+    source.split = split
+    assert [read(source, row) for row in range(len(FORMS))] == [SAID] * len(FORMS)
+    fields = table(CODEC)
+    for template, name in ((Chat(64), "text"), (Packed(32), "text")):
+        task = SourceTask("t", source, template, fields)
+        rows = range(task.rows("train"))
+        said = {words(CODEC, build(task, "train", [row]).tokens[name]) for row in rows}
+        assert said == {"<s>Why?[So.</s>]<s>And now?[No.</s>]"}
+    for form in FORMS.values():  # those without an image, in the list of LLaVA
+        (tmp_path / "l.json").write_text(json.dumps([form]))
+        assert read(Llava(tmp_path / "l.json", tmp_path), 0) == SAID
+
+
+def test_a_list_is_read_where_there_are_no_lines(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = [*FORMS.values()]
+    (tmp_path / "c").mkdir()
+    for data in (json.dumps(rows, indent=1), "\n".join(map(json.dumps, rows))):
+        (tmp_path / "c/alpaca_data.json").write_bytes(b"\xef\xbb\xbf" + data.encode())
+        source = UltraChat(tmp_path / "c")
+        assert [read(source, row) for row in range(len(source))] == [SAID] * len(rows)
+    assert source[1].where == "alpaca_data.json line 2"
+    written(tmp_path / "c", rows[:1])
+    assert len(UltraChat(tmp_path / "c")) == 1 and len(UltraChat(tmp_path / "c", names="*.json*")) == len(rows) + 1
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"none' has no \*\.jsonl or \*\.json: .*\"messages\""):
+        len(UltraChat(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        ({"messages": spoken("system: Be short.", "user: a", "assistant: b")}, ["Be short.\n\na", "b"]),
+        ({"system": "Be short.", "messages": spoken("user: a", "assistant: b")}, ["Be short.\n\na", "b"]),
+        ({"messages": spoken("system:  ", "user: a", "assistant: b")}, ["a", "b"]),
+        ({"messages": spoken("user: a", "system: Be short.", "assistant: b")}, ["a\n\nBe short.", "b"]),
+        (
+            {"messages": spoken("user: a", "assistant: b", "developer: Rhyme.", "user: c", "assistant: d")},
+            ["a", "b", "Rhyme.\n\nc", "d"],
+        ),
+        ({"messages": spoken("assistant: hello", "user: a", "assistant: b", "user: c")}, ["a", "b"]),
+        ({"messages": spoken("system: S.", "assistant: hello", "user: a", "assistant: b")}, ["S.\n\na", "b"]),
+        ({"instruction": "Add.", "input": "1, 2", "output": "3"}, ["Add.\n\n1, 2", "3"]),
+        ({"instruction": "Add.", "output": "3", "system": "Be short."}, ["Be short.\n\nAdd.", "3"]),
+        ({"instruction": "Add.", "input": None, "output": "3", "history": None}, ["Add.", "3"]),
+        ({"data": "of ultrachat", "messages": spoken("user: a", "assistant: b")}, ["a", "b"]),
+        ({"data": spoken("user: a", "assistant: b")}, ["a", "b"]),
+        ({"data": ["a\0b", "c\0"]}, ["a\0b", "c\0"]),
+    ],
+)
+def test_systems_and_greetings(tmp_path, row, turns):
+    assert read(written(tmp_path, [row]), 0) == turns
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "a", "completion": "b"}, "there is no conversation"),
+        ({"text": "a"}, "there is no conversation"),
+        ({}, "there is no conversation"),
+        ({"messages": "a"}, "the turns are no list of texts"),
+        ({"messages": []}, "the turns are no list of texts"),
+        ({"messages": [*spoken("user: a"), "b"]}, "the turns are no list of texts"),
+        ({"messages": spoken("user: a", "user: b", "assistant: c")}, "the turns are not question and answer"),
+        ({"messages": spoken("user: a", "assistant: b", "assistant: c")}, "the turns are not question and answer"),
+        ({"messages": spoken("assistant: a")}, "the turns are not question and answer"),
+        ({"messages": spoken("user: a", "tool: b", "assistant: c")}, "the role of a turn is unknown"),
+        ({"messages": [{"content": "a"}, {"content": "b"}]}, "the role of a turn is unknown"),
+        ({"messages": [{"role": ["user"], "content": "a"}]}, "the role of a turn is unknown"),
+        ({"messages": [*spoken("user: a"), {"role": "assistant", "content": None}]}, "the turns are no list of texts"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, *spoken("assistant: b")]},
+         "the turns are no list of texts"),
+        ({"messages": spoken("user: a", "assistant:  ")}, "a turn is empty"),
+        ({"instruction": "Add.", "input": "1"}, "the turns are no list of texts"),
+        ({"instruction": 7, "output": "3"}, "the turns are no list of texts"),
+        ({"instruction": "Add.", "input": [1], "output": "3"}, "the turns are no list of texts"),
+        ({"instruction": "Add.", "output": ""}, "a turn is empty"),
+        ({"instruction": "", "output": "3"}, "a turn is empty"),
+        ({"instruction": "Add.", "output": "3", "history": ["a"]}, "the history is no list of questions"),
+    ],
+)  # fmt: skip
+def test_what_is_no_chat_is_a_bad_row(tmp_path, row, reason):
+    assert read(written(tmp_path, [row]), 0).startswith(reason)
+
+
+def test_a_bad_row_names_the_form_wanted(tmp_path):
+    source = written(tmp_path, [{"prompt": "a", "chosen": "b"}])
+    with pytest.raises(BadRow, match=r"a\.jsonl line 1: .*'prompt', 'chosen'.*\"messages\": \[") as error:
+        source[0]
+    assert BadRow.unpack(error.value.pack()).detail == error.value.detail  # not cut on its way to the report
