@@ -138,7 +138,7 @@ def empty_attention(context: CheckContext) -> list[Diagnostic]:
     for task, plan in context.system.tasks.items():
         valid = row_valid(plan.layout, context.batch[task])
         empty = int((~valid.any(1)).sum())
-        if empty:
+        if 0 < empty < len(valid):  # of a batch of bad rows alone something else is said
             found.append(warning(f"{empty} of {len(valid)} rows of task {task} have no token: remove them"))
         for row, there, rule in row_specs(plan.layout, context.batch[task], PATTERNS):
             places = np.flatnonzero(there & ~visible(rule, rule).any(-1))
@@ -155,12 +155,18 @@ def empty_attention(context: CheckContext) -> list[Diagnostic]:
     return found
 
 
+def bad_batches(context: CheckContext) -> list[str]:
+    """Tasks none of whose rows has a token: all of them are bad."""
+    tokens = {task: batch.tokens.values() for task, batch in context.batch.items()}
+    return [task for task, each in tokens.items() if not any(np.asarray(t.valid).any() for t in each)]
+
+
 def padding(context: CheckContext) -> list[Diagnostic]:
     """Tasks whose rows are mostly padding."""
     found = []
     for task, plan in context.system.tasks.items():
         share = 1 - row_valid(plan.layout, context.batch[task]).mean()
-        if share > PADDED:
+        if PADDED < share < 1:
             found.append(note(f"{share:.0%} of task {task} is padding: a shorter length may be as good and is faster"))
     return found
 

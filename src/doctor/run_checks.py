@@ -163,11 +163,18 @@ def nonfinite(context: CheckContext) -> list[Diagnostic]:
 
 def untrained_objectives(context: CheckContext) -> list[Diagnostic]:
     """Objectives without a target in the batch."""
-    weights, found = context.system.weights, []
+    weights, bad = context.system.weights, batch_checks.bad_batches(context)
+    found = [
+        warning(
+            f"all {context.system.tasks[task].rows} rows of task {task} in the first batch are bad, so that nothing of"
+            " it is learned there: correct the rows that skipped.jsonl lists, or raise batch"
+        )
+        for task in bad
+    ]
     for name, term in context.steps[0].terms.items():
-        label = name.rpartition("/")[0]
-        if label in weights and term.trained and not term.count:
-            rows = context.system.tasks[name.partition("/")[0]].rows
+        label, task = name.rpartition("/")[0], name.partition("/")[0]
+        if label in weights and term.trained and not term.count and task not in bad:
+            rows = context.system.tasks[task].rows
             found.append(
                 error(
                     f"objective {label} has no target in the first batch ({rows} rows): mark targets in its names, or"
@@ -179,7 +186,7 @@ def untrained_objectives(context: CheckContext) -> list[Diagnostic]:
 
 def zero_gradients(context: CheckContext) -> list[Diagnostic]:
     """Parameters, or layers of them, whose gradient is zero in all trial steps."""
-    if nonfinite(context):
+    if nonfinite(context) or batch_checks.bad_batches(context):
         return []
     leaves = flatten(context.trainer.abstract.params)
     names, count = [], 0

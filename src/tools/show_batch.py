@@ -28,6 +28,7 @@ from flax import nnx
 from src.build import build_system
 from src.common.rng import step_key
 from src.common.tree import flatten
+from src.data.pipeline.bad_rows import Ledger
 from src.data.pipeline.stream import Mixture
 from src.evals.grid import caption_grid, save_png
 from src.interfaces import Batch, Layout, SequenceSpec, Tokens, View, row_of
@@ -36,7 +37,7 @@ from src.sampling.raw_values import decoded
 from src.sequence.mask import visible
 from src.tools.datasets import sources
 from src.train.system import System, draw, prepare
-from src.train.trainer import Trainer, make_trainer
+from src.train.trainer import Trainer, check_data, make_trainer
 
 CELL = 640  # pixels of a mask's side, about
 
@@ -238,17 +239,23 @@ def run(values: flags.FlagValues, config: Any) -> None:
         raise ValueError(f"there is no task {unknown[0]!r}; this config has {', '.join(system.tasks)}")
     plans = {name: dataclasses.replace(system.tasks[name], rows=values.rows) for name in names}
     system = dataclasses.replace(system, tasks=plans)
+    check_data(system)
     trainer = make_trainer(system, jax.devices()[:1])
-    for name, plan in plans.items():
-        system.encoders.check(name, getattr(plan.task, "latents_of", None))
-    data = Mixture({n: p.task for n, p in plans.items()}, dict.fromkeys(plans, values.rows), config.seed)
+    rows, ledger = dict.fromkeys(plans, values.rows), Ledger(share=1)  # bad rows are shown, too
+    data = Mixture({n: p.task for n, p in plans.items()}, rows, config.seed, ledger=ledger)
     raw = next(data)
     data.close()
+    bad = {name: ledger.first(name) for name in names}
+    for name in names:
+        if not any(np.asarray(tokens.valid).any() for tokens in raw[name].tokens.values()):
+            raise ValueError(f"task {name}: all {values.rows} rows are bad: {bad[name]}; mend them, or raise --rows")
     ready = jax.device_get(trainer.place(raw, 0))
     drawn = draw(system, ready, step_key(config.seed, 0))
     views, _ = prepare(system, network_of(trainer), drawn)
     for name in names:
         show(system, name, raw[name], ready[name], jax.device_get(views[name]), values)
+        if bad[name]:
+            print(f"  bad rows, which are shown without tokens: {bad[name]}")
 
 
 def show(system: System, name: str, raw: Batch, ready: Batch, view: View, values: flags.FlagValues) -> None:

@@ -20,6 +20,7 @@ from src.common.mesh.sharding import ShardingRules, batch_sharding, make_mesh, r
 from src.common.rng import step_key
 from src.common.tree import flatten
 from src.data.pipeline.bad_rows import Ledger
+from src.data.pipeline.first_rows import check_rows
 from src.data.pipeline.stream import Mixture
 from src.interfaces import Batch, PyTree
 from src.train.optim import Schedule, build_optimizer
@@ -193,7 +194,7 @@ def process_states(system: System) -> PyTree:
 
 
 def check_data(system: System) -> None:
-    """Opens the data of every task, to find missing or unsuitable data early.
+    """Opens the data of every task and reads a few rows, to find missing, unsuitable or unreadable data early.
 
     Raises FileNotFoundError or ValueError.
     """
@@ -202,6 +203,8 @@ def check_data(system: System) -> None:
     for name, task in tasks.items():
         system.encoders.check(name, getattr(task, "latents_of", None))
     check_same(rows)
+    for name, task in tasks.items():
+        check_rows(name, task, share=system.config.data.max_bad.share)
 
 
 def open_data(trainer: Trainer, workdir: Any = None) -> Mixture:

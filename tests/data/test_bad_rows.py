@@ -11,6 +11,7 @@ import pytest
 from src.data.example import FLAW_BYTES, BadRow
 from src.data.pipeline import bad_rows as ledgers
 from src.data.pipeline.bad_rows import Ledger, TooManyBadRowsError, grouped, parted, summary
+from src.data.pipeline.first_rows import LOOKED, check_rows
 from src.data.pipeline.stream import Mixture, Stream, ordered
 from src.data.sources.digits import Digits
 from src.data.sources.numbers import RELATIONS, Numbers
@@ -222,3 +223,47 @@ def test_a_path_that_looks_like_a_place_is_a_path():
     assert parted("a line 3 b/c.JPEG") == ("", "a line 3 b/c.JPEG")
     assert parted("n01/x line 3.JPEG") == ("", "n01/x line 3.JPEG")
     assert parted("train.jsonl line 3 turns 1 to 2") == ("train.jsonl", "line 3 turns 1 to 2")
+
+
+@pytest.mark.parametrize(
+    ("sound", "share", "refused"),
+    [(0, 0.05, True), (0, 1.0, True), (0.02, 0.05, True), (0.08, 1.0, False), (0.5, 0.05, False), (1, 0.0, False)],
+)
+def test_a_source_that_cannot_be_read_is_refused_at_its_first_rows(sound, share, refused):
+    task = count()
+    rows = task.rows("train")
+    bad = {row for row in range(rows) if row % 100 >= 100 * sound}
+    read, flawed = [], Flawed(task, bad)
+    flawed.read = lambda split, index, uniforms=None: read.append(index) or Flawed.read(flawed, split, index, uniforms)
+    if not refused:
+        check_rows("count", flawed, share=share)
+        assert len(read) <= (8 if sound == 0.5 else 4 if sound == 1 else LOOKED)
+        return
+    with pytest.raises(TooManyBadRowsError) as error:
+        check_rows("count", flawed, share=share)
+    said = str(error.value)
+    assert len(set(read)) == len(read) == LOOKED and f"task count: {len(bad & set(read))} of 32 rows" in said
+    assert (
+        said.count("row ") == 3 and "broken (as planned): row" in said and "mend the data" in said and "\n" not in said
+    )
+
+
+def test_a_small_source_and_rows_of_which_something_is_left(tmp_path):
+    class Four(Flawed):
+        def rows(self, split):
+            return 4
+
+        def read(self, split, index, uniforms=None):
+            try:
+                return super().read(split, index, uniforms)
+            except BadRow as flaw:
+                raise BadRow(flaw.reason, flaw.where, rest=self.rest) from flaw
+
+    four = Four(count(), range(4))
+    four.rest = None
+    with pytest.raises(TooManyBadRowsError, match="4 of 4 rows"):
+        check_rows("t", four)
+    four.rest = {"text.sentence/ids": np.zeros(1)}  # of a packed row in which one example is bad
+    check_rows("t", four)
+    four.rest, four._bad = None, range(3)
+    check_rows("t", four)

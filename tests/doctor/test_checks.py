@@ -209,6 +209,19 @@ def test_a_dead_layer_and_an_idle_objective_are_found(official):
     assert all(f"{path} (layers 1)" in told(found)[-1] for path in dead), told(found)
 
 
+def test_a_batch_of_bad_rows_alone_is_not_the_fault_of_the_objective(official):
+    trainer, update, batch = official
+    batch = with_tokens(batch, "image_to_caption", "text.caption", target=np.zeros_like)
+    for name in batch["image_to_caption"].tokens:
+        batch = with_tokens(batch, "image_to_caption", name, valid=np.zeros_like)
+    _, found = examine(trainer, update, batch)
+    assert not told(found, "error")
+    said = [text for text in told(found) if "image_to_caption" in text]
+    (bad,) = [text for text in said if "are bad" in text]
+    assert bad.startswith("warning: all 38 rows of task image_to_caption in the first batch are bad")
+    assert not any("trains" in text for text in told(found)), "nor of the parts that it alone trains"
+
+
 def test_what_is_not_finite_at_the_first_step_is_an_error(official):
     trainer, update, batch = official
     state = trainer.init()

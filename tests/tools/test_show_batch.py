@@ -1,11 +1,15 @@
 """What is shown of a batch: the very tokens, the targets among them, and who sees whom."""
 
+import importlib.util
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from src import run
 from src.codecs.text import Bytes
 from src.tools import show_batch
 from tests.helpers import formats
@@ -86,6 +90,59 @@ def test_a_refused_row_in_buckets_is_shown_as_an_empty_image(tmp_path, capsys):
     flags = [f"--config={tmp_path}/config.py", f"--out={tmp_path}/out", "--task=draw"]
     assert show_batch.main(["show_batch", *flags]) == 0, capsys.readouterr().err
     assert list((tmp_path / "out").glob("draw*.png"))
+
+
+CHATS = """
+from configs import common
+def get_config(name=None):
+    config = common.base()
+    config.seed = {2}
+    with config.unlocked():
+        config.fields = {{"text": common.text(name="text:Bytes")}}
+        source = {{"name": "ultrachat", "folder": "{0}/chats"}}
+        template = {{"name": "{1}", "length": 32}}
+        objectives = {{"text": common.next_token("text")}}
+        config.tasks = {{"chat": {{"weight": 1.0, "source": source, "template": template, "objectives": objectives}}}}
+    return common.debug(config).lock()
+"""
+UNREAD = r"task chat: 32 of 32 rows .*a\.jsonl: .*'prompt', 'chosen'.*\"messages\".*: line \d+, line \d+, line \d+"
+
+
+@pytest.mark.parametrize("template", ["chat", "packed"])
+def test_data_are_judged_before_anything_compiles(template, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "chats").mkdir()
+    line = lambda row: json.dumps(row) + "\n"
+    (tmp_path / "chats" / "a.jsonl").write_text(line({"prompt": "a", "chosen": "b"}) * 40)
+    (tmp_path / "config.py").write_text(CHATS.format(tmp_path, template, 0))
+    flags = [f"--config={tmp_path}/config.py", f"--out={tmp_path}/out", "--rows=1"]
+    assert show_batch.main(["show_batch", *flags]) == 1
+    assert re.search(UNREAD, capsys.readouterr().err) and not (tmp_path / "out").exists()
+
+    monkeypatch.setattr(run.loop, "train", lambda *anything: pytest.fail("the step compiles there"))
+    spec = importlib.util.spec_from_file_location("judged", tmp_path / "config.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(ValueError, match=UNREAD):
+        run.train(SimpleNamespace(config=module.get_config(), workdir=str(tmp_path / "run")), 0.0)
+
+
+def test_bad_rows_are_shown_as_bad(tmp_path, capsys):
+    (tmp_path / "chats").mkdir()
+    line = lambda row: json.dumps(row) + "\n"
+    flags = [f"--config={tmp_path}/config.py", f"--out={tmp_path}/out", "--rows=1"]
+    talk = [{"role": "user", "content": "a" * 12}, {"role": "assistant", "content": "b" * 12}]
+    (tmp_path / "chats" / "a.jsonl").write_text(line({"prompt": "a"}) * 20 + line({"messages": talk}) * 20)
+    (tmp_path / "config.py").write_text(CHATS.format(tmp_path, "chat", 0))
+    assert show_batch.main(["show_batch", *flags[:2], "--rows=6"]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert f"<s> {'a' * 12} [[{'b' * 12} </s>]]" in said
+    assert "bad rows, which are shown without tokens: a.jsonl: " in said
+    for seed in range(20):
+        (tmp_path / "config.py").write_text(CHATS.format(tmp_path, "chat", seed))
+        if show_batch.main(["show_batch", *flags]):  # the one row that is shown is a bad one
+            break
+    assert "task chat: all 1 rows are bad: a.jsonl: there is no conversation" in capsys.readouterr().err
 
 
 def test_targets_stand_in_brackets():

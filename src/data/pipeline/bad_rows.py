@@ -123,6 +123,10 @@ class Ledger:
                 first[task] |= dict.fromkeys(found)
         return read, skipped, first
 
+    def first(self, task: str) -> str:
+        """The first bad rows of a task with their reasons, "" where there were none."""
+        return _told(self._first[task]) if self._first[task] else ""
+
     def summary(self) -> list[str]:
         """Lines about the rows in the file: how many are bad in each of the source's files."""
         return summary(map(json.loads, self._load().values())) if self.path else []
