@@ -1,0 +1,136 @@
+"""Captions in four forms give the same rows; what is broken in one of them is a bad row, or refused by name."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from src.codecs.text import Bytes
+from src.data.example import BadRow
+from src.data.sources.captions import Captions
+from src.data.task import SourceTask
+from src.data.templates.image_to_caption import ImageToCaption
+from tests.helpers import formats
+from tests.helpers.fields import table
+from tests.helpers.rows import build, words
+
+SAID = ["two red pears", 'a "fox", asleep', "three\nlines\nof it", "a\0b ü 水"]
+NAMES = ["a/0.png", "a/1.png", "b c/2.png", "3.png"]
+CODEC = Bytes()
+
+
+def quoted(text):
+    return '"' + text.replace('"', '""') + '"'
+
+
+def lines(image, text):
+    return "".join(json.dumps({image: n, text: s}) + "\n" for n, s in zip(NAMES, SAID, strict=True)).encode()
+
+
+def rows(separator, head):
+    said = [separator.join((n, "7", quoted(s))) for n, s in zip(NAMES, SAID, strict=True)]
+    return "\r\n".join([separator.join(head), *said, "", ""]).encode()
+
+
+FORMS = {
+    "captions.jsonl": lines("image", "caption"),
+    "metadata.jsonl": lines("file_name", "text"),
+    "metadata.csv": b"\xef\xbb\xbf" + rows(",", ("file_name", "id", "text")),
+    "captions.tsv": rows("\t", ("filepath", " id ", "caption")),
+    "": None,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, name in enumerate(NAMES):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(formats.encoded(formats.picture(number), "PNG"))
+    return tmp_path
+
+
+def found(source):
+    """Of each row its caption, or where and why there is none."""
+    told = []
+    for number in range(len(source)):
+        try:
+            told.append(source[number]["caption"])
+        except BadRow as flaw:
+            told.append((flaw.where, flaw.reason))
+    return told
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_four_forms_are_the_same_captions(folder, name):
+    if name:
+        (folder / name).write_bytes(FORMS[name])
+    else:
+        for image, text in zip(NAMES, SAID, strict=True):
+            (folder / image).with_suffix(".txt").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n")
+        for left in ("__MACOSX", ".cache", "@eaDir"):
+            (folder / left).mkdir()
+            (folder / left / "._0.txt").write_bytes(b"nothing")
+        (folder / ".x.txt").write_bytes(b"nothing")
+    source = Captions(folder)
+    order = sorted(range(4), key=NAMES.__getitem__) if not name else range(4)
+    assert found(source) == [SAID[i] for i in order]
+    data = SourceTask("t", pickle.loads(pickle.dumps(source)), ImageToCaption(32), table(CODEC, (8, 8, 3)))
+    batch = build(data, "train", range(data.rows("train"))).tokens
+    said = [words(CODEC, batch["text.caption"], row) for row in range(4)]
+    assert said == [f"</i>[{SAID[i]}</s>]" for i in order] and batch["image"].valid.all()
+    assert len({np.asarray(value).tobytes() for value in batch["image"].value}) == 4
+
+
+def test_broken_rows_of_tables_are_named_and_no_other_is(folder):
+    text = 'file_name,text\n3.png,a\n\n3.png,b,c\n3.png\n3.png,"two\nlines"\n3.png,"x" y\n'
+    text += ",d\n../x.png,e\n3.png, \n3.png,z\n"
+    (folder / "metadata.csv").write_text(text)
+    source = Captions(folder)
+    columns, name = "the row has another number of columns", "the name of the image is not allowed"
+    line = "metadata.csv line"
+    assert found(source) == [
+        "a", (f"{line} 4", columns), (f"{line} 5", columns), "two\nlines",
+        (f"{line} 8", "the row is no row of a table"), (f"{line} 9", name), (f"{line} 10", name), " ", "z",
+    ]  # fmt: skip
+    data = SourceTask("t", source, ImageToCaption(32), table(CODEC, (8, 8, 3)))
+    with pytest.raises(BadRow, match="line 11: the caption is empty"):
+        data.read("train", 7)
+    (folder / "metadata.csv").write_text('file_name,text\n3.png,a\n3.png,"never closed\n3.png,b\n')
+    with pytest.raises(BadRow, match=r"line 3: the row is no row of a table \(.*; it goes on to line 4\)"):
+        Captions(folder)[1]
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (rows(",", ("file_name", "id", "text")).decode().encode("utf-16"), "is UTF-16 text: save it as UTF-8"),
+        (b"file_name,text\n3.png,\xff\n", r"is not UTF-8 \(byte 21\)"),
+        (b"3.png,a red pear\n", "has the columns 3.png, a red pear and none with the images: .*file_name"),
+        (b"url,text\nhttp://x,a\n", "has the columns url, text and none with the images"),
+        (b"file_name,text,text\n", "begins with the columns file_name, text, text: .*each once"),
+        (b"", "begins with the columns none"),
+    ],
+)
+def test_tables_that_are_none_are_refused_at_the_start(folder, data, match):
+    (folder / "metadata.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"metadata\.csv' {match}"):
+        len(Captions(folder))
+
+
+def test_halves_of_pairs_are_bad_rows_and_folders_without_captions_name_the_forms(folder):
+    with pytest.raises(FileNotFoundError, match=r"captions\.jsonl' does not exist: .*metadata\.csv.* an a\.txt beside"):
+        len(Captions(folder))
+    (folder / "a/0.txt").write_text("a pear")
+    (folder / "b c/9.txt").write_text("of no image")
+    (folder / "3.txt").write_bytes("a pear".encode("utf-16"))
+    assert found(Captions(folder)) == [
+        ("3.txt", "the text is not UTF-8"),
+        "a pear",
+        ("a/1.png", "there is no caption"),
+        ("b c/2.png", "there is no caption"),
+        ("b c/9.txt", "the image is missing"),
+    ]
+    (folder / "captions.jsonl").write_text('{"url": "http://x", "caption": "a"}\n')
+    with pytest.raises(BadRow, match=r"line 1: the row names no image \(its keys are 'url', 'caption'; write \{"):
+        Captions(folder)[0]
