@@ -105,7 +105,7 @@ def get_config(name=None):
         config.tasks = {{"chat": {{"weight": 1.0, "source": source, "template": template, "objectives": objectives}}}}
     return common.debug(config).lock()
 """
-UNREAD = r"task chat: 32 of 32 rows .*a\.jsonl: .*'prompt', 'chosen'.*\"messages\".*: line \d+, line \d+, line \d+"
+UNREAD = r"task chat: 32 of 32 rows .*a\.jsonl: .*'prompt', 'chosen'.*\"messages\".*: line 1, line 2, line 3: mend"
 
 
 @pytest.mark.parametrize("template", ["chat", "packed"])

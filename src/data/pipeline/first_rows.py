@@ -14,7 +14,7 @@ SHOWN = 3
 
 
 def check_rows(name: str, task: Rows, *, share: float | int = 0.0, split: str = "train") -> None:
-    """Reads some rows of a split, all over it, until enough of them are sound.
+    """Reads some rows of a split, the first ones and others all over it, until enough of them are sound.
 
     share   of bad rows that the config allows (`data.max_bad.share`); a source whose rows are all bad is refused anyway
 
@@ -22,19 +22,22 @@ def check_rows(name: str, task: Rows, *, share: float | int = 0.0, split: str = 
     as `Rows.rows`.
     """
     count = task.rows(split)
-    chosen = np.sort(np.random.default_rng(0).choice(count, min(count, LOOKED), replace=False))
-    bad: list[BadRow] = []
-    for seen, row in enumerate(np.random.default_rng(0).permutation(chosen), 1):
+    rng, few = np.random.default_rng(0), min(count, LOOKED)
+    chosen = dict.fromkeys([*range(min(count, SHOWN)), *rng.choice(count, few, replace=False).tolist()])
+    chosen = rng.permutation([*chosen][:few])
+    bad: dict[int, BadRow] = {}
+    for seen, row in enumerate(chosen.tolist(), 1):
         try:
-            task.read(split, int(row), None)
+            task.read(split, row, None)
         except BadRow as flaw:
             if flaw.rest is None:
-                bad.append(flaw)
+                bad[row] = flaw
         if seen - len(bad) > (1 - NEARLY) * len(chosen):
             return
     if len(bad) < len(chosen) and len(bad) <= share * len(chosen):
         return
-    told = grouped((flaw.where, flaw.reason, flaw.detail) for flaw in bad[:SHOWN])
+    first = [bad[row] for row in sorted(bad)[:SHOWN]]
+    told = grouped((flaw.where, flaw.reason, flaw.detail) for flaw in first)
     raise TooManyBadRowsError(
         f"task {name}: {len(bad)} of {len(chosen)} rows that were looked at cannot be used: {told}: mend the data, or"
         " choose a source that reads them"
