@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from src.common.files.images import ENDINGS
 from src.common.files.paths import read_bounded
 from src.common.files.store import is_remote
 from src.data.example import BadRow
 from src.data.files.json_lines import text_of
+from src.data.files.left_out import is_system_file, is_system_folder, is_unusual
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-LEFT = (".", "@", "__", "lost+found")  # how names begin that systems leave behind, such as __MACOSX and @eaDir
 TEXT_BYTES = 1 << 20
 
 
@@ -25,7 +25,7 @@ class TextPairs:
         self._folder = folder
         names = sorted(_names(folder))
         self._texts = {os.path.splitext(name)[0]: name for name in names if name.lower().endswith(".txt")}
-        images = [name for name in names if name.lower().endswith(IMAGES)]
+        images = [name for name in names if name.lower().endswith(ENDINGS)]
         alone = self._texts.keys() - {os.path.splitext(name)[0] for name in images}
         self.pairs = len(self._texts) - len(alone)
         self._names = sorted([*images, *(self._texts[stem] for stem in alone)])
@@ -41,7 +41,7 @@ class TextPairs:
         name = self._names[number]
         text = self._texts.get(os.path.splitext(name)[0])
         if text == name:
-            raise BadRow("the image is missing", name, f"none of {' '.join(IMAGES)} is beside it")
+            raise BadRow("the image is missing", name, f"none of {' '.join(ENDINGS)} is beside it")
         if text is None:
             raise BadRow("there is no caption", name, "no .txt is beside it")
         try:
@@ -52,11 +52,15 @@ class TextPairs:
 
 
 def _names(folder: epath.Path) -> Iterator[str]:
-    """Paths of all files below a folder, without those that systems leave behind."""
+    """Paths of all files below a folder, without those that systems leave behind, and hidden ones."""
     if is_remote(folder):
         found = (os.path.relpath(path, folder) for path in folder.rglob("*"))
-        yield from (name for name in found if not any(part.startswith(LEFT) for part in name.split("/")))
+        yield from (name for name in found if not any(map(_is_left, name.split("/"))))
         return
     for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(LEFT)]
-        yield from (os.path.relpath(os.path.join(place, name), folder) for name in files if not name.startswith(LEFT))
+        folders[:] = [name for name in folders if not _is_left(name)]
+        yield from (os.path.relpath(os.path.join(place, name), folder) for name in files if not _is_left(name))
+
+
+def _is_left(name: str) -> bool:
+    return is_system_folder(name) or is_system_file(name) or is_unusual(name)
