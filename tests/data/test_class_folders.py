@@ -134,7 +134,8 @@ def test_files_that_name_no_classes_are_refused(tmp_path):
     for text, reason in (
         ("tench\ngreat white shark\n", "does not name classes"),
         ("", "does not name classes"),
-        ("\xff\xfe", "does not name classes"),
+        ("\xff\xff", "does not name classes"),
+        ("\xff\xfe", "is UTF-16 text: save it as UTF-8"),
         (KAGGLE + "n01440764 fox\n", "names classes twice: n01440764"),
         (KAGGLE.replace("n01440764", "n01440765"), "does not name 1 classes of the data: n01440764"),
         ('{"0": ["n01440764", 7]}', "does not name classes"),

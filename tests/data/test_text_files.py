@@ -158,6 +158,7 @@ def test_members_of_tars_and_names_of_classes(tmp_path):
         "b.json": MARK + b'{"caption": "a cat", "similarity": NaN}',
         "c.txt": "a cat".encode("utf-16"),
         "d.json": json.dumps({"caption": "a cat"}).encode("utf-16-le"),
+        "e.txt": "a cat".encode("utf-16-le"),
     }
     with tarfile.open(tmp_path / "0.tar", "w") as archive:
         for name, data in texts.items():
@@ -165,8 +166,8 @@ def test_members_of_tars_and_names_of_classes(tmp_path):
             formats.add_file(archive, name, data)
     found = examples(WebDataset(tmp_path))
     assert [e["caption"] for e in found[:2]] == ["a cat"] * 2
-    assert [reason for _, reason, _ in found[2:]] == ["the text is not UTF-8"] * 2
-    (tmp_path / "names.json").write_bytes(MARK + b'{"n01440764": "tench"}\r\n')
+    assert [reason for _, reason, _ in found[2:]] == ["the text is not UTF-8"] * 3
+    (tmp_path / "names.json").write_bytes(MARK + b'{"n01440764": {"label": "tench", "share": NaN}}\r\n')
     assert read_names(tmp_path / "names.json") == {"n01440764": "tench"}
     (tmp_path / "names.json").write_bytes('{"n01440764": "tench"}'.encode("utf-16"))
     with pytest.raises(ValueError, match=r"names\.json' is UTF-16 text"):

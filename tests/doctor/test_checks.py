@@ -214,7 +214,7 @@ def test_a_batch_of_bad_rows_alone_is_not_the_fault_of_the_objective(official):
     batch = with_tokens(batch, "image_to_caption", "text.caption", target=np.zeros_like)
     for name in batch["image_to_caption"].tokens:
         batch = with_tokens(batch, "image_to_caption", name, valid=np.zeros_like)
-    _, found = examine(trainer, update, batch)
+    _, found = check_run(trainer, update, batch)
     assert not told(found, "error")
     said = [text for text in told(found) if "image_to_caption" in text]
     (bad,) = [text for text in said if "are bad" in text]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from src.common.files.paths import read_bounded
-from src.common.files.strict_json import BYTES, parse_json
+from src.common.files.strict_json import BYTES, is_wide, parse_json
 from src.common.tree import listed
 
 BOM = b"\xef\xbb\xbf"
@@ -60,8 +60,10 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     data = read_bounded(path, BYTES, "file of class names").removeprefix(BOM)
     where = os.fspath(path)
+    if is_wide(data):
+        raise ValueError(f"{where!r} is UTF-16 text: save it as UTF-8")
     if data.lstrip()[:1] in (b"{", b"["):
-        words = _of_json(parse_json(data, f"the file of class names {where!r}"))
+        words = _of_json(parse_json(data, f"the file of class names {where!r}", finite=False))
     else:
         words = _of_lines(data, where)
     if words and all(isinstance(word, str) and word.strip() for word in words.values()):

@@ -23,7 +23,7 @@ from src.common.files.store import local_copy
 from src.common.tree import listed
 from src.data.example import BadRow, Example
 from src.data.files.index_cache import stamp
-from src.data.files.json_lines import LINE_BYTES, parse_example
+from src.data.files.json_lines import LINE_BYTES, parse_example, text_of
 from src.data.files.left_out import LeftOut, cached_listing, ending_of, is_system_file, is_system_folder
 from src.data.sources._files import FileSource
 
@@ -94,10 +94,7 @@ class WebDataset(FileSource):
         if row[IS_JSON]:
             texts = {name: text for name, text in parse_example(text, where).items() if isinstance(text, str)}
         else:
-            try:
-                texts = {"caption": text.decode("utf-8-sig").strip()}
-            except UnicodeDecodeError as error:
-                raise BadRow("the text is not UTF-8", where, error) from error
+            texts = {"caption": text_of(text, where).strip()}
         return Example(texts | {"image": _read(path, row[IMAGE], row[IMAGE_SIZE])}, where)
 
 
