@@ -91,17 +91,26 @@ def build(folder: str, config: Mapping[str, Any], *, where: str = "", **extra: A
 
 def check_arguments(cls: type, arguments: Mapping[str, Any], where: str) -> None:
     """Raises ValueError, naming `where` and the accepted arguments, when `cls(**arguments)` would not bind."""
-    parameters = _parameters(cls)
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    found = parameters(cls)
+    if any(p.kind is p.VAR_KEYWORD for p in found):
         return
-    accepted = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    accepted = [p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for key in arguments:
         if key not in accepted:
             raise ValueError(f"{where} has no argument {key!r}{_hint(key, accepted)}; it accepts: {_names(accepted)}")
-    required = [p.name for p in parameters if p.name in accepted and p.default is p.empty]
+    required = [p.name for p in found if p.name in accepted and p.default is p.empty]
     missing = [key for key in required if key not in arguments]
     if missing:
         raise ValueError(f"{where} needs {_names(missing)}, which the config does not give")
+
+
+def parameters(cls: type) -> list[inspect.Parameter]:
+    """The parameters of a class's constructor, without `self`."""
+    # The metaclasses of module libraries hide the constructor's signature, so take that of the constructor itself.
+    constructor = cls.__init__ if cls.__init__ is not object.__init__ else cls.__new__
+    if constructor is object.__new__:
+        return []
+    return list(inspect.signature(constructor).parameters.values())[1:]
 
 
 def _built(folder: str, value: Any, where: str) -> Any:
@@ -154,14 +163,6 @@ def _is_public_class(key: str, value: Any, module: str) -> bool:
 def _names_path(message: str, where: str) -> bool:
     """Whether a message already names its group of the config: it has `where`, or begins beside it."""
     return ("." in where and where in message) or message.startswith(f"{where.partition('.')[0]}.")
-
-
-def _parameters(cls: type) -> list[inspect.Parameter]:
-    # The metaclasses of module libraries hide the constructor's signature, so take that of the constructor itself.
-    constructor = cls.__init__ if cls.__init__ is not object.__init__ else cls.__new__
-    if constructor is object.__new__:
-        return []
-    return list(inspect.signature(constructor).parameters.values())[1:]
 
 
 def _public_classes(path: Path) -> list[str]:

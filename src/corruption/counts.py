@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,8 @@ class Counts(ProcessBase):
 
     Raises ValueError for a field without counts, an unknown rounding, steps < 2, end <= log 2, or scale <= 0.
     """
+
+    SAMPLING: ClassVar[tuple[str, ...]] = ("rounding",)
 
     field: FieldSpec
     steps: int = 1000

@@ -59,6 +59,7 @@ class TokenDiffusionHead(nnx.Module):
     """
 
     PARTS: ClassVar[dict[str, str]] = {"schedule": "corruption", "timesteps": "corruption"}
+    SAMPLING: ClassVar[tuple[str, ...]] = ("steps", "sampler", "temperature")
 
     def __init__(
         self,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from typing import Any
 
 import jax
 import numpy as np
 
-from src.common.lookup import lookup
+from src.train.checkpoints.part_options import ABSENT, default, is_default_part, only_for_sampling
 
 FREE = (
     *("steps", "log", "eval", "checkpoint", "sample", "decode", "guidance", "guard", "doctor", "watchdog"),
@@ -36,29 +35,16 @@ ASSUMED: dict[str, Any] = {
     "weights": None,
     "teacher.dtype": "float32",
 }
-# Folders of the parts' classes: an option that a config lacks has the default of its class.
-PARTS = {
-    "fields.*.codec": "codecs",
-    "fields.*.codec.*": "codecs",
-    "fields.*.embed": "models/embedders",
-    "fields.*.head": "models/heads",
-    "fields.*.process": "corruption",
-    "fields.*.process.schedule": "corruption",
-    "tasks.*.source": "data/sources",
-    "tasks.*.template": "data/templates",
-    "tasks.*.objectives.*": "objectives",
-    "tasks.*.objectives.*.timesteps": "corruption",
-}
 RENAMED: dict[str, str] = {}  # old -> new names of fields, or of all fields below them
-ABSENT = "absent"
 
 
 def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, tuple[Any, Any]]:
     """The fields that differ between a checkpoint's config and this run's, `{"steps": (old, new)}`, to be logged.
 
-    Fields of `free` and below them may differ; `*` stands for one part of a name. A field that only one config has is
-    compared with its value in ASSUMED or the default of its part's class (PARTS); RENAMED fields are compared under
-    their new name. Raises ValueError with all other differences and advice for each.
+    Fields of `free` and below them may differ, and options that a part's class has in `SAMPLING`; `*` stands for one
+    part of a name. A field that only one config has is compared with its value in ASSUMED or the default of its part's
+    class (`part_options.py`); RENAMED fields are compared under their new name. Raises ValueError with all other
+    differences and advice for each.
     """
     before = {_renamed(field): value for field, value in fields(plain(old)).items()}
     after = fields(plain(new))
@@ -72,7 +58,8 @@ def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, 
         field: values
         for field, values in changed.items()
         if not any(_lies_below(field, name) for name in free)
-        and not _as_before(field, *values, after if values[0] == ABSENT else before)
+        and not only_for_sampling(field, after if field in after else before)
+        and not _as_before(field, before, after)
     }
     if locked:
         rows = "; ".join(f"{field}: {was!r} -> {now!r}" for field, (was, now) in locked.items())
@@ -115,31 +102,21 @@ def _places(row: str) -> list[str]:
     return [f"fields.{row}.codec{link}.{option}" for link in ("", ".*") for option in PLACES]
 
 
-def _as_before(field: str, was: Any, now: Any, config: dict[str, Any]) -> bool:
+def _as_before(field: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
     """Whether an option that one of the configs lacks has its default in the other one."""
-    if ABSENT not in (was, now):
+    if field in before and field in after:
         return False
-    value = now if was == ABSENT else was
+    config, other = (after, before) if field in after else (before, after)
     usual = next((usual for name, usual in ASSUMED.items() if _is(field, name)), ABSENT)
-    return _same(plain(usual), value) or _same(plain(_default(field, config)), value)
+    return (
+        _same(plain(usual), config[field])
+        or _same(plain(default(field, config)), config[field])
+        or is_default_part(field, config, other)
+    )
 
 
 def _is(field: str, name: str) -> bool:
     return field.count(".") == name.count(".") and _lies_below(field, name)
-
-
-def _default(field: str, config: dict[str, Any]) -> Any:
-    """The default of an option of a part's class; ABSENT if it is not such an option."""
-    group, _, option = field.rpartition(".")
-    folder = next((folder for name, folder in PARTS.items() if _is(group, name)), None)
-    if folder is None or option == "name" or f"{group}.name" not in config:
-        return ABSENT
-    try:
-        parameters = inspect.signature(lookup(folder, config[f"{group}.name"])).parameters
-    except (ValueError, ImportError):  # a class that no longer exists
-        return ABSENT
-    found = parameters.get(option)
-    return ABSENT if found is None or found.default is found.empty else found.default
 
 
 def _advice(field: str, was: Any, now: Any, config: dict[str, Any]) -> str:
