@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Array
 
 from src.common.lookup import build
@@ -98,7 +99,7 @@ class Chain:
 
 
 STAGES = ("host", "frozen", "device", "codes")  # the last one is a device link, too
-Samples = Callable[[str, Any], Any]  # (texts | values, the first link) -> what a link may learn from
+Samples = Callable[[str, Any], Any]  # (texts | values, the first link) -> what a link may learn from; has `about`
 
 
 def build_chain(codec: Any, where: str, samples: Samples) -> Chain:
@@ -106,22 +107,47 @@ def build_chain(codec: Any, where: str, samples: Samples) -> Chain:
 
     Every link but the first is built with the one `before` it, and one that has to be learned (`learns`, `unfitted`,
     `fit`) is, from the training data in front of it.
-    Raises ValueError, naming the link, for what its class refuses, and for an unknown stage.
+    Raises ValueError, naming the link, for what its class refuses, for an unknown stage, and for one that would have to
+    learn behind a frozen network.
     """
     built: list[Any] = []
-    for key, group in _groups(codec, where).items():
+    groups = _groups(codec, where)
+    for key, group in groups.items():
         extra = {"before": built[-1]} if built else {}
         link = build("codecs", group, where=key, **extra)
         if getattr(link, "unfitted", False):
-            values = samples(link.learns, built[0] if built else link)
-            for earlier in built[1:]:
-                values = earlier.encode(jnp.asarray(values))
-            link.fit(values if link.learns == "texts" else np.asarray(values).reshape(-1, values.shape[-1]))
+            learn(link, built, samples, key, about=str(list(groups.values())[: len(built) + 1]))
         built.append(link)
     try:
         return Chain(tuple(built))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def learn(link: Any, before: list[Any], samples: Samples, where: str, about: str) -> None:
+    """Fits a link to the training data, as the links `before` it give them.
+
+    A link that has `recall` takes what was learned before of these options (`about`) when the data cannot be read.
+    """
+    if frozen := next((each for each in before if each.where == "frozen"), None):
+        raise ValueError(
+            f"{where} cannot be learned behind the frozen {type(frozen).__name__}, which runs in training only: give a"
+            " path to what was learned already, or leave out one of the two"
+        )
+    about = f"{about}\n{getattr(samples, 'about', '')}"
+    try:
+        values = samples(link.learns, before[0] if before else link)
+    except (OSError, ValueError) as error:
+        if not (hasattr(link, "recall") and link.recall(about)):
+            raise
+        logging.warning("%s: what was learned earlier is used, because the data cannot be read (%s)", where, error)
+        return
+    for earlier in before[1:]:
+        values = earlier.encode(jnp.asarray(values))
+    if link.learns == "texts":
+        link.fit(values)
+    else:
+        link.fit(np.asarray(values).reshape(-1, values.shape[-1]), about)
 
 
 def _groups(codec: Any, where: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import hashlib
 import io
 import math
 import os
+import re
 from typing import Any, ClassVar
 
 import jax
@@ -25,24 +26,27 @@ from src.common.files.npy import read_npy
 from src.common.files.store import cache_folder, local_copy, write_whole
 from src.interfaces import FieldSpec
 
+NAME = re.compile(r"kmeans-[0-9a-f]{16}\.npy")
 ROWS = 1 << 16  # samples whose distances are in memory at a time
 
 
 class KMeans:
-    """Vectors as ids of `codes` centroids. `fit` has to be called before the first use.
+    """Vectors as ids of `codes` centroids. Without a `path`, `fit` has to be called before the first use.
 
     before       the link in front, whose tokens are vectors
     seed         of the start
     iterations   at most so many
-    folder       where centroids are kept; "": the user's cache
+    path         a .npy file of centroids [codes, P] that were learned already: no training data are read
+    folder       where centroids are kept that `fit` learns; "": the user's cache
 
-    Raises ValueError for less than 2 codes, less than 1 iteration, and tokens that are no vectors.
+    Raises ValueError for less than 2 codes, less than 1 iteration, tokens that are no vectors, and a file with others
+    than `codes` centroids of their length; FileNotFoundError without the file.
     """
 
     where: ClassVar[str] = "device"
     learns: ClassVar[str] = "values"
 
-    def __init__(self, codes: int, before: Any, seed: int = 0, iterations: int = 100, folder: str = ""):
+    def __init__(self, codes: int, before: Any, seed: int = 0, iterations: int = 100, path: str = "", folder: str = ""):
         if codes < 2 or iterations < 1:
             raise ValueError(f"codes={codes} must be at least 2, and iterations={iterations} at least 1")
         if before.spec is None or before.spec.features is None or before.spec.vocab is not None:
@@ -51,7 +55,7 @@ class KMeans:
         self.folder = folder or os.path.join(cache_folder(), "kmeans")
         self.spec: FieldSpec = dataclasses.replace(before.spec, vocab=codes, features=None)
         self.shape: tuple[int, ...] = before.shape[:1]
-        self._centroids: np.ndarray | None = None
+        self._centroids = self._read(path) if path else None
 
     @property
     def unfitted(self) -> bool:
@@ -67,10 +71,11 @@ class KMeans:
             )
         return self._centroids
 
-    def fit(self, samples: Float[np.ndarray, "n P"]) -> KMeans:
+    def fit(self, samples: Float[np.ndarray, "n P"], about: str = "") -> KMeans:
         """Learns the centroids, at the first time, and else reads them from `folder`; gives the link itself.
 
         The file's name contains a hash of the samples and options, so that other samples never find old centroids.
+        `about` is what `recall` may find them by.
         Raises ValueError for samples of another length than the tokens, for some that are not finite, and for less
         different ones than codes; OSError where the folder cannot be written.
         """
@@ -83,17 +88,37 @@ class KMeans:
         options = f"{self.codes} {self.seed} {self.iterations} {samples.shape}"
         name = f"kmeans-{hashlib.sha256(options.encode() + samples.tobytes()).hexdigest()[:16]}.npy"
         path = epath.Path(self.folder) / name
-        if not path.exists():
-            file = io.BytesIO()
-            np.save(file, _learn(samples.astype(np.float64), self.codes, self.seed, self.iterations))
-            try:
+        try:
+            if not path.exists():
+                file = io.BytesIO()
+                np.save(file, _learn(samples.astype(np.float64), self.codes, self.seed, self.iterations))
                 write_whole(path, file.getvalue())
-            except OSError as error:
-                raise OSError(
-                    f"the centroids cannot be kept in {self.folder} ({error}); set XDG_CACHE_HOME to a writable folder"
-                ) from error
-        self._centroids = read_npy(local_copy(path))
+            if about and _text(self._note(about)) != name:
+                write_whole(self._note(about), name.encode())
+        except OSError as error:
+            raise OSError(
+                f"the centroids cannot be kept in {self.folder} ({error}); set XDG_CACHE_HOME to a writable folder"
+            ) from error
+        self._centroids = self._read(path)
         return self
+
+    def recall(self, about: str) -> bool:
+        """Takes the centroids that were learned last with this `about`, without samples; False where there are none."""
+        path = epath.Path(self.folder) / (_text(self._note(about)) or "none")
+        if not NAME.fullmatch(path.name) or not path.exists():
+            return False
+        self._centroids = self._read(path)
+        return True
+
+    def _note(self, about: str) -> epath.Path:
+        """The file with the name of the centroids' file that was used last."""
+        return epath.Path(self.folder) / f"last-{hashlib.sha256(about.encode()).hexdigest()[:16]}.txt"
+
+    def _read(self, path: Any) -> Float[np.ndarray, "codes P"]:
+        found, wanted = read_npy(local_copy(path)), (self.codes, self.before.spec.features)
+        if found.shape != wanted or not np.isfinite(found).all():
+            raise ValueError(f"{os.fspath(path)!r} has no finite centroids of {wanted}, but an array of {found.shape}")
+        return found.astype(np.float32)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits of the centroids: another one where a code stands for something else."""
@@ -108,6 +133,11 @@ class KMeans:
     def decode(self, tokens: Int[Array, "*B N"]) -> Float[Array, "*B N P"]:
         """The centroids of ids."""
         return jnp.asarray(self.centroids)[tokens]
+
+
+def _text(path: epath.Path) -> str:
+    """What a small file says; "" without one."""
+    return path.read_text() if path.exists() else ""
 
 
 def _learn(samples: Float[np.ndarray, "n P"], codes: int, seed: int, iterations: int) -> Float[np.ndarray, "codes P"]:

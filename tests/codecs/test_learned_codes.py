@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.cluster import KMeans as Reference
 from sklearn.datasets import load_digits
 
-from src.codecs.chain import Link
+from src.codecs.chain import Link, build_chain
 from src.codecs.kmeans import KMeans
 from src.codecs.levels import Levels
+from src.data.example import BadRow
+from src.data.samples import samples_for, values
+from src.data.sources.image_folders import ImageFolders
 from src.interfaces import FieldSpec
 
 
@@ -95,3 +99,103 @@ def test_counts_come_back_and_vectors_to_half_a_level():
     np.testing.assert_array_equal(
         codec.encode(jnp.asarray([-7.0, -1, 0, 1, 7])[None, :, None]).ravel(), [0, 0, 8, 16, 16]
     )
+
+
+CODEC = {
+    "host": {"name": "pixels", "height": 8, "width": 8, "channels": 1},
+    "device": {"name": "patch", "size": 4},
+    "codes": {"name": "kmeans", "codes": 2},
+}
+
+
+class Sorted:
+    """More rows than codes learn from, sorted by class: dark ones, then light ones."""
+
+    holds, half, missing = "values", 3000, 7
+
+    def __init__(self, name="image"):
+        self.name = name
+
+    def __len__(self):
+        return 2 * self.half
+
+    def __getitem__(self, number):
+        if number == self.missing:
+            raise BadRow("damaged")
+        value = -1.0 if number < self.half else 1.0
+        return {} if number % 5 == 1 else {self.name: np.full((8, 8, 1), value, np.float32)}
+
+
+def chain(source, row="image", **options):
+    codec = CODEC | {"codes": CODEC["codes"] | options}
+    return build_chain(codec, f"fields.{row}.codec", samples_for(row, {"task": source}))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_codes_are_learned_from_rows_of_all_classes(cache):
+    """Rows without a value, and bad ones, are left out."""
+    np.testing.assert_array_equal(np.sort(chain(Sorted()).links[-1].centroids[:, 0]), [-1, 1])
+    with pytest.raises(ValueError, match=r"^fields\.image\.codec learns from values, and no task's source brings any"):
+        chain(Sorted("sound"))
+
+
+@pytest.mark.parametrize("row, name", [("image", "image"), ("picture", "image"), ("picture", "picture")])
+def test_a_field_of_any_name_learns_from_what_templates_give_it(cache, row, name):
+    """`image` of the examples, unless they have a value with the field's own name."""
+    assert chain(Sorted(name), row).fingerprint == chain(Sorted()).fingerprint
+
+
+def test_small_sources_give_all_rows(cache):
+    class Few(Sorted):
+        half = 10
+
+    assert values("image", {"task": Few()}, chain(Few()).host).shape == (20 - 4 - 1, 8, 8, 1)
+
+
+@pytest.mark.parametrize("stage", ["frozen", 1])
+def test_codes_behind_a_frozen_network_are_refused_in_one_sentence_or_given(cache, stage):
+    links = {
+        "host": {"name": "pixels", "height": 16, "width": 16},
+        "frozen": {"name": "vae_latents", "path": ""},
+        "device": {"name": "patch", "size": 1},
+    }
+    make = lambda codes: build_chain(
+        links | {"codes": codes} if stage == "frozen" else [*links.values(), codes],
+        "fields.image.codec",
+        lambda what, link: pytest.fail("data were read"),
+    )
+    place = r"fields\.image\.codec\.codes" if stage == "frozen" else r"fields\.image\.codec\[3\]"
+    with pytest.raises(ValueError, match=rf"^{place} cannot be learned behind the frozen VaeLatents.*path"):
+        make({"name": "kmeans", "codes": 3})
+    np.save(cache / "codes.npy", np.eye(3, 4, dtype=np.float32))
+    found = make({"name": "kmeans", "codes": 3, "path": str(cache / "codes.npy")})
+    assert found.spec == FieldSpec((2, 2), vocab=3)
+    with pytest.raises(ValueError, match=r"centroids of \(5, 4\), but an array of \(3, 4\)"):
+        make({"name": "kmeans", "codes": 5, "path": str(cache / "codes.npy")})
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.npy"):
+        make({"name": "kmeans", "codes": 5, "path": str(cache / "nowhere.npy")})
+
+
+def test_samples_need_no_training_data(cache):
+    """What was learned of the same options is taken again; other options, and other folders, have nothing to take."""
+    for label, shade in (("n01", 40), ("n02", 200)):
+        (cache / "data" / label).mkdir(parents=True)
+        for number in range(3):
+            image = Image.fromarray(np.full((8, 8), shade + number, np.uint8))
+            image.save(cache / "data" / label / f"{number}.png")
+    names = cache / "names.json"
+    names.write_text('{"n01": "dark", "n02": "light"}')
+    make = lambda folder="data", **options: chain(ImageFolders(cache / folder, names=names), **options)
+    first = make().fingerprint
+    (cache / "data").rename(cache / "moved")
+    assert make().fingerprint == first
+    for other in (lambda: make(codes=3), lambda: make("elsewhere")):
+        with pytest.raises(FileNotFoundError, match="is no folder"):
+            other()
+    kept = next((cache / "cache" / "monoformer-jax" / "kmeans").glob("kmeans-*.npy"))
+    assert make("elsewhere", path=str(kept)).fingerprint == first
