@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,11 @@ def conditions(
     vectors   by name and copy, [B, T, D]: one a row, one a token, or one for each part of packed rows
     own       fields whose tokens have parts of the trunk of their own
     """
-    owners, first = {}, 0
+    owners, first = _everywhere(layout, batch, lambda segment: -1), 0
     for (name, copy), vector in vectors.items():
-        length, parts, times = layout.segment(name).length, layout.parts_of(name), vector.shape[1]
-        if parts > 1 or (batch.packing is not None and name in batch.packing.begins):
-            owners[name, copy] = first + np.repeat(np.arange(parts)[:, None], length, axis=1)
-        else:
-            owners[name, copy] = first + np.arange(length) * times // length
+        length, times = layout.segment(name).length, vector.shape[1]
+        index = np.arange(times)[:, None] if owners[name, copy].ndim > 1 else np.arange(length) * times // length
+        owners[name, copy] = first + np.broadcast_to(index, owners[name, copy].shape)
         first += times
     if not vectors:
         vector, owner = jnp.zeros_like(x[:, :1]), np.full(layout.length, -1, np.int32)
@@ -48,17 +47,22 @@ def conditions(
 
 def _own(layout: Layout, batch: Batch, own: tuple[str, ...]) -> Array | np.ndarray:
     """Whether each token, or the lead in front of it, is of one of these fields."""
-    flags = {}
+    is_own = lambda segment: row_of(segment.name) in own
+    if not any(is_own(segment) for segment in layout.segments):
+        return np.zeros(layout.length, bool)
+    return layout.join(batch, _everywhere(layout, batch, is_own), fill=False)
+
+
+def _everywhere(layout: Layout, batch: Batch, value: Callable[[Any], Any]) -> dict[tuple[str, str], np.ndarray]:
+    """A value of each segment at its tokens and in front of them, [N], or [M, N] of the parts of packed rows."""
+    found = {}
     for segment in layout.segments:
-        if row_of(segment.name) not in own:
-            continue
         packed = batch.packing is not None and segment.name in batch.packing.begins
         outer = (layout.parts_of(segment.name),) if packed else ()
-        for copy in ("clean", "noisy"):
-            flags[segment.name, copy] = np.ones((*outer, segment.length), bool)
-        if segment.lead:
-            flags[segment.name, "lead"] = np.ones((*outer, segment.lead), bool)
-    return layout.join(batch, flags, fill=False) if flags else np.zeros(layout.length, bool)
+        for copy, length in (("clean", segment.length), ("noisy", segment.length), ("lead", segment.lead)):
+            if length:
+                found[segment.name, copy] = np.full((*outer, length), value(segment))
+    return found
 
 
 def join_rows(parts: list[Embedded]) -> Embedded:

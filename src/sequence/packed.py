@@ -119,27 +119,25 @@ class PackedLayout:
         return SequenceSpec(slots, slots, group, jnp.where(valid, example, 0), restarting(valid, example))
 
     def join(self, batch: Batch, parts: Mapping[tuple[str, str], Array | np.ndarray], fill: int | float = 0) -> Array:
-        """[B, S, …] from [B, S, …] of the first segment and [B, M, N, …] of parts, or [M, N] for all rows."""
-        rows = batch.packing.segment.shape[0]
+        """[B, S, …] from [B, S, …] of the first segment, or [S] for all rows, and [B, M, N, …] of parts, or [M, N].
+
+        Without values of the first segment its slots are `fill`; a part without values has those of the first segment.
+        """
+        rows, first = batch.packing.segment.shape[0], self.segments[0]
         flat = {}
         for (name, copy), values in parts.items():
             values = jnp.asarray(values)
-            if name == self.segments[0].name:
-                flat[name, copy] = values
-                continue
-            values = (
-                values
-                if values.shape[0] == rows and values.ndim > 2
-                else jnp.broadcast_to(values, (rows, *values.shape))
-            )
-            flat[name, copy] = values.reshape(rows, -1, *values.shape[3:])
+            if values.ndim == (1 if name == first.name else 2):  # the same in all rows
+                values = jnp.broadcast_to(values, (rows, *values.shape))
+            flat[name, copy] = values if name == first.name else values.reshape(rows, -1, *values.shape[3:])
         like = next(iter(flat.values()))
-        first = (self.segments[0].name, "clean")
-        base = flat.get(first, jnp.full((rows, self.slots, *like.shape[2:]), fill, like.dtype))
+        base = flat.get((first.name, _own_copy(first)))
+        if base is None:
+            base = jnp.full((rows, self.slots, *like.shape[2:]), fill, like.dtype)
         source = jnp.broadcast_to(jnp.arange(self.slots), (rows, self.slots))  # index into the concatenated values
         found, total = [base], self.slots
         for segment in self.inner:
-            for copy in ("noisy" if segment.role == "noisy" else "clean", "lead"):
+            for copy in (_own_copy(segment), "lead"):
                 if (segment.name, copy) in flat:
                     part, token = self.owner(batch, segment.name, copy)
                     source = jnp.where(part >= 0, total + token, source)
@@ -169,6 +167,11 @@ class PackedLayout:
         valid, example = self.valid(batch), jnp.asarray(batch.packing.segment)
         earlier = lambda a: jnp.pad(a, [(0, 0), (1, 0)] + [(0, 0)] * (a.ndim - 2))[:, :-1]
         return earlier(sequence), earlier(valid) & (earlier(example) == example)
+
+
+def _own_copy(segment: Segment) -> str:
+    """The one copy that packed rows have of a segment."""
+    return "noisy" if segment.role == "noisy" else "clean"
 
 
 def restarting(valid: Bool[Array, "B S"], example: Int[Array, "B S"]) -> Int[Array, "B S 1"]:

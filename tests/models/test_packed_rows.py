@@ -1,10 +1,13 @@
 """Packed rows: every example gets what it gets alone in a row of fixed places, with losses and gradients."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from src.corruption.categorical import Categorical
 from src.corruption.timesteps import Uniform
 from src.interfaces import Batch, Packing, Tokens
 from src.models.model import bind
@@ -125,6 +128,69 @@ def alone(net, kind, members, mode, timed, aux):
 def total(terms, name):
     found = [t[name] for t in terms if name in t]
     return sum(t.total for t in found), sum(t.count for t in found)
+
+
+def noised_words():
+    """Rows of the table whose words are noised, too, and told their time."""
+    words = FIELDS["text"].spec
+    return FIELDS | {"text": dataclasses.replace(FIELDS["text"], process=Categorical(field=words))}
+
+
+@pytest.mark.parametrize(
+    "conditioning, own, noised",
+    [
+        ("TimeToken", ("text",), False),
+        ("AdaLNPerLayer", ("text", "vision"), True),
+        pytest.param("TimeToken", ("text", "image"), False, marks=pytest.mark.faults),
+        pytest.param("AdaLNPerLayer", ("image",), True, marks=pytest.mark.faults),
+        pytest.param("AdaLNBeforeTrunk", (), True, marks=pytest.mark.faults),
+    ],
+)
+def test_words_between_the_parts_may_have_parts_of_the_trunk_and_a_time(conditioning, own, noised):
+    """What fills the row is conditioned and routed as in a row of fixed places; the parts between keep their own."""
+    fields = noised_words() if noised else FIELDS
+    architecture, params = make(conditioning, rows=lambda: fields, mot=("mlp",) if own else ())
+    net = bind(dataclasses.replace(architecture, own=own), params)
+    lead, role = int(conditioning == "TimeToken"), "noisy" if noised else "clean"
+    rows = examples(("b", "b"))
+    inner = tuple(segment_of(name, name, "bidirectional") for name in SHAPE)
+    layout = PackedLayout((Segment("text", SLOTS, role=role), *inner), SLOTS, tuple((n, PARTS) for n in SHAPE))
+    clean = clean_view(fields, layout.with_leads(lambda s: lead), packed(rows))
+    image = Diffusion(("image",), SquaredError(), Uniform())
+    view, aux = image.prepare(net, clean, image.draw(jax.random.key(0), fields, clean))
+    times = jnp.asarray([[700.0], [100.0]])
+    if noised:
+        words = clean.batch.tokens["text"].value
+        view = view.replace(noisy=view.noisy | {"text": words}, times=view.times | {"text": times})
+    hidden = jax.jit(lambda view: net.hidden({"t": view})["t"].sequence)
+    found = hidden(view)
+
+    segments, batch, noisy, told = [], {}, {}, {}
+    for i, size in enumerate(KINDS["b"]):
+        name = f"{'text' if isinstance(size, int) else size}.{i}"
+        segment = segment_of(size, name, "bidirectional")
+        if isinstance(size, int):
+            segment = Segment(name, size, role=role)
+        segments.append(segment)
+        batch[name] = tokens(np.stack([row[0][1][i] for row in rows]), np.ones((2, segment.length), bool))
+        if size == "image":
+            number = KINDS["b"][:i].count("image")
+            pick = np.asarray([number, PARTS + number])
+            noisy[name], told[name] = aux["image"].xt[pick], 1000.0 * aux["image"].t[pick]
+        elif isinstance(size, int) and noised:
+            noisy[name], told[name] = batch[name].value, times
+    alone = FixedLayout(tuple(segments)).with_leads(lambda s: lead * (s.name[:4] != "text"))
+    expected = clean_view(fields, alone, Batch(batch)).replace(noisy=noisy, times=told)
+    expected = hidden(expected)
+    slots, at = [], 0
+    for size in KINDS["b"]:
+        count = LENGTH.get(size, size)
+        slots += range(at + (size in LENGTH and not lead), at + count)
+        at += count
+    np.testing.assert_allclose(found[:, np.asarray(slots)], expected, atol=2e-5)
+    if noised:
+        moved = hidden(view.replace(times=view.times | {"text": times + 200}))
+        assert np.abs(moved - found)[:, 0].max() > 1e-3
 
 
 @pytest.mark.parametrize(

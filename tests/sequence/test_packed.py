@@ -103,3 +103,14 @@ def test_parts_are_joined_into_their_slots():
 def test_refusals(segments, match):
     with pytest.raises(ValueError, match=match):
         PackedLayout(segments, slots=16)
+
+
+def test_values_of_the_first_segment_may_be_the_same_in_all_rows():
+    index = np.arange(16)
+    parts = {("text", "clean"): index, ("image", "clean"): np.asarray([[70, 71], [80, 81], [90, 91]])}
+    parts["image", "lead"] = np.full((3, 1), -1)
+    found = led(LAYOUT).join(row(), parts)
+    np.testing.assert_array_equal(found[0], [0, -1, 70, 71, -1, 80, 81, *range(7, 16)])
+    noisy = PackedLayout((Segment("text", 16, role="noisy"), IMAGE, VISION), 16, LAYOUT.most)
+    for values in (index, index[None]):
+        np.testing.assert_array_equal(noisy.join(row(), {("text", "noisy"): values}), index[None])
