@@ -109,7 +109,7 @@ class FixedLayout:
             copied = first != start
             read[here] = first + begins - 1 if copied else first + ends
             write[here] = NEVER if copied else first + ends
-            if segment.markov and not copied:
+            if segment.markov:
                 read[here] = first - 1
             if copied or segment.markov:
                 group[here] = groups + 1 + blocks
@@ -131,10 +131,11 @@ class FixedLayout:
                 if name not in part.segment.names or part.copy == "lead":
                     continue
                 here, copied = slice(part.start, part.start + part.length), part.start != first
-                read = read.at[:, here].set(first + block - copied)
+                alone = copied or part.segment.markov
+                read = read.at[:, here].set(first - 1 if part.segment.markov else first + block - copied)
                 write = write.at[:, here].set(NEVER if copied else first + block)
-                own = (number + 1) * NEVER // 64 + 1 + block  # different from all static groups
-                group = group.at[:, here].set(own if copied else 0)
+                own = (2 * number + copied + 1) * NEVER // 128 + 1 + block  # different from all static groups
+                group = group.at[:, here].set(own if alone else 0)
         return read, write, group
 
     def valid(self, batch: Batch) -> Bool[Array, "B S"]:

@@ -20,6 +20,7 @@ LAYOUTS = {
     "one block with a lead": (PROMPT, Segment("image", 4, 0, "noisy", lead=1), Segment("text.tail", 3)),
     "blocks in place": (PROMPT, Segment("image", 4, 2, "noisy"), Segment("text.tail", 3)),
     "copies in blocks": (PROMPT, Segment("image", 4, 2, "copies"), Segment("text.tail", 3)),
+    "copies markov": (PROMPT, Segment("image", 4, 2, "copies", markov=True), Segment("text.tail", 3)),
     "copies beside causal tokens": (PROMPT, Segment("image", 4, 1, "copies", noisy_blocks=2)),
     "scales": (PROMPT, Segment("line", 7, (1, 2, 4), "noisy"), Segment("text.tail", 3)),
     "scales markov": (PROMPT, Segment("line", 7, (1, 2, 4), "noisy", markov=True), Segment("text.tail", 3)),
@@ -120,6 +121,25 @@ def test_states_part_by_part_equal_those_of_one_pass(model, modulated, kind):
     for (ours, wanted), there in zip(pairs, valid, strict=True):
         there = np.asarray(there)
         close(np.asarray(ours)[there], np.asarray(wanted)[there])
+
+
+def test_a_markov_block_is_made_without_the_blocks_before_it(modulated):
+    """Nothing of the segment is kept, and the noisy copy has the states of training."""
+    layout = FixedLayout(LAYOUTS["copies markov"][:2])
+    rows = rows_of(layout)
+    view, (prompt, segment) = View(jax.tree.map(jnp.asarray, rows), layout), layout.segments
+    noisy, t = noise_of(segment, rows)["image"], jnp.asarray([[0.9], [0.5], [0.2]])
+
+    @jax.jit
+    def compare():
+        time = modulated.field("image").process.network(noisy, t)[1]
+        whole = modulated.hidden({"": view.replace(noisy={"image": noisy}, times={"image": time})})[""]
+        walk = Walk.begin(modulated, view, SamplingPlan(()))
+        walk.run(prompt, "clean", 0, prompt.length, keep=True)
+        second = walk.with_noisy(segment, {"image": NoisyTokens(noisy[:, 2:], t)}, 2)
+        return second.run(segment, "noisy", 2, 2, keep=False), whole.of("image")[:, 2:]
+
+    close(*compare())
 
 
 def test_the_comparison_fails_for_nan():

@@ -91,9 +91,22 @@ def test_a_noisy_copy_reads_the_clean_blocks_before_its_own_and_nobody_reads_it(
     assert position.tolist() == [0, 1, 2, 3, 4, 5, 1, 2, 3, 4]
 
 
-def test_blocks_that_differ_by_row_are_those_of_equal_static_ones():
-    static = FixedLayout((Segment("p", 2), Segment("i", 4, 2, role="copies"), Segment("t", 1)))
-    drawn = FixedLayout((Segment("p", 2), Segment("i", 4, 1, role="copies"), Segment("t", 1)))
+def test_both_copies_of_a_markov_segment_see_none_of_its_earlier_blocks():
+    """p · clean blocks a a b b · t · noisy A A B B: sampling keeps no block that only later ones would read."""
+    layout = FixedLayout((Segment("p", 1), Segment("i", 4, 2, role="copies", markov=True), Segment("t", 1)))
+    clean = ["#.........", "###.......", "###.......", "#..##.....", "#..##.....", "######...."]
+    assert draw(mask_of(layout)) == [*clean, *["#.....##.."] * 2, *["#.......##"] * 2]
+    scales = FixedLayout((Segment("i", 3, 1, role="copies", noisy_blocks=(1, 2), markov=True),))
+    assert draw(mask_of(scales)) == ["#.....", ".#....", "..#...", "...#..", "....##", "....##"]
+
+
+@pytest.mark.parametrize("markov", [False, True])
+@pytest.mark.parametrize("role", ["copies", "clean", "noisy"])
+def test_blocks_that_differ_by_row_are_those_of_equal_static_ones(role, markov):
+    static, drawn = (
+        FixedLayout((Segment("p", 2), Segment("i", 4, blocks, role=role, markov=markov), Segment("t", 1)))
+        for blocks in (2, 1)
+    )
     assert draw(mask_of(drawn, i=[0, 0, 1, 1])) == draw(mask_of(static))
 
 
