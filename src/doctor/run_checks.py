@@ -162,26 +162,24 @@ def nonfinite(context: CheckContext) -> list[Diagnostic]:
 
 
 def untrained_objectives(context: CheckContext) -> list[Diagnostic]:
-    """Objectives without a target in the batch."""
-    weights, bad = context.system.weights, batch_checks.bad_batches(context)
+    """Objectives, or names of one with several, without a target in the batch."""
+    tasks, bad = context.system.tasks, batch_checks.bad_batches(context)
     found = [
         warning(
-            f"all {context.system.tasks[task].rows} rows of task {task} in the first batch are bad, so that nothing of"
+            f"all {tasks[task].rows} rows of task {task} in the first batch are bad, so that nothing of"
             " it is learned there: correct the rows that skipped.jsonl lists, or raise batch"
         )
         for task in bad
     ]
-    for name, term in context.steps[0].terms.items():
-        label, task = name.rpartition("/")[0], name.partition("/")[0]
-        if label in weights and term.trained and not term.count and task not in bad:
-            rows = context.system.tasks[task].rows
-            found.append(
-                error(
-                    f"objective {label} has no target in the first batch ({rows} rows): mark targets in its names, or"
-                    " remove it"
-                )
-            )
-    return found
+    idle = {}
+    for path, term in context.steps[0].terms.items():
+        task, _, rest = path.partition("/")
+        objective, *name, _ = rest.split("/") if rest.count("/") else ("",) * 2
+        label = f"{task}/{objective}"
+        if label in context.system.weights and term.trained and not term.count and task not in bad:
+            what = f"objective {label} has no target{f' in {name[0]}' if name else ''}"
+            idle[what] = f"in the first batch ({tasks[task].rows} rows)"
+    return found + [error(f"{what} {where}: mark targets in its names, or remove it") for what, where in idle.items()]
 
 
 def zero_gradients(context: CheckContext) -> list[Diagnostic]:

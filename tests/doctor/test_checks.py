@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from src.doctor import dry_run, run_checks
 from src.doctor.callback import Doctor
 from src.doctor.context import CheckContext, check_context
 from src.doctor.report import diagnose
+from src.interfaces import LossTerm
 from src.sequence.layout import FixedLayout
 from src.train.trainer import make_trainer, open_data
 from tests.helpers.runs import config_of
@@ -220,6 +222,25 @@ def test_a_batch_of_bad_rows_alone_is_not_the_fault_of_the_objective(official):
     (bad,) = [text for text in said if "are bad" in text]
     assert bad.startswith("warning: all 38 rows of task image_to_caption in the first batch are bad")
     assert not any("trains" in text for text in told(found)), "nor of the parts that it alone trains"
+
+
+def test_an_untrained_name_of_an_objective_of_several_names_is_found():
+    """Each of its terms has the name between the objective and the loss; by time they are no terms of their own."""
+    none, some = (LossTerm(np.zeros(()), np.asarray(count)) for count in (0.0, 5.0))
+    terms = {"layout/both/kind/nll": some, "layout/both/box/mse": none, "layout/both/box/vlb": none}
+    terms |= {"layout/both/box/mse@0.00-0.25": dataclasses.replace(none, trained=False), "layout/words/nll": none}
+    system = SimpleNamespace(
+        weights={"layout/both": 1.0, "layout/words": 1.0}, tasks={"layout": SimpleNamespace(rows=7)}
+    )
+    found = run_checks.untrained_objectives(
+        SimpleNamespace(system=system, batch={}, steps=[SimpleNamespace(terms=terms | {"total": none})])
+    )
+    assert [str(f) for f in found] == [
+        "error: objective layout/both has no target in box in the first batch (7 rows): mark targets in its names, or"
+        " remove it",
+        "error: objective layout/words has no target in the first batch (7 rows): mark targets in its names, or"
+        " remove it",
+    ]
 
 
 def test_what_is_not_finite_at_the_first_step_is_an_error(official):
