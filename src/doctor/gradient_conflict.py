@@ -24,7 +24,7 @@ from src.common.runtime import background
 from src.common.tree import split_rows
 from src.doctor.layer_stats import block, fast_compile, logged
 from src.interfaces import Batch, PyTree
-from src.models.model import bind
+from src.models.model import STATES, TEACHER, bind
 from src.train.state import TrainState, with_extras
 from src.train.step import Add, StepMetrics
 from src.train.system import Drawn, System, draw, prepare, terms_of, weighted_sum
@@ -131,8 +131,10 @@ def objective_gradient(
     views, draws = drawn
     rows = ({task: views[task]}, {task: {label: draws[task][label]}})
     parts = system.config.accumulate
+    own = {name: part for name, part in params.items() if name not in (TEACHER, STATES)}
+    fixed = {name: part for name, part in params.items() if name not in own}
 
-    def local(params: PyTree, rows: Drawn, add: Add) -> tuple[PyTree, PyTree]:
+    def local(own: PyTree, rows: Drawn, add: Add, fixed: PyTree) -> tuple[PyTree, PyTree]:
         rows = jax.tree.map(lambda a: a[0], split_rows(rows, parts)) if parts > 1 else rows
         view = rows[0][task]
         valid = view.layout.spec(view.batch).segment > 0
@@ -140,17 +142,17 @@ def objective_gradient(
         def measure(h: Array) -> tuple[Array, Array]:
             return _squares(h[:, : valid.shape[1]], valid)  # context parallelism may pad the rows
 
-        def loss(params: PyTree) -> tuple[Array, Any]:
-            net = bind(alone.architecture, params, placement, measure)
+        def loss(own: PyTree) -> tuple[Array, Any]:
+            net = bind(alone.architecture, own | fixed, placement, measure)
             views, aux = prepare(alone, net, rows)
             hidden, (seen,) = net.run(views)
             terms = terms_of(alone, net, hidden, aux)
             return weighted_sum(alone, terms, {k: add(v.count) for k, v in terms.items()}), seen
 
-        (total, seen), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (total, seen), grads = jax.value_and_grad(loss, has_aux=True)(own)
         return grads, add((total, seen))
 
-    grads, (total, (squares, count)) = placement.local(local, params, rows)
+    grads, (total, (squares, count)) = placement.local(local, own, rows, fixed)
     return grads, (total, jnp.sqrt(squares / count))
 
 

@@ -122,7 +122,8 @@ class Diffusion:
                     t = jnp.broadcast_to(c.t, each.shape)
                     terms |= by_time(prefix + label, each, t, target)
                     if process.state() is not None:
-                        terms[row_of(name) + STATISTICS] = statistics(each, t, target)
+                        row, told = row_of(name) + STATISTICS, statistics(each, t, target)
+                        terms[row] = terms[row] + told if row in terms else told
         return terms
 
 

@@ -55,6 +55,19 @@ def test_parameters_are_cut_by_size():
     assert set(jax.tree.leaves(specs(shapes, alone, min_size=1), is_leaf=lambda s: isinstance(s, P))) == {P()}
 
 
+def test_states_of_processes_are_whole_on_every_device():
+    """Of any size; parameters of a field called `states` are cut as all others."""
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
+    shapes = {
+        "extra": {"states": {"text": {"table": (32, 4096)}}},
+        "params": {"fields": {"states": {"table": (32, 4096)}}},
+    }
+    assert specs(shapes, mesh) == {
+        "extra": {"states": {"text": {"table": P()}}},
+        "params": {"fields": {"states": {"table": P(None, "fsdp")}}},
+    }
+
+
 def test_tensor_goes_by_rule_and_fsdp_takes_what_is_left():
     mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
     rules = {"tensor": (("up/", -1), ("down/kernel", -2), ("table", 0)), "min_size": 1}

@@ -196,6 +196,10 @@ def test_the_conflict_of_two_objectives_by_hand(monkeypatch):
         stats = jax.device_get(jax.jit(lambda: conflict_stats(system, params, step_key(0, 0), batch, place))())
         return scalars(system, stats), stats.products.sum(), squares["trunk/w"]
 
+    kept = params | {"states": {"text": {"seen": jnp.ones((), jnp.int32)}}, "teacher": {"trunk": {"w": jnp.ones(2)}}}
+    system = bare(tasks, ConfigDict({"accumulate": 1}), table)
+    plain, adaptive = (conflict_stats(system, p, step_key(0, 0), batch, place).products for p in (params, kept))
+    np.testing.assert_array_equal(plain, adaptive)  # whole numbers of a state have no gradient
     found, together, step = probe(1)
     np.testing.assert_allclose(together, step, rtol=1e-6)
     norms = {"one": 2.0, "against": 3.0, "across": np.sqrt(2)}

@@ -22,3 +22,19 @@ class Remembering(Gaussian):
 
     def update(self, state, term, step):
         return {"total": state["total"] + term.total.sum(1), "count": state["count"] + term.count.sum(1)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Large(Remembering):
+    """With a whole number, and a table that is larger than what `fsdp` leaves whole; `network` reads all of it."""
+
+    def state(self):
+        return super().state() | {"updates": jnp.zeros((), jnp.int32), "table": jnp.ones((2, 2**16))}
+
+    def network(self, xt, t):
+        value, time = super().network(xt, t)
+        return value if self.bound is None else value * self.bound["table"].mean(), time
+
+    def update(self, state, term, step):
+        updates = state["updates"] + 1
+        return super().update(state, term, step) | {"updates": updates, "table": state["table"]}

@@ -10,10 +10,11 @@ import pytest
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import Linear, LinearBetas
 from src.interfaces import Batch, Field, FieldSpec, Hidden, Net, View
-from src.objectives.diffusion import BINS, Diffusion, statistics
+from src.objectives.diffusion import BINS, STATISTICS, Diffusion, statistics
 from src.objectives.losses.squared_error import SquaredError
 from src.sequence.layout import FixedLayout
 from src.sequence.segment import Segment
+from tests.helpers.adaptive import Remembering
 from tests.helpers.models import tokens
 
 TIMES = jnp.asarray([[0.001], [0.1], [0.3], [1.0]])
@@ -134,3 +135,21 @@ def test_statistics_by_time_and_place_add_up_to_the_loss_of_the_targets():
         np.testing.assert_allclose(term.total[index], np.where(inside, values, 0).sum(axis=0), rtol=1e-5)
         np.testing.assert_array_equal(term.count[index], inside.sum(axis=0))
     np.testing.assert_allclose(term.total.sum(), values[target].sum(), rtol=1e-5)
+
+
+def test_names_of_one_row_tell_its_process_together():
+    """Two names of an adaptive field in one objective: the statistics of both, each token once."""
+    process = Remembering(field=FieldSpec(features=2), schedule=Linear())
+    segment = Segment(("image.left", "image.right"), 3, 0, role="noisy")
+    table = {"image": Field("image", process.field, None, process)}
+    x0 = jnp.zeros((4, 3, 2))
+    targets = {"image.left": [[1, 1, 0]] * 4, "image.right": [[1, 0, 0]] * 4}
+    batch = {name: tokens(x0, None, target) for name, target in targets.items()}
+    view = View(Batch(batch), FixedLayout((segment,)))
+    objective = Diffusion(segment.names, SquaredError(), lambda key, shape: TIMES)
+    net = net_of(process, jnp.ones((4, 3, 2)))
+    view, aux = objective.prepare(net, view, objective.draw(jax.random.key(0), table, view))
+    terms = objective.loss(net, Hidden(view, jnp.zeros((4, 3, 1)), dict.fromkeys(batch, jnp.zeros((4, 1, 1)))), aux)
+    found = terms["image" + STATISTICS]
+    np.testing.assert_array_equal(found.count.sum(0), [8, 4, 0])
+    np.testing.assert_allclose(found.total.sum(), sum(terms[f"{name}/mse"].total for name in batch), rtol=1e-6)

@@ -11,13 +11,13 @@ from src.train.trainer import make_trainer, open_data
 STEPS = 2
 
 
-def run(devices=1, **changes):
+def run(devices=1, process="Remembering", **changes):
     """The state after some steps, and the losses that were logged."""
     config = sit_digits.get_config("debug")
     with config.unlocked():
         config.eval.evaluators = {}
         config.mesh.data = devices
-        config.fields.image.process.name = "tests.helpers.adaptive:Remembering"
+        config.fields.image.process.name = f"tests.helpers.adaptive:{process}"
         config.update_from_flattened_dict(changes)
     trainer = make_trainer(build_system(config), jax.devices()[:devices])
     state, data, step, losses = trainer.init(), open_data(trainer), trainer.compile(), []
@@ -36,3 +36,13 @@ def test_a_process_is_told_every_loss_once(how):
     assert state["count"].sum() == sum(term.count for term in losses) == STEPS * 64 * 16
     np.testing.assert_allclose(state["total"].sum(), sum(term.total for term in losses), rtol=1e-5)
     assert (state["count"] > 0).sum() > 8, "times spread over the bins"
+
+
+@pytest.mark.faults
+def test_a_large_state_with_whole_numbers_is_the_same_over_fsdp():
+    """Every device reads all of it, also where it is as large as parameters that are cut."""
+    alone, cut = (
+        run(process="Large", devices=n, **{"mesh.data": 1, "mesh.fsdp": n, "sharding.min_size": 1}) for n in (1, 2)
+    )
+    assert alone[0]["updates"] == cut[0]["updates"] == STEPS
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), alone, cut)

@@ -22,6 +22,7 @@ from src.common import tree
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH_AXES = ("data", "fsdp")
 MIN_SIZE = 2**16
+WHOLE = "extra/states/"  # paths in a train state
 Rules = Sequence[tuple[str, int]]
 
 
@@ -105,8 +106,11 @@ class ShardingRules:
         """Where one array lies: `tensor` by rule, then `fsdp` by size.
 
         `fsdp` takes the largest axis left that it divides (the first of equals). Leaves whose path contains "layers"
-        are stacked, `[L, …]`, and never split along L, which the scan over layers walks.
+        are stacked, `[L, …]`, and never split along L, which the scan over layers walks. The states of processes
+        (`extra/states/…`) are whole on every device, because all of them are read at once, and not as parameters are.
         """
+        if path.startswith(WHOLE):
+            return PartitionSpec()
         entries: list[Any] = [None] * len(shape)
         first = 1 if "layers" in path else 0
         tensor, fsdp = mesh.shape.get("tensor", 1), mesh.shape.get("fsdp", 1)
