@@ -2,6 +2,7 @@
 
 import pathlib
 import types
+from unittest.mock import create_autospec
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from src.common.tree import flatten, rebuild
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import LinearBetas
 from src.corruption.timesteps import Grid
-from src.interfaces import Batch, Field, FieldSpec, Tokens, View
+from src.interfaces import Batch, Field, FieldSpec, Task, Tokens, View
 from src.models.build import build_architecture
 from src.models.model import bind
 from src.models.pretrained.hf_config import read_config
@@ -159,7 +160,7 @@ def step_case(monoformer):
     draws = {"image": {"denoise": {"times": times, "noise": {"image": patches(want["noise"])}}},
              "text": {"lm": {"text": ()}}}  # fmt: skip
     unread = lambda *given: None  # there are no data
-    task = types.SimpleNamespace(layout=None, fill=(), element_spec=unread, fake=unread, prompt=unread)
+    task = create_autospec(Task, instance=True)
     denoise = Diffusion(("image",), SquaredError(), Grid())
     tasks = {
         "image": TaskPlan(task, pictured.layout, 2, {"denoise": (denoise, 1.0)}),

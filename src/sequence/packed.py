@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,10 @@ class PackedLayout:
     def parts_of(self, name: str) -> int:
         """Largest number of parts of a name in a row."""
         return dict(self.most).get(name, 1)
+
+    def part(self, name: str, copy: str) -> NoReturn:
+        """There is no one place. Raises ValueError."""
+        raise ValueError(f"{name} lies where each packed row says; sampling needs rows with fixed places")
 
     def with_leads(self, leads: Callable[[Segment], int]) -> PackedLayout:
         """The layout with at most one lead token in front of each part."""
