@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from src.interfaces import FieldSpec, Guide
-from src.models.heads._last import last_linear
+from src.interfaces import FieldSpec
+from src.models.heads._last import OneLayer, last_linear
 from src.models.heads.chunked_cross_entropy import nll_in_pieces, nll_of_logits
 from src.models.heads.chunked_kl import Side, divergence_in_pieces
 
 
-class CategoricalHead(nnx.Module):
+class CategoricalHead(OneLayer):
     """Logits over the vocabulary; a matrix of its own (not tied to the embedding), no bias. All results are f32.
 
     chunk   most entries of the vocabulary whose logits a device makes at a time for the loss; a smaller one is not cut
@@ -37,16 +35,8 @@ class CategoricalHead(nnx.Module):
             raise ValueError(f"head.name=categorical needs tokens that are ids, and they are {spec}; use linear")
         if chunk < 1:
             raise ValueError(f"head.chunk={chunk} must be at least 1")
-        self.chunk, self.dtype = chunk, dtype
+        self.spec, self.chunk, self.dtype = spec, chunk, dtype
         self.linear = last_linear(width, outputs, init=init, bias=False, dtype=dtype, rngs=rngs)
-
-    def __call__(self, hidden: Float[Array, "*B D"], cond: Array | None = None) -> Float[Array, "*B V"]:
-        """Logits; `cond` is not used."""
-        return self.linear(hidden)
-
-    def noise(self, key: Array, shape: tuple[int, int]) -> tuple[()]:
-        """Nothing: the loss is not random."""
-        return ()
 
     def nll(self, hidden: Float[Array, "B N D"], target: Int[Array, "B N"], noise: tuple[()] = ()) -> Array:
         """-log p(target | hidden), [B, N]."""
@@ -54,12 +44,6 @@ class CategoricalHead(nnx.Module):
         if kernel.shape[1] <= self.chunk:
             return nll_of_logits(self(hidden), target)
         return nll_in_pieces(hidden, kernel, target, chunk=self.chunk, dtype=self.dtype)
-
-    def sample(
-        self, key: Array, hidden: Float[Array, "B D"], guide: Guide, choose: Callable[[Array, Array], Array]
-    ) -> Int[Array, " rows"]:
-        """The next id of each row that `guide` leaves. A token that is to be made has the time 1: nothing is known."""
-        return choose(key, guide(self(hidden), jnp.float32(1)))
 
     def divergence(
         self, hidden: Float[Array, "B N D"], teacher: CategoricalHead, taught: Float[Array, "B N D"], temperature: float
