@@ -23,7 +23,7 @@ class CaptionToImage(Template):
     drop         probability that the words of a training row are left out, for classifier-free guidance
                  (Ho & Salimans 2022)
     too_long     what happens to longer texts: `cut` (their beginning is used) or `skip` (they are bad rows)
-    text_loss    words, <|im_start|> and </s> are targets, too, where the words are not dropped
+    text_loss    </s> is a target, too, and so are words and <|im_start|> where the words are not dropped
     newline      a line break stands before </s>, two tokens, as in MonoFormer's data (nothing sees it)
     buckets      grids (rows, columns) of tokens, the first one the field's: images keep about their aspect ratio. A
                  prompt may have the value `grid`, that of its image
