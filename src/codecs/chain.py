@@ -22,7 +22,7 @@ from absl import logging
 from jaxtyping import Array
 
 from src.common.lookup import build
-from src.interfaces import FieldSpec
+from src.interfaces import FieldSpec, Tokens
 
 
 @runtime_checkable
@@ -85,10 +85,11 @@ class Chain:
             value = link.encode(value)
         return value
 
-    def decode(self, tokens: Array) -> Array:
-        """The inverse of `encode`, as far as there is one."""
+    def decode(self, tokens: Array, grid: tuple[int, ...] | None = None) -> Array:
+        """The inverse of `encode`, as far as there is one; `grid`: of the tokens, where it is not that of the field."""
         for link in reversed(self.device):
-            tokens = link.decode(tokens)
+            other = grid is not None and grid != self.spec.grid and hasattr(link, "shaped")
+            tokens = (link.shaped(grid) if other else link).decode(tokens)
         return tokens
 
     @property
@@ -96,6 +97,19 @@ class Chain:
         """By link, what gives its tokens their meaning beside the config: of tokenizers, networks, learned codes."""
         names = {type(link).__name__: getattr(link, "fingerprint", None) for link in self.links}
         return {name: value() if callable(value) else value for name, value in names.items() if value is not None}
+
+
+def encoded(codec: Any, tokens: Tokens) -> Tokens:
+    """Tokens [B, N] or, of packed rows, [B, M, N], after the device links of their codec; vectors that are padding are
+    zeros."""
+    value, valid = jnp.asarray(tokens.value), jnp.asarray(tokens.valid)
+    outer = valid.ndim - 1
+    if codec is not None and codec.device:
+        flat = codec.encode(value.reshape(-1, *value.shape[outer:]))
+        value = flat.reshape(*value.shape[:outer], *flat.shape[1:])
+    if value.ndim > valid.ndim:
+        value = jnp.where(valid.reshape(*valid.shape, *[1] * (value.ndim - valid.ndim)), value, 0)
+    return tokens.replace(value=value)
 
 
 STAGES = ("host", "frozen", "device", "codes")  # the last one is a device link, too

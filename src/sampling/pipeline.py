@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from src.codecs.chain import encoded
 from src.common.lookup import build, check_arguments
 from src.common.mesh.distributed import to_host
 from src.common.mesh.fsdp import Placement
@@ -165,8 +166,8 @@ class Pipeline:
         plan = plan_of(layout, batch)
         layout = layout.with_leads(lambda segment: self.leads.get((task, segment.name), 0))
         mesh = mesh_of(self.params)
-        batch = self._encoded(batch, plan, mesh)
-        null = None if null is None else self._encoded(null, plan, mesh)
+        delivered, batch = batch, self._encoded(batch, plan, mesh)
+        null = None if null is None else self._encoded(null, plan, mesh, (delivered, batch))
         if null is not None and not guided and all(map(_same, jax.tree.leaves(batch), jax.tree.leaves(null))):
             null = None  # no conditions, so guidance would change nothing
         used = {row_of(segment.name) for segment in layout.segments}
@@ -220,12 +221,17 @@ class Pipeline:
             segments.append(segment)
         return type(layout)(tuple(segments)), batch.replace(tokens=tokens)
 
-    def _encoded(self, batch: Batch, plan: SamplingPlan, mesh: Any) -> Batch:
-        """The batch after the frozen links, without values of names that are generated as a whole."""
+    def _encoded(self, batch: Batch, plan: SamplingPlan, mesh: Any, known: tuple[Batch, Batch] | None = None) -> Batch:
+        """The batch after the frozen links, without values of names that are generated as a whole.
+
+        known   another batch before and after this: equal values are not encoded again
+        """
         tokens = {}
         for name, old in batch.tokens.items():
             if name in plan.made and name not in plan.mixed:
                 tokens[name] = old.replace(value=np.zeros((len(old.valid), 0), np.float32))
+            elif known is not None and _same(known[0].tokens[name].value, old.value):
+                tokens[name] = old.replace(value=known[1].tokens[name].value)
             else:
                 tokens[name] = old.replace(value=self.frozen.encode(row_of(name), old.value, mesh))
         return batch.replace(tokens=tokens)
@@ -287,15 +293,11 @@ def _view(net: Net, batch: Batch, program: _Program) -> View:
     tokens = {}
     for name, old in batch.tokens.items():
         field = net.field(name).field
-        value, valid = jnp.asarray(old.value), jnp.asarray(old.valid)
         if name in program.plan.made and name not in program.plan.mixed:
-            shape = valid.shape if field.spec.features is None else (*valid.shape, field.spec.features)
-            value = jnp.zeros(shape, jnp.float32 if field.spec.vocab is None else jnp.int32)
+            shape = old.valid.shape if field.spec.features is None else (*old.valid.shape, field.spec.features)
+            tokens[name] = old.replace(value=jnp.zeros(shape, jnp.float32 if field.spec.vocab is None else jnp.int32))
         else:
-            value = value if field.codec is None else field.codec.encode(value)
-            if value.ndim > valid.ndim:
-                value = jnp.where(valid.reshape(*valid.shape, *[1] * (value.ndim - valid.ndim)), value, 0)
-        tokens[name] = old.replace(value=value)
+            tokens[name] = encoded(field.codec, old)
     return View(jax.tree.map(jnp.asarray, batch.replace(tokens=tokens)), program.layout)
 
 

@@ -30,7 +30,7 @@ def decoded(field: Field, value: np.ndarray, tokens: Tokens, frozen: Callable[[s
     found: dict[int, np.ndarray] = {}
     for grid in {tuple(grid) for grid in grids.tolist()}:
         rows = np.flatnonzero((grids == grid).all(axis=1))
-        images = _in_grid(field, row_major(value[rows], tokens.place[rows], grid), grid)
+        images = np.asarray(field.codec.decode(jnp.asarray(row_major(value[rows], tokens.place[rows], grid)), grid))
         found |= dict(zip(rows.tolist(), np.asarray(frozen(field.name, images)), strict=True))
     images = [found[row] for row in range(len(value))]
     return np.stack(images) if len({image.shape for image in images}) == 1 else images
@@ -42,15 +42,6 @@ def row_major(value: np.ndarray, place: np.ndarray, grid: tuple[int, ...]) -> np
     out = np.empty_like(value)
     np.put_along_axis(out, number.reshape(*number.shape, *[1] * (value.ndim - 2)), value, axis=1)
     return out
-
-
-def _in_grid(field: Field, value: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """The device links' `decode` of tokens in a grid, the field's or another one with as many tokens."""
-    tokens = jnp.asarray(value)
-    for link in reversed(field.codec.device):
-        link = link.shaped(grid) if grid != field.spec.grid and hasattr(link, "shaped") else link
-        tokens = link.decode(tokens)
-    return np.asarray(tokens)
 
 
 def _until(ids: list[int], end: int) -> list[int]:

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from src.codecs.chain import encoded
 from src.common.mesh.fsdp import Placement
 from src.common.rng import stream
-from src.interfaces import Batch, Field, Hidden, Layout, LossTerm, Net, Objective, PyTree, Task, Tokens, View, row_of
+from src.interfaces import Batch, Field, Hidden, Layout, LossTerm, Net, Objective, PyTree, Task, View, row_of
 from src.models.model import Architecture, bind
 from src.train.encode_batch import Encoders
 from src.train.init_from import InitFrom
@@ -107,19 +108,8 @@ def clean_view(fields: Mapping[str, Field], layout: Layout, batch: Batch) -> Vie
     missing = [name for segment in layout.segments for name in segment.names if name not in batch.tokens]
     if missing:
         raise KeyError(f"the batch has {sorted(batch.tokens)}, the layout also needs {missing}")
-    tokens = {name: _encoded(fields[row_of(name)], value) for name, value in batch.tokens.items()}
+    tokens = {name: encoded(fields[row_of(name)].codec, value) for name, value in batch.tokens.items()}
     return View(batch.replace(tokens=tokens), layout)
-
-
-def _encoded(field: Field, tokens: Tokens) -> Tokens:
-    valid, value = jnp.asarray(tokens.valid), jnp.asarray(tokens.value)
-    outer = valid.ndim - 1
-    if field.codec.device:
-        encoded = field.codec.encode(value.reshape(-1, *value.shape[outer:]))
-        value = encoded.reshape(*value.shape[:outer], *encoded.shape[1:])
-    if value.ndim > valid.ndim:
-        value = jnp.where(valid.reshape(*valid.shape, *[1] * (value.ndim - valid.ndim)), value, 0)
-    return tokens.replace(value=value)
 
 
 def prepare(system: System, net: Net, drawn: Drawn) -> Drawn:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from src.corruption.schedules import Linear
 from src.data.sources.digits import Digits, load
 from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
-from src.interfaces import View
+from src.interfaces import Batch, View
 from src.models.build import build_architecture
 from src.sampling.decoders.blocks import Blocks
 from src.sampling.decoders.left_to_right import LeftToRight
@@ -28,6 +29,7 @@ from src.sampling.guidance import Guidance
 from src.sampling.pipeline import Pipeline, check_times
 from src.sampling.raw_values import decoded, row_major
 from src.sampling.steps.gaussian import DDIM, Euler
+from src.sampling.walk import SamplingPlan
 from src.sequence.layout import FixedLayout
 from src.sequence.segment import Segment
 from tests.helpers import small
@@ -200,6 +202,25 @@ def test_frozen_links_work_on_every_device():
         np.testing.assert_array_equal(links.encode("image", values, mesh), 2 * values)
         np.testing.assert_array_equal(links.decode("image", values, mesh), values / 2)
         assert links.encode("text", values, mesh) is values
+
+
+def test_equal_values_of_guided_rows_are_encoded_once():
+    """Those of the rows without conditions; what is to be made is not encoded at all."""
+
+    class Counting:
+        def encode(self, row, values, mesh):
+            asked.append(row)
+            return 2 * values
+
+    asked, images = [], np.arange(8.0).reshape(2, 4, 1)
+    rows = Batch({"vision": tokens(images), "image": tokens(images, target=True), "text": tokens(images)})
+    null = Batch(rows.tokens | {"text": tokens(0 * images)})
+    pipeline, plan = SimpleNamespace(frozen=Counting()), SamplingPlan(("image",))
+    first = Pipeline._encoded(pipeline, rows, plan, None)
+    found = Pipeline._encoded(pipeline, null, plan, None, (rows, first))
+    assert asked == ["vision", "text", "text"] and found.tokens["image"].value.shape == (2, 0)
+    for name, value in (("vision", 2 * images), ("text", 0 * images)):
+        np.testing.assert_array_equal(found.tokens[name].value, value)
 
 
 # --------------------------------------------------------------------------- back to values
