@@ -217,7 +217,7 @@ class Network:
             vector = jnp.zeros_like(x[:, :1])
         elif vector.shape[1] == 1:
             owner = jnp.where(jnp.arange(length) < lead, -1, 0)
-        own = jnp.full(length, row_of(segment.name) in self._own())
+        own = np.full(length, row_of(segment.name) in self._own())
         sequence, cache, _ = self.model.trunk(x, new, Condition(vector, owner, own), cache, slot, self.runtime)
         return sequence[:, lead:], cache
 

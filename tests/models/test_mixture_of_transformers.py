@@ -137,6 +137,27 @@ def test_prefill_and_decode_equal_the_full_forward():
     np.testing.assert_allclose(found[valid], full[valid], atol=2e-5)
 
 
+@pytest.mark.parametrize("name, calls", [("image", {"own"}), ("text.c", {"shared"})])
+def test_sampling_runs_the_part_of_its_tokens_alone(monkeypatch, name, calls):
+    """Which tokens have parts of their own is known before any data, also for some tokens of a segment."""
+    architecture, params = make(mot=("mlp",))
+    seen, by_kind = set(), mot.by_kind
+
+    def watched(shared, own, kinds, x):
+        spy = lambda label, part: lambda x: (seen.add(label), part(x))[1]
+        return by_kind(spy("shared", shared), spy("own", own), kinds, x)
+
+    monkeypatch.setattr(mot, "by_kind", watched)
+
+    def step(params, start):
+        net, segment = bind(architecture, params), VIEW.layout.segment(name)
+        copy = "noisy" if segment.role == "noisy" else "clean"
+        return net.extend(VIEW, segment, copy, start, 2, VIEW.layout.spec(VIEW.batch), net.start_cache(VIEW))[0]
+
+    jax.eval_shape(step, params, jnp.asarray(1))
+    assert seen == calls
+
+
 @pytest.mark.parametrize("names", [("mpl",), ("mlp", "mlp")])
 def test_refusals(names):
     with pytest.raises(ValueError, match=r"must be some of attention_norm, attention, mlp_norm, mlp, each at most"):
