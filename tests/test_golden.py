@@ -19,7 +19,7 @@ from src.interfaces import Batch, Field, FieldSpec, Task, Tokens, View
 from src.models.build import build_architecture
 from src.models.model import bind
 from src.models.pretrained.hf_config import read_config
-from src.models.pretrained.llama_weights import Published, place_of, read_checkpoint
+from src.models.pretrained.llama_weights import Published, place_of
 from src.objectives.diffusion import Diffusion
 from src.objectives.losses.squared_error import SquaredError
 from src.objectives.next_token import NextToken
@@ -32,6 +32,7 @@ from src.sequence.layout import FixedLayout
 from src.sequence.segment import Segment
 from src.train.step import gradients
 from src.train.system import System, TaskPlan, losses, prepare
+from tests.helpers.published import read_checkpoint
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 PAD, IMAGE = 92, 95

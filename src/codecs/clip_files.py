@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from src.codecs.clip import Clip, ClipConfig
 from src.common.files.paths import shown
 from src.common.files.safetensors import SafeTensors
 from src.common.files.strict_json import read_json
-from src.common.files.weight_mapping import Names, export_weights, import_weights, write_weights
+from src.common.files.weight_mapping import Names, import_weights
 from src.common.tree import flatten, listed
 
 FILE = "model.safetensors"
@@ -58,12 +57,6 @@ def read_clip(folder: str | os.PathLike[str], dtype: str = "float32") -> tuple[C
     names, tensors = published_names(clip.shapes(), clip.config.num_hidden_layers), SafeTensors(folder, FILES)
     here = functools.partial(canonical, prefix=prefix_of(tensors.entries))
     return clip, import_weights(tensors, names, clip.shapes(), here)
-
-
-def write_clip(folder: str | os.PathLike[str], clip: Clip, params: Any) -> None:
-    """Writes config.json and the weights as transformers' `CLIPVisionModel` reads them. Raises OSError."""
-    config = dataclasses.asdict(clip.config) | {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
-    write_weights(folder, FILE, export_weights(params, published_names(params, clip.config.num_hidden_layers)), config)
 
 
 def published_names(params: Any, layers: int) -> Names:

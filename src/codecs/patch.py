@@ -9,8 +9,6 @@ from jaxtyping import Array, Float
 
 from src.interfaces import FieldSpec
 
-FEATURE_ORDERS = "r row in the patch, s column in the patch, c channel; the last letter varies fastest"
-
 
 @dataclasses.dataclass(frozen=True)
 class Patch:
@@ -123,23 +121,3 @@ class Patch:
 @dataclasses.dataclass(frozen=True)
 class _Shaped:
     shape: tuple[int, int, int]
-
-
-def reorder(features: Float[Array, "*lead P"], size: int, source: str, target: str) -> Float[Array, "*lead P"]:
-    """Features of patches in another order, e.g. `reorder(out, 2, "rsc", "crs")` for MonoFormer's output.
-
-    An order is three letters, slowest first: r row in the patch, s column, c channel. The number of channels is
-    P / size², so that outputs with twice the channels (noise and variance) fit too.
-
-    Raises ValueError for an order that is not a permutation of "rsc" or a P that is no multiple of size².
-    """
-    if sorted(source) != sorted("rsc") or sorted(target) != sorted("rsc"):
-        raise ValueError(f"feature orders {source!r} -> {target!r} are not permutations of 'rsc' ({FEATURE_ORDERS})")
-    length = features.shape[-1]
-    if length % size**2:
-        raise ValueError(f"{length} features are not a whole number of channels for patches of {size} x {size}")
-    sizes = {"r": size, "s": size, "c": length // size**2}
-    lead = features.shape[:-1]
-    x = features.reshape(*lead, *(sizes[letter] for letter in source))
-    axes = [len(lead) + source.index(letter) for letter in target]
-    return x.transpose(*range(len(lead)), *axes).reshape(*lead, length)

@@ -12,8 +12,6 @@ from src.common.files.images import read_image
 from src.evals.tasks import starts
 from src.interfaces import Field
 
-SHORT = ("prompt", "label", "image")
-
 
 def values_of(given: Sequence[str], **short: Any) -> dict[str, str]:
     """The values by name. Raises ValueError for what is no name=value, for a name that is there twice, and for none."""

@@ -14,9 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 from src.codecs.chain import Chain
 from src.codecs.clip import Clip, activation, preprocess
-from src.codecs.clip_files import FILE, published_names, read_clip, read_clip_config, write_clip
+from src.codecs.clip_files import FILE, published_names, read_clip, read_clip_config
 from src.codecs.clip_vision import ClipVision
 from src.common.tree import count_parameters, flatten
+from tests.helpers.published import write_clip
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "clip_vision"
 

@@ -1,13 +1,19 @@
 """Golden checkpoints in folders of their own, and the tool that converts them."""
 
+import dataclasses
 import json
 import pathlib
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from src.common.files.lazy_arrays import LazyArrays
+from src.codecs.clip_files import FILE, published_names
+from src.common.files.lazy_arrays import LazyArrays, place
+from src.common.files.safetensors import SafeTensors
+from src.common.files.weight_mapping import export_weights, write_weights
+from src.common.tree import flatten, listed, unflatten
 from src.models.pretrained.initial_weights import Initial
+from src.models.pretrained.llama_weights import Published
 from src.tools import convert
 from src.tools.conversion import convert as conversion
 
@@ -84,3 +90,40 @@ def as_run(folder, tasks, monkeypatch):
     workdir = folder.parent / "run"
     (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
     return workdir
+
+
+def write_clip(folder, clip, params):
+    """config.json and the weights of a vision tower as transformers' `CLIPVisionModel` reads them."""
+    config = dataclasses.asdict(clip.config) | {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
+    write_weights(folder, FILE, export_weights(params, published_names(params, clip.config.num_hidden_layers)), config)
+
+
+def read_checkpoint(path, like):
+    """Parameters of a safetensors checkpoint in the tree `like` (arrays or abstract arrays), in its dtypes.
+
+    `path` is a file, an index of several, or the folder with one (see `SafeTensors`). Leaves of `like` that have a
+    sharding are placed by it. Names, shapes and dtypes are compared before any data is read; then a piece at a time is.
+    Raises FileNotFoundError, and ValueError listing every missing, extra or misshaped tensor, or why a file is not
+    sound.
+    """
+    found = Published(SafeTensors(path))
+    wanted = flatten(like)
+    wrong = found.wrong + [f"{p} is missing" for p in wanted if p not in found.shapes]
+    wrong += [f"{p} is not in this model" for p in found.shapes if p not in wanted]
+    wrong += [
+        f"{p} has shape {found.shapes[p].shape}, the model {leaf.shape}"
+        for p, leaf in wanted.items()
+        if p in found.shapes and found.shapes[p].shape != leaf.shape
+    ]
+    if wrong:
+        raise ValueError(f"{path} does not fit the model: {listed(wrong)}")
+    return unflatten({p: place(found, p, leaf.dtype, getattr(leaf, "sharding", None)) for p, leaf in wanted.items()})
+
+
+def reorder(features, size, source, target):
+    """Features of patches of size x size in another order: r row in the patch, s column, c channel, slowest first."""
+    sizes = {"r": size, "s": size, "c": features.shape[-1] // size**2}
+    x = features.reshape(*features.shape[:-1], *(sizes[letter] for letter in source))
+    first = features.ndim - 1
+    axes = [first + source.index(letter) for letter in target]
+    return x.transpose(*range(first), *axes).reshape(features.shape)

@@ -7,11 +7,11 @@ import optax
 import pytest
 from flax import nnx
 
-from src.codecs.patch import reorder
 from src.interfaces import FieldSpec, Head
 from src.models.heads.adaln import AdaLNHead
 from src.models.heads.categorical import CategoricalHead
 from src.models.heads.linear import LinearHead
+from tests.helpers.published import reorder
 
 WIDTH, IDS, PATCHES = 16, FieldSpec((6,), vocab=11), FieldSpec((2, 2), features=12)
 HIDDEN = jax.random.normal(jax.random.key(0), (4, 6, WIDTH))

@@ -20,10 +20,10 @@ from src.common.tree import flatten, unflatten
 from src.models.pretrained import hf_vision_config
 from src.models.pretrained.about import value_of
 from src.models.pretrained.initial_weights import Initial, write_initial
-from src.models.pretrained.llama_weights import HEAD, TABLE, names_of, place_of, read_checkpoint
+from src.models.pretrained.llama_weights import HEAD, TABLE, names_of, place_of
 from src.tools.conversion import convert as conversion
 from src.tools.conversion import tokenizer, vision_tower
-from tests.helpers.published import GOLDEN, copied, run, same, understanding, understanding_clip
+from tests.helpers.published import GOLDEN, copied, read_checkpoint, run, same, understanding, understanding_clip
 
 
 def halves(tensors, config):

@@ -11,7 +11,6 @@ import pytest
 from src import run
 from src.build import build_system
 from src.codecs import clip
-from src.codecs.clip_files import write_clip
 from src.codecs.clip_vision import ClipVision
 from src.codecs.pixels import letterbox
 from src.codecs.vae_files import read_vae
@@ -20,6 +19,7 @@ from src.sampling.frozen_links import FrozenLinks
 from src.train.checkpoints.config_changes import check_config
 from src.train.trainer import make_trainer, open_data
 from tests.helpers.autoencoder import config_of, make_folder
+from tests.helpers.published import write_clip
 
 PIXELS = types.SimpleNamespace(shape=(4, 4, 3))
 

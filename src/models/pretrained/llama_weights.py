@@ -11,17 +11,16 @@ import functools
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from src.common.files.lazy_arrays import Leaves, is_stacked, place
+from src.common.files.lazy_arrays import Leaves, is_stacked
 from src.common.files.paths import shown
 from src.common.files.safetensors import SafeTensors
-from src.common.tree import flatten, listed, unflatten
+from src.common.tree import listed
 from src.models.pretrained.hf_config import PublishedConfig
 
 BLOCK = {
@@ -283,28 +282,6 @@ class Grown:
                 new = generator.normal(0, 0.02, (self.rows, words.shape[1]))
             grown = np.concatenate([words, new.astype(words.dtype)])
             yield grown if axis == 0 else grown.T
-
-
-def read_checkpoint(path: str | Path, like: Any) -> Any:
-    """Parameters of a safetensors checkpoint in the tree `like` (arrays or abstract arrays), in its dtypes.
-
-    `path` is a file, an index of several, or the folder with one (see `SafeTensors`). Leaves of `like` that have a
-    sharding are placed by it. Names, shapes and dtypes are compared before any data is read; then a piece at a time is.
-    Raises FileNotFoundError, and ValueError listing every missing, extra or misshaped tensor, or why a file is not
-    sound.
-    """
-    found = Published(SafeTensors(path))
-    wanted = flatten(like)
-    wrong = found.wrong + [f"{p} is missing" for p in wanted if p not in found.shapes]
-    wrong += [f"{p} is not in this model" for p in found.shapes if p not in wanted]
-    wrong += [
-        f"{p} has shape {found.shapes[p].shape}, the model {leaf.shape}"
-        for p, leaf in wanted.items()
-        if p in found.shapes and found.shapes[p].shape != leaf.shape
-    ]
-    if wrong:
-        raise ValueError(f"{path} does not fit the model: {listed(wrong)}")
-    return unflatten({p: place(found, p, leaf.dtype, getattr(leaf, "sharding", None)) for p, leaf in wanted.items()})
 
 
 def _where(tensors: Any) -> str:
