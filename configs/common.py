@@ -30,7 +30,8 @@ def base() -> ConfigDict:
             # skip: regexes of paths that are initialised nevertheless.
             "init_from": {"path": "", "ema": False, "skip": ()},
             "optim": optim(),
-            "ema": {"decay": 0.9999, "warmup": False},
+            # warmup: decay min(decay, (1 + step) / (10 + step)), so that a short run forgets its initial weights
+            "ema": {"decay": 0.9999, "warmup": True},
             "sample": {"batch_size": 128},  # rows of one call of the network
             # How a field is made, by row: left_to_right or blocks (sampling/decoders)
             "decode": decode(),

@@ -37,10 +37,12 @@ def get_config(name: str | None = None):
 
 
 def official(config):
-    """Unused variance outputs, patches out in (row, column, channel) order, t read as it is, guidance on 3 channels.
+    """Unused variance outputs, patches out in (row, column, channel) order, t read as it is, guidance on 3 channels,
+    an average without warm-up.
 
     Time runs from data to noise here; the published network reads 1 - t.
     """
+    config.ema.warmup = False
     config.guidance.features = 3 * config.fields.image.codec.device.size**2
     with config.unlocked():
         config.fields.image.head.update({"unused_variance": True, "order": "rsc", "channels": 4})

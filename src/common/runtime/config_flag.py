@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from src.common.files.paths import at_home
 from src.common.runtime.config_dict import UnknownKeyError
@@ -41,6 +41,16 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> Any:
         raise ValueError(f"what is {words[1]!r}? flags begin with --, as in --config=…")
     flags_at_home(values)
     return config
+
+
+def name_of(values: flags.FlagValues) -> str:
+    """The config file and its variants, as the command line has them."""
+    return config_flags.get_config_filename(values["config"])
+
+
+def overrides(values: flags.FlagValues) -> dict[str, Any]:
+    """What the command line set in the config, by dotted path."""
+    return dict(config_flags.get_override_values(values["config"]))
 
 
 def flags_at_home(values: flags.FlagValues) -> None:
