@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from src.common.files.paths import at_home
+from src.common.runtime import terminal
 from src.common.runtime.config_dict import UnknownKeyError
 from src.common.runtime.config_keys import CONFIGS
 
@@ -123,7 +124,11 @@ def find_configs() -> None:
 
 
 def answer_help(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Prints what the program does and its flags, and leaves it, where the command line asks for that."""
+    """Prints what the program does and its flags, and leaves it, where the command line asks for that.
+
+    Every program calls this first, so what its terminal cannot show is escaped from here on.
+    """
+    terminal.escape()
     if any(word.lstrip("-") in ("help", "h", "helpfull", "helpshort") for word in argv if word.startswith("-")):
         print(f"{sys.modules['__main__'].__doc__ or ''}\n{values.get_help()}")
         raise SystemExit(0)
