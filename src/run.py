@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import pathlib
 import platform
 import time
@@ -79,9 +80,10 @@ def evaluate(flags: Any, started: float) -> None:
     step = int(state.step)
     writer = _writer(workdir)
     scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), step)
+    how = _how(flags, scalars, step, changed)
+    writer.write_texts(step, {"eval/how": json.dumps(next(iter(how.values()), {}))})  # the curves alone do not tell
     writer.close()
     logging.info("evaluated after %.0f s", time.monotonic() - started)
-    how = _how(flags, scalars, step, changed)
     _report(workdir, scalars | {"steps": step}, how, None if flags.step == "latest" else step)
 
 

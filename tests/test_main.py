@@ -61,6 +61,8 @@ def test_training_leaves_metrics_pictures_and_logs(trained):
     assert list((folder / "tensorboard").iterdir())
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [line for line in lines if "loss" in line]
+    told = {"step": 8, "ema": True, "seed": 0, "config": "configs/digits.py:debug", "overrides": {"optim.lr": 1e-3}}
+    assert metrics["how"]["digit_accuracy"] == told and "parameters" not in metrics["how"]
     assert [line["step"] for line in losses] == [1, 2, 4, 6, 8]
     assert {"loss/caption_to_image/diffusion/mse", "tokens_per_second", "images_per_second"} <= set(losses[0])
     assert losses[0]["learning_rate"] == pytest.approx(5e-4), "an override on the command line counts"
@@ -154,6 +156,20 @@ def test_a_finished_run_is_evaluated_again_and_keeps_what_training_measured(trai
     assert result.returncode == 0, result.stderr
     after = json.loads((folder / "metrics.json").read_text())
     assert after == before
+
+
+@pytest.mark.faults
+def test_an_evaluation_with_overrides_says_so_beside_its_numbers(trained, capsys, monkeypatch):
+    folder, _ = trained
+    base = ["--config=configs/digits.py:debug", f"--workdir={folder}", "--config.optim.lr=1e-3", "--mode=eval"]
+    assert call(capsys, monkeypatch, *base, "--config.guidance.scale=3.0", "--config.eval.ema=False")[0] == 0
+    written = json.loads((folder / "metrics.json").read_text())
+    told = written["how"]["digit_accuracy"]
+    assert told["overrides"] == {"optim.lr": 1e-3, "guidance.scale": 3.0, "eval.ema": False}
+    assert told["trained_with"] == {"eval.ema": True, "guidance.scale": 1.5} and not told["ema"]
+    assert "seconds_total" in written and '"guidance.scale": 3.0' in (folder / "log.jsonl").read_text().replace(
+        "\\", ""
+    )
 
 
 def test_the_launcher_takes_a_config_with_overrides():

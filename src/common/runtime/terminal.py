@@ -6,8 +6,8 @@ import sys
 
 
 def escape() -> None:
-    """From here on a character that standard output or error cannot encode is written as an escape (`\\xfc`, `\\u72ac`),
-    where Python would raise an error; one that has no encoding at all, as in the name of a file, is too."""
+    """From here on a character that standard output or error cannot encode is written as an escape (`\\u72ac`), where
+    Python would raise an error; so is a byte of a file's name that is no text."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # None where it is closed; other kinds in notebooks
             stream.reconfigure(errors="backslashreplace")
