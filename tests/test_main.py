@@ -167,9 +167,8 @@ def test_an_evaluation_with_overrides_says_so_beside_its_numbers(trained, capsys
     told = written["how"]["digit_accuracy"]
     assert told["overrides"] == {"optim.lr": 1e-3, "guidance.scale": 3.0, "eval.ema": False}
     assert told["trained_with"] == {"eval.ema": True, "guidance.scale": 1.5} and not told["ema"]
-    assert "seconds_total" in written and '"guidance.scale": 3.0' in (folder / "log.jsonl").read_text().replace(
-        "\\", ""
-    )
+    log = (folder / "log.jsonl").read_text().replace("\\", "")
+    assert "seconds_total" in written and '"guidance.scale": 3.0' in log
 
 
 def test_the_launcher_takes_a_config_with_overrides():
@@ -202,7 +201,7 @@ def test_the_doctor_finds_bad_data_before_anything_is_compiled_or_written(tmp_pa
     np.save(tmp_path / "images.npy", np.full((16, 32, 32, 4), np.nan, np.float32))
     np.save(tmp_path / "labels.npy", np.zeros(16, np.int64))
     before = sorted(tmp_path.iterdir())
-    arguments = ["--config=configs/sit_xl2_imagenet256.py:debug", "--config.mesh.fsdp=1", "--config.batch=8"]
+    arguments = ["--config=configs/sit_xl2_imagenet256.py:arrays,debug", "--config.mesh.fsdp=1", "--config.batch=8"]
     arguments += [f"--config.tasks.class_to_image.source.folder={tmp_path}", "--mode=doctor"]
     monkeypatch.setattr(Trainer, "compile", None)
     code, error = call(capsys, monkeypatch, *arguments)

@@ -49,6 +49,11 @@ def name_of(values: flags.FlagValues) -> str:
     return config_flags.get_config_filename(values["config"])
 
 
+def variants(values: flags.FlagValues) -> list[str]:
+    """The words after the colon of `--config`."""
+    return name_of(values).partition(":")[2].split(",")
+
+
 def overrides(values: flags.FlagValues) -> dict[str, Any]:
     """What the command line set in the config, by dotted path."""
     return dict(config_flags.get_override_values(values["config"]))
