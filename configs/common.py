@@ -2,12 +2,17 @@
 
 from ml_collections import ConfigDict
 
+from src.common.runtime.config_dict import Config
+
 NO_CLIP = float("inf")
 
 
 def base() -> ConfigDict:
-    """MonoFormer's shape of a run, with the fixed defaults; a config adds tasks and sizes."""
-    return ConfigDict(
+    """MonoFormer's shape of a run, with the fixed defaults; a config adds tasks and sizes.
+
+    It is locked: an unknown key is refused, except in the tables of names (tasks, fields, …) and the options of parts.
+    """
+    return Config(
         {
             "seed": 0,
             "steps": 1000,
@@ -25,7 +30,8 @@ def base() -> ConfigDict:
             # skip: regexes of paths that are initialised nevertheless.
             "init_from": {"path": "", "ema": False, "skip": ()},
             "optim": optim(),
-            "ema": {"decay": 0.9999, "warmup": False},
+            # warmup: decay min(decay, (1 + step) / (10 + step)), so that a short run forgets its initial weights
+            "ema": {"decay": 0.9999, "warmup": True},
             "sample": {"batch_size": 128},  # rows of one call of the network
             # How a field is made, by row: left_to_right or blocks (sampling/decoders)
             "decode": decode(),
@@ -57,9 +63,8 @@ def base() -> ConfigDict:
             # of the objectives' gradients on the trunk, 0 for none. panels: steps between two held-out evaluations, 0
             # where the run evaluates and at its end; batches of held-out rows, and generated images, of each.
             "doctor": {"checks": True, "every": 500, "panels": 0, "batches": 4, "drawings": 20},
-        },
-        convert_dict=True,
-    )
+        }
+    ).lock()
 
 
 def sharding() -> dict:

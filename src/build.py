@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from src.codecs.chain import build_chain
+from src.common.files.paths import all_at_home
 from src.common.lookup import build, lookup
 from src.common.runtime.config_check import check_numbers
+from src.common.runtime.config_keys import check_keys
 from src.data.pipeline.stream import split_batch
 from src.data.samples import samples_for
 from src.data.task import SourceTask
@@ -19,15 +21,15 @@ from src.train.encode_batch import Encoders
 from src.train.init_from import make_init_from
 from src.train.system import System, TaskPlan
 
-PARTS = ("embed", "head", "codec", "process", "step", "hint", "timed", "time_token")
-
 
 def build_system(config: Any) -> System:
     """Everything that a run needs except devices and parameters. Cheap: no parameter is allocated.
 
     Raises ValueError, in one sentence, for unknown names and for combinations that mean nothing.
     """
+    check_keys(config)
     check_numbers(config)
+    all_at_home(config)
     sources = {n: build("data/sources", c.source, where=f"tasks.{n}.source") for n, c in config.tasks.items()}
     fields = {n: build_field(n, c, samples_for(n, sources)) for n, c in config.fields.items()}
     architecture, init = build_architecture(config.model.to_dict(), config.fields.to_dict(), fields)
@@ -50,10 +52,8 @@ def build_system(config: Any) -> System:
 
 
 def build_field(name: str, group: Any, samples: Any) -> Field:
-    """A row of the table. Raises ValueError for options that no row has, and for parts that do not fit."""
+    """A row of the table. Raises ValueError for parts that do not fit."""
     where = f"fields.{name}"
-    if unknown := [key for key in group if key not in PARTS]:
-        raise ValueError(f"{where} has no option {unknown[0]!r}; it has {', '.join(PARTS)}")
     codec = build_chain(group.codec, f"{where}.codec", samples)
     process = step = None
     if group.get("process"):

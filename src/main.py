@@ -59,7 +59,10 @@ def main(argv: list[str]) -> int:
         if not distributed.is_first():  # one process tells how it goes
             logging.set_verbosity(logging.WARNING)
         from src import run
+        from src.tools.datasets import debug_files
 
+        if "debug" in config_flag.variants(FLAGS):
+            debug_files.fill(FLAGS.config)
         modes = {"train": run.train, "eval": run.evaluate, "sample": run.sample, "doctor": run.doctor}
         modes[MODE.value](FLAGS, STARTED)
         distributed.stop()

@@ -19,10 +19,8 @@ from etils import epath
 from src.build import build_system
 from src.codecs.pixels import scaled
 from src.common.files.paths import stem
-from src.common.files.store import write_whole
-from src.common.files.strict_json import read_json
 from src.common.mesh.distributed import check_same, is_first
-from src.common.runtime import stopping, streams, watchdog
+from src.common.runtime import config_flag, stopping, streams, watchdog
 from src.common.runtime.compilation_cache import use_program_cache
 from src.common.runtime.writers import JsonLinesWriter, Many, TensorBoard
 from src.doctor.callback import make_doctor
@@ -30,8 +28,10 @@ from src.doctor.diagnostic import errors
 from src.doctor.memory import check_state
 from src.doctor.report import diagnose
 from src.evals.given import choose_task, example_of, grid_of, title, values_of
+from src.evals.metrics_file import merge_metrics
 from src.interfaces import row_of
 from src.train import loop
+from src.train.average import used_params
 from src.train.checkpoints import lock
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.config_changes import check_config, fields, plain
@@ -67,7 +67,7 @@ def train(flags: Any, started: float) -> None:
         if "seconds_to_first_step" in facts:  # a finished run that is only evaluated again keeps the time that it took
             facts["seconds_total"] = time.monotonic() - started
         checkpoints.check_there()
-        _report(workdir, scalars | facts)
+        _report(workdir, scalars | facts, _how(flags, scalars, int(state.step), {}))
         checkpoints.close()
 
 
@@ -75,13 +75,16 @@ def evaluate(flags: Any, started: float) -> None:
     """Evaluates the newest checkpoint of the workdir, or that of --step."""
     use_program_cache()
     workdir, system = _workdir(flags), _build(flags)
-    state = _restored(flags, system)
+    changed: dict[str, Any] = {}
+    state = _restored(flags, system, changed)
     step = int(state.step)
     writer = _writer(workdir)
     scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), step)
+    how = _how(flags, scalars, step, changed)
+    writer.write_texts(step, {"eval/how": json.dumps(next(iter(how.values()), {}))})  # the curves alone do not tell
     writer.close()
     logging.info("evaluated after %.0f s", time.monotonic() - started)
-    _report(workdir, scalars | {"steps": step}, None if flags.step == "latest" else step)
+    _report(workdir, scalars | {"steps": step}, how, None if flags.step == "latest" else step)
 
 
 def sample(flags: Any, started: float) -> None:
@@ -101,7 +104,7 @@ def sample(flags: Any, started: float) -> None:
     given = [example] * (flags.count or (COUNT if pictured else 1))
     pipeline.check(name, given[:1])
     state = _restored(flags, system)
-    params = with_extras(state, state.ema if system.config.eval.ema else state.params)
+    params = with_extras(state, used_params(state, system.config))
     found = pipeline.with_params(params)(name, given, system.config.seed)
     for made in found[0]:
         _show(flags, workdir, made, [each[made] for each in found], example, values)
@@ -147,12 +150,21 @@ def _workdir(flags: Any) -> epath.Path:
     return workdir
 
 
-def _restored(flags: Any, system: Any) -> Any:
-    """The state of a checkpoint, see --step; only what shapes the network must agree with the config."""
+def _restored(flags: Any, system: Any, changed: dict[str, Any] | None = None) -> Any:
+    """The state of a checkpoint, see --step; only what shapes the network must agree with the config.
+
+    What differs from the config of the checkpoint, (old, new) by field, is put into `changed`.
+    """
     checkpoints = Checkpointer(flags.workdir, **flags.config.checkpoint, readonly=True)
     step, identity = checkpoints.choose(flags.step), system.identity()
     free = (*loop.ELASTIC, *(name for name in identity if name not in ("model", "fields", "codecs")))
-    found = checkpoints.restore(make_trainer(system).abstract, lambda saved: check_config(saved, identity, free), step)
+
+    def accept(saved: Any) -> None:
+        found = check_config(saved, identity, free)
+        if changed is not None:
+            changed.update(found)
+
+    found = checkpoints.restore(make_trainer(system).abstract, accept, step)
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {flags.workdir}; train first, or correct --workdir")
     checkpoints.close()
@@ -236,21 +248,30 @@ class Pictures:
         """Nothing."""
 
 
-def _report(workdir: epath.Path, metrics: dict[str, float], step: int | None = None) -> None:
+def _how(flags: Any, scalars: Any, step: int, changed: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was evaluated, and how, for each of the numbers of evaluators.
+
+    changed   what differs from the config of the checkpoint
+    """
+    config = flags.config
+    told = {"step": step, "ema": bool(config.eval.ema), "seed": int(config.seed)}
+    told |= {"config": config_flag.name_of(flags), "overrides": plain(config_flag.overrides(flags))}
+    if changed:
+        told["trained_with"] = plain({field: was for field, (was, _) in sorted(changed.items())})
+    return dict.fromkeys(scalars, told)
+
+
+def _report(workdir: epath.Path, metrics: dict[str, float], how: dict[str, Any], step: int | None = None) -> None:
     """metrics.json, and the same as a table on the terminal; what was not measured again stays as it was.
+
+    how   by number, what was evaluated (`evals/metrics_file.py`)
 
     Of a checkpoint that was asked for by its `step` it is metrics-<step>.json.
     """
     if not is_first():
         return
     path = workdir / ("metrics.json" if step is None else f"metrics-{step}.json")
-    try:
-        found = read_json(path, finite=False) if path.exists() else {}
-        metrics = {name: value for name, value in found.items() if isinstance(value, int | float)} | metrics
-    except (ValueError, AttributeError) as error:
-        logging.warning("%s is written anew: %s", path, error)
-    rounded = {k: round(float(v), 5) if isinstance(v, float) else int(v) for k, v in metrics.items()}
-    write_whole(path, (json.dumps(rounded, indent=2) + "\n").encode())
+    rounded = merge_metrics(path, metrics, how)
     width = max(map(len, rounded))
     samples = workdir / "samples"
     told = [f"{k:<{width}}  {v:,}" for k, v in rounded.items()]

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from src.build import build_system
+from src.data import example
+from src.data.templates._base import Template
 from src.train.trainer import make_trainer, open_data
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "add_a_system.md"
@@ -58,3 +60,13 @@ def test_a_misspelt_option_names_its_path_in_the_config(config):
         config.fields.image.head.hiden = 3
     with pytest.raises(ValueError, match=r"fields\.image\.head.*hiden.*hidden"):
         build_system(config)
+
+
+def test_the_page_lists_what_a_source_and_a_template_may_have():
+    page = PAGE.read_text().partition("## Members")[2]
+    source = re.findall(r"^    (\w+(?:, \w+)*)   ", example.__doc__, re.MULTILINE)[:9]
+    names = {name for words in source for name in words.split(", ")}
+    assert {"texts", "held_out", "drawn", "identity"} <= names
+    names |= {name for name in vars(Template) if not name.startswith("_")}
+    assert {"targets", "bind", "invented_question"} <= names
+    assert not [name for name in names if f"`{name}" not in page]

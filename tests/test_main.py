@@ -61,6 +61,8 @@ def test_training_leaves_metrics_pictures_and_logs(trained):
     assert list((folder / "tensorboard").iterdir())
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [line for line in lines if "loss" in line]
+    told = {"step": 8, "ema": True, "seed": 0, "config": "configs/digits.py:debug", "overrides": {"optim.lr": 1e-3}}
+    assert metrics["how"]["digit_accuracy"] == told and "parameters" not in metrics["how"]
     assert [line["step"] for line in losses] == [1, 2, 4, 6, 8]
     assert {"loss/caption_to_image/diffusion/mse", "tokens_per_second", "images_per_second"} <= set(losses[0])
     assert losses[0]["learning_rate"] == pytest.approx(5e-4), "an override on the command line counts"
@@ -156,6 +158,19 @@ def test_a_finished_run_is_evaluated_again_and_keeps_what_training_measured(trai
     assert after == before
 
 
+@pytest.mark.faults
+def test_an_evaluation_with_overrides_says_so_beside_its_numbers(trained, capsys, monkeypatch):
+    folder, _ = trained
+    base = ["--config=configs/digits.py:debug", f"--workdir={folder}", "--config.optim.lr=1e-3", "--mode=eval"]
+    assert call(capsys, monkeypatch, *base, "--config.guidance.scale=3.0", "--config.eval.ema=False")[0] == 0
+    written = json.loads((folder / "metrics.json").read_text())
+    told = written["how"]["digit_accuracy"]
+    assert told["overrides"] == {"optim.lr": 1e-3, "guidance.scale": 3.0, "eval.ema": False}
+    assert told["trained_with"] == {"eval.ema": True, "guidance.scale": 1.5} and not told["ema"]
+    log = (folder / "log.jsonl").read_text().replace("\\", "")
+    assert "seconds_total" in written and '"guidance.scale": 3.0' in log
+
+
 def test_the_launcher_takes_a_config_with_overrides():
     """Its defaults must not stand beside flags of the same name."""
 
@@ -186,7 +201,7 @@ def test_the_doctor_finds_bad_data_before_anything_is_compiled_or_written(tmp_pa
     np.save(tmp_path / "images.npy", np.full((16, 32, 32, 4), np.nan, np.float32))
     np.save(tmp_path / "labels.npy", np.zeros(16, np.int64))
     before = sorted(tmp_path.iterdir())
-    arguments = ["--config=configs/sit_xl2_imagenet256.py:debug", "--config.mesh.fsdp=1", "--config.batch=8"]
+    arguments = ["--config=configs/sit_xl2_imagenet256.py:arrays,debug", "--config.mesh.fsdp=1", "--config.batch=8"]
     arguments += [f"--config.tasks.class_to_image.source.folder={tmp_path}", "--mode=doctor"]
     monkeypatch.setattr(Trainer, "compile", None)
     code, error = call(capsys, monkeypatch, *arguments)

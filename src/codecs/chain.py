@@ -13,6 +13,7 @@ of them may be absent:
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -168,8 +169,12 @@ def _groups(codec: Any, where: str) -> dict[str, Any]:
     """The links' groups in order, by their paths in the config."""
     if isinstance(codec, list | tuple):
         return {f"{where}[{number}]": group for number, group in enumerate(codec)}
+    if not hasattr(codec, "keys"):
+        raise ValueError(f"{where}={codec!r} is no codec: give a group with a name, or some of {', '.join(STAGES)}")
     if "name" in codec:
         return {where: codec}
     if unknown := [key for key in codec if key not in STAGES]:
-        raise ValueError(f"{where} has no stage {unknown[0]!r}; it has a name, or some of {', '.join(STAGES)}")
+        meant = difflib.get_close_matches(str(unknown[0]), ("name", *STAGES), n=1)
+        hint = f" (did you mean {meant[0]}?)" if meant else ""
+        raise ValueError(f"{where} has no stage {unknown[0]!r}{hint}; it has a name, or some of {', '.join(STAGES)}")
     return {f"{where}.{stage}": codec[stage] for stage in STAGES if stage in codec}

@@ -64,10 +64,13 @@ def build(folder: str, config: Mapping[str, Any], *, where: str = "", **extra: A
     Raises ValueError when `name` is missing or unknown, for an unknown, doubled or missing argument, and with `where`
     in front for what a constructor refuses.
     """
-    arguments = {key: config[key] for key in config}
     at = f"{where}: " if where else ""
+    if not isinstance(config, Mapping | ConfigDict):
+        raise ValueError(f"{at}a part of {PACKAGE}/{folder} is a group {{'name': …}}, not {config!r}")
+    arguments = {key: config[key] for key in config}
     if "name" not in arguments:
-        raise ValueError(f"{at}a config for {PACKAGE}/{folder} needs a 'name'; it has only: {_names(arguments)}")
+        meant = _hint("name", arguments)
+        raise ValueError(f"{at}a config for {PACKAGE}/{folder} needs a 'name'{meant}; it has only: {_names(arguments)}")
     name = arguments.pop("name")
     try:
         cls = lookup(folder, name)
@@ -121,7 +124,15 @@ def _built(folder: str, value: Any, where: str) -> Any:
         return value
     if "name" in value:
         return build(folder, value, where=where)
+    if meant := _misspelt_name(value):
+        raise ValueError(f"{where} has no 'name' but {meant!r}: a part is chosen by its name")
     return {key: _built(folder, value[key], f"{where}.{key}") for key in value}
+
+
+def _misspelt_name(group: Mapping[str, Any] | ConfigDict) -> str:
+    """The key of a group without a name that is most likely meant as one, "" for none."""
+    texts = [key for key in group if isinstance(group[key], str) and key != "names"]
+    return next(iter(difflib.get_close_matches("name", texts, n=1)), "")
 
 
 def _choose(name: str, place: str, classes: list[str]) -> str:

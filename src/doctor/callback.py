@@ -58,5 +58,5 @@ class Doctor:
 
 def make_doctor(trainer: Trainer, every: int | None = None) -> Doctor:
     """The doctor of a run; it measures the gradient conflict every `every` steps, by default `config.doctor.every`."""
-    checks = trainer.system.config.doctor.checks
+    checks = trainer.system.config.doctor.get("checks", True)
     return Doctor(checks, [LayerStats(trainer), GradientConflict(trainer, every)], HeldOut(trainer))

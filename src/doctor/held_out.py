@@ -20,6 +20,7 @@ from src.common.runtime.writers import MetricWriter
 from src.data.pipeline.reader import read_batch
 from src.doctor.layer_stats import fast_compile
 from src.interfaces import Batch, LossTerm, PyTree, row_of
+from src.train.average import used_params
 from src.train.state import TrainState, with_extras
 from src.train.step import Add
 from src.train.system import Drawn, System, TaskPlan, draw, losses
@@ -57,7 +58,7 @@ class HeldOut:
         if not self.due(step):
             return
         began = time.monotonic()
-        params = state.ema if self.trainer.system.config.eval.ema else state.params
+        params = used_params(state, self.trainer.system.config)
         if self.batches and self.plans:
             now = self.heldout(with_extras(state, params))
             if self._initial is None:

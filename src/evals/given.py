@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from src.common.files.images import read_image
+from src.common.files.paths import at_home
 from src.evals.tasks import starts
 from src.interfaces import Field
 
@@ -63,7 +64,7 @@ def example_of(task: Any, fields: Mapping[str, Field], values: Mapping[str, str]
         field = fields.get(getattr(task.template, name, name))
         host = None if field is None else field.codec.host
         if name == "image":
-            example[name] = _image(task, field, value)
+            example[name] = _image(task, field, at_home(value))
         elif hasattr(host, "count"):
             if not value.isdigit() or int(value) >= host.count:
                 raise ValueError(f"--{name}={value} is none of the classes 0 to {host.count - 1}")

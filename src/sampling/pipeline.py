@@ -246,8 +246,8 @@ def build_pipeline(config: Any, architecture: Any, plans: Mapping[str, Any], enc
 
     Raises ValueError, naming `decode.<field>` or `guidance`, for unknown or unsuitable options.
     """
-    rows = {row: group for row, group in config.decode.items() if row in architecture.table}
-    decoders = {row: build("sampling/decoders", group, where=f"decode.{row}") for row, group in rows.items()}
+    decoders = {row: build("sampling/decoders", group, where=f"decode.{row}") for row, group in config.decode.items()}
+    decoders = {row: decoder for row, decoder in decoders.items() if row in architecture.table}
     options = {**config.guidance, "interval": tuple(config.guidance.interval)}
     check_arguments(Guidance, options, where="guidance")
     guidance = Guidance(**options)

@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"a flag is wrong: {' '.join(str(error).split())}") from error
         if rest[1:]:
             raise ValueError(f"what is {rest[1]!r}? flags begin with --, as in --source=…")
+        config_flag.flags_at_home(values)
         if not values.source:
             raise ValueError("give --source, a folder or a name of the Hugging Face hub, and --out or --info")
         if not values.info and not values.out:

@@ -12,17 +12,20 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from absl import logging
 
+from src.common.mesh.distributed import is_first
 from src.common.runtime import stopping, watchdog
 from src.common.runtime.progress import Progress
 from src.common.runtime.writers import History, MetricWriter
 from src.common.tree import count_parameters
 from src.data.pipeline.stream import Mixture
 from src.interfaces import Batch
+from src.train.average import used_params
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.config_changes import FREE, check_config
 from src.train.checkpoints.replicas import check_replicas
 from src.train.metrics import Metrics
 from src.train.nonfinite.monitor import BEHIND, NonfiniteMonitor
+from src.train.optim import rate_change
 from src.train.state import TrainState, with_extras
 from src.train.step import Step, StepMetrics
 from src.train.system import System
@@ -248,8 +251,11 @@ def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, in
     found = checkpoints.restore(trainer.abstract, accept)
     if found is None:
         return trainer.init(), 0, None
-    state, position, _ = found
+    state, position, meta = found
     step = int(state.step)
+    told = rate_change(meta["config"], trainer.system.config, step) if step < trainer.system.config.steps else ""
+    if told and is_first():
+        logging.warning("%s", told)
     logging.info("resuming from step %d in %s", step, checkpoints.directory)
     return state, step, position
 
@@ -259,7 +265,7 @@ def evaluate(system: System, state: TrainState, writer: MetricWriter, step: int)
 
     Raises Stopped when the run is asked to stop.
     """
-    params = state.ema if system.config.eval.ema else state.params
+    params = used_params(state, system.config)
     pipeline = system.pipeline.with_params(with_extras(state, params))
     scalars: dict[str, float] = {}
     for name, evaluator in system.evaluators.items():

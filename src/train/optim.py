@@ -107,6 +107,27 @@ def build_schedule(config: OptimConfig) -> Schedule:
     return schedule
 
 
+def rate_change(old: Any, new: Any, step: int) -> str:
+    """One sentence where the learning rate of `step` is another one because a run's `steps` changed, else "".
+
+    old, new   configs with `steps` and `optim`; a schedule without steps of its own ends with the run
+    """
+
+    def rate(config: Any) -> float:
+        told = {key: config["optim"][key] for key in ("lr", "schedule", "warmup", "steps", "final")}
+        told["steps"] = told["steps"] or config["steps"]
+        return float(build_schedule(OptimConfig(**told))(step))
+
+    was, now = rate(old), rate(new)
+    if old["steps"] == new["steps"] or was == now:
+        return ""
+    return (
+        f"steps changed from {old['steps']} to {new['steps']}, with which the {new['optim']['schedule']} schedule ends:"
+        f" the learning rate goes from {was:.4g} to {now:.4g} at step {step}; to keep the schedule, add"
+        f" --config.optim.steps={old['optim']['steps'] or old['steps']}"
+    )
+
+
 def build_optimizer(
     config: Mapping[str, Any] | ConfigDict | OptimConfig, shapes: Any
 ) -> tuple[optax.GradientTransformation, Schedule]:

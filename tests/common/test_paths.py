@@ -1,10 +1,13 @@
 """Names that strangers wrote stay below their folder, and files are read up to a bound."""
 
 import os
+import pwd
 
 import pytest
+from etils import epath
+from ml_collections import ConfigDict
 
-from src.common.files.paths import inside, member, read_bounded, stem
+from src.common.files.paths import all_at_home, at_home, inside, member, read_bounded, stem
 
 
 @pytest.mark.parametrize("name", ["a.png", "a/b c/d.png", "./a", "folder/", "..a/b..", "12:30.png", "café/犬.png"])
@@ -100,3 +103,33 @@ def test_prompts_name_files_in_their_folder(tmp_path):
     for prompt in ("../../etc/passwd", "/etc/passwd", "..", "\0", "", "a\\..\\b", "gs://b/x", "x" * 5000, "三", "CON:"):
         assert (tmp_path / f"{stem(prompt)}.png").resolve().parent == tmp_path.resolve()
         assert member(stem(prompt)) and len(stem(prompt)) <= 60
+
+
+def test_a_tilde_is_a_home_folder_at_the_beginning_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    for path in ("", "$HOME/x", "./~/x", "a/~/b", "x~", "~ {} ~", "~5 of {}", "gs://b/~x", "/~"):
+        assert at_home(path) == path
+    assert (at_home("~"), at_home("~/"), at_home("~/a b/~")) == ("/home/me", "/home/me/", "/home/me/a b/~")
+    root = pwd.getpwuid(0)
+    assert at_home(f"~{root.pw_name}/x") == os.path.join(root.pw_dir, "x")
+    with pytest.raises(ValueError, match=r"no user 'no-one' .*'~no-one/x' begins with: write ./~no-one for"):
+        at_home("~no-one/x")
+
+
+@pytest.mark.parametrize("kind", [dict, ConfigDict])
+def test_every_path_of_a_config_may_begin_at_home(kind, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    codec = {"name": "text:Llama", "path": "~/t.model"}
+    source = {"name": "llava", "annotations": "~/a.json", "images": epath.Path("~/i"), "held_out": 3, "x": None}
+    source |= {"many": ("~/one", 2, "two"), "deep": [{"folder": "~/b"}], "rest": ("a", 1)}
+    config = kind({"init_from": {"path": "~/w"}, "fields": {"t": {"codec": codec}}, "tasks": {"c": {"source": source}}})
+    kept = config["tasks"]["c"]["source"]["rest"]
+    all_at_home(config)
+    found = config["tasks"]["c"]["source"]
+    assert config["init_from"]["path"] == "/home/me/w" and config["fields"]["t"]["codec"]["path"] == "/home/me/t.model"
+    assert (found["annotations"], os.fspath(found["images"])) == ("/home/me/a.json", "/home/me/i")
+    assert found["many"] == ("/home/me/one", 2, "two") and found["deep"] == [{"folder": "/home/me/b"}]
+    assert found["rest"] is kept and found["held_out"] == 3
+    config["init_from"]["path"] = "~no-one/w"
+    with pytest.raises(ValueError, match=r"^init_from.path: there is no user 'no-one'"):
+        all_at_home(config)

@@ -303,12 +303,12 @@ def test_the_large_configs_in_small_are_silent(tmp_path, name, monkeypatch):
     (task,) = config.tasks
     with config.unlocked():
         config.tasks[task].source = {"name": "arrays", "folder": str(tmp_path)}
-        if name == "imagenet256":  # latents as they are, from random weights
+        config.fields.image.codec = {  # latents as they are
+            "host": {"name": "pixels", "height": 32, "width": 32, "channels": 4},
+            "device": {"name": "patch", "size": 2},
+        }
+        if name == "imagenet256":  # from random weights
             config.fields.text.codec = {"name": "text:Bytes"}
-            config.fields.image.codec = {
-                "host": {"name": "pixels", "height": 32, "width": 32, "channels": 4},
-                "device": {"name": "patch", "size": 2},
-            }
             config.init_from.path = ""
         else:
             config.fields.label.codec.count = 2

@@ -13,7 +13,7 @@ from src.common import tree
 from src.common.mesh.sharding import ShardingRules, make_mesh
 from src.train.checkpoints.config_changes import check_config
 from src.train.loop import ELASTIC
-from src.train.optim import MOMENTS, OptimConfig, build_optimizer, build_schedule, ema_update
+from src.train.optim import MOMENTS, OptimConfig, build_optimizer, build_schedule, ema_update, rate_change
 from tests.helpers.runs import config_of
 
 RNG = np.random.default_rng(0)
@@ -215,3 +215,39 @@ def test_a_checkpoint_with_other_moments_is_refused_in_words():
     new.optim.moments = "factored"
     with pytest.raises(ValueError, match=r"optim\.moments: 'full' -> 'factored'\): .*--config\.optim\.moments=full;"):
         check_config(old.to_dict(), new.to_dict(), ELASTIC)
+
+
+def _run(steps, end=0, **optim):
+    settings = {"lr": 1e-3, "schedule": "cosine", "warmup": 0, "steps": end, "final": 0.0}
+    return {"steps": steps, "optim": settings | optim}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "step", "said"),
+    [
+        (_run(6), _run(12), 6, "goes from 0 to 0.0005 at step 6; to keep the schedule, add --config.optim.steps=6"),
+        (_run(12), _run(8), 6, "from 0.0005 to 0.0001464 at step 6; to keep the schedule, add --config.optim.steps=12"),
+        (_run(10, schedule="linear"), _run(20, schedule="linear"), 5, "goes from 0.0005 to 0.00075 at step 5;"),
+        (_run(10, schedule="linear", final=0.1), _run(20, schedule="linear", final=0.1), 10, "from 0.0001 to 0.00055"),
+        (_run(8, schedule="linear", warmup=4), _run(12, schedule="linear", warmup=4), 6, "from 0.0005 to 0.00075"),
+        (_run(8, schedule="linear", warmup=4), _run(12, schedule="linear", warmup=4), 2, ""),  # it rises as before
+        (_run(10, schedule="constant"), _run(20, schedule="constant"), 5, ""),
+        (_run(6), _run(12, end=6), 6, ""),
+        (_run(6, end=6), _run(12, end=6), 6, ""),
+        (_run(6, end=12), _run(12), 6, ""),
+        (_run(6), _run(6), 3, ""),
+    ],
+)  # fmt: skip
+def test_other_steps_that_move_the_rate_are_one_sentence(old, new, step, said):
+    told = rate_change(old, new, step)
+    assert said in told and bool(told) == bool(said)
+    if said:
+        assert told.startswith(f"steps changed from {old['steps']} to {new['steps']}, with which the")
+
+
+def test_a_run_may_go_on_with_the_end_of_its_schedule_written_out():
+    assert check_config(_run(6), _run(12, end=6)) == {"optim.steps": (0, 6), "steps": (6, 12)}
+    assert check_config(_run(6, end=6), _run(6)) == {"optim.steps": (6, 0)}
+    for old, new in ((_run(6), _run(12, end=8)), (_run(6, end=6), _run(12))):
+        with pytest.raises(ValueError, match=r"optim.steps: . -> .*add --config.optim.steps="):
+            check_config(old, new)

@@ -1,4 +1,5 @@
-"""Untrusted names and files: a name stays below its folder, and a file is read up to a bound."""
+"""Paths of people and names in files: `~` is the home folder, a name stays below its folder, and a file is read up to
+a bound."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import re
 import stat
 import unicodedata
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -16,6 +17,56 @@ from src.common.files.store import is_remote
 NAME_LIMIT = 1024  # characters; file systems take 255 for one part and about 4096 for a path
 PIECE = 1 << 20  # bytes of one read
 LINE = 16 << 20  # bytes of a line, at most
+
+
+def at_home(path: str) -> str:
+    """The path with `~` or `~user` at its beginning replaced by that home folder, as a shell does; others unchanged.
+
+    `$` and `~` elsewhere stay as they are. Raises ValueError, in one sentence, for a user that there is not.
+    """
+    user = re.match(r"~([A-Za-z_][\w.-]*)?(?=/|$)", path)
+    if not user:
+        return path
+    found = os.path.expanduser(path)
+    if found == path:
+        who = f"no user {user[1]!r} on this machine" if user[1] else "no home folder"
+        raise ValueError(
+            f"there is {who}, which {shown(path)} begins with: write ./{user[0]} for a folder of that name"
+        )
+    return found
+
+
+def all_at_home(group: Any, where: str = "") -> None:
+    """Replaces every text of a config that begins as `at_home` says, in place; `where` is the group's dotted path.
+
+    Raises ValueError, naming the key.
+    """
+    for key in group:
+        at = f"{where}.{key}" if where else str(key)
+        if hasattr(group[key], "keys"):
+            all_at_home(group[key], at)
+            continue
+        try:
+            value = _at_home(group[key])
+        except ValueError as error:
+            raise ValueError(f"{at}: {error}") from error
+        if value is not group[key]:
+            group[key] = value
+
+
+def _at_home(value: Any) -> Any:
+    """A value of a config; the same object where nothing begins with a home folder."""
+    if isinstance(value, str | os.PathLike):
+        text = os.fspath(value)
+        found = at_home(text) if isinstance(text, str) else text
+        return value if found == text else type(value)(found)
+    if isinstance(value, list | tuple):
+        found = [_at_home(item) for item in value]
+        same = all(a is b for a, b in zip(found, value, strict=True))
+        return value if same else type(value)(found)
+    if isinstance(value, dict):
+        all_at_home(value)
+    return value
 
 
 def member(name: str) -> str:

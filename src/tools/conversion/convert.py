@@ -47,6 +47,7 @@ from src.tools.conversion.hub import download, is_hub_name
 from src.tools.conversion.tokenizer import copy_tokenizer, name_special_tokens
 from src.tools.conversion.vision_tower import tower_tensors
 from src.tools.conversion.words import VocabularyRows, has_special_tokens, pieces_of, words_of
+from src.train.average import check_average
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.read_params import CheckpointParams
 
@@ -286,7 +287,10 @@ def find_trained(workdir: epath.Path, options: Options) -> CheckpointParams:
     step = latest if step is None else step
     if step not in opened.all_steps():
         raise FileNotFoundError(f"there is no checkpoint of step {step} in {workdir}; there are {opened.all_steps()}")
-    return CheckpointParams(opened.directory / str(step), options.ema)
+    found = CheckpointParams(opened.directory / str(step), options.ema)
+    if options.ema:
+        check_average(found.config["ema"], found.step, "the export")
+    return found
 
 
 def _base(config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:

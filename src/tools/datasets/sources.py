@@ -11,6 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from src.common.files.paths import at_home
 from src.common.lookup import check_arguments, lookup
 from src.common.runtime import config_flag
 
@@ -144,9 +145,10 @@ def of_source(name: str, options: Sequence[str]) -> tuple[str, Any]:
         kind = str(parameters[key].annotation) if key in parameters else ""
         convert = {"int": int, "bool": lambda text: {"true": True, "false": False}[text.lower()]}
         try:
-            given[key] = convert.get(kind, str)(value)
+            given[key] = convert.get(kind, at_home)(value)
         except (ValueError, KeyError) as error:
-            raise ValueError(f"--set={option} is no {kind}: write --set={key}=1, or true") from error
+            told = f"--set={option} is no {kind}: write --set={key}=1, or true" if kind in convert else str(error)
+            raise ValueError(told) from error
     check_arguments(cls, given, where=f"--source={name}")
     return name, cls(**given)
 

@@ -49,6 +49,8 @@ def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, 
     before = {_renamed(field): value for field, value in fields(plain(old)).items()}
     after = fields(plain(new))
     free = (*free, *_elsewhere(before, after))
+    if _schedule_end(before) == _schedule_end(after):
+        free = (*free, "optim.steps")
     changed = {
         field: (before.get(field, ABSENT), after.get(field, ABSENT))
         for field in sorted(before.keys() | after.keys())
@@ -69,6 +71,11 @@ def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, 
             " or choose another --workdir for the new config"
         )
     return changed
+
+
+def _schedule_end(config: dict[str, Any]) -> Any:
+    """The step at which the learning rate's schedule ends: that of the run, unless it has its own."""
+    return config.get("optim.steps") or config.get("steps")
 
 
 def _renamed(field: str) -> str:

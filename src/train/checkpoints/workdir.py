@@ -10,10 +10,28 @@ import jax
 from absl import logging
 from etils import epath
 
+from src.common.files.paths import shown
 from src.common.files.store import is_remote
 from src.common.mesh.distributed import agree, gather_texts
 from src.common.runtime import errors
 from src.common.runtime.errors import brief
+
+LONGEST = 3900  # bytes of a workdir's path; checkpoints add up to 150, and systems take 4096
+PATTERNS = "*?[\\"  # with one of these in its path the library of checkpoints reads or writes other folders
+
+
+def check_name(folder: epath.Path) -> None:
+    """Raises OSError, in one sentence, for the path of a local folder whose checkpoints could not be read again."""
+    text, reason = os.fspath(folder), ""
+    try:
+        if len(text.encode()) > LONGEST:
+            reason = f"the path has more than {LONGEST:,} bytes"
+    except UnicodeEncodeError:
+        reason = "the name is not UTF-8"
+    if found := [c for c in PATTERNS if c in text]:
+        reason = f"the path has the character {found[0]}"
+    if reason:
+        raise OSError(f"the workdir {shown(text)} cannot keep checkpoints ({reason}): choose another --workdir")
 
 
 def check_writable(workdir: str | os.PathLike[str]) -> epath.Path:
@@ -23,6 +41,8 @@ def check_writable(workdir: str | os.PathLike[str]) -> epath.Path:
     """
     # Orbax takes absolute paths only; the address of a bucket is absolute.
     folder = epath.Path(workdir if "://" in str(workdir) else os.path.abspath(workdir))
+    if not is_remote(folder):
+        check_name(folder)
     probe = folder / f".probe-{socket.gethostname()}-{os.getpid()}"
     reason = ""
     try:
@@ -35,7 +55,8 @@ def check_writable(workdir: str | os.PathLike[str]) -> epath.Path:
         if reason := agree(reason):
             here = not any(f"{cause.called} (" in reason for cause in errors.LIMITS)  # what another place would mend
             advice = "choose another --workdir" if here else errors.way_out(reason, workdir)
-            raise OSError(f"the workdir {workdir} cannot be written ({reason}): {advice}")
+            told = str(workdir) if str(workdir).isprintable() and len(str(workdir)) < 200 else shown(workdir)
+            raise OSError(f"the workdir {told} cannot be written ({reason}): {advice}")
         first = gather_texts(probe.name)[0]
         reason = agree("" if (folder / first).exists() else "a file of process 0 is not visible to all")
     finally:
