@@ -14,16 +14,19 @@ VARIANTS = {
     "tinyllama_finetune": ("official", "paper", "lora", "keep", "debug"),
 }
 TIME = {"model.conditioning.name": "conditioning:AdaLNBeforeTrunk", "model.conditioning.init": "normal:0.02"}
+LENGTH = "tasks.caption_to_image.template.length"
 # What a pair ends with where both change a field, or one of them makes something else of what the other one made.
 ENDS = {
     ("imagenet256", "official", "paper"): TIME,
     ("imagenet256", "official", "debug"): {"batch": 88, "decode.image.steps": 2},
     ("imagenet256", "pixels", "debug"): {},
     ("journeydb_ultrachat", "official", "paper"): TIME,
-    ("journeydb_ultrachat", "official", "debug"): {"batch": 80, "decode.image.steps": 2, "tasks.chat.source.split": 0},
+    ("journeydb_ultrachat", "official", "debug"): {
+        "batch": 80, "decode.image.steps": 2, "tasks.chat.source.split": 0, LENGTH: 64
+    },
     ("journeydb_ultrachat", "pixels", "debug"): {},
     ("llava_journeydb", "official", "paper"): TIME | {"batch": 1024, "mesh.fsdp": 16},
-    ("llava_journeydb", "official", "debug"): {"batch": 64, "mesh.fsdp": 1, "decode.image.steps": 2},
+    ("llava_journeydb", "official", "debug"): {"batch": 64, "mesh.fsdp": 1, "decode.image.steps": 2, LENGTH: 64},
     ("llava_journeydb", "paper", "debug"): {"batch": 64},
     ("llava_journeydb", "vae", "debug"): {
         f"fields.vision.codec.{key}": value for key, value in {
