@@ -284,12 +284,14 @@ class Task(Protocol):
     layout      of its training rows
     fill        the names that are made; the others are given
     buckets     aspect ratios of the template's images, or None
-    latents_of  hash of the codec whose moments of latents the files hold, or None
     draws       uniform numbers that a training row is made with
     rows        how many rows a split has, bad ones included
     questions   examples of a split as prompts, without what is made; `invented_question`: one that needs no data
     prompt      rows to be completed, and their layout: a name in `fill` that an example lacks is to be made, one that
                 it has is given; `null` drops the conditions, for guidance
+
+    It may also have `latents_of`, the hash of the codec whose moments of latents its files hold; reading it opens them,
+    and so it is no member that a type check would look at.
     """
 
     source: Any
@@ -300,8 +302,6 @@ class Task(Protocol):
 
     @property
     def buckets(self) -> Any: ...
-    @property
-    def latents_of(self) -> str | None: ...
     def rows(self, split: str) -> int: ...
     def element_spec(self, batch: int) -> Batch: ...
     def fake(self, batch: int, seed: int) -> Batch: ...

@@ -2,10 +2,12 @@
 
 import ast
 import pathlib
+from types import SimpleNamespace
 
 import pytest
 
 from src import interfaces
+from src.data.sources.records import Records
 from src.data.task import SourceTask
 from src.sequence.layout import FixedLayout
 from src.sequence.packed import PackedLayout
@@ -40,5 +42,9 @@ def test_what_there_is_keeps_the_protocol():
     assert isinstance(FixedLayout((Segment("text", 4),)), interfaces.Layout) and isinstance(packed, interfaces.Layout)
     with pytest.raises(ValueError, match="image lies where each packed row says"):
         packed.part("image", "clean")
+    without_files = SourceTask.__new__(SourceTask)
+    without_files.source, without_files.template = Records("nowhere", moments=True), SimpleNamespace(columns=())
+    without_files.layout, without_files.fill, without_files.draws = packed, (), 0
+    assert isinstance(without_files, interfaces.Task), "a type check opens no files"
     members = {name for name in dir(interfaces.Task) if not name.startswith("_")}
     assert members <= {*dir(SourceTask)}
