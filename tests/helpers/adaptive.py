@@ -29,7 +29,10 @@ class Large(Remembering):
     """With a whole number, and a table that is larger than what `fsdp` leaves whole; `network` reads all of it."""
 
     def state(self):
-        return super().state() | {"updates": jnp.zeros((), jnp.int32), "table": jnp.ones((2, 2**16))}
+        return super().state() | {
+            "updates": jnp.zeros((), jnp.int32),
+            "table": jnp.linspace(0.5, 1.5, 2**17).reshape(2, -1),
+        }
 
     def network(self, xt, t):
         value, time = super().network(xt, t)
