@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
         from src.tools.datasets import debug_files
 
         if "debug" in config_flag.variants(FLAGS):
-            debug_files.fill(FLAGS.config)
+            debug_files.fill(FLAGS.config, config_flag.overrides(FLAGS))
         modes = {"train": run.train, "eval": run.evaluate, "sample": run.sample, "doctor": run.doctor}
         modes[MODE.value](FLAGS, STARTED)
         distributed.stop()

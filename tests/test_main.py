@@ -131,7 +131,13 @@ def test_mistakes_of_sampling_are_told_before_parameters_are_read(trained, tmp_p
             ["--config=configs/digits.py:debug", "--workdir={run}", "--config.model.trunk.width=16"],
             "model.trunk.width: 32 -> 16",
         ),
-        (["--config=configs/imagenet256.py:debug", "--workdir={new}"], "does not exist"),
+        (
+            [
+                *("--config=configs/imagenet256.py:debug", "--workdir={new}"),
+                "--config.tasks.class_prompt_to_image.source.folder=data/nowhere",
+            ],
+            "does not exist",
+        ),
     ],
 )
 def test_each_mistake_is_one_sentence_and_nothing_is_overwritten(

@@ -174,7 +174,9 @@ def _groups(codec: Any, where: str) -> dict[str, Any]:
     if "name" in codec:
         return {where: codec}
     if unknown := [key for key in codec if key not in STAGES]:
-        meant = difflib.get_close_matches(str(unknown[0]), ("name", *STAGES), n=1)
+        like = {key: difflib.get_close_matches(str(key), ("name", *STAGES), n=1) for key in unknown}
+        unknown.sort(key=lambda key: not like[key])  # what is misspelt explains the others
+        meant = like[unknown[0]]
         hint = f" (did you mean {meant[0]}?)" if meant else ""
         raise ValueError(f"{where} has no stage {unknown[0]!r}{hint}; it has a name, or some of {', '.join(STAGES)}")
     return {f"{where}.{stage}": codec[stage] for stage in STAGES if stage in codec}

@@ -97,7 +97,11 @@ def test_what_a_task_or_field_needs_is_asked_for(path, words):
         (("tasks", "number_sentences", "source"), "data", r"no option 'data'; it is called source and template now$"),
         (("tasks", "number_sentences", "objectives", "text", "weight"), "wieght", r"no weight but 'wieght'"),
         (("decode", "image"), "imgae", r"^decode has no field 'imgae'; did you mean image"),
-        (("fields", "text", "codec", "name"), "nmae", r"^fields.text.codec has no stage 'folder'"),
+        (
+            ("fields", "text", "codec", "name"),
+            "nmae",
+            r"text.codec has no stage 'nmae' \(did you mean name\?\)",
+        ),
         (("fields", "image", "codec", "device"), "devcie", r"fields.image.codec has no stage 'devcie'.*device"),
         (
             ("fields", "image", "process", "schedule", "name"),

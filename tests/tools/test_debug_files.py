@@ -32,3 +32,12 @@ def test_the_data_and_weights_of_every_debug_are_made_once(name, variant, tmp_pa
         assert os.path.exists(f"{configs[0].init_from.path}/weights.json")
     for plan in system.tasks.values():
         assert plan.task.rows("train") > plan.rows
+
+
+def test_a_path_of_the_command_line_stays(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = importlib.import_module("configs.tinyllama_finetune").get_config("debug")
+    config.tasks.chat.source.folder = "data/nowhere"
+    made = debug_files.fill(config, {"tasks.chat.source.folder", "init_from.path"})
+    assert made == ["fields.text.codec.path"]
+    assert (config.tasks.chat.source.folder, config.init_from.path) == ("data/nowhere", "data/tinyllama")

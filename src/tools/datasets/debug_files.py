@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,18 @@ ROWS = 240
 SYNSETS = ("n01440764", "n02012849", "n03126707", "n03710637", "n03710721")
 
 
-def fill(config: Any) -> list[str]:
+def fill(config: Any, given: Collection[str] = ()) -> list[str]:
     """Points every path of a config that is not there to a file of its form, and returns the keys, in order.
+
+    given   keys that the command line set: a path there that is wrong is a mistake, and stays
 
     Tokenizers and autoencoders come first, because initial weights and latents are made with them.
     """
     made: list[str] = []
 
     def use(group: Any, key: str, where: str, name: str, make: Callable[[pathlib.Path], Any]) -> None:
+        if where in given:
+            return
         if group.get(key) and not os.path.exists(os.fspath(group[key])) and "://" not in os.fspath(group[key]):
             group[key] = str(_once(name, make))
             made.append(where)
@@ -46,7 +50,7 @@ def fill(config: Any) -> list[str]:
             name = f"autoencoder-{frozen.factor}-{frozen.channels}"
             use(frozen, "path", f"fields.{row}.codec.frozen.path", name, lambda at, f=frozen: _autoencoder(at, f))
     trunk = config.model.trunk
-    if config.init_from.path:
+    if config.init_from.path and "init_from.path" not in given:
         vocabulary = _pieces(config.fields.text.codec.path)
         sizes = "-".join(str(trunk[key]) for key in ("width", "depth", "heads", "kv_heads", "mlp_width"))
         use(config.init_from, "path", "init_from.path", f"llama-{sizes}", lambda at: _llama(at, trunk, vocabulary))
