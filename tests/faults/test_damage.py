@@ -182,7 +182,7 @@ def test_all_but_the_oldest_and_then_all(workdir, caplog, damage_it):
     assert os.listdir(workdir / "checkpoints") == ["2"]
     damage_it(workdir, 2)
     before = sorted(workdir.rglob("*"))
-    with pytest.raises(RuntimeError, match="all 1 checkpoints are damaged and the run will not silently start again"):
+    with pytest.raises(RuntimeError, match="all 1 checkpoints are damaged, and the run does not silently start again"):
         Checkpointer(workdir).restore(ABSTRACT)
     assert sorted(workdir.rglob("*")) == before
 

@@ -124,7 +124,7 @@ def test_damage_falls_back_and_the_run_goes_on(workdir, caplog):
     state, data, _ = checkpointer.restore(abstract(make_state(2)))
     assert_equal(state, make_state(2))
     assert data == {"next": 20}
-    assert str(workdir / "checkpoints" / "6") in caplog.text and "the leaf extra/noise is not" in caplog.text
+    assert str(workdir / "checkpoints" / "6") in caplog.text and "the leaf extra/noise has a wrong" in caplog.text
     assert str(workdir / "checkpoints" / "4") in caplog.text
     assert sorted(p.name for p in (workdir / "damaged").iterdir()) == ["4-0", "6-0"]
     assert checkpointer.latest_step() == 2
