@@ -40,7 +40,7 @@ def teacher_selector(system: System) -> TeacherSelector | None:
         kept = [p for p in flat if p.startswith(parts) and not p.startswith(OTHERS) and shares[p]]
         if not kept:
             raise ValueError(
-                "distillation has no trainable parameters, since all that its fields use are frozen: remove the"
+                "distillation has no trainable parameters, since all that its fields use is frozen: remove the"
                 " objective distill, or change optim.lr_multipliers"
             )
         return tree.unflatten({path: jnp.array(flat[path], DTYPES[name]) for path in kept})

@@ -299,7 +299,7 @@ def test_published_mdlm_steps():
 @pytest.mark.parametrize("form", ["linear", "cosine"])
 @pytest.mark.parametrize("grid", ["uniform", "cosine"])
 def test_published_md4_steps(form, grid):
-    process = Categorical(field=FieldSpec((8,), vocab=6), schedule=getattr(keep, form.title())())
+    process = Categorical(field=FieldSpec((8,), vocab=6), schedule=getattr(keep, f"{form.title()}Decay")())
     arrays = golden("md4/ancestral")
     states = arrays[f"{grid}_{form}_states"]
     for k in range(8):

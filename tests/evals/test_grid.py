@@ -60,12 +60,11 @@ def test_save_png(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"cannot be written .*: free room or change the folder"):
         save_png(path / "b.png", picture)  # its folder is a file
 
-    def full(self, data):
-        open(self, "wb").close()
+    def full(self, target):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("etils.epath.gpath._GPath.write_bytes", full)
+        patch.setattr("etils.epath.gpath._GPath.replace", full)
         with pytest.raises(OSError, match="No space left"):
             save_png(path, picture[::-1])
     assert (np.asarray(Image.open(path)) == picture).all()  # the old picture is whole, and no draft is left

@@ -172,7 +172,7 @@ def test_a_distillation_that_holds_nothing_is_refused():
     def build(**changes):
         make_trainer(build_system(config_with(**changes)), jax.devices()[:1])
 
-    with pytest.raises(ValueError, match="all that its fields pass through is frozen"):
+    with pytest.raises(ValueError, match="all that its fields use is frozen"):
         build(**{"optim.lr_multipliers": (("^(trunk|fields/text)/", 0.0), (".*", 1.0))})
     with pytest.raises(ValueError, match=r"teacher\.dtype='half' is unknown; use one of float32, bfloat16"):
         build(**{"teacher.dtype": "half"})
