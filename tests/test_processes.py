@@ -8,6 +8,7 @@ import time
 
 import jax
 import numpy as np
+import pytest
 
 from src.common.mesh.distributed import put_batch
 from src.common.runtime.writers import Many
@@ -53,6 +54,7 @@ def alone(folder):  # noqa: F811
     return losses, kept
 
 
+@pytest.mark.faults
 def test_processes_share_one_run(folder, start):  # noqa: F811
     """Steps 1 and 2 in two processes, 3 and 4 in this one, 4 and 5 in two processes again, one of which then dies."""
     pair = start("--config.mesh.data=4", "--config.mesh.fsdp=2", before=(TORUS, TORUS))

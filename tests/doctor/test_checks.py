@@ -185,6 +185,7 @@ def check_run(trainer, update, batch, state=None):
         return run_checks.check_run(trainer, update, trainer.init() if state is None else state, batch)
 
 
+@pytest.mark.faults
 def test_the_official_time_token_is_found_and_the_state_is_as_new(official):
     trainer = official[0]
     fresh = jax.device_get(trainer.init())

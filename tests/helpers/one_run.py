@@ -148,6 +148,7 @@ class Lines:
 def small_loop(monkeypatch, writer, data=None, update=None, compiles=None, evaluators=None, **config):
     """`loop.train` with a state of one number and a step that counts; gives back what was saved, or raises."""
     settings = {"seed": 0, "steps": 6, "log": {"every": 1}, "eval": {"every": 0, "ema": True}}
+    settings |= {"ema": {"decay": 0.9, "warmup": True}}
     settings |= {"guard": {"patience": 3, "restore": False, "restores": 1}}
     extra = {"guard": skip_nonfinite.new_guard()}
     state = TrainState(step=jnp.int32(0), params={"w": jnp.ones(2)}, ema={}, opt_state=(), extra=extra)

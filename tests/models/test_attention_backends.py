@@ -114,6 +114,7 @@ def test_dense_equals_the_library():
         np.testing.assert_allclose(found[0, 25], np.repeat(v[0].mean(axis=0), 4 // kv_heads, axis=0), atol=1e-6)
 
 
+@pytest.mark.faults
 def test_trunk_with_splash():
     """In the scan over layers, recomputed, orders as arrays: hidden states and all gradients are those of dense."""
     layout = FixedLayout((Segment("prompt", 60), Segment("image", 68, "bidirectional")))

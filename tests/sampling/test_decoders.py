@@ -109,6 +109,7 @@ def test_a_row_that_stops_is_padded_and_the_others_go_on(model):
         assert stop.tolist() == list(wanted)
 
 
+@pytest.mark.faults
 def test_text_after_a_text_that_stopped_sees_no_padding(model):
     layout = (Segment("text.a", 8), Segment("text.b", 3))
     prompts = [[i, j] for i in range(1, 13) for j in range(1, 13)]
@@ -357,6 +358,7 @@ class Coarse(Gaussian):
         return super().prior(key, shape) + around
 
 
+@pytest.mark.faults
 def test_scales_begin_from_the_finished_blocks():
     field = vector_field("line", grid=(7,))
     process = Coarse(field=field.spec, schedule=Linear(), parameterization="velocity")

@@ -44,6 +44,7 @@ def on_a_device(device):
     return sum({data.unsafe_buffer_pointer(): data.nbytes for data in shards}.values())
 
 
+@pytest.mark.faults
 def test_the_report_has_the_bytes_of_live_arrays_and_the_time_of_both_programs(folder, trainer, monkeypatch):
     step = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((64, 64), jnp.float32))  # nothing slow to compile
     monkeypatch.setattr(Trainer, "lower", lambda self: step)

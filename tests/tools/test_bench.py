@@ -20,6 +20,7 @@ def figures():
     return json.loads(json.dumps(tool.bench(config, parts, steps=3, devices=jax.devices()[:1], peak_size=64)))
 
 
+@pytest.mark.faults
 def test_every_part_has_its_figures_and_says_where_they_are_from(figures):
     assert set(figures) == {"first_step", "peak", "step", "data", "sample", "decode"}
     for group in figures.values():
@@ -31,6 +32,7 @@ def test_every_part_has_its_figures_and_says_where_they_are_from(figures):
     assert "tokens_per_second" in tool.table(figures)
 
 
+@pytest.mark.faults
 def test_figures_agree_with_each_other(figures):
     step, median = figures["step"], figures["step"]["seconds"]["median"]
     assert (step["tokens"], step["images"]) == (32 * 26 + 24 * 26 + 32 * 10, 32 + 24)

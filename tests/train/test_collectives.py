@@ -45,7 +45,7 @@ def size(trainer, *, split, below=""):
     )
 
 
-@pytest.mark.parametrize("remat", ["none", "dots"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("dots", marks=pytest.mark.faults)])
 def test_fully_sharded_weights_are_gathered_twice_and_gradients_scattered_once(remat):
     trainer, moved = compiled(fsdp=8, remat=remat)
     blocks = size(trainer, split=True, below="trunk/layers") * 7 / 8
@@ -57,6 +57,7 @@ def test_fully_sharded_weights_are_gathered_twice_and_gradients_scattered_once(r
     assert sum(moved.values()) <= 1.15 * 3 * weights, moved
 
 
+@pytest.mark.faults
 def test_the_data_axis_adds_up_only_what_a_device_keeps():
     trainer, moved = compiled(data=2, fsdp=4)
     weights, rest = size(trainer, split=True), size(trainer, split=False)
@@ -65,6 +66,7 @@ def test_the_data_axis_adds_up_only_what_a_device_keeps():
     assert moved["all-reduce", ("data", "fsdp")] <= 1.15 * (2 * rest * 7 / 8)
 
 
+@pytest.mark.faults
 def test_data_parallel_devices_exchange_gradients_and_nothing_else():
     trainer, moved = compiled(data=8)
     assert set(moved) == {("all-reduce", ("data",))}
@@ -72,6 +74,7 @@ def test_data_parallel_devices_exchange_gradients_and_nothing_else():
     assert gradients <= moved["all-reduce", ("data",)] <= 1.02 * gradients
 
 
+@pytest.mark.faults
 def test_every_microbatch_gathers_and_scatters():
     trainer, moved = compiled(fsdp=8, accumulate=2)
     assert moved["reduce-scatter", ("fsdp",)] == 2 * size(trainer, split=True) * 7 / 8
@@ -80,6 +83,7 @@ def test_every_microbatch_gathers_and_scatters():
 LAYERS, LENGTH, WIDTH = 3, 26, 64
 
 
+@pytest.mark.faults
 def test_tensor_exchanges_activations_and_never_weights():
     _, moved = compiled(data=4, tensor=2)
     assert {kind for kind, axes in moved if "tensor" in axes} == {"all-reduce"}
@@ -88,6 +92,7 @@ def test_tensor_exchanges_activations_and_never_weights():
     assert moved["all-reduce", ("tensor",)] == pytest.approx(7 * LAYERS * activations, rel=0.1)
 
 
+@pytest.mark.faults
 def test_context_splits_the_places_and_exchanges_keys_and_values():
     _, moved = compiled(data=2, context=4)
     padded = -(-LENGTH // 4) * 4

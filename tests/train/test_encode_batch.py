@@ -77,6 +77,7 @@ def test_moments_are_drawn_from_and_latents_stay(folder):
         _ = VaeLatents(folder / "nothing", PIXELS, factor=2).params
 
 
+@pytest.mark.faults
 def test_images_are_made_of_latents(folder):
     config = config_of(folder)
     config.sample.batch_size, config.decode.image.steps, config.mesh.data = 2, 1, 1

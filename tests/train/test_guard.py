@@ -146,6 +146,7 @@ def test_gradients_are_searched_from_the_heads_back():
     assert first_bad_gradient({head: 1.0}) == ""
 
 
+@pytest.mark.faults
 def test_what_comes_before_the_blocks_is_told_apart():
     """Values behind the codecs, noise and times, and the network's own first estimate, each by row."""
     hinted = lambda: {n: dataclasses.replace(f, hint=n == "image") for n, f in models.table().items()}

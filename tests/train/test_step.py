@@ -75,6 +75,7 @@ def test_means_of_a_log_line_do_not_feel_a_save_between_two_lines():
         spoilt.get_state(5)
 
 
+@pytest.mark.faults
 def test_accumulation_changes_memory_not_the_result(straight, tmp_path):
     state, losses = run(tmp_path, steps=4, accumulate=2)
     close(losses, straight[1], rtol=2e-4, atol=1e-5)
@@ -95,10 +96,11 @@ def moved(config, steps=3):
     return {path: float(jnp.abs(leaf - before[path]).max()) for path, leaf in flatten(state.params).items()}
 
 
-LONG = [pytest.param(name, marks=pytest.mark.faults) for name in ("AdaLNBeforeTrunk", "AdditivePerLayer")]
+CONDITIONINGS = ("TimeToken", "AdaLNPerLayer", "AdaLNBeforeTrunk", "AdditivePerLayer")
 
 
-@pytest.mark.parametrize("conditioning", ["TimeToken", "AdaLNPerLayer", *LONG])
+@pytest.mark.faults
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_every_tensor_learns(conditioning):
     config = config_of()
     with config.unlocked():

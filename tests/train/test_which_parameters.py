@@ -15,7 +15,7 @@ from src.train import loop
 from src.train.state import TrainState
 from tests.helpers.runs import config_of
 
-STATE = TrainState(np.int32(3), {"w": "last"}, {"w": "averaged"}, (), {"teacher": "kept", "guard": "left out"})
+STATE = TrainState(np.int32(3), {"w": "last"}, {"w": "averaged"}, (), {"teacher": "kept", "guard": {"skipped": 0}})
 
 
 class Spy:
