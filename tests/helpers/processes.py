@@ -22,7 +22,7 @@ def get_config():
     config.batch, config.steps, config.optim.steps = 56, 2, 8
     config.log.every, config.checkpoint.every = 1, 0
     config.sharding.min_size = 1024
-    config.sample.rows, config.sample.longest = 4, 2
+    config.sample.batch_size, config.decode.text.max_new_tokens = 4, 2
     config.doctor.update({"checks": False, "every": 0, "batches": 0, "drawings": 0})  # it compiles a lot
     config.eval.evaluators = {"digits": {"name": "digits", "draw": None, "complete": None, "captions": 4}}
     return config.lock()
