@@ -47,8 +47,9 @@ class Captions(FileSource):
             raise FileNotFoundError(
                 f"{os.fspath(folder / LINES[0])!r} does not exist: the folder needs a line"
                 ' {"image": "a.png", "caption": "words"} for each image there, or a table metadata.csv with the columns'
-                " file_name and text, or an a.txt beside each a.png"
+                " file_name and text, or an a.txt beside each a.png" + (f" (it has {pairs.left})" if pairs.left else "")
             )
+        pairs.left.warn(folder)
         return pairs
 
     def __getitem__(self, number: int) -> Example:
