@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import os
 
+from etils import epath
+
 from src.data.example import BadRow, Example
 from src.data.files.csv_table import CsvTable
 from src.data.files.json_lines import LineFile
@@ -41,7 +43,7 @@ class Captions(FileSource):
         folder = self.path("folder")
         for name in (*LINES, *TABLES):
             if (folder / name).exists():
-                return LineFile(folder / name) if name in LINES else _table(CsvTable(folder / name), folder / name)
+                return LineFile(folder / name) if name in LINES else _table(folder / name)
         pairs = TextPairs(folder)
         if not pairs.pairs:
             raise FileNotFoundError(
@@ -65,11 +67,12 @@ class Captions(FileSource):
         return Example(texts | ({} if caption is None else {"caption": caption}) | {"image": image}, where)
 
 
-def _table(table: CsvTable, path: os.PathLike[str]) -> CsvTable:
-    """The table. Raises ValueError where no column names the images."""
+def _table(path: epath.Path) -> CsvTable:
+    """The table. Raises ValueError where no column names the images, and as `CsvTable`."""
+    table = CsvTable(path, IMAGE)
     if not set(IMAGE) & set(table.columns):
         raise ValueError(
-            f"{os.fspath(path)!r} has the columns {', '.join(table.columns)} and none with the images: its first line"
-            f" should name {IMAGE[1]} (or {', '.join(IMAGE)}) and {CAPTION[1]} (or {CAPTION[0]})"
+            f"{os.fspath(path)!r} has the columns {', '.join(filter(None, table.columns))} and none with the images:"
+            f" its first line should name {IMAGE[1]} (or {', '.join(IMAGE)}) and {CAPTION[1]} (or {CAPTION[0]})"
         )
     return table
