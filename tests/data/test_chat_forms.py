@@ -27,6 +27,14 @@ def spoken(*turns):
     return [dict(zip(("role", "content"), turn.split(": "), strict=True)) for turn in turns]
 
 
+def weighed(text, weight, key="weight"):
+    return [{"role": "assistant", "content": text, key: weight}]
+
+
+SYSTEM = "what the system says is no text"
+MORE = "a key holds what is no text of a turn"
+UNTRAINED = "an answer is marked as one that is not to be trained"
+
 FORMS = {
     "ultrachat": {"id": "1", "data": SAID},
     "openai": {"messages": roles(SAID)},
@@ -106,6 +114,34 @@ def test_a_list_is_read_where_there_are_no_lines(tmp_path, monkeypatch):
         ({"data": "of ultrachat", "messages": spoken("user: a", "assistant: b")}, ["a", "b"]),
         ({"data": spoken("user: a", "assistant: b")}, ["a", "b"]),
         ({"data": ["a\0b", "c\0"]}, ["a\0b", "c\0"]),
+        ({"system": "S.", "data": ["a", "b", "c", "d"]}, ["S.\n\na", "b", "c", "d"]),
+        ({"system_prompt": "S.", "data": ["a", "b", "c"]}, ["S.\n\na", "b"]),
+        ({"system": None, "data": ["a", "b"]}, ["a", "b"]),
+        ({"system": " ", "conversation": spoken("user: a", "assistant: b")}, ["a", "b"]),
+        ({"system_prompt": "S.", "conversations": spoken("user: a", "assistant: b")}, ["S.\n\na", "b"]),
+        ({"system": "S.", "messages": spoken("system: T.", "user: a", "assistant: b")}, ["S.\n\nT.\n\na", "b"]),
+        ({"system": [{"type": "text", "text": "S."}], "data": ["a", "b"]}, ["S.\n\na", "b"]),
+        (
+            {"instruction": "c", "output": "d", "system": "S.", "history": [["a", "b"]]},
+            ["S.\n\na", "b", "c", "d"],
+        ),
+        ({"instruction": "a", "output": "b", "system_prompt": "S."}, ["S.\n\na", "b"]),
+        ({"messages": spoken("user: a", "assistant: b", "system: at the end")}, ["a", "b"]),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "a", "weight": 0},
+                    *weighed("b", 1),
+                    *spoken("user: c"),
+                    *weighed("d", None),
+                ]
+            },
+            ["a", "b", "c", "d"],
+        ),
+        (
+            {"messages": spoken("user: a", "assistant: b"), "images": [], "context": "", "tools": None, "score": 3},
+            ["a", "b"],
+        ),
     ],
 )
 def test_systems_and_greetings(tmp_path, row, turns):
@@ -137,10 +173,47 @@ def test_systems_and_greetings(tmp_path, row, turns):
         ({"instruction": "Add.", "output": ""}, "a turn is empty"),
         ({"instruction": "", "output": "3"}, "a turn is empty"),
         ({"instruction": "Add.", "output": "3", "history": ["a"]}, "the history is no list of questions"),
+        ({"system": ["S."], "data": ["a", "b"]}, SYSTEM),
+        ({"system": 0, "conversations": spoken("user: a", "assistant: b")}, SYSTEM),
+        ({"system_prompt": {}, "messages": spoken("user: a", "assistant: b")}, SYSTEM),
+        ({"system": [], "instruction": "Add.", "output": "3"}, SYSTEM),
+        ({"messages": [{"role": "system", "content": None}, *spoken("user: a", "assistant: b")]}, SYSTEM),
+        ({"messages": [*spoken("user: a", "assistant: b"), {"role": "system", "content": 7}]}, SYSTEM),
+        ({"messages": spoken("system: S.", "user: ", "assistant: b")}, "a turn is empty"),
+        ({"messages": spoken("user:  ", "system: S.", "assistant: b")}, "a turn is empty"),
+        ({"system": "S.", "data": ["", "b"]}, "a turn is empty"),
+        ({"system": "S.", "data": [None, "b"]}, "the turns are no list of texts"),
+        ({"system": "S.", "conversations": spoken("user:  ", "assistant: b")}, "a turn is empty"),
+        ({"system": "S.", "instruction": "", "input": " ", "output": "b"}, "a turn is empty"),
+        ({"messages": [*spoken("user: a"), *weighed("b", 0)]}, UNTRAINED),
+        ({"messages": [*spoken("user: a", "assistant: b", "user: c"), *weighed("d", 0.0)]}, UNTRAINED),
+        ({"conversations": [*spoken("user: a"), *weighed("b", False, "train")]}, UNTRAINED),
+        ({"conversations": [*spoken("user: a"), *weighed("b", 0.5)]}, UNTRAINED),
+        ({"messages": [*spoken("user: a"), *weighed("b", False, "loss")]}, UNTRAINED),
+        ({"messages": spoken("user: a", "assistant: b"), "images": ["a.png"]}, MORE),
+        ({"data": ["a", "b"], "image": "a.png"}, MORE),
+        ({"instruction": "Add.", "context": "1, 2", "output": "3"}, MORE),
+        ({"instruction": "Add.", "context": "1, 2", "response": "3"}, MORE),
+        ({"messages": [*spoken("user: a"), *weighed("b", "Hm.", "reasoning_content")]}, MORE),
+        ({"messages": [*spoken("user: a"), *weighed("b", [{"id": 1}], "tool_calls")]}, MORE),
     ],
 )  # fmt: skip
 def test_what_is_no_chat_is_a_bad_row(tmp_path, row, reason):
     assert read(written(tmp_path, [row]), 0).startswith(reason)
+
+
+def test_bad_rows_of_chats_name_the_key_and_the_turn(tmp_path):
+    source = written(tmp_path, [
+        {"messages": [*spoken("user: a"), *weighed("b", 0)]}, {"data": ["a", "b"], "context": "c"},
+        {"messages": [*spoken("user: a"), *weighed("b", "Hm.", "thinking")]}, {"system_prompt": 7, "data": ["a", "b"]},
+    ])  # fmt: skip
+    for row, match in enumerate(
+        (r"\(turn 2 has weight=0; ", r"\('context': ", r"\(turn 2: 'thinking': ", r"\(system_prompt\)")
+    ):
+        with pytest.raises(BadRow, match=rf"line {row + 1}: .*{match}"):
+            source[row]
+    (tmp_path / "l.json").write_text(json.dumps([{"data": ["a", "b"], "image": "x.png", "images": ["y.png"]}]))
+    assert read(Llava(tmp_path / "l.json", tmp_path), 0) == MORE
 
 
 def test_a_bad_row_names_the_form_wanted(tmp_path):

@@ -5,8 +5,10 @@
     ShareGPT, LLaVA {"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}, …]}
     Alpaca          {"instruction": "…", "input": "…", "output": "…"}
 
-What a system says stands in front of the next question, or, behind a question, at its end, two line breaks between. An
-answer before the first question and a last question without answer are left out.
+What a system says stands in front of the next question, or, behind a question, at its end, two line breaks between;
+`system` or `system_prompt` beside the turns stands in front of the first. An answer before the first question, a last
+question without answer and what a system says behind the last answer are left out. A chat is a bad row where one of the
+keys `CONTENT` holds something, and where an answer is marked (`MARKS`) as one that is not to be trained.
 """
 
 from __future__ import annotations
@@ -24,68 +26,109 @@ WHAT = ("value", "content", "text")
 USER = ("human", "user", "prompter")
 ASSISTANT = ("gpt", "assistant", "chatgpt", "bing", "bard", "bot", "model")
 SYSTEM = ("system", "developer")
+BESIDE = ("system", "system_prompt")
+# Keys of a chat, or of a turn, with a part of what was said that is no text of a turn.
+CONTENT = (
+    *("image", "images", "video", "videos", "audio", "audios", "context", "documents"),
+    *("tools", "functions", "tool_calls", "function_call", "reasoning", "reasoning_content", "thinking"),
+)
+MARKS = ("weight", "loss", "train")
 GAP = "\n\n"
 FORM = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} for each chat'
 
 
-def read_turns(row: Mapping[str, Any], where: str) -> Any:
+def read_turns(row: Mapping[str, Any], where: str, *, known: Sequence[str] = ()) -> Any:
     """The turns of a chat, in whichever form its keys show; their number and texts are checked by `example.turns_of`.
+    `known` are keys of `CONTENT` that the source reads.
 
     Raises BadRow for what is no chat of these forms.
     """
     found = [key for key in LISTS if key in row]
-    if not found and "instruction" in row:
-        return _instruction(row, where)
-    if not found:
+    if not found and "instruction" not in row:
         keys = ", ".join(map(repr, [*row][:6])) or "none"
         raise BadRow("there is no conversation", where, f"its keys are {keys}; write {FORM}")
+    _check_keys(row, where, known)
+    system = _joined([_system(row[key], key, where) for key in BESIDE if row.get(key) is not None])
+    if not found:
+        return _instruction(row, where, system)
     said = next((row[key] for key in found if isinstance(row[key], list)), None)
     if not said:
         raise BadRow("the turns are no list of texts", where, f"{found[0]!r}; write {FORM}")
     if all(isinstance(turn, dict) for turn in said):
-        return conversation(said, where, row.get("system"))
-    return said[: len(said) - len(said) % 2]
+        return conversation(said, where, system)
+    return [_led([system], said[0]), *said[1 : len(said) - len(said) % 2]]
 
 
-def conversation(said: Sequence[Mapping[str, Any]], where: str, system: Any = None) -> list[Any]:
+def conversation(said: Sequence[Mapping[str, Any]], where: str, system: str = "") -> list[Any]:
     """Question and answer in turn, of turns that name who speaks; `system` is what a system says before all.
 
-    Raises BadRow where they do not take turns, and for roles that are not known.
+    Raises BadRow where they do not take turns, for roles that are not known, and as the head of this module says.
     """
     turns: list[Any] = []
-    waiting = [system] if isinstance(system, str) and system.strip() else []
+    waiting = [system]
     for number, turn in enumerate(said, 1):
         who, what = _value(turn, WHO), _text(_value(turn, WHAT))
         role = who.strip().lower() if isinstance(who, str) else who
-        asked = len(turns) % 2 == 1
+        asked, which = len(turns) % 2 == 1, f"turn {number}"
+        if role in (*USER, *ASSISTANT, *SYSTEM):
+            _check_keys(turn, where, (), f"{which}: ")
         if role in SYSTEM:
-            if asked:
+            what = _system(what, which, where)
+            if asked and _is_said(turns[-1]):
                 turns[-1] = _joined([turns[-1], what])
-            else:
+            elif not asked:
                 waiting.append(what)
         elif role in USER and not asked:
-            turns.append(_joined([*waiting, what]))
+            turns.append(_led(waiting, what))
             waiting = []
         elif role in ASSISTANT and asked:
+            if mark := next((key for key in MARKS if turn.get(key) not in (None, 1)), None):
+                found = f"{which} has {mark}={turn[mark]!r}; all answers are: end the chat before it, or leave it out"
+                raise BadRow("an answer is marked as one that is not to be trained", where, found)
             turns.append(what)
         elif role in ASSISTANT and not turns:
             logging.log_first_n(logging.WARNING, "%s begins with an answer, which is left out (told once)", 1, where)
         elif role in (*USER, *ASSISTANT):
-            raise BadRow("the turns are not question and answer", where, f"turn {number} is of {who!r} again")
+            raise BadRow("the turns are not question and answer", where, f"{which} is of {who!r} again")
         else:
             known = ", ".join((*USER[:2], *ASSISTANT[:2], *SYSTEM[:1]))
-            raise BadRow("the role of a turn is unknown", where, f"turn {number} is of {who!r}; known are {known}")
+            raise BadRow("the role of a turn is unknown", where, f"{which} is of {who!r}; known are {known}")
     return turns[: len(turns) - len(turns) % 2]
 
 
-def _instruction(row: Mapping[str, Any], where: str) -> list[Any]:
-    """The turns of Alpaca's form, which may have `system` and `history`, the pairs before."""
+def _instruction(row: Mapping[str, Any], where: str, system: str) -> list[Any]:
+    """The turns of Alpaca's form, which may have `history`, the pairs before; `system` stands before all."""
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise BadRow("the history is no list of questions with their answers", where)
-    asked = _joined([row.get("system") or "", row["instruction"], row.get("input") or ""])
     turns = [turn for pair in history for turn in pair]
-    return [*turns, asked, row.get("output")]
+    first, *rest = [*turns, _joined([row["instruction"], row.get("input") or ""]), row.get("output")]
+    return [_led([system], first), *rest]
+
+
+def _check_keys(told: Mapping[str, Any], where: str, known: Sequence[str], which: str = "") -> None:
+    """Raises BadRow for a key that holds more of the chat than its texts."""
+    if key := next((key for key in CONTENT if told.get(key) and key not in known), None):
+        raise BadRow(
+            "a key holds what is no text of a turn", where, f"{which}{key!r}: put it into the text, or take it away"
+        )
+
+
+def _system(what: Any, which: str, where: str) -> str:
+    """What a system says, which may be empty. Raises BadRow for what is no text."""
+    what = _text(what)
+    if not isinstance(what, str):
+        raise BadRow("what the system says is no text", where, which)
+    return what
+
+
+def _is_said(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip())
+
+
+def _led(before: Sequence[str], question: Any) -> Any:
+    """A question with what stands before it; one that is empty or no text stays what it is."""
+    return _joined([*before, question]) if _is_said(question) else question
 
 
 def _joined(texts: Sequence[Any]) -> Any:

@@ -34,7 +34,7 @@ class Llava(FileSource):
 
     def __getitem__(self, number: int) -> Example:
         where, element = self.files.where(number), self.files[number]
-        example = Example({"turns": read_turns(element, where)}, where)
+        example = Example({"turns": read_turns(element, where, known=("image",))}, where)
         turns_of(example)
         name = element.get("image")
         if name is not None:
