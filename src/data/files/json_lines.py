@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import fnmatch
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from src.common.files.store import local_copy
+from src.common.files.store import is_remote, local_copy
 from src.common.files.strict_json import is_wide, parse_json
 from src.data.example import BadRow
 from src.data.files.index_cache import cached_table, stamp
+from src.data.files.left_out import LeftOut, ending_of, is_system_file, is_system_folder
 
 LINE_BYTES = 4 << 20  # longer lines are not read
 OPEN = 64  # files at a time
@@ -25,16 +27,17 @@ class LineFile:
     """The lines of a local or remote file by number, found once and not kept; each should be a JSON object. Lines of
     white space alone are no rows.
 
-    Raises FileNotFoundError, and ValueError for UTF-16.
+    Raises FileNotFoundError, and ValueError for a folder, UTF-16, and one JSON value over several lines.
     """
 
     def __init__(self, path: epath.Path, name: str = ""):
         self.name = name or path.name
         self.path = local_copy(path)
         check_utf8(self.path)
+        _check_first(self.path)
         self._key = object()  # the file may have been another one when others opened it
         large = self.path.stat().st_size > KEPT
-        self.ends = cached_table("rows", [stamp(self.path)], self._find) if large else self._find()
+        self.ends = cached_table("lines", [stamp(self.path)], self._find) if large else self._find()
 
     def _find(self) -> np.ndarray:
         return line_ends(self.path)
@@ -71,12 +74,13 @@ def _opened(path: str | os.PathLike[str], key: object) -> _Opened:
 
 def line_ends(path: str | os.PathLike[str]) -> np.ndarray:
     """Where each line of a file ends, its line break included, and its number from 1: int64 `[lines, 2]`, without the
-    lines of white space alone."""
-    ends, solid, size, count = [], [], 0, 0
+    lines of white space alone. Line breaks are \\n, \\r\\n and \\r, none of which is inside a text of JSON."""
+    ends, solid, size, count, returned = [], [], 0, 0, False
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
             data = np.frombuffer(block, np.uint8)
-            places = np.flatnonzero(data == ord("\n"))
+            places = np.flatnonzero(_breaks(block, data, returned))
+            returned = block.endswith(b"\r")
             ends.append(places + size + 1)
             ink = data > ord(" ")
             if not size and block.startswith(codecs.BOM_UTF8):
@@ -89,6 +93,17 @@ def line_ends(path: str | os.PathLike[str]) -> np.ndarray:
         found, before = np.append(found, size), np.append(before, count)
     lines = np.stack([found, np.arange(1, len(found) + 1)], 1).astype(np.int64)
     return lines[np.diff(before, prepend=0) > 0]
+
+
+def _breaks(block: bytes, data: np.ndarray, returned: bool) -> np.ndarray:
+    """Which bytes of a block end a line; `returned`: the block before ended with \\r."""
+    breaks = data == ord("\n")
+    if b"\r" not in block and not returned:
+        return breaks
+    returns = data == ord("\r")
+    behind = np.concatenate([[returned], returns[:-1]])
+    # Of \r\n the first half ends the line; the second is white space in front of the next.
+    return returns | (breaks & ~behind)
 
 
 def read_object(file: int, start: int, end: int, where: str) -> dict[str, Any]:
@@ -107,7 +122,8 @@ def parse_example(data: bytes, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise BadRow("the line is not JSON", where, error) from error
     if not isinstance(told, dict):
-        raise BadRow("the line is not a JSON object", where)
+        detail = "it is a list: call the file *.json, or write each element in a line" if isinstance(told, list) else ""
+        raise BadRow("the line is not a JSON object", where, detail)
     return told
 
 
@@ -122,27 +138,51 @@ def text_of(data: bytes, where: str) -> str:
 
 
 def check_utf8(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError for a file that begins as UTF-16 does."""
+    """Raises ValueError for a folder, and for a file that begins as UTF-16 does."""
+    if os.path.isdir(path):
+        raise ValueError(f"{os.fspath(path)!r} is a folder and should be a file: give the files in it, or rename it")
     with open(path, "rb") as file:
         if is_wide(file.read(4)):
             raise ValueError(f"{os.fspath(path)!r} is UTF-16 text: save it as UTF-8")
 
 
-class JsonLines:
-    """The lines of all files of a folder that are called like `names` (`*.jsonl`), one file after the other by name; of
-    several `names` the first that there are files of. `opened` makes a file's rows of its path.
+def _check_first(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a file whose first line only begins a list or object that goes on behind it."""
+    with open(path, "rb") as file:
+        lines = file.read(1 << 16).removeprefix(codecs.BOM_UTF8).strip().splitlines()
+    first = lines[0].strip() if len(lines) > 1 else b""
+    if first in (b"[", b"{") or (first.startswith(b"[") and first.endswith(b",")):
+        what, advice = ("list", ", or call the file *.json") if first.startswith(b"[") else ("object", "")
+        raise ValueError(
+            f"{os.fspath(path)!r} is one JSON {what} over several lines, and each line should be a row: write each row"
+            f" in one line{advice}; a file that holds no rows should lie elsewhere"
+        )
 
-    Raises FileNotFoundError if there is no such file, saying what a line should be (`line`).
+
+class JsonLines:
+    """The lines of all files of a folder that are called like `names` (`*.jsonl`, in small letters or capitals), one
+    file after the other by name; of several `names` the first that there are files of. `opened` makes a file's rows of
+    its path. What else the folder holds is in `left`.
+
+    Raises FileNotFoundError if there is no such file, saying what a line should be (`line`), and as `opened`.
     """
 
     def __init__(self, folder: epath.Path, names: Sequence[str], line: str, opened: Callable[..., Any] = LineFile):
-        found = (sorted(folder.glob(name), key=lambda path: path.name) for name in names)
-        paths = next(filter(None, found), [])
-        if not paths:
+        paths = [p for p in folder.iterdir() if not is_system_file(p.name)] if folder.exists() else []
+        paths, self.left = sorted(paths, key=lambda path: path.name), LeftOut()
+        found = (_called(name, folder, paths) for name in names)
+        chosen = next(filter(None, found), [])
+        for path in paths:
+            if path not in chosen and not is_system_folder(path.name):
+                is_folder = not is_remote(path) and path.is_dir()
+                hidden = " (hidden)" * path.name.startswith(".")
+                self.left.add("folders" if is_folder else ending_of(path.name) + hidden, path.name)
+        if not chosen:
             raise FileNotFoundError(
                 f"{os.fspath(folder)!r} has no {' or '.join(names)}: give a folder with such files, a line {line}"
+                + (f" (it has {self.left})" if self.left else "")
             )
-        self.files = [opened(path) for path in paths]
+        self.files = [opened(path) for path in chosen]
         self._starts = np.cumsum([0, *map(len, self.files)])
 
     def __len__(self) -> int:
@@ -157,3 +197,12 @@ class JsonLines:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         file, line = self.files[number], index - int(self._starts[number])
         return file[line], file.where(line)
+
+
+def _called(pattern: str, folder: epath.Path, paths: Sequence[epath.Path]) -> list[epath.Path]:
+    """Those of a folder's `paths` that have a name of this form; hidden ones only if the form begins as they do."""
+    if "/" in pattern:  # of folders below
+        return sorted(folder.glob(pattern), key=lambda path: path.name)
+    hidden = pattern.startswith(".")
+    alike = lambda name: fnmatch.fnmatchcase(name.lower(), pattern.lower())
+    return [path for path in paths if alike(path.name) and (hidden or not path.name.startswith("."))]

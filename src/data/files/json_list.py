@@ -51,7 +51,8 @@ def open_rows(path: epath.Path) -> LineFile | ListFile:
 
     Raises as `LineFile` and `ListFile`.
     """
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
+        check_utf8(local_copy(path))
         with open(local_copy(path), "rb") as file:
             if file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip(SPACE).startswith(b"["):
                 return ListFile(path)

@@ -36,6 +36,7 @@ class UltraChat(FileSource):
         """The lines, and where the pieces of chats are; FileNotFoundError for a folder without such files."""
         names = [self.names] if self.names else ["*.jsonl", "*.json"]
         lines = JsonLines(self.path("folder"), names, FORM, open_rows)
+        lines.left.warn(self.path("folder"))
         if not self.split:
             return lines, None
         key = [str(self.split), *lines.identity()]
