@@ -206,3 +206,57 @@ def test_archives_behind_each_other_and_compressed_ones_are_refused_by_name(tmp_
         (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=r"has no \*.tar"):
         captions(folder)
+
+
+def test_names_that_leave_the_folder_are_bad_rows_wherever_they_stand(tmp_path):
+    odd = ("/2", "//3", "../4", "a/../5", "/b/6", "./../7")
+    good, told = captions(archive(tmp_path / "t/0.tar", pairs({"1": "one"} | dict.fromkeys(odd, "odd") | {"2": "two"})))
+    assert good == ["one", "two"]
+    names = [n.removeprefix("./") for n in odd]
+    assert told == [f"0.tar {n}.jpg: the name of the file is not allowed" for n in names]
+
+
+def test_texts_given_twice_are_told(tmp_path, caplog):
+    folder = archive(tmp_path / "t/0.tar", pairs({"1": "one"}) | {"1.TXT": b"two", "1.json": b"{}"})
+    with tarfile.open(tmp_path / "t/0.tar", "a") as file:
+        for name, data in (
+            *pairs({"2": "two"}).items(),
+            *pairs({"2": "again"}).items(),
+            ("2.json", b"{}"),
+            ("2.JSON", b""),
+        ):
+            formats.add_file(file, name, data)
+    assert captions(folder) == (["one", "two"], [])
+    assert (
+        "2 second texts of an example (such as '1.TXT'), 1 second images of an example (such as '2.jpg')" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_bad_rows_have_the_names_of_their_files(tmp_path, kind):
+    members = pairs({"1": "one"}) | {f"{LONG}.jpg": JPEG, "a/\u6c34.txt": b"of no image"}
+    members |= {"b/3.jpg": link("b/3.jpg", "1.jpg"), "c/4.jpg": link("c/4.jpg", f"{LONG}.jpg")}
+    good, told = captions(archive(tmp_path / "t/0.tar", members, kind))
+    lacking = ": there is no caption"
+    assert good == ["one"] and told == [
+        f"0.tar {LONG}.jpg{lacking}", "0.tar a/\u6c34.txt: the image is missing", f"0.tar b/3.jpg{lacking}",
+        f"0.tar c/4.jpg{lacking}",
+    ]  # fmt: skip
+
+
+def test_files_beside_the_archives_are_told(tmp_path, caplog):
+    folder = archive(tmp_path / "t/0.tar", pairs({"1": "one"}) | {"2.heic": b"?"})
+    archive(folder / "sub/1.tar", pairs({"2": "two"}))
+    written(
+        folder, {"2.tar.part": b"?", "3.zip": b"?", "4.ZIP": b"?", ".5.tar": b"?", "._0.tar": b"?", ".DS_Store": b"?"}
+    )
+    for _ in range(2):
+        caplog.clear()
+        assert captions(folder) == (["one"], [])
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert "6 files are left out: 2 .zip (such as '3.zip')" in line
+        for part in ("1 folders (such as 'sub')", "1 .part", "1 .tar (hidden)", "1 .heic (such as '2.heic')"):
+            assert part in line
+    (folder / "0.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no \*\.tar: .* \(it has 2 \.zip .*1 folders"):
+        captions(folder)

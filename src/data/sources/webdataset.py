@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from src.common.files.images import ENDINGS, LIMITS
-from src.common.files.store import local_copy
+from src.common.files.store import is_remote, local_copy
 from src.common.tree import listed
 from src.data.example import BadRow, Example
 from src.data.files.index_cache import stamp
@@ -29,7 +30,7 @@ from src.data.sources._files import FileSource
 
 IMAGES = tuple(ending.removeprefix(".") for ending in ENDINGS)
 TEXTS = ("txt", "json")  # the first one there is used
-SHARD, IMAGE, IMAGE_SIZE, TEXT, TEXT_SIZE, IS_JSON, NAMED = range(7)  # columns
+SHARD, IMAGE, IMAGE_SIZE, TEXT, TEXT_SIZE, IS_JSON, NAMED, HEADER = range(8)  # columns
 ABSENT = -1
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
@@ -43,21 +44,21 @@ class WebDataset(FileSource):
         self.folder = folder
 
     def open(self) -> tuple[list[pathlib.Path], np.ndarray]:
-        """The archives, and where the examples lie in them: int64 [n, 7].
+        """The archives, and where the examples lie in them: int64 [n, 8].
 
         Raises FileNotFoundError for a folder without archives, ValueError for one without examples, or naming archives
         that are cut off, damaged or compressed.
         """
         folder = self.path("folder")
-        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.exists() else []
-        found = [name for name in names if name.lower().endswith(".tar")]
-        wrong = [f"{name} (it is compressed)" for name in names if COMPRESSED.search(name)]
+        found, compressed, left = _archives(folder)
+        wrong = [f"{name} (it is compressed)" for name in compressed]
         if not found and not wrong:
-            raise FileNotFoundError(f"{os.fspath(folder)!r} has no *.tar: give a folder of uncompressed archives")
-        paths, tables, left = [local_copy(folder / name) for name in found], [], LeftOut()
+            told = f" (it has {left})" if left else ""
+            raise FileNotFoundError(f"{os.fspath(folder)!r} has no *.tar: give a folder of uncompressed archives{told}")
+        paths, tables = [local_copy(folder / name) for name in found], []
         for number, path in enumerate(paths):
             try:
-                table, rest = cached_listing("tar", [stamp(path)], lambda path=path: scan(path))
+                table, rest = cached_listing("tar-members", [stamp(path)], lambda path=path: scan(path))
                 tables.append(np.column_stack([np.full(len(table), number, np.int64), table]))
                 left.update(rest)
             except (tarfile.TarError, EOFError, ValueError, OSError, RecursionError) as error:
@@ -104,32 +105,50 @@ def _read(path: pathlib.Path, start: Any, size: Any) -> bytes:
 
 
 def _name(path: pathlib.Path, row: np.ndarray) -> str:
-    """The name in the header before the example's first file, as far as it fits there."""
-    start = row[IMAGE] if row[IMAGE] != ABSENT else row[TEXT]
+    """The name of the example's first file in the archive."""
     try:
-        header = _read(path, start - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
-        return tarfile.TarInfo.frombuf(header, "utf-8", "replace").name.removeprefix("./")
-    except tarfile.HeaderError:
-        return f"byte {start}"
+        with open(path, "rb") as file:
+            file.seek(int(row[HEADER]))
+            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="replace") as archive:
+                return archive.firstmember.name.removeprefix("./")
+    except (tarfile.TarError, AttributeError):
+        return f"byte {row[HEADER]}"
+
+
+def _archives(folder: epath.Path) -> tuple[list[str], list[str], LeftOut]:
+    """Names of a folder's archives, those of compressed ones, and what else it holds."""
+    found, compressed, left = [], [], LeftOut()
+    for path in sorted(folder.iterdir(), key=lambda path: path.name) if folder.exists() else []:
+        name, hidden = path.name, path.name.startswith(".")
+        if is_system_file(name) or is_system_folder(name):
+            continue
+        if name.lower().endswith(".tar") and not hidden:
+            found.append(name)
+        elif COMPRESSED.search(name) and not hidden:
+            compressed.append(name)
+        else:
+            is_folder = not is_remote(path) and path.is_dir()
+            left.add("folders" if is_folder else f"{ending_of(name)}{' (hidden)' * hidden}", name)
+    return found, compressed, left
 
 
 def scan(path: str | os.PathLike[str]) -> tuple[np.ndarray, LeftOut]:
-    """Where the examples of an archive lie, and the files that are of none: int64 [n, 6], the columns from `IMAGE` on;
+    """Where the examples of an archive lie, and the files that are of none: int64 [n, 7], the columns from `IMAGE` on;
     `ABSENT` is what is not there.
 
     Raises tarfile.TarError or EOFError for what is no whole archive.
     """
     left = LeftOut()
     examples = _Examples(left)
-    for name, start, size in _files(path, left):
+    for name, *place in _files(path, left):
         folder, _, base = name.rpartition("/")
         if is_system_file(base) or any(map(is_system_folder, folder.split("/"))):
             continue
         if base.startswith(".") or ending_of(base)[1:] not in (*IMAGES, *TEXTS):
             left.add(f"{ending_of(base)}{' (hidden)' * base.startswith('.')}", name)
         else:
-            examples.add(folder, base, start, size)
-    return np.array(examples.close(), np.int64).reshape(-1, NAMED), left
+            examples.add(name, *place)
+    return np.array(examples.close(), np.int64).reshape(-1, HEADER), left
 
 
 class _Examples:
@@ -144,23 +163,26 @@ class _Examples:
         self._key: tuple[str, str] | None = None
         self._parts: dict[str, tuple[list[int], dict[str, int], list[str]]] = {}  # row, ranks and names
 
-    def add(self, folder: str, base: str, start: int, size: int) -> None:
-        name = f"{folder}/{base}" if folder else base
+    def add(self, name: str, start: int, size: int, header: int) -> None:
+        folder, slash, base = name.rpartition("/")
+        folder += slash
         stem, _, endings = base.partition(".")
         middle, _, ending = endings.lower().rpartition(".")
         if self._key != (folder, stem):
             self.close()
             self._key = folder, stem
-        row, ranks, names = self._parts.setdefault(middle, ([ABSENT, 0, ABSENT, 0, 0, 1], {}, []))
+        row, ranks, names = self._parts.setdefault(middle, ([ABSENT, 0, ABSENT, 0, 0, 1, header], {}, []))
         kind, rank = ("image", 0) if ending in IMAGES else ("text", TEXTS.index(ending))
         if rank >= ranks.get(kind, len(TEXTS)):
-            if kind == "image":
-                self._left.add("second images of an example", name)
+            if kind == "image" or rank == ranks[kind]:
+                self._left.add(f"second {kind}s of an example", name)
             return  # or a text that another one goes before
         ranks[kind] = rank
         names.append(name)
         column = IMAGE - 1 if kind == "image" else TEXT - 1
         row[column : column + 2] = start, size
+        if kind == "image":
+            row[HEADER - 1] = header
         if kind == "text":
             row[IS_JSON - 1] = int(ending == "json")
         row[NAMED - 1] &= not name.startswith("/") and ".." not in name.split("/")
@@ -176,17 +198,18 @@ class _Examples:
         return self._rows
 
 
-def _files(path: str | os.PathLike[str], left: LeftOut) -> Iterator[tuple[str, int, int]]:
-    """Name, start and size of the files of an archive, in their order; links are the files that they name."""
+def _files(path: str | os.PathLike[str], left: LeftOut) -> Iterator[tuple[str, int, int, int]]:
+    """Name, start, size and place of the header of the files of an archive, in their order; links are the files that
+    they name."""
     places = None
     for entry in _entries(path):
         name = entry.name.removeprefix("./")
         if _plain(entry):
-            yield name, entry.offset_data, entry.size
+            yield name, entry.offset_data, entry.size, entry.offset
         elif entry.islnk() or entry.issym():
             places = _linked(path) if places is None else places
             if (place := places.get(_target(entry))) is not None:
-                yield name, *place
+                yield name, *place, entry.offset
             else:
                 left.add("links to what is not in the archive", name)
         elif not entry.isdir():
