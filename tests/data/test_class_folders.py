@@ -137,6 +137,9 @@ def test_files_that_name_no_classes_are_refused(tmp_path):
         ("\xff\xff", "does not name classes"),
         ("\xff\xfe", "is UTF-16 text: save it as UTF-8"),
         (KAGGLE + "n01440764 fox\n", "names classes twice: n01440764"),
+        ("# names of ImageNet\n" + KAGGLE, r"line 1 of '.*names' begins with #: take comments away"),
+        (KAGGLE + "\n #comment\n", r"line 7 of '.*names' begins with #"),
+        ("## 1\n#tag hashtag\n" + KAGGLE, r"line 1 of '.*names' begins with #"),
         (KAGGLE.replace("n01440764", "n01440765"), "does not name 1 classes of the data: n01440764"),
         ('{"0": ["n01440764", 7]}', "does not name classes"),
     ):

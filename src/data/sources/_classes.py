@@ -86,11 +86,18 @@ def _of_json(told: Any) -> dict[str, Any]:
 
 
 def _of_lines(data: bytes, where: str) -> dict[str, str]:
-    """The names by id of a text file; nothing for lines of another form. Raises ValueError for an id given twice."""
+    """The names by id of a text file; nothing for lines of another form. Raises ValueError for an id given twice, and
+    for a line that begins with #, which may be a comment or an id."""
     try:
-        lines = [line.split(maxsplit=1) for line in data.decode().splitlines() if line.strip()]
+        told = data.decode().splitlines()
     except UnicodeDecodeError:
         return {}
+    if marked := [number for number, line in enumerate(told, 1) if line.lstrip().startswith("#")]:
+        raise ValueError(
+            f"line {marked[0]} of {where!r} begins with #: take comments away, and name classes whose folders begin"
+            " with # in a JSON file"
+        )
+    lines = [line.split(maxsplit=1) for line in told if line.strip()]
     if not all(len(line) == 2 for line in lines):
         return {}
     if twice := [i for i, count in collections.Counter(i for i, _ in lines).items() if count > 1]:
