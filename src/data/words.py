@@ -13,6 +13,7 @@ from src.sequence.segment import Segment
 
 CHARACTERS = 32  # of a text that are looked at for each token that it may have
 ENDLESS = 2**16  # characters: no caption of an image, whatever `too_long` says
+LONGEST = 2**20  # tokens of a text of a row: each row has arrays of that length
 Parts = Sequence[tuple[Sequence[int], bool]]  # (ids, are they targets?)
 
 
@@ -40,6 +41,7 @@ class Words:
     """
 
     def __init__(self, name: str, codec: Any, length: int, **options: Any):
+        check_lengths(**{name: length})
         self.name, self.codec, self.length = name, codec, length
         self.segment = Segment((name,), length, **options)
 
@@ -91,6 +93,13 @@ def encode(
     if not whole and skip:
         raise BadRow("the text is too long", where, f"{len(text):,} characters, and there is room for {room} tokens")
     return ids[:room], whole
+
+
+def check_lengths(**lengths: int) -> None:
+    """Raises ValueError, in one sentence, for one of more than `LONGEST` tokens."""
+    for name, length in lengths.items():
+        if isinstance(length, int) and length > LONGEST:
+            raise ValueError(f"{name} of {length:,} tokens is not possible: give a length of {LONGEST:,} at most")
 
 
 def check_too_long(value: str) -> None:

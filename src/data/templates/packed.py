@@ -24,7 +24,7 @@ from src.data.templates._base import Template, segment_options
 from src.data.templates._packing_plan import Plan, measure, plan_rows
 from src.data.templates._spans import Part, Room, Spans
 from src.data.templates.chat import asked, parts_of, size_of, unanswered
-from src.data.words import Words, check_too_long, encode, field_of, text_codec
+from src.data.words import Words, check_lengths, check_too_long, encode, field_of, text_codec
 from src.interfaces import Batch, Field, Layout, Packing, Tokens
 from src.sequence.layout import FixedLayout
 from src.sequence.packed import PackedLayout
@@ -74,6 +74,7 @@ class Packed(Template):
                 f"length={length}, prompt_length={prompt_length}, images={images}, visions={visions} is not possible:"
                 " give at least 3 tokens, and no negative numbers"
             )
+        check_lengths(length=length, prompt_length=prompt_length)
         self.room, self.too_long, self.drop = Room(length, images, visions), too_long, drop
         self.prompt_length, self.text, self.names = prompt_length, text, {"image": image, "vision": vision}
         self.options = segment_options(segment, blocks="bidirectional", role="noisy") | {"buckets": buckets}
