@@ -64,3 +64,5 @@ def test_a_folder_without_pairs_is_refused_with_what_it_has(tmp_path):
     (folder / "2.tif").write_bytes(b"?")
     with pytest.raises(FileNotFoundError, match=r"beside each a\.png \(it has 1 folders .*'#tag'.*1 \.tif"):
         len(Captions(folder))
+    with pytest.raises(FileNotFoundError, match=r"beside each a\.png$"):
+        len(Captions(tmp_path / "none"))

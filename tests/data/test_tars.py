@@ -246,7 +246,7 @@ def test_bad_rows_have_the_names_of_their_files(tmp_path, kind):
 
 def test_files_beside_the_archives_are_told(tmp_path, caplog):
     folder = archive(tmp_path / "t/0.tar", pairs({"1": "one"}) | {"2.heic": b"?"})
-    archive(folder / "sub/1.tar", pairs({"2": "two"}))
+    archive(folder / "sub.tar/1.tar", pairs({"2": "two"}))
     written(
         folder, {"2.tar.part": b"?", "3.zip": b"?", "4.ZIP": b"?", ".5.tar": b"?", "._0.tar": b"?", ".DS_Store": b"?"}
     )
@@ -255,7 +255,7 @@ def test_files_beside_the_archives_are_told(tmp_path, caplog):
         assert captions(folder) == (["one"], [])
         (line,) = [record.getMessage() for record in caplog.records]
         assert "6 files are left out: 2 .zip (such as '3.zip')" in line
-        for part in ("1 folders (such as 'sub')", "1 .part", "1 .tar (hidden)", "1 .heic (such as '2.heic')"):
+        for part in ("1 folders (such as 'sub.tar')", "1 .part", "1 .tar (hidden)", "1 .heic (such as '2.heic')"):
             assert part in line
     (folder / "0.tar").unlink()
     with pytest.raises(FileNotFoundError, match=r"no \*\.tar: .* \(it has 2 \.zip .*1 folders"):

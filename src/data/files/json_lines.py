@@ -168,7 +168,7 @@ class JsonLines:
     """
 
     def __init__(self, folder: epath.Path, names: Sequence[str], line: str, opened: Callable[..., Any] = LineFile):
-        paths = [p for p in folder.iterdir() if not is_system_file(p.name)] if folder.exists() else []
+        paths = [p for p in folder.iterdir() if not is_system_file(p.name)] if folder.is_dir() else []
         paths, self.left = sorted(paths, key=lambda path: path.name), LeftOut()
         found = (_called(name, folder, paths) for name in names)
         chosen = next(filter(None, found), [])

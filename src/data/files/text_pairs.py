@@ -54,7 +54,11 @@ class TextPairs:
 def _names(folder: epath.Path, left: LeftOut) -> list[str]:
     """Paths of all files below a folder, sorted, without those of the folders that are left out."""
     top, names = "", []
-    unreadable = lambda error: left.add("folders that cannot be read", os.fspath(error.filename or folder))
+
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            left.add("folders that cannot be read", os.fspath(error.filename or folder))
+
     walk = folder.walk(on_error=unreadable) if is_remote(folder) else os.walk(folder, onerror=unreadable)
     for place, folders, files in walk:
         place = os.fspath(place)

@@ -118,16 +118,16 @@ def _name(path: pathlib.Path, row: np.ndarray) -> str:
 def _archives(folder: epath.Path) -> tuple[list[str], list[str], LeftOut]:
     """Names of a folder's archives, those of compressed ones, and what else it holds."""
     found, compressed, left = [], [], LeftOut()
-    for path in sorted(folder.iterdir(), key=lambda path: path.name) if folder.exists() else []:
+    for path in sorted(folder.iterdir(), key=lambda path: path.name) if folder.is_dir() else []:
         name, hidden = path.name, path.name.startswith(".")
         if is_system_file(name) or is_system_folder(name):
             continue
-        if name.lower().endswith(".tar") and not hidden:
+        is_folder = not is_remote(path) and path.is_dir()
+        if name.lower().endswith(".tar") and not hidden and not is_folder:
             found.append(name)
-        elif COMPRESSED.search(name) and not hidden:
+        elif COMPRESSED.search(name) and not hidden and not is_folder:
             compressed.append(name)
         else:
-            is_folder = not is_remote(path) and path.is_dir()
             left.add("folders" if is_folder else f"{ending_of(name)}{' (hidden)' * hidden}", name)
     return found, compressed, left
 
