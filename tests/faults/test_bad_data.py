@@ -47,7 +47,9 @@ def folder(tmp_path_factory):
     for row in range(ROWS):
         values = images.values[row % 1437, ..., 0] * 127.5 + 127.5
         Image.fromarray(values.astype(np.uint8)).save(folder / f"{row}.png")
-        lines.append(json.dumps({"image": f"{row}.png", "caption": digits.caption(images.labels[row % 1437])}).encode())
+        lines.append(
+            json.dumps({"image": f"{row}.png", "caption": digits.caption(int(images.labels[row % 1437]))}).encode()
+        )
     bad = sorted(np.random.default_rng(0).choice(ROWS, ROWS // 100, replace=False).tolist())
     for number, row in enumerate(bad):
         match number % 5:
