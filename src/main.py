@@ -61,8 +61,7 @@ def main(argv: list[str]) -> int:
         from src import run
         from src.tools.datasets import debug_files
 
-        if "debug" in config_flag.variants(FLAGS):
-            debug_files.fill(FLAGS.config, config_flag.overrides(FLAGS))
+        debug_files.fill_for(FLAGS)
         modes = {"train": run.train, "eval": run.evaluate, "sample": run.sample, "doctor": run.doctor}
         modes[MODE.value](FLAGS, STARTED)
         distributed.stop()
@@ -100,7 +99,7 @@ def _parse(argv: list[str]) -> None:
     config, workdir = config_flag.parse(FLAGS, argv), WORKDIR.value
     if config is None:
         raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
-    if workdir is None and MODE.value != "doctor":
+    if not (workdir or "").strip() and MODE.value != "doctor":
         raise ValueError("no workdir is given: add --workdir=runs/<name>, where checkpoints and logs will go")
     if STEP.value not in ("latest", "best") and not STEP.value.isdigit():
         raise ValueError(f"--step={STEP.value} is no checkpoint; give a step, latest or best")
