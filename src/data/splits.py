@@ -36,6 +36,8 @@ def rows_of(source: Source, split: str) -> int:
 def held_out(source: Source) -> int:
     """Rows of the split "test": `held_out`, and those before them that go on with the same chat."""
     held, total = getattr(source, "held_out", 0), len(source)
+    if not isinstance(held, int | np.integer):
+        raise ValueError(f"held_out={held!r} is not possible: give a whole number of rows")
     if held < 0:
         raise ValueError(f"held_out={held} is not possible: give no negative number of rows")
     goes_on = getattr(source, "goes_on", None)
