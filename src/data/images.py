@@ -16,6 +16,7 @@ from src.data.files.latent_shards import check_moments, moments_in_bucket, momen
 from src.interfaces import Field, Tokens
 from src.sequence.segment import Segment
 
+CHANNELS = (1, 3)  # of pixels: grey, or RGB
 HOLDS = ("pixels", "values", "moments")
 
 
@@ -68,6 +69,8 @@ class Images:
             self.holds = "pixels"
         self.encoded = encoded
         self.shape, self.count = delivered(field, self.holds), field.spec.tokens
+        if self.holds == "pixels" and len(self.shape) == 3 and self.shape[2] not in CHANNELS:
+            raise ValueError(f"fields.{field.name}.codec: channels={self.shape[2]}; images have 1 or 3")
         self.buckets = _buckets(buckets, field, self.shape) if buckets else None
         first = field.codec.host
         self._own = first.where == "frozen"  # a network that prepares pixels itself, as floats

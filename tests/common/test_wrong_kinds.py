@@ -7,9 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from src.build import build_system
+from src.build import build_field, build_system
 from src.common import lookup, tree
 from src.common.lookup import check_kinds, telling
+from src.common.runtime.config_keys import check_keys
+from src.data.images import Images
 from src.data.splits import rows_of
 from src.models.model import Model
 from src.train import optim
@@ -32,7 +34,6 @@ def put(config, path, value):
     ("path", "value", "told"),
     [
         ("guidance.interval", (0.5,), "guidance.interval=(0.5,); give two times"),
-        ("guidance.interval", (0.1, 0.5, 0.9), "guidance.interval=(0.1, 0.5, 0.9); give two times"),
         ("tasks.caption_to_image.source", {}, "tasks.caption_to_image.source needs a 'name'"),
         ("tasks.caption_to_image.weight", "1", "tasks.caption_to_image.weight='1'; it must be a number"),
         ("tasks.caption_to_image.objectives.diffusion.weight", "1", "diffusion.weight='1'; it must be a number"),
@@ -110,3 +111,32 @@ def test_a_rule_is_a_pair(rules):
 def test_the_value_of_a_rule_is_a_number():
     with pytest.raises(ValueError, match=r"optim\.lr_multipliers has the value '0'; values are numbers"):
         optim.build_optimizer({"lr_multipliers": ((".*", "0"),)}, {"a": np.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        (("imag",), "'imag', which is no field; did you mean image in fields?"),
+        (("image", "words"), "'words', which is"),
+    ],
+)
+def test_fields_with_parts_of_their_own_are_fields(config, own, told):
+    config.model.mot_fields = own
+    with pytest.raises(ValueError, match=re.escape(f"model.mot_fields has {told}")):
+        build_system(config)
+
+
+def test_the_default_fields_with_parts_of_their_own_need_not_be_there(config):
+    for own in (("image", "vision"), ("text",), ()):
+        config.model.mot_fields = own
+        check_keys(config)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_pixels_have_one_or_three_channels(config, channels):
+    config.fields.image.codec.host.channels = channels
+    field = build_field("image", config.fields.image, lambda what, link: None)
+    with pytest.raises(ValueError, match=rf"^fields\.image\.codec: channels={channels}; images have 1 or 3$"):
+        Images("image", field, [], made=True)
+    arrays = type("Arrays", (list,), {"holds": "values"})()
+    assert Images("image", field, arrays, made=True).shape[2] == channels

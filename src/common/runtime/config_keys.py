@@ -46,6 +46,11 @@ def check_keys(config: Any) -> None:
         if name not in rows:
             raise ValueError(f"decode has no field {name!r}{suggestion(name, sorted(rows), 'fields', {})}")
     part(config["model"]["conditioning"], "model.conditioning")
+    own = {*config["fields"], *known()["model"]["mot_fields"]}
+    for name in config["model"].get("mot_fields", ()):
+        if name not in own:
+            hint = suggestion(str(name), config["fields"], "fields", {})
+            raise ValueError(f"model.mot_fields has {name!r}, which is no field{hint}")
 
 
 def _check_tasks(tasks: Any) -> None:
