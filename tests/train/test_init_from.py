@@ -120,7 +120,7 @@ def test_the_run_goes_on_without_the_folder_and_notices_another(world, tmp_path,
     for path in (tmp_path / "init", tmp_path / "nowhere", ""):
         with pytest.raises(ValueError, match=r"weights: .* set init_from to the run's initial weights"):
             restore(begun(trainer, path), Checkpointer(tmp_path / "run"))
-    with pytest.raises(FileNotFoundError, match=r"have no weights\.json"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere. do not exist: correct the path"):
         begun(trainer, tmp_path / "nowhere").init_params()
     monkeypatch.setattr("src.doctor.held_out._held_out", lambda name, plan: False)  # there are no data
     assert HeldOut(begun(trainer, tmp_path / "nowhere"))._at_the_start(state) == {}
