@@ -10,6 +10,7 @@ from src import main
 from src.common.files.store import check_store
 from src.data.example import BadRow
 from src.data.splits import example_of
+from src.data.templates.chat import Chat
 from src.models.pretrained.initial_weights import read_meta
 from src.tools import aot, convert, show_batch
 from src.tools.datasets import sources
@@ -36,6 +37,8 @@ def test_what_fails_in_an_own_source_is_told_with_its_class_row_and_reason(unifo
             example_of(Each(), number, uniforms)
     with pytest.raises(BadRow, match="no use"):
         example_of(Each(), 5, uniforms)
+    with pytest.raises(RuntimeError, match=r"Each fails at row 0 \(KeyError: 'k'\)"):
+        Chat(64).check(Each(range(6)))
 
 
 @pytest.mark.parametrize("address", ["file:///tmp/x", "ftp://host/x"])
