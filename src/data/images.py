@@ -61,7 +61,7 @@ class Images:
         buckets: Sequence[Sequence[int]] = (),
         **options: Any,
     ):
-        self.name, self.made, self.always = name, made, always
+        self.name, self.field, self.made, self.always = name, field.name, made, always
         self.holds = getattr(source, "holds", "pixels")
         if self.holds not in HOLDS:
             raise ValueError(f"the source holds {self.holds!r}; it may hold {', '.join(HOLDS)}")
@@ -69,8 +69,6 @@ class Images:
             self.holds = "pixels"
         self.encoded = encoded
         self.shape, self.count = delivered(field, self.holds), field.spec.tokens
-        if self.holds == "pixels" and len(self.shape) == 3 and self.shape[2] not in CHANNELS:
-            raise ValueError(f"fields.{field.name}.codec: channels={self.shape[2]}; images have 1 or 3")
         self.buckets = _buckets(buckets, field, self.shape) if buckets else None
         first = field.codec.host
         self._own = first.where == "frozen"  # a network that prepares pixels itself, as floats
@@ -80,7 +78,10 @@ class Images:
         self.segment = Segment((name,), self.count, **options)
 
     def check(self, source: Source) -> None:
-        """Looks at a source before its first row. Raises ValueError for shards of something else."""
+        """Looks at a source before its first row. Raises ValueError for shards of something else, and for a codec whose
+        channels no image has."""
+        if self.holds == "pixels" and len(self.shape) == 3 and self.shape[2] not in CHANNELS:
+            raise ValueError(f"fields.{self.field}.codec: channels={self.shape[2]}; images have 1 or 3")
         if self.encoded and hasattr(source, "moments"):
             check_moments(source.moments, self.shape if self.holds == "moments" else None, self.buckets)
         shape = getattr(source, "image_shape", self.shape)
