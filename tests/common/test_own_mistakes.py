@@ -94,7 +94,9 @@ class Closed(io.StringIO):
 def test_a_broken_pipe_ends_a_tool_quietly(at_once, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(convert, "run", lambda values: print("a line"))
     words = ["tool", "--config=configs/digits.py:debug"]
+    monkeypatch.setattr(aot, "run", lambda values, config: print("a line") or 0)
     for ends in (
+        lambda: aot.main(words),
         lambda: convert.main(["convert", f"--source={tmp_path}", "--info"]),
         lambda: sources.main(words, show_batch.define(), lambda values, config: print("a line")),
     ):
