@@ -7,7 +7,7 @@ from typing import Any
 
 from src.codecs.chain import build_chain
 from src.common.files.paths import all_at_home
-from src.common.lookup import build, lookup
+from src.common.lookup import build, lookup, telling
 from src.common.runtime.config_check import check_numbers
 from src.common.runtime.config_keys import check_keys
 from src.data.pipeline.stream import split_batch
@@ -37,7 +37,8 @@ def build_system(config: Any) -> System:
     tasks = {}
     for name, group in config.tasks.items():
         template = build("data/templates", group.template, where=f"tasks.{name}.template")
-        tasks[name] = SourceTask(name, sources[name], template, fields)
+        with telling(f"tasks.{name}.template", group.template):
+            tasks[name] = SourceTask(name, sources[name], template, fields)
     nets = {n: field.codec.frozen for n, field in fields.items() if field.codec.frozen is not None}
     buckets = {n: task.buckets for n, task in tasks.items() if task.buckets is not None}
     rows = split_batch(config.batch, {n: c.weight for n, c in config.tasks.items()}, multiple=1)

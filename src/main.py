@@ -20,6 +20,7 @@ import sys  # noqa: E402
 from absl import flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
+from src.common.files import store  # noqa: E402
 from src.common.runtime import background, config_flag, errors, limits, stopping  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -61,8 +62,7 @@ def main(argv: list[str]) -> int:
         from src import run
         from src.tools.datasets import debug_files
 
-        if "debug" in config_flag.variants(FLAGS):
-            debug_files.fill(FLAGS.config, config_flag.overrides(FLAGS))
+        debug_files.fill_for(FLAGS)
         modes = {"train": run.train, "eval": run.evaluate, "sample": run.sample, "doctor": run.doctor}
         modes[MODE.value](FLAGS, STARTED)
         distributed.stop()
@@ -100,8 +100,13 @@ def _parse(argv: list[str]) -> None:
     config, workdir = config_flag.parse(FLAGS, argv), WORKDIR.value
     if config is None:
         raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
-    if workdir is None and MODE.value != "doctor":
+    if not (workdir or "").strip() and MODE.value != "doctor":
         raise ValueError("no workdir is given: add --workdir=runs/<name>, where checkpoints and logs will go")
+    if workdir:
+        try:
+            store.check_store(workdir)
+        except ValueError as error:
+            raise ValueError(f"--workdir={error}") from error
     if STEP.value not in ("latest", "best") and not STEP.value.isdigit():
         raise ValueError(f"--step={STEP.value} is no checkpoint; give a step, latest or best")
     if MODE.value == "train" and STEP.present:

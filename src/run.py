@@ -35,6 +35,7 @@ from src.train.average import used_params
 from src.train.checkpoints import lock
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.config_changes import check_config, fields, plain
+from src.train.checkpoints.retention import without_scores
 from src.train.checkpoints.workdir import sweep
 from src.train.state import with_extras
 from src.train.trainer import Trainer, check_data, make_trainer
@@ -51,6 +52,8 @@ def train(flags: Any, started: float) -> None:
     system = _build(flags)
     trainer = make_trainer(system)
     checkpoints = Checkpointer(flags.workdir, **config.checkpoint)
+    if told := without_scores(config.checkpoint.best.metric, config.eval.evaluators, config.eval.every):
+        logging.warning("%s", told)
     _overview(trainer)
     with contextlib.ExitStack() as stack:
         release = stack.enter_context(lock.hold(checkpoints.workdir))

@@ -117,6 +117,8 @@ def test_mistakes_of_sampling_are_told_before_parameters_are_read(trained, tmp_p
     [
         ([], "no config is given"),
         (["--config=configs/digits.py:debug"], "no workdir is given"),
+        (["--config=configs/digits.py:debug", "--workdir="], "no workdir is given"),
+        (["--config=configs/digits.py:debug", "--workdir= ", "--mode=eval"], "no workdir is given"),
         (["--config=configs/digit.py", "--workdir=x"], "there is no config file 'configs/digit.py'"),
         (["--config=configs/digits.py:debgu", "--workdir=x"], "config variant debgu is unknown"),
         (["--config=configs/digits.py:debug", "--workdir=x", "--config.optim.lrr=1"], "no such field: lrr"),

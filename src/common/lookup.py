@@ -15,9 +15,11 @@ import contextlib
 import difflib
 import importlib
 import inspect
+import numbers
+import os
 import pkgutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,15 @@ from ml_collections import ConfigDict
 PACKAGE = __name__.split(".")[0]
 ROOT = Path(__file__).resolve().parents[1]
 TRIES = 4
+# Annotations of arguments that are checked: what a value may be, and the words for it
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((numbers.Integral,), "a whole number"),
+    "float": ((numbers.Real,), "a number"),
+    "bool": ((bool,), "True or False"),
+    "str": ((str, os.PathLike), "text"),
+    **dict.fromkeys(("tuple", "list", "Sequence"), ((tuple, list), "a tuple")),
+    "None": ((type(None),), "None"),
+}
 
 
 def lookup(folder: str, name: str) -> type:
@@ -82,12 +93,14 @@ def build(folder: str, config: Mapping[str, Any], *, where: str = "", **extra: A
     if doubled:
         raise ValueError(f"{part} gets {_names(doubled)} from the program; remove it from the config")
     check_arguments(cls, {**arguments, **extra}, where=part)
+    check_kinds(cls, arguments, where=part)
     folders = getattr(cls, "PARTS", {})
     for key, value in arguments.items():
         arguments[key] = _built(folders.get(key, folder), value, f"{where}.{key}" if where else key)
     try:
-        return cls(**arguments, **extra)
-    except (ValueError, TypeError) as error:
+        with telling(part, config):
+            return cls(**arguments, **extra)
+    except ValueError as error:
         named = not where or _names_path(str(error), where)
         raise ValueError(str(error) if named else f"{where}: {error}") from error
 
@@ -105,6 +118,45 @@ def check_arguments(cls: type, arguments: Mapping[str, Any], where: str) -> None
     missing = [key for key in required if key not in arguments]
     if missing:
         raise ValueError(f"{where} needs {_names(missing)}, which the config does not give")
+
+
+def check_kinds(cls: type, arguments: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError, naming `where`, for an argument of another kind than its annotation says, where that is one of
+    `KINDS`, None, or several of these."""
+    for parameter in parameters(cls):
+        if parameter.name not in arguments or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        told = parameter.annotation
+        told = told if isinstance(told, str) else getattr(told, "__name__", "") if inspect.isclass(told) else str(told)
+        names = [name.partition("[")[0].strip() for name in told.split("|")]
+        value = arguments[parameter.name]
+        if any(name not in KINDS for name in names) or any(_is_kind(value, KINDS[name][0]) for name in names):
+            continue
+        wanted = " or ".join(KINDS[name][1] for name in names)
+        raise ValueError(f"{where} has {parameter.name}={_short(value)}; it must be {wanted}")
+
+
+@contextlib.contextmanager
+def telling(where: str, options: Mapping[str, Any] | ConfigDict) -> Iterator[None]:
+    """What else than ValueError is raised inside because of options of the config, as a ValueError that has them."""
+    try:
+        yield
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        if _names_path(str(error), where.partition(":")[0]):
+            raise ValueError(str(error)) from error
+        given = ", ".join(f"{key}={_short(options[key])}" for key in options if key != "name")
+        kind, reason = type(error).__name__, " ".join(str(error).split())
+        told = f"with the options {given}" if given else "without options"
+        raise ValueError(f"{where} fails {told}: {kind}: {reason} (--traceback shows where)") from error
+
+
+def _is_kind(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
+
+
+def _short(value: Any) -> str:
+    text = repr(value.to_dict() if isinstance(value, ConfigDict) else value)
+    return text if len(text) < 60 else f"{text[:60]}…"
 
 
 def parameters(cls: type) -> list[inspect.Parameter]:

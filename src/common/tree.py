@@ -71,12 +71,24 @@ def count_parameters(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
+def check_rules(rules: Any, what: str) -> None:
+    """Raises ValueError, with `what` in front, unless these are pairs of a text and a value."""
+    pairs = list(rules) if isinstance(rules, list | tuple) else [rules]
+    for rule in pairs:
+        if not isinstance(rule, list | tuple) or len(rule) != 2 or not isinstance(rule[0], str):
+            raise ValueError(
+                f"{what} contain {rule!r}: each rule is a pair (regex, value), as in (('trunk/', 0.0), ('.*', 1.0))"
+            )
+
+
 def match_rules(paths: Iterable[str], rules: Sequence[tuple[str, Value]], what: str = "the rules") -> dict[str, Value]:
     """The value of the first rule `(regex, value)` that `re.search` finds in each path.
 
     `what` names the rules in messages. Raises ValueError when a path has no rule, when a rule decides nothing (it
-    matches no path, or only those that an earlier rule takes) and when a regular expression does not compile.
+    matches no path, or only those that an earlier rule takes), when a rule is no pair and when a regular expression
+    does not compile.
     """
+    check_rules(rules, what)
     try:
         patterns = [re.compile(pattern) for pattern, _ in rules]
     except re.error as error:

@@ -16,6 +16,7 @@ from src.data.files.latent_shards import check_moments, moments_in_bucket, momen
 from src.interfaces import Field, Tokens
 from src.sequence.segment import Segment
 
+CHANNELS = (1, 3)  # of pixels: grey, or RGB
 HOLDS = ("pixels", "values", "moments")
 
 
@@ -60,7 +61,7 @@ class Images:
         buckets: Sequence[Sequence[int]] = (),
         **options: Any,
     ):
-        self.name, self.made, self.always = name, made, always
+        self.name, self.field, self.made, self.always = name, field.name, made, always
         self.holds = getattr(source, "holds", "pixels")
         if self.holds not in HOLDS:
             raise ValueError(f"the source holds {self.holds!r}; it may hold {', '.join(HOLDS)}")
@@ -77,7 +78,10 @@ class Images:
         self.segment = Segment((name,), self.count, **options)
 
     def check(self, source: Source) -> None:
-        """Looks at a source before its first row. Raises ValueError for shards of something else."""
+        """Looks at a source before its first row. Raises ValueError for shards of something else, and for a codec whose
+        channels no image has."""
+        if self.holds == "pixels" and len(self.shape) == 3 and self.shape[2] not in CHANNELS:
+            raise ValueError(f"fields.{self.field}.codec: channels={self.shape[2]}; images have 1 or 3")
         if self.encoded and hasattr(source, "moments"):
             check_moments(source.moments, self.shape if self.holds == "moments" else None, self.buckets)
         shape = getattr(source, "image_shape", self.shape)

@@ -12,7 +12,7 @@ from src.codecs.pixels import scaled
 from src.common.lookup import parameters
 from src.data.example import BadRow
 from src.data.images import fitted
-from src.data.splits import numbers_of, rows_of
+from src.data.splits import example_of, numbers_of, rows_of
 
 MOST = 4096  # examples of a task that a codec learns from
 
@@ -66,7 +66,7 @@ def values(row: str, sources: Mapping[str, Any], link: Any) -> np.ndarray:
         most = min(rows, MOST)
         for number in numbers_of(source, "train", np.arange(most) * rows // most):
             with contextlib.suppress(BadRow):
-                value = _value(row, source[int(number)], link)
+                value = _value(row, example_of(source, int(number)), link)
                 if value is None:
                     continue
                 if getattr(source, "holds", "pixels") == "pixels":

@@ -9,6 +9,7 @@ import numpy as np
 from src.data.example import BadRow, Example, Source, as_example
 
 SPLITS = ("train", "test")
+FAULTS = (LookupError, TypeError, AttributeError, ArithmeticError)  # of a source's own code
 
 
 def check_split(split: str) -> None:
@@ -36,6 +37,8 @@ def rows_of(source: Source, split: str) -> int:
 def held_out(source: Source) -> int:
     """Rows of the split "test": `held_out`, and those before them that go on with the same chat."""
     held, total = getattr(source, "held_out", 0), len(source)
+    if not isinstance(held, int | np.integer):
+        raise ValueError(f"held_out={held!r} is not possible: give a whole number of rows")
     if held < 0:
         raise ValueError(f"held_out={held} is not possible: give no negative number of rows")
     goes_on = getattr(source, "goes_on", None)
@@ -67,7 +70,15 @@ def numbers_of(source: Source, split: str, index: Any) -> Any:
 
 
 def example_of(source: Source, number: int, uniforms: np.ndarray | None = None) -> Example:
-    """An example, with random changes where the source has `draws` and there are numbers for them. Raises BadRow."""
-    if uniforms is not None and getattr(source, "draws", 0):
-        return as_example(source.drawn(number, uniforms), f"row {number}")
-    return as_example(source[number], f"row {number}")
+    """An example, with random changes where the source has `draws` and there are numbers for them.
+
+    Raises BadRow, and RuntimeError with the source, the row and the reason where the source itself fails.
+    """
+    try:
+        if uniforms is not None and getattr(source, "draws", 0):
+            return as_example(source.drawn(number, uniforms), f"row {number}")
+        return as_example(source[number], f"row {number}")
+    except FAULTS as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        told = f"the source {type(source).__module__}:{type(source).__qualname__} fails at row {number} ({what})"
+        raise RuntimeError(f"{told}: correct it, or raise BadRow for a row without use") from error

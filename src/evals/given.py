@@ -10,8 +10,11 @@ from etils import epath
 
 from src.common.files.images import read_image
 from src.common.files.paths import at_home
+from src.common.runtime.config_dict import nearest
 from src.evals.tasks import starts
 from src.interfaces import Field
+
+SHORT = ("prompt", "label", "image")  # names that have a flag of their own
 
 
 def values_of(given: Sequence[str], **short: Any) -> dict[str, str]:
@@ -45,8 +48,16 @@ def choose_task(tasks: Mapping[str, Any], values: Mapping[str, str], name: str |
     found = {each: _fits(tasks[each], values) for each in ([name] if name else tasks)}
     possible = {each: fit for each, fit in found.items() if fit is not None}
     if possible:
-        return max(possible, key=lambda each: possible[each])
-    told = " and ".join(f"--{value}" for value in values)
+        chosen = max(possible, key=lambda each: possible[each])
+        words = text_value(tasks[chosen])
+        if words != "prompt" and {"prompt", words} <= set(values):
+            raise ValueError(f"the text of task {chosen} is given twice, as prompt and as {words}: give one of them")
+        return chosen
+    known = {"prompt", *(each for task in tasks.values() for each in (*task.template.needs, text_value(task)))}
+    for value in values:
+        if value not in known and (near := nearest(value, known)):
+            raise ValueError(f"no task starts from {_told(value)}: did you mean {near}?")
+    told = " and ".join(_told(value) for value in values)
     if name or len(tasks) == 1:
         name = name or next(iter(tasks))
         raise ValueError(f"task {name} starts from {_starts(tasks[name])}, not {told} (see --task)")
@@ -114,10 +125,15 @@ def _fits(task: Any, values: Mapping[str, str]) -> int | None:
     return len(needed) - len(named & set(task.template.answers)) if needed <= named <= known else None
 
 
+def _told(name: str) -> str:
+    """The flag that gives a value."""
+    return f"--{name}" if name in SHORT else f"--given {name}=…"
+
+
 def _starts(task: Any) -> str:
     words = text_value(task)
     names = ["prompt" if name == words else name for name in starts(task)] or ["prompt"]
-    return " and ".join(f"--{name}" for name in names)
+    return " and ".join(_told(name) for name in names)
 
 
 def _image(task: Any, field: Field | None, path: str) -> Any:

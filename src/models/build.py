@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from src.common.lookup import build, check_arguments, lookup
+from src.common.lookup import build, check_arguments, check_kinds, lookup, telling
 from src.common.rng import stream
 from src.interfaces import Field, FieldSpec
 from src.models import lora
@@ -64,9 +64,11 @@ def build_model(
 def _part(cls: type, group: str, options: Mapping[str, Any], key: jax.Array, **given: Any) -> Any:
     """One part of the group `model.<group>`."""
     options = {k: v for k, v in dict(options).items() if k != "name"}
-    arguments = options | given | {"rngs": nnx.Rngs(stream(key, group))}
-    check_arguments(cls, arguments, where=f"model.{group} ({cls.__name__})")
-    return cls(**arguments)
+    arguments, where = options | given | {"rngs": nnx.Rngs(stream(key, group))}, f"model.{group} ({cls.__name__})"
+    check_arguments(cls, arguments, where)
+    check_kinds(cls, options, where)
+    with telling(where, options):
+        return cls(**arguments)
 
 
 def _parts(options: Mapping[str, Any], field: Field, key: jax.Array, shared: dict[str, Any]) -> FieldParts:

@@ -248,7 +248,10 @@ def build_pipeline(config: Any, architecture: Any, plans: Mapping[str, Any], enc
     """
     decoders = {row: build("sampling/decoders", group, where=f"decode.{row}") for row, group in config.decode.items()}
     decoders = {row: decoder for row, decoder in decoders.items() if row in architecture.table}
-    options = {**config.guidance, "interval": tuple(config.guidance.interval)}
+    interval = tuple(config.guidance.interval)
+    if len(interval) != 2 or not all(isinstance(time, int | float) for time in interval):
+        raise ValueError(f"guidance.interval={interval}; give two times, as (0.0, 1.0)")
+    options = {**config.guidance, "interval": interval}
     check_arguments(Guidance, options, where="guidance")
     guidance = Guidance(**options)
     check_times(architecture.table, {name: plan.layout for name, plan in plans.items()})

@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from src.common.runtime import config_flag
+from src.common.runtime import config_flag, streams
 from src.tools.compile import topology as topologies
 from src.tools.compile.chips import CHIPS, GIB
 
@@ -55,7 +55,12 @@ def main(argv: list[str]) -> int:
         config = config_flag.parse(values, argv)
         if config is None:
             raise ValueError("give --config=configs/imagenet256.py or another")
-        return run(values, config)
+        code = run(values, config)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who reads has seen enough
+        streams.drain()
+        return 0
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
         if values.is_parsed() and values.traceback:
             raise

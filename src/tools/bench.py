@@ -144,8 +144,10 @@ def main(argv: list[str]) -> int:
         if config is None:
             raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
         from src.common.mesh import distributed
+        from src.tools.datasets import debug_files
 
         distributed.start()
+        debug_files.fill_for(values)
         parts = tuple(values.only or [*DEFAULT, *(["peer"] if values.peer else [])])
         options = {name: values[name].value for name in ("peer", "seconds", "steps", "save_gb")}
         figures = bench(config, parts, started=STARTED, **options)

@@ -115,6 +115,9 @@ def main(argv: list[str]) -> int:
     try:
         if config_flag.parse(FLAGS, argv) is None:
             raise ValueError("no config is given: add --config=configs/imagenet256.py (or another file of configs/)")
+        from src.tools.datasets import debug_files
+
+        debug_files.fill_for(FLAGS)
         figures = bench(CONFIG.value, TASKS.value, SECONDS.value)
         from src.tools.benchmarks.clock import where
     except (flags.Error, ValueError, OSError, RuntimeError, ImportError, AttributeError, KeyError) as error:

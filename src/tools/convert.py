@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from src.common.runtime import config_flag
+from src.common.runtime import config_flag, streams
 
 ERRORS = (ValueError, KeyError, OSError, RuntimeError, ImportError)
 
@@ -67,6 +67,10 @@ def main(argv: list[str]) -> int:
         if not values.info and not values.out:
             raise ValueError("give --out, the folder to write, or --info to look only")
         run(values)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # who reads has seen enough
+        streams.drain()
         return 0
     except ERRORS as error:
         if values.is_parsed() and values.traceback:

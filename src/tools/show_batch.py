@@ -35,7 +35,7 @@ from src.interfaces import Batch, Layout, SequenceSpec, Tokens, View, row_of
 from src.models.model import Network, bind
 from src.sampling.raw_values import decoded
 from src.sequence.mask import visible
-from src.tools.datasets import sources
+from src.tools.datasets import debug_files, sources
 from src.train.system import System, draw, prepare
 from src.train.trainer import Trainer, check_data, make_trainer
 
@@ -230,6 +230,7 @@ def run(values: flags.FlagValues, config: Any) -> None:
     """Shows what was asked for."""
     if config is None:
         raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
+    debug_files.fill_for(values)
     with config.unlocked():
         config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1, "context": 1})
         config.accumulate = 1

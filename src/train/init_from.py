@@ -30,7 +30,7 @@ from src.common.files.lazy_arrays import place
 from src.common.files.paths import shown
 from src.common.mesh.distributed import agree, check_same
 from src.models import mixture_of_transformers as mot
-from src.models.pretrained.about import SCALING, other_attention, parameters_of, value_of
+from src.models.pretrained.about import SCALING, key_of, other_attention, parameters_of, value_of
 from src.models.pretrained.initial_weights import Initial, read_meta
 
 EMA = "ema"
@@ -108,8 +108,9 @@ class InitFrom:
         for name, value in ({SCALING: []} | found.meta["about"]).items():
             now, prefix = value_of(self.config, name, value), parameters_of(name)
             if any(path.startswith(prefix) for path in taken) and now != value:
-                wrong.append(f"{name} is {value!r} there and {now!r} here")
-                advice.append(f"{name}={tuple(value) if isinstance(value, list) else value}")
+                key = key_of(self.config, name)
+                wrong.append(f"{key} is {value!r} there and {now!r} here")
+                advice.append(f"{key}={tuple(value) if isinstance(value, list) else value}")
         for path in taken:
             if found.shapes[path].shape != wanted[path].shape:
                 wrong.append(f"{path} is {list(found.shapes[path].shape)} there and {list(wanted[path].shape)} here")

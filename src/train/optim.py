@@ -195,6 +195,13 @@ def _parse(config: Mapping[str, Any] | ConfigDict | OptimConfig) -> OptimConfig:
         return config
     values = {key: config[key] for key in config}
     lookup.check_arguments(OptimConfig, values, where="the config's optim")
+    for name in ("weight_decay", "decays", "lr_multipliers"):
+        rules = values.get(name, ())
+        if name == "weight_decay" and isinstance(rules, int | float):
+            continue
+        tree.check_rules(rules, f"optim.{name}' rules" if name.endswith("s") else f"optim.{name}'s rules")
+        if wrong := [value for _, value in rules if not isinstance(value, int | float)]:
+            raise ValueError(f"optim.{name} has the value {wrong[0]!r}; values are numbers")
     return OptimConfig(**values)
 
 

@@ -144,7 +144,7 @@ def test_an_export_of_a_run_pads_with_its_own_token(model, tmp_path, capsys, mon
 @pytest.mark.parametrize(
     "rows, files, words",
     [
-        (-3, {}, "pieces, and the weights have rows for"),
+        (-3, {}, "has {pieces} pieces, and config.json has vocab_size={vocab}: give the tokenizer that"),
         (5, {"added_tokens.json": {w: 300 - i for i, w in enumerate(SPECIALS)}}, "to add rows of their own"),
         (1, {"added_tokens.json": {"a": 299}, "tokenizer_config.json": {"added_tokens_decoder": {
             "299": {"content": "b"}}}}, "names other words than the files beside it"),
@@ -156,5 +156,6 @@ def test_an_export_of_a_run_pads_with_its_own_token(model, tmp_path, capsys, mon
 def test_tokenizers_that_do_not_fit_are_refused(rows, files, words, model, tmp_path, capsys):
     with_words(tmp_path / "l", model, rows, files)
     code, _, error = run(capsys, source=tmp_path / "l", out=tmp_path / "out")
+    words = words.format(pieces=model[1], vocab=model[1] + rows)
     assert code == 1 and words in error and error.count("\n") == 1, error
     assert not (tmp_path / "out").exists()

@@ -20,6 +20,7 @@ from src.common.tree import flatten, rebuild
 from src.doctor.held_out import HeldOut
 from src.interfaces import FieldSpec
 from src.models.heads.adaln import AdaLNHead
+from src.models.pretrained.about import key_of
 from src.models.pretrained.hf_vision_config import PublishedVision
 from src.models.pretrained.initial_weights import Initial, write_initial
 from src.models.pretrained.llama_weights import HEAD, TABLE
@@ -119,7 +120,7 @@ def test_the_run_goes_on_without_the_folder_and_notices_another(world, tmp_path,
     for path in (tmp_path / "init", tmp_path / "nowhere", ""):
         with pytest.raises(ValueError, match=r"weights: .* set init_from to the run's initial weights"):
             restore(begun(trainer, path), Checkpointer(tmp_path / "run"))
-    with pytest.raises(FileNotFoundError, match=r"have no weights\.json"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere. do not exist: correct the path"):
         begun(trainer, tmp_path / "nowhere").init_params()
     monkeypatch.setattr("src.doctor.held_out._held_out", lambda name, plan: False)  # there are no data
     assert HeldOut(begun(trainer, tmp_path / "nowhere"))._at_the_start(state) == {}
@@ -251,3 +252,28 @@ def test_a_projector_for_another_encoder_is_refused(codec, field, tmp_path):
         InitFrom(str(tmp_path), config=config(codec)).read(like, zeros)
     assert f"fields.vision.codec.{field}" in str(error.value)
     assert "trunk" not in str(error.value) and "image" not in str(error.value), "of parameters that are not taken"
+
+
+def test_an_option_of_a_codec_is_named_where_the_config_has_it():
+    name = "fields.text.codec.host.reserved"
+    link = {"name": "text:Llama", "reserved": 3}
+    for codec, key in (
+        (link, "fields.text.codec.reserved"),
+        ({"host": link}, name),
+        ([link], "fields.text.codec[0].reserved"),
+        ({"host": {"name": "pixels"}}, name),
+    ):
+        assert key_of({"fields": {"text": {"codec": codec}}}, name) == key
+    assert key_of({"fields": {}}, name) == name and key_of({}, "model.trunk.width") == "model.trunk.width"
+
+
+def test_the_advice_about_reserved_rows_can_be_followed(tmp_path):
+    leaves = LazyArrays({"fields/text/embed/table/embedding": np.zeros((16, 4), np.float32)})
+    write_initial(tmp_path, leaves, {"fields.text.codec.host.reserved": 20})
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = {"fields": {"text": {"embed": {"table": {"embedding": np.zeros((16, 4), np.float32)}}}}}
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), like)
+    config = lambda **codec: {"fields": {"text": {"codec": {"name": "text:Llama", "path": "a"} | codec}}}
+    with pytest.raises(ValueError, match=r": set fields\.text\.codec\.reserved=20, or"):
+        InitFrom(str(tmp_path), config=config()).read(like, zeros)
+    assert InitFrom(str(tmp_path), config=config(reserved=20)).read(like, zeros)

@@ -28,6 +28,18 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
+def check_store(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError, in one sentence, for an address of a kind of store that there is no reader for."""
+    kind, sign, _ = os.fspath(path).partition("://")
+    try:
+        epath.Path(path)
+    except KeyError:
+        if not sign:
+            raise
+        advice = "leave out file://" if kind == "file" else "give a folder, or an address such as gs://bucket/run"
+        raise ValueError(f"{os.fspath(path)}: addresses {kind}:// cannot be read: {advice}") from None
+
+
 def identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Device and number of a local file, or None where there is none: another file of that name has others."""
     try:

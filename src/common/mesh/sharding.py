@@ -131,6 +131,7 @@ class ShardingRules:
         """Raises ValueError when a rule cannot be read or names an axis that its parameters lack, or when
         `mesh.tensor` splits nothing; `shapes` are the parameters."""
         leaves = tree.flatten(shapes)
+        tree.check_rules(self.tensor, "sharding.tensor's rules")
         for pattern, axis in self.tensor:
             try:
                 found = [path for path in leaves if re.search(pattern, path)]

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from src.common.files.paths import at_home
 from src.common.runtime import terminal
-from src.common.runtime.config_dict import UnknownKeyError
+from src.common.runtime.config_dict import UnknownKeyError, nearest
 from src.common.runtime.config_keys import CONFIGS
 
 TEXTS = ("prompt", "task", "step", "grid", "config")  # flags with text that is no path
@@ -96,6 +96,9 @@ def _config_at_home(argv: Sequence[str]) -> tuple[list[str], str]:
 def _told(error: Exception, file: str) -> str:
     """What went wrong in the flags, or in the config file, with its line."""
     told, line = reason(error), _line(error, file)
+    first = getattr(error, "flagname", "").partition(".")[0] if isinstance(error, flags.UnrecognizedFlagError) else ""
+    if first not in ("", "config") and nearest(first, ["config"]):
+        return f"a flag is wrong: there is no --{error.flagname}; did you mean --config?"
     unknown = any(isinstance(each, UnknownKeyError) for each in (error, *error.args))
     if unknown or (not line and isinstance(error, KeyError | AttributeError)):
         if file and "has no attribute get_config" in told:

@@ -46,12 +46,18 @@ def check_keys(config: Any) -> None:
         if name not in rows:
             raise ValueError(f"decode has no field {name!r}{suggestion(name, sorted(rows), 'fields', {})}")
     part(config["model"]["conditioning"], "model.conditioning")
+    own = {*config["fields"], *known()["model"]["mot_fields"]}
+    for name in config["model"].get("mot_fields", ()):
+        if name not in own:
+            hint = suggestion(str(name), config["fields"], "fields", {})
+            raise ValueError(f"model.mot_fields has {name!r}, which is no field{hint}")
 
 
 def _check_tasks(tasks: Any) -> None:
     for name in tasks:
         where = f"tasks.{name}"
         _check_row(tasks[name], where, TASK, TASK)
+        _number(tasks[name], where)
         objectives = tasks[name]["objectives"]
         _group(objectives, f"{where}.objectives")
         for label in objectives:
@@ -62,8 +68,16 @@ def _check_tasks(tasks: Any) -> None:
                     f"{where}.objectives.{label} has no weight"
                     + (f" but {meant!r}: call it weight" if meant else ": give one, as 'weight': 1.0")
                 )
+            _number(objectives[label], f"{where}.objectives.{label}")
         for key in ("source", "template"):
             part(tasks[name][key], f"{where}.{key}")
+
+
+def _number(group: Any, where: str) -> None:
+    """Raises ValueError unless the weight of a group is a number."""
+    weight = group["weight"]
+    if not isinstance(weight, int | float) or isinstance(weight, bool):
+        raise ValueError(f"the config has {where}.weight={weight!r}; it must be a number")
 
 
 def part(group: Any, where: str) -> None:

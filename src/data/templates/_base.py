@@ -80,7 +80,7 @@ class Template:
         found: dict[str, None] = {}
         for number in range(min(len(source), PROBES)):
             try:
-                found |= dict.fromkeys(source[number])
+                found |= dict.fromkeys(example_of(source, number))
             except BadRow:
                 continue
         if missing := [name for name in self.needs if found and name not in found]:

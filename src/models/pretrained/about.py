@@ -123,6 +123,17 @@ def value_of(config: Mapping[str, Any], name: str, otherwise: Any = None) -> Any
     return value.partition(":")[0] if last == "name" and isinstance(value, str) else value
 
 
+def key_of(config: Mapping[str, Any], name: str) -> str:
+    """Where a config has the field: the link of a codec is a stage, a place in a list, or the group `codec` itself."""
+    first, *groups = name.split(".")
+    codec = config.get(first, {}).get(groups[0], {}).get("codec") if len(groups) == 4 and groups[1] == "codec" else None
+    link = links_of(codec).get(groups[2]) if codec else None
+    if link is None or groups[3] == "name":  # another link altogether
+        return name
+    place = next((f"[{number}]" for number, each in enumerate(codec) if each is link), "")
+    return f"{first}.{groups[0]}.codec{place}.{groups[3]}" if place or link is codec else name
+
+
 def links_of(codec: Any) -> dict[str, Mapping[str, Any]]:
     """The links of a group `codec` by their stage, `host`, `frozen` or `device`."""
     if isinstance(codec, Mapping) and "name" not in codec:

@@ -24,7 +24,7 @@ from src.common.files.lazy_arrays import Leaves, is_stacked
 from src.common.files.paths import shown
 from src.common.files.safetensors import SafeTensors
 from src.common.files.safetensors_writer import SHARD_BYTES, Tensor, write_tensors
-from src.common.files.store import write_whole
+from src.common.files.store import check_store, write_whole
 from src.common.files.strict_json import read_json
 from src.common.tree import listed
 from src.models.pretrained.about import renamed
@@ -88,9 +88,12 @@ def read_meta(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises FileNotFoundError, OSError, and ValueError, in one sentence, when it is damaged or of a newer format.
     """
+    check_store(folder)
     path = epath.Path(folder) / FILE
     where = f"the initial weights {shown(folder)}"
     if not path.exists():
+        if not epath.Path(folder).exists():
+            raise FileNotFoundError(f"{where} do not exist: correct the path")
         raise FileNotFoundError(
             f"{where} have no {FILE}: give a folder that python -m src.tools.convert made; it also converts published "
             "checkpoints"

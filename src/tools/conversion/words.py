@@ -55,13 +55,13 @@ def words_of(folder: epath.Path, wanted: int | None = None) -> VocabularyRows:
     config, pieces = read_config(folder), pieces_of(folder)
     rows, count, trained = config.vocab_size, len(SPECIALS), config.image is not None
     if pieces is not None and rows < pieces and wanted is None:
-        raise _too_many(folder, pieces, rows)
+        raise _too_many(folder, pieces, rows, 0)
     have = has_special_tokens(folder, rows, pieces, trained)
     new = (0 if have else _new(folder, rows, pieces)) if wanted is None else wanted
     special = new >= count or (have and not new) or (new == 0 and rows - count == pieces)
     own = rows + new - (count if special else 0)
     if pieces is not None and own < pieces:
-        raise _too_many(folder, pieces, own)
+        raise _too_many(folder, pieces, rows, rows + new - own)
     return VocabularyRows(new, pieces, own - pieces if pieces is not None and special else 0, special)
 
 
@@ -86,8 +86,9 @@ def _new(folder: epath.Path, rows: int, pieces: int | None) -> int:
     return len(SPECIALS)
 
 
-def _too_many(folder: epath.Path, pieces: int, rows: int) -> ValueError:
+def _too_many(folder: epath.Path, pieces: int, rows: int, special: int) -> ValueError:
+    last = f", the last {special} of them for special tokens" if special else ""
     return ValueError(
-        f"the tokenizer in {shown(folder)} has {pieces} pieces, and the weights have rows for {rows}: give the "
+        f"the tokenizer in {shown(folder)} has {pieces} pieces, and config.json has vocab_size={rows}{last}: give the "
         "tokenizer that belongs to the weights, or --new_words"
     )

@@ -15,28 +15,46 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
-from absl import logging
+from absl import flags, logging
+
+from src.common.files.paths import at_home
+from src.common.runtime import config_flag
+from src.common.runtime.config_keys import CONFIGS, check_keys
 
 TEXTS = ("Please generate an image of a red fox.", "What is it? A tench.", "Question 3? Answer 3: it is so.")
 ROWS = 240
 SYNSETS = ("n01440764", "n02012849", "n03126707", "n03710637", "n03710721")
 
 
+def fill_for(values: flags.FlagValues) -> list[str]:
+    """`fill` for a command line whose config is a `:debug` of configs/. What a config elsewhere names is a person's own
+    data, and stays."""
+    file = os.path.realpath(config_flag.name_of(values).partition(":")[0])
+    if "debug" not in config_flag.variants(values) or os.path.dirname(file) != os.path.realpath(CONFIGS):
+        return []
+    return fill(values["config"].value, config_flag.overrides(values))
+
+
 def fill(config: Any, given: Collection[str] = ()) -> list[str]:
     """Points every path of a config that is not there to a file of its form, and returns the keys, in order.
 
-    given   keys that the command line set: a path there that is wrong is a mistake, and stays
+    given   keys that the command line set: a path there that is wrong is a mistake
 
-    Tokenizers and autoencoders come first, because initial weights and latents are made with them.
+    Tokenizers and autoencoders come first, because initial weights and latents are made with them. Raises
+    FileNotFoundError for a missing path in `given`, and ValueError as `check_keys` does.
     """
+    check_keys(config)
     made: list[str] = []
 
     def use(group: Any, key: str, where: str, name: str, make: Callable[[pathlib.Path], Any]) -> None:
-        if where in given:
+        path = os.fspath(group.get(key) or "")
+        if not path or "://" in path or os.path.exists(at_home(path)):
             return
-        if group.get(key) and not os.path.exists(os.fspath(group[key])) and "://" not in os.fspath(group[key]):
-            group[key] = str(_once(name, make))
-            made.append(where)
+        if any(where == each or where.startswith(f"{each}.") for each in given):
+            raise FileNotFoundError(f"--config.{where}={path} does not exist: correct it, or leave it out")
+        group[key] = str(_once(name, make))
+        made.append(where)
+        logging.warning("%s=%s does not exist: :debug goes on with invented content in %s", where, path, group[key])
 
     for row, field in config.fields.items():
         codec = field.codec
@@ -50,7 +68,8 @@ def fill(config: Any, given: Collection[str] = ()) -> list[str]:
             name = f"autoencoder-{frozen.factor}-{frozen.channels}"
             use(frozen, "path", f"fields.{row}.codec.frozen.path", name, lambda at, f=frozen: _autoencoder(at, f))
     trunk = config.model.trunk
-    if config.init_from.path and "init_from.path" not in given:
+    llama = "text" in config.fields and config.fields.text.codec.get("name") == "text:Llama"
+    if llama and config.init_from.path and "init_from.path" not in given:  # a resumed run does not need the folder
         vocabulary = _pieces(config.fields.text.codec.path)
         sizes = "-".join(str(trunk[key]) for key in ("width", "depth", "heads", "kv_heads", "mlp_width"))
         use(config.init_from, "path", "init_from.path", f"llama-{sizes}", lambda at: _llama(at, trunk, vocabulary))
@@ -63,12 +82,10 @@ def fill(config: Any, given: Collection[str] = ()) -> list[str]:
             label = f"{base}{labels or ''}-{image.host.height}-{pathlib.Path(image.frozen.path).name}"
             use(source, "folder", f"{where}.folder", label, lambda at, i=image, b=base, c=labels: _latents(at, i, b, c))
         for key, file, make in FORMS.get(source.name, ()):
-            before, label = source[key], make.__name__.strip("_")
+            before, label = source.get(key), make.__name__.strip("_")
             use(source, key, f"{where}.{key}", label, make)
-            if source[key] != before:
+            if source.get(key) != before:
                 source[key] = str(pathlib.Path(source[key]) / file)
-    if made:
-        logging.info("files of :debug that are not here were made in %s: %s", _home(), ", ".join(made))
     return made
 
 

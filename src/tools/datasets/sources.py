@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from src.common.files.paths import at_home
 from src.common.lookup import check_arguments, lookup
-from src.common.runtime import config_flag
+from src.common.runtime import config_flag, streams
 
 
 def flags_of_config(about: str) -> flags.FlagValues:
@@ -42,6 +42,10 @@ def main(argv: list[str], values: flags.FlagValues, run: Callable[[flags.FlagVal
     """The exit code of `run(values, config)`; errors that a person can mend are one sentence on standard error."""
     try:
         run(values, config_flag.parse(values, argv))
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # who reads has seen enough
+        streams.drain()
         return 0
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from there", file=sys.stderr)

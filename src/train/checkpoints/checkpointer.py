@@ -113,7 +113,7 @@ class Checkpointer:
         self._scored = True
         metric = self.retention.metric
         if metric and step not in self.retention.ranked([step], {step: scalars}):
-            value = f"is {scalars[metric]}" if metric in scalars else f"is none of {tree.listed(sorted(scalars))}"
+            value = f"is {scalars[metric]}" if metric in scalars else f"is none of {keeping.names(scalars)}"
             logging.warning("checkpoint.best.metric=%s %s: step %d does not count.", metric, value, step)
 
     def save(self, step: int, state: Any, data_state: Any, config: Any) -> bool:

@@ -63,6 +63,24 @@ class Retention:
         return set(steps[-self.last :]) | self.chosen(steps, scores)
 
 
+def without_scores(metric: str, evaluators: Iterable[str], every: int) -> str:
+    """What is to be told at the start of a run whose best checkpoints cannot be known, "" where they may be."""
+    evaluators = list(evaluators)
+    if not metric or (evaluators and every):
+        return ""
+    if not evaluators:
+        return f"checkpoint.best.metric={metric} is never known, because eval.evaluators is empty: add one, or unset it"
+    return (
+        f"checkpoint.best.metric={metric} is known at the end of the run alone, because eval.every=0: set eval.every to"
+        " the steps between two evaluations"
+    )
+
+
+def names(scalars: Mapping[str, Any]) -> str:
+    """All names of an evaluation's scalars, for a message."""
+    return ", ".join(sorted(scalars)) or "the scalars, because no evaluator gives one"
+
+
 class ScoreFile:
     """`scores.json` of a run: the evaluators' scalars by step. A file that cannot be read counts as empty."""
 
