@@ -328,6 +328,7 @@ def test_two_names_share_the_passes_and_have_keys_of_their_own(model):
     assert set(one) == {"image"} and np.abs(one["image"] - out["image"]).max() > 1e-3
 
 
+@pytest.mark.faults
 def test_rows_with_a_hint_see_their_own_last_estimate():
     field = vector_field(hint=True, step=DPMSolverPP2M())
     hinted = net({"text": text_field(), "image": field}, {"text": TEXT, "image": VECTORS})
@@ -383,6 +384,7 @@ def test_scales_begin_from_the_finished_blocks():
             start += size
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("step", [Ancestral(), Confidence(gumbel=1.0)], ids=["ancestral", "confidence"])
 def test_one_field_both_ways_token_by_token_and_block_by_block(step):
     """Clean tokens are causal, noisy copies denoise blocks of 4; given tokens stay, no mask is left."""
