@@ -81,7 +81,7 @@ def config(folder, **changes):
         "draw": {"source": source, "template": template("caption_to_image"), "weight": 1, "objectives": {"d": draw}},
         "say": {"source": source, "template": template("image_to_caption"), "weight": 1, "objectives": {"t": say}},
     }
-    config.fields.text.codec = ({"name": "text:Bytes"},)
+    config.fields.text.codec = {"name": "text:Bytes"}
     config.steps, config.batch, config.log.every, config.checkpoint.every = 15, 200, 5, 10
     config.mesh.data = 1
     with config.unlocked():
