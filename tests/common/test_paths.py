@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 
 import pytest
 from etils import epath
@@ -133,3 +134,36 @@ def test_every_path_of_a_config_may_begin_at_home(kind, monkeypatch):
     config["init_from"]["path"] = "~no-one/w"
     with pytest.raises(ValueError, match=r"^init_from.path: there is no user 'no-one'"):
         all_at_home(config)
+
+
+PROMPTS = ["a handwritten three", "a-handwritten-three", "a handwritten, three", "一只猫", "一只狗"]
+PROMPTS += [
+    "قطة",
+    "كلب",
+    "🐱",
+    "🐶",
+    "👩‍🚀",
+    "caf\u00e9",
+    "caf",
+    "cafe\u0301",
+    "3 + 4",
+    "3 - 4",
+    "x" * 61,
+    "x" * 62,
+    "x" * 60,
+]
+PROMPTS += ["Ω", "ω", "a 猫 b", "a 狗 b", "half \udc80 a", "half \udc81 a", "..", "/", "", " "]
+
+
+def test_each_text_has_a_file_name_of_its_own():
+    names = [stem(text) for text in PROMPTS]
+    assert len(set(names)) == len(PROMPTS), sorted(names)
+    assert all(re.fullmatch(r"[a-z0-9-]{1,60}", name) for name in names), names
+    assert len({stem(chr(0x4E00 + i)) for i in range(2000)}) == 2000
+    assert [stem(text) for text in PROMPTS] == names, "the same again"
+
+
+def test_a_plain_text_is_its_own_name():
+    assert stem("a handwritten three") == "a-handwritten-three" and stem("class 3") == "class-3"
+    assert stem("") == "sample" and stem("", "image") == "image"
+    assert re.fullmatch(r"a-b-[0-9a-f]{8}", stem("a 猫 b")) and re.fullmatch(r"sample-[0-9a-f]{8}", stem("猫"))

@@ -3,6 +3,7 @@ a bound."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ from src.common.files.store import is_remote
 NAME_LIMIT = 1024  # characters; file systems take 255 for one part and about 4096 for a path
 PIECE = 1 << 20  # bytes of one read
 LINE = 16 << 20  # bytes of a line, at most
+STEM = 60  # characters of a file's name made of a text
 
 
 def at_home(path: str) -> str:
@@ -163,8 +165,16 @@ def bounded_lines(file: BinaryIO, limit: int = LINE) -> Iterator[bytes]:
 
 
 def stem(text: str, otherwise: str = "sample") -> str:
-    """A file's name, without an ending, made of any text: at most 60 of a-z, 0-9 and `-`; `otherwise` of nothing."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-") or otherwise
+    """A file's name, without an ending, made of any text: at most 60 of a-z, 0-9 and `-`; `otherwise` of nothing.
+
+    Of ASCII words only capitals and a mark at the end are lost. Where more is (other letters, signs, length), a hash of
+    the text stands behind, so that two texts have two names.
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if not text or (len(plain) <= STEM and re.fullmatch(r"[A-Za-z0-9]+( [A-Za-z0-9]+)*[.!?]?", text)):
+        return plain or otherwise
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{plain[: STEM - 9].strip('-') or otherwise}-{digest}"
 
 
 def shown(value: object, limit: int = 120) -> str:
