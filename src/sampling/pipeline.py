@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from src.codecs.chain import encoded
+from src.common.files.paths import shown
 from src.common.lookup import build, check_arguments
 from src.common.mesh.distributed import to_host
 from src.common.mesh.fsdp import Placement
@@ -62,8 +63,9 @@ class Pipeline:
     tasks       by name
     leads       number of lead tokens of a segment, by (task, name)
     decoders    by field; a segment uses that of its first name
-    batch_size  rows of one call, always filled up, so that one program serves all. Rows are sharded over the mesh axes
-                `data` and `fsdp` of the parameters; results do not depend on the number of devices
+    batch_size  rows of one call, at most. Fewer are filled up to a power of two, so that few programs serve all. Rows
+                are sharded over the mesh axes `data` and `fsdp` of the parameters; results do not depend on the number
+                of devices
     dtype       of the computation
     params      parameters, with the states of adaptive processes (`models/model.py`: bind)
     """
@@ -118,16 +120,23 @@ class Pipeline:
         request, mesh = self._request(task, given, scale, decoders), mesh_of(self.params)
         name, count, parts = request.program.plan.made[0], len(given), []
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            for start in range(0, count, self.batch_size):
+            for number, size in enumerate(self.sizes(count)):
                 stopping.check()
-                rows = put(chunk((request.batch, request.null), start, self.batch_size, mesh), mesh)
+                start = number * self.batch_size
+                rows = put(chunk((request.batch, request.null), start, size, mesh), mesh)
                 key = np.uint32(seed), np.int32(start)
                 part = _fill(request.program, name, self.params, *rows, *key)
-                parts.append({n: to_host(v)[: self.batch_size] for n, v in part.items()})
+                parts.append({n: to_host(v)[:size] for n, v in part.items()})
         tokens = {n: np.concatenate([part[n] for part in parts])[:count] for n in request.program.plan.made}
         frozen = lambda row, values: self.frozen.decode(row, values, mesh)
         rows = request.batch.tokens
         return {n: decoded(self.fields[row_of(n)], value, rows[n], frozen) for n, value in tokens.items()}
+
+    def sizes(self, count: int) -> list[int]:
+        """Rows of each call of the network that `count` rows need. The noise of a row is the same in all sizes."""
+        if count >= self.batch_size:
+            return [self.batch_size] * -(-count // self.batch_size)  # the last one, too: no second program
+        return [min(self.batch_size, 1 << (count - 1).bit_length())]
 
     def check(self, task: str, given: Sequence[Mapping[str, Any]]) -> None:
         """Raises the errors of a call with these examples, without parameters or frozen networks."""
@@ -181,8 +190,7 @@ class Pipeline:
         """The segments up to the last generated one, the plan, and layout and rows as fitted by the decoders."""
         if task not in self.tasks:
             raise ValueError(f"there is no task {task!r}; this system has {', '.join(self.tasks)}")
-        if not len(given):
-            raise ValueError(f"task {task} got no examples to complete")
+        _check_examples(task, given)
         layout, batch = self._prompts(task, given, null=False)
         plan = plan_of(layout, batch)
         if not plan.made:
@@ -235,6 +243,18 @@ class Pipeline:
             else:
                 tokens[name] = old.replace(value=self.frozen.encode(row_of(name), old.value, mesh))
         return batch.replace(tokens=tokens)
+
+
+def _check_examples(task: str, given: Any) -> None:
+    """Raises ValueError unless `given` is a sequence of mappings with at least one: a text would be read by letter."""
+    wanted = f"task {task} completes a list of examples, such as [{{'caption': 'seven'}}]"
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable) or not hasattr(given, "__len__"):
+        raise ValueError(f"{wanted}, not {shown(given)}: put it into a list")
+    if not len(given):
+        raise ValueError(f"task {task} got no examples to complete")
+    for number, example in enumerate(given):
+        if not isinstance(example, Mapping):
+            raise ValueError(f"{wanted}, but number {number} is {shown(example)}: name its value")
 
 
 def build_pipeline(config: Any, architecture: Any, plans: Mapping[str, Any], encoders: Any) -> Pipeline:
