@@ -5,7 +5,8 @@ python -m src.tools.show_batch --config=configs/digits.py --rows=4 --out=batch
 For each task: the segments of its rows; of each row what lies under each name: the text, with [[targets]] in brackets,
 its ids below it, with the same brackets, and where other tokens are; in `<out>/<task>.png` the images as the data
 deliver them, as they come back from the codec, and noised as the network gets them; in `<out>/<task>-mask-<row>.png`
-who sees whom: a line for each token, dark what it sees, colored by the part that is seen.
+who sees whom: a line for each token, dark what it sees, colored by the part that is seen; `<task>-mask-<row>.txt` names
+the part of each color.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from absl import flags
 from flax import nnx
 
 from src.build import build_system
+from src.common.files.store import write_whole
 from src.common.rng import step_key
 from src.common.tree import flatten
 from src.data.pipeline.bad_rows import Ledger
@@ -159,9 +161,8 @@ def mask_image(spec: SequenceSpec, row: int, parts: list[str]) -> np.ndarray:
     one = SequenceSpec(*(pick(getattr(spec, name)) for name in ("read", "write", "group", "segment", "position")))
     one = one if spec.relation is None else one.replace(relation=np.asarray(spec.relation[row]))
     seen = np.asarray(visible(one, one))
-    names = list(dict.fromkeys(parts))
-    hues = np.array([colorsys.hsv_to_rgb(i / len(names), 0.9, 0.65) for i in range(len(names))])
-    colors = (255 * hues[[names.index(part) for part in parts]]).astype(np.uint8)
+    palette = colors_of(parts)
+    colors = np.array([palette[part] for part in parts], np.uint8)
     pixels = np.where(seen[..., None], colors[None], np.uint8(245))
     edges = [i for i in range(1, len(parts)) if parts[i] != parts[i - 1]]
     scale = max(1, CELL // len(parts))
@@ -169,6 +170,24 @@ def mask_image(spec: SequenceSpec, row: int, parts: list[str]) -> np.ndarray:
     for edge in edges:
         pixels[edge * scale, :] = pixels[:, edge * scale] = 120
     return pixels
+
+
+def colors_of(parts: list[str]) -> dict[str, tuple[int, int, int]]:
+    """The color of each part of a mask, 0 to 255, in the order of the row."""
+    names = list(dict.fromkeys(parts))
+    hues = [colorsys.hsv_to_rgb(i / len(names), 0.9, 0.65) for i in range(len(names))]
+    return {name: tuple(int(255 * value) for value in hue) for name, hue in zip(names, hues, strict=True)}
+
+
+def legend(parts: list[str]) -> str:
+    """A line for each part of a mask: its color, its name, and its first and last token, counted from 0."""
+    lines = ["color    tokens       part"]
+    for name, color in colors_of(parts).items():
+        where = {i for i, part in enumerate(parts) if part == name}
+        starts, ends = sorted(i for i in where if i - 1 not in where), sorted(i for i in where if i + 1 not in where)
+        told = ", ".join(f"{a}-{b}" if a != b else f"{a}" for a, b in zip(starts, ends, strict=True))
+        lines.append(f"#{bytes(color).hex()}  {told:<11}  {name or '(padding)'}")
+    return "\n".join([*lines, "#f5f5f5  not seen", "#787878  edges between parts", ""])
 
 
 def row_images(system: System, task: str, raw: Batch, ready: Batch, view: View) -> Iterator[tuple[str, np.ndarray]]:
@@ -275,6 +294,7 @@ def show(system: System, name: str, raw: Batch, ready: Batch, view: View, values
         print("\n".join(f"    {line}" for line in described(slots, system)))
         path = os.path.join(values.out, f"{name}-mask-{row + 1}.png")
         save_png(path, mask_image(spec, row, slots.parts))
+        write_whole(f"{path.removesuffix('.png')}.txt", legend(slots.parts).encode())
     found = list(row_images(system, name, raw, ready, view))
     for shape in dict.fromkeys(image.shape for _, image in found):
         titles, images = zip(*(pair for pair in found if pair[1].shape == shape), strict=True)

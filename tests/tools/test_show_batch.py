@@ -74,6 +74,12 @@ def test_rows_are_shown_as_the_model_sees_them(tmp_path, capsys):
         if where:
             assert seen[where, where].all(), "the tokens of the image see each other"
             assert not seen[:33, where].any() and not np.triu(seen[:33, :33], 1).any()
+        legend = (tmp_path / "out" / f"{name}-mask-1.txt").read_text().splitlines()
+        colors = {line[:7]: line[22:] for line in legend[1:] if "not seen" not in line and "edges" not in line}
+        parts = list(colors.values())
+        assert "image (lead)" in parts or "image 1 (lead)" in parts, legend
+        used = {"#" + bytes(color).hex() for color in mask[scale // 2 :: scale, scale // 2 :: scale].reshape(-1, 3)}
+        assert used - {"#f5f5f5"} <= set(colors) and len(set(parts)) == len(parts), (used, legend)
     assert np.asarray(Image.open(tmp_path / "out" / "draw.png")).std() > 10
     assert show_batch.main(["show_batch", flags[0], "--task=none"]) == 1
     assert "there is no task 'none'" in capsys.readouterr().err
@@ -156,3 +162,14 @@ def test_targets_stand_in_brackets():
     loss = np.array([0, 0, 1, 1, 0, 0, 0, 1, 1], bool)
     assert show_batch.words(ids, loss, Letters()) == "<s> a [[bc]] <|im_start|> <|im_end|> [[d </s>]]"
     assert show_batch.numbers(ids, loss) == "30 0 [[1 2]] 28 29 [[3 31]]"
+
+
+def test_the_legend_names_the_color_and_the_tokens_of_each_part():
+    parts = ["text", "text", "image (lead)", "image", "image", "text", ""]
+    lines = show_batch.legend(parts).splitlines()
+    colors = show_batch.colors_of(parts)
+    assert [line.split(maxsplit=1)[1] for line in lines[1:2]] == ["0-1, 5       text"]
+    assert [line[22:] for line in lines[1:5]] == ["text", "image (lead)", "image", "(padding)"]
+    assert [line[:7] for line in lines[1:5]] == ["#" + bytes(color).hex() for color in colors.values()]
+    assert [line[9:20].strip() for line in lines[1:5]] == ["0-1, 5", "2", "3-4", "6"]
+    assert len(set(colors.values())) == 4 and lines[5] == "#f5f5f5  not seen"
