@@ -34,13 +34,15 @@ GIVEN = flags.DEFINE_multi_string(
     "given", [], "--mode=sample: a value to start from, name=value, as prompt=…, label=3 or image=a.png; repeatable."
 )
 PROMPT = flags.DEFINE_string("prompt", None, "--mode=sample: --given prompt=…, the text to draw, or to go on from.")
+PROMPTS = flags.DEFINE_string("prompts", None, "--mode=sample: a text file in UTF-8 with a prompt in each line.")
 LABEL = flags.DEFINE_integer("label", None, "--mode=sample: --given label=…, the class to draw.")
 IMAGE = flags.DEFINE_string("image", None, "--mode=sample: --given image=…, an image file to describe.")
 TASK = flags.DEFINE_string("task", None, "--mode=sample: the task to sample from, when it is not the obvious one.")
-COUNT = flags.DEFINE_integer("count", None, "--mode=sample: how many to make; 8 images or 1 text, unless given.")
+COUNT = flags.DEFINE_integer("count", None, "--mode=sample: how many of each prompt; 8 images, or 1, unless given.")
 GRID = flags.DEFINE_string("grid", None, "--mode=sample: the bucket to draw in, rows x columns of patches, as 8x32.")
 STEP = flags.DEFINE_string("step", "latest", "--mode=eval and sample: the checkpoint: a step, latest or best.")
-OUTPUT = flags.DEFINE_string("output", None, "--mode=sample: the PNG to write.")
+OUTPUT = flags.DEFINE_string("output", None, "--mode=sample: the PNG to write; other files stand beside it.")
+FORMAT = flags.DEFINE_list("format", None, "--mode=sample: some of grid,png,npy,json; grid,json unless given.")
 TRACEBACK = flags.DEFINE_boolean("traceback", False, "Show the whole traceback of an error.")
 
 

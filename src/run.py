@@ -17,7 +17,6 @@ from absl import logging
 from etils import epath
 
 from src.build import build_system
-from src.codecs.pixels import scaled
 from src.common.files.paths import stem
 from src.common.mesh.distributed import check_same, is_first
 from src.common.runtime import config_flag, stopping, streams, watchdog
@@ -27,8 +26,9 @@ from src.doctor.callback import make_doctor
 from src.doctor.diagnostic import errors
 from src.doctor.memory import check_state
 from src.doctor.report import diagnose
-from src.evals.given import choose_task, example_of, grid_of, title, values_of
+from src.evals.given import asked_of, choose_task, example_of, grid_of, title
 from src.evals.metrics_file import merge_metrics
+from src.evals.samples import SampleFiles, formats_of, is_image, name_of
 from src.interfaces import row_of
 from src.train import loop
 from src.train.average import used_params
@@ -41,7 +41,8 @@ from src.train.state import with_extras
 from src.train.trainer import Trainer, check_data, make_trainer
 
 FLAGS = ("mode", "workdir", "given", "prompt", "label", "image", "task", "count", "grid", "step")
-COUNT = 8  # images of --mode=sample
+FLAGS += ("prompts", "format")
+COUNT = 8  # images of one prompt of --mode=sample
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -91,43 +92,65 @@ def evaluate(flags: Any, started: float) -> None:
 
 
 def sample(flags: Any, started: float) -> None:
-    """Completes an example of what is given: images as a PNG, texts on the terminal. All mistakes are told before
-    parameters are read."""
+    """Completes examples of what is given: images as files, texts on the terminal, and JSON about them. All mistakes
+    are told before parameters are read."""
     use_program_cache()
-    values = values_of(flags.given, prompt=flags.prompt, label=flags.label, image=flags.image)
+    asked = asked_of(flags.given, flags.prompts, prompt=flags.prompt, label=flags.label, image=flags.image)
     if flags.count is not None and flags.count < 1:
         raise ValueError(f"--count={flags.count} cannot be made; give at least 1")
+    check_same({"what is given (--prompts)": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]})
     workdir = _workdir(flags)
     system = _build(flags)
     pipeline = system.pipeline
-    name = choose_task(pipeline.tasks, values, flags.task)
+    name = choose_task(pipeline.tasks, asked[0], flags.task)
     task = pipeline.tasks[name]
-    example = example_of(task, system.fields, values) | grid_of(task, name, flags.grid)
     pictured = any(len(system.fields[row_of(made)].codec.delivered) == 3 for made in task.fill)
-    given = [example] * (flags.count or (COUNT if pictured else 1))
-    pipeline.check(name, given[:1])
+    formats = formats_of(flags.format, pictured, name)
+    bucket = grid_of(task, name, flags.grid)
+    examples = [example_of(task, system.fields, values) | bucket for values in asked]
+    for line, example in enumerate(examples, 1):
+        try:
+            pipeline.check(name, [example])
+        except ValueError as error:
+            raise ValueError(f"--prompts={flags.prompts}, line {line}: {error}") if flags.prompts else error from None
+    count = flags.count or (COUNT if pictured and not flags.prompts else 1)
     state = _restored(flags, system)
     params = with_extras(state, used_params(state, system.config))
+    given = [example for example in examples for _ in range(count)]
     found = pipeline.with_params(params)(name, given, system.config.seed)
-    for made in found[0]:
-        _show(flags, workdir, made, [each[made] for each in found], example, values)
+    about = {
+        "task": name,
+        "step": int(state.step),
+        "seed": int(system.config.seed),
+        "config": config_flag.name_of(flags),
+    }
+    about |= {"guidance": float(pipeline.guidance.scale), "overrides": plain(config_flag.overrides(flags))}
+    file = stem(pathlib.Path(flags.prompts).stem) if flags.prompts else name_of(asked[0])
+    path = flags.output or str(workdir / "samples" / f"{file}{f'-{flags.grid}' if flags.grid else ''}")
+    _keep(SampleFiles(path, formats), found, given, [values for values in asked for _ in range(count)], about, flags)
 
 
-def _show(flags: Any, workdir: epath.Path, name: str, made: list[Any], example: Any, values: Any) -> None:
-    """Prints texts, behind their given beginning, and writes images as one PNG, whose path is printed."""
-    if not (isinstance(made[0], np.ndarray) and made[0].ndim == 3 and made[0].shape[2] in (1, 3)):
-        for each in made:
-            _say(f"{values['prompt']} {each}" if isinstance(each, str) and "prompt" in example else str(each))
-        return
-    from src.evals.grid import caption_grid, save_png
-
-    asked = title(example) or name
-    bucket = f"-{flags.grid}" if flags.grid else ""
-    path = flags.output or str(workdir / "samples" / f"{stem(asked)}{bucket}.png")
-    images = scaled(np.stack(made))
+def _keep(files: SampleFiles, found: list[Any], given: list[Any], asked: list[Any], about: Any, flags: Any) -> None:
+    """Writes the files of generated rows, prints the paths of images, and the texts behind their given beginnings."""
+    paths: list[str] = []
     if is_first():
-        save_png(path, caption_grid(images, [asked] * len(images), columns=min(len(images), 8)))
-    _mention(path, path)
+        paths, single = files.write_images(found, [title(example) for example in given])
+        try:
+            if "json" in files.formats:
+                files.write_json(found, asked, about, paths, single)
+                logging.info("what was given and made is in %s", files.json)
+        except OSError as error:
+            if flags.format is not None:
+                raise
+            logging.warning("%s", error)
+    for path in paths:
+        _mention(path, path)
+    for name in found[0]:
+        for row, example, values in zip(found, given, asked, strict=True):
+            if isinstance(row[name], str) and "prompt" in example:
+                _say(f"{values['prompt']} {row[name]}")
+            elif not is_image(row[name]):
+                _say(str(row[name]))
 
 
 def doctor(flags: Any, started: float) -> None:

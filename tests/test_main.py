@@ -32,7 +32,21 @@ def call(capsys, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", argv)  # config flags look for their overrides there
     for name in [n for n in main.FLAGS if n.startswith("config.")]:
         delattr(main.FLAGS, name)
-    for name in ("config", "workdir", "mode", "given", "prompt", "image", "label", "task", "count", "output", "step"):
+    for name in (
+        "config",
+        "workdir",
+        "mode",
+        "given",
+        "prompt",
+        "image",
+        "label",
+        "task",
+        "count",
+        "output",
+        "step",
+        "prompts",
+        "format",
+    ):
         main.FLAGS[name].unparse()
     main.FLAGS.unparse_flags()
     code = main.main(argv)
@@ -98,6 +112,9 @@ def test_mistakes_of_sampling_are_told_before_parameters_are_read(trained, tmp_p
     for wrong, said in (
         ([], "--mode=sample needs something to start from"),
         (["--prompt=a", "--count=0"], "--count=0"),
+        (["--prompt=a", "--format=jpg"], "--format=jpg has 'jpg'"),
+        (["--prompt=a", f"--prompts={image}"], "the prompt is given twice"),
+        ([f"--prompts={image}"], "line 1 is no UTF-8 text"),
         (["--given=three"], "--given=three is no name=value"),
         (["--prompt=a", "--given=prompt=b"], "prompt is given twice"),
         (["--label=3"], "no task starts from --label: caption_to_image from --prompt"),

@@ -9,11 +9,12 @@ import numpy as np
 from etils import epath
 
 from src.common.files.images import read_image
-from src.common.files.paths import at_home
+from src.common.files.paths import at_home, read_bounded
 from src.common.runtime.config_dict import nearest
 from src.evals.tasks import starts
 from src.interfaces import Field
 
+PROMPTS = 16 << 20  # bytes of a file of prompts, at most
 SHORT = ("prompt", "label", "image")  # names that have a flag of their own
 
 
@@ -32,10 +33,42 @@ def values_of(given: Sequence[str], **short: Any) -> dict[str, str]:
         values[name] = value
     if not values:
         raise ValueError(
-            '--mode=sample needs something to start from: --prompt="…", --label=… or --image=file.png, or --given '
-            "name=value for each value"
+            '--mode=sample needs something to start from: --prompt="…", --label=… or --image=file.png, --prompts=FILE, '
+            "or --given name=value for each value"
         )
     return values
+
+
+def asked_of(given: Sequence[str], prompts: str | None, **short: Any) -> list[dict[str, str]]:
+    """The values of each row: one, or one for each line of the file `prompts`.
+
+    Raises ValueError as `values_of` and `read_prompts` do, and for another prompt beside the file.
+    """
+    if prompts is None:
+        return [values_of(given, **short)]
+    if short.get("prompt") is not None or any(told.startswith(("prompt=", "caption=")) for told in given):
+        raise ValueError(f"the prompt is given twice, by itself and by --prompts={prompts}: give one of them")
+    return [values_of(given, **short | {"prompt": line}) for line in read_prompts(prompts)]
+
+
+def read_prompts(path: str) -> list[str]:
+    """The lines of a text file in UTF-8, a prompt each; empty lines at the end do not count.
+
+    Raises FileNotFoundError, OSError, and ValueError for another encoding, an empty line, and no lines.
+    """
+    data = read_bounded(path, PROMPTS, "file of prompts")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"--prompts={path}: line {line} is no UTF-8 text: save the file as UTF-8") from None
+    lines = [line.removesuffix("\r") for line in text.rstrip().split("\n")]
+    if not text.strip():
+        raise ValueError(f"--prompts={path} has no lines: write a prompt in each")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise ValueError(f"--prompts={path}: line {number} is empty: remove it, or write a prompt there")
+    return lines
 
 
 def choose_task(tasks: Mapping[str, Any], values: Mapping[str, str], name: str | None) -> str:
