@@ -30,6 +30,7 @@ from src.evals.given import asked_of, choose_task, example_of, grid_of, title
 from src.evals.metrics_file import merge_metrics
 from src.evals.samples import SampleFiles, formats_of, is_image, name_of
 from src.interfaces import row_of
+from src.sampling.steps.next_token import Greedy
 from src.train import loop
 from src.train.average import used_params
 from src.train.checkpoints import lock
@@ -114,6 +115,10 @@ def sample(flags: Any, started: float) -> None:
         except ValueError as error:
             raise ValueError(f"--prompts={flags.prompts}, line {line}: {error}") if flags.prompts else error from None
     count = flags.count or (COUNT if pictured and not flags.prompts else 1)
+    rows = [row_of(made) for made in task.fill if count > 1 and not pictured]
+    if greedy := [row for row in rows if isinstance(getattr(pipeline.decoders.get(row), "choose", None), Greedy)]:
+        told = "--count=%d makes the same text each time, the most likely one: add --config.decode.%s.choose.name=%s"
+        logging.warning(told, count, greedy[0], "next_token:Sampled")
     state = _restored(flags, system)
     params = with_extras(state, used_params(state, system.config))
     given = [example for example in examples for _ in range(count)]

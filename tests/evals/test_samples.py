@@ -10,7 +10,10 @@ from PIL import Image
 from src import run
 from src.evals.given import asked_of, read_prompts
 from src.evals.samples import SampleFiles, formats_of, name_of
+from src.sampling.decoders.blocks import Blocks
+from src.sampling.decoders.left_to_right import LeftToRight
 from src.sampling.guidance import Guidance
+from src.sampling.steps.next_token import Greedy, Sampled
 from tests.helpers.tasks import digit_tasks, fields
 
 SAID = {"prompt": "一只猫"}
@@ -103,9 +106,11 @@ class Made:
     """A pipeline that draws or writes something else in each row."""
 
     guidance = Guidance(scale=2.5)
+    choose = Greedy()
 
     def __init__(self, name):
         task = "caption_to_image" if name == "image" else "number_sentences"
+        self.decoders = {"text": LeftToRight(choose=self.choose), "image": Blocks(steps=1)}
         self.name, self.rows, self.tasks = name, [], {task: digit_tasks()[task]}
 
     def check(self, name, given):
@@ -171,3 +176,17 @@ def test_count_is_that_of_each_prompt_also_of_texts(monkeypatch, tmp_path):
     path.write_text("a\nΩ\n", "utf-8")
     with pytest.raises(ValueError, match=r"lines.txt, line 2: 'Ω'"):
         sampled(monkeypatch, tmp_path, "image", prompts=str(path))
+
+
+def test_equal_texts_are_told_before_they_are_made(monkeypatch, tmp_path):
+    warned = []
+    monkeypatch.setattr(run.logging, "warning", lambda told, *values: warned.append(told % values))
+    for name, options in (("text.sentence", {}), ("text.sentence", {"count": 1}), ("image", {"count": 3})):
+        sampled(monkeypatch, tmp_path, name, prompt="a", **options)
+    assert not warned
+    sampled(monkeypatch, tmp_path, "text.sentence", prompt="a", count=3)
+    (told,) = warned
+    assert told.startswith("--count=3 ") and told.endswith("--config.decode.text.choose.name=next_token:Sampled")
+    monkeypatch.setattr(Made, "choose", Sampled())
+    sampled(monkeypatch, tmp_path, "text.sentence", prompt="a", count=3)
+    assert len(warned) == 1
