@@ -32,21 +32,8 @@ def call(capsys, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", argv)  # config flags look for their overrides there
     for name in [n for n in main.FLAGS if n.startswith("config.")]:
         delattr(main.FLAGS, name)
-    for name in (
-        "config",
-        "workdir",
-        "mode",
-        "given",
-        "prompt",
-        "image",
-        "label",
-        "task",
-        "count",
-        "output",
-        "step",
-        "prompts",
-        "format",
-    ):
+    plain = "config workdir mode given prompt prompts image label task count output format step"
+    for name in plain.split():
         main.FLAGS[name].unparse()
     main.FLAGS.unparse_flags()
     code = main.main(argv)
