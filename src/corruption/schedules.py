@@ -14,7 +14,7 @@ Ma et al. 2024 "SiT" (Linear, GVP and VP interpolants), Kingma et al. 2021 (log-
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -254,6 +254,8 @@ class CosineBetas(Discrete):
 class Linear(Schedule):
     """alpha = 1 - t, sigma = t: rectified flow (SiT "Linear"). A velocity network may also take t_max = 1."""
 
+    SAMPLING: ClassVar[tuple[str, ...]] = ("t_max",)
+
     time_scale: float = 1000.0
     t_min: float = 1e-3
     t_max: float = 1 - 1e-3
@@ -289,6 +291,8 @@ class Linear(Schedule):
 class GVP(Schedule):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (SiT "GVP"). A velocity network may also take t_max = 1."""
 
+    SAMPLING: ClassVar[tuple[str, ...]] = ("t_max",)
+
     time_scale: float = 1000.0
     t_min: float = 1e-3
     t_max: float = 1 - 1e-3
@@ -323,6 +327,8 @@ class GVP(Schedule):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VP(VariancePreserving):
     """log alpha = -t^2/4 (beta_max - beta_min) - t/2 beta_min: the VP SDE of Song et al. 2021 (SiT "VP")."""
+
+    SAMPLING: ClassVar[tuple[str, ...]] = ("t_max",)
 
     beta_min: float = 0.1
     beta_max: float = 20.0
