@@ -245,6 +245,34 @@ def test_official_sit_draws_the_data(sampler):
     assert abs(x.std() / SD - 1) < 0.01 + 4 / math.sqrt(2 * n)
 
 
+@pytest.mark.parametrize("schedule, steps", [(Linear(t_max=1.0), 20), (Linear(t_max=1.0), 100), (GVP(t_max=1.0), 20)])
+def test_forward_diffusion_from_pure_noise_draws_the_data(schedule, steps):
+    """Its w is infinite at alpha = 0, where the samples start; they have the data's law up to O(1 / steps)."""
+    n = 20000
+    sampler = EulerMaruyama(diffusion="forward", last_size=0.2 / steps)
+    start = jax.random.normal(jax.random.key(5), (1, n, 1))
+    x = np.asarray(run_velocity(sampler, schedule, jax.random.key(6), start, steps))
+    assert abs(x.mean() - MU) < 0.4 / steps + 4 * SD / math.sqrt(n)
+    assert abs(x.std() / SD - 1) < 0.8 / steps + 4 / math.sqrt(2 * n)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def one_step(sampler, schedule, x, t, s):
+    process = make(schedule)
+    return sampler.step(process, jax.random.key(1), exact(process, x, t), x, t, s, (), exact)[0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("schedule", [Linear(t_max=1.0), Linear(), GVP(t_max=1.0), CosineBetas()], ids=NAME)
+def test_one_step_of_forward_diffusion_is_stable_at_the_noisy_end(schedule, scale):
+    """However long it is, x keeps the scale of its marginal."""
+    sampler = EulerMaruyama(diffusion="forward", scale=scale)
+    t, x = jnp.array(schedule.t_max), starts(schedule, 20000)
+    for length in (0.002, 0.05, 0.1):
+        moved = one_step(sampler, schedule, x, t, t - length)
+        assert 0.8 < moved.std() / width(schedule, t) < 1.1
+
+
 def test_last_sde_step():
     """To t = 0 without noise: by the drift of the SDE, or by that of the ODE."""
     process = make(Linear())
