@@ -256,6 +256,16 @@ def test_forward_diffusion_from_pure_noise_draws_the_data(schedule, steps):
     assert abs(x.std() / SD - 1) < 0.8 / steps + 4 / math.sqrt(2 * n)
 
 
+@pytest.mark.parametrize("beta_end", [0.4, 0.9])
+def test_velocities_of_steep_betas_draw_the_data(beta_end):
+    """alpha is 0 in float32 over a part of the times, and the samples pass through them."""
+    n, schedule = 5000, LinearBetas(beta_end=beta_end)
+    start = jax.random.normal(jax.random.key(5), (1, n, 1))
+    x = np.asarray(run_velocity(DDIM(), schedule, jax.random.key(6), start, 500))
+    assert schedule.alpha(1.0) == 0
+    np.testing.assert_allclose(x, MU + SD * start, atol=0.1)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def one_step(sampler, schedule, x, t, s):
     process = make(schedule)
