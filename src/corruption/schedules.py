@@ -38,6 +38,8 @@ class Schedule:
     discrete_steps   n for a table of n betas, None in continuous time
     """
 
+    SAMPLING: ClassVar[tuple[str, ...]] = ("t_max",)  # options that change nothing but samples
+
     t_min: Any
     t_max: Any
 
@@ -254,8 +256,6 @@ class CosineBetas(Discrete):
 class Linear(Schedule):
     """alpha = 1 - t, sigma = t: rectified flow (SiT "Linear"). A velocity network may also take t_max = 1."""
 
-    SAMPLING: ClassVar[tuple[str, ...]] = ("t_max",)
-
     time_scale: float = 1000.0
     t_min: float = 1e-3
     t_max: float = 1 - 1e-3
@@ -291,8 +291,6 @@ class Linear(Schedule):
 class GVP(Schedule):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (SiT "GVP"). A velocity network may also take t_max = 1."""
 
-    SAMPLING: ClassVar[tuple[str, ...]] = ("t_max",)
-
     time_scale: float = 1000.0
     t_min: float = 1e-3
     t_max: float = 1 - 1e-3
@@ -327,8 +325,6 @@ class GVP(Schedule):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VP(VariancePreserving):
     """log alpha = -t^2/4 (beta_max - beta_min) - t/2 beta_min: the VP SDE of Song et al. 2021 (SiT "VP")."""
-
-    SAMPLING: ClassVar[tuple[str, ...]] = ("t_max",)
 
     beta_min: float = 0.1
     beta_max: float = 20.0

@@ -56,13 +56,9 @@ def test_estimates_are_finite_where_alpha_or_its_slope_is_zero_in_float32(schedu
     x0, eps = pair((11, 3, 4))
     t = jnp.linspace(0, 1, 11)
 
-    @jax.jit
-    def estimates(x0, eps):
-        c = process.corrupt(x0, eps, t)
-        exact = process.estimate(process.targets(c)[parameterization], c.xt, t)
-        return c.xt, exact, process.estimate(jnp.zeros_like(x0), c.xt, t)
-
-    xt, exact, zero = estimates(x0, eps)
+    c = process.corrupt(x0, eps, t)
+    xt, exact = c.xt, process.estimate(process.targets(c)[parameterization], c.xt, t)
+    zero = process.estimate(jnp.zeros_like(x0), xt, t)
     for estimate in (exact, zero):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(estimate))
     np.testing.assert_allclose(exact.x0[0], xt[0], atol=1e-4)

@@ -232,7 +232,7 @@ def test_official_sit_draws_the_data(sampler):
     """From x = N(0, 1) at t = 1: each start of the ODE ends where Euler's steps from there end in float64, and the SDE
     has the law."""
     schedule = build("corruption", sit_xl2_imagenet256.get_config("official").fields.image.process.schedule)
-    n = 20000
+    n = 5000
     start = jax.random.normal(jax.random.key(5), (1, n, 1))
     x = np.asarray(run_velocity(sampler, schedule, jax.random.key(6), start, 250))
     if isinstance(sampler, Euler):
@@ -248,7 +248,7 @@ def test_official_sit_draws_the_data(sampler):
 @pytest.mark.parametrize("schedule, steps", [(Linear(t_max=1.0), 20), (Linear(t_max=1.0), 100), (GVP(t_max=1.0), 20)])
 def test_forward_diffusion_from_pure_noise_draws_the_data(schedule, steps):
     """Its w is infinite at alpha = 0, where the samples start; they have the data's law up to O(1 / steps)."""
-    n = 20000
+    n = 5000
     sampler = EulerMaruyama(diffusion="forward", last_size=0.2 / steps)
     start = jax.random.normal(jax.random.key(5), (1, n, 1))
     x = np.asarray(run_velocity(sampler, schedule, jax.random.key(6), start, steps))
@@ -273,7 +273,7 @@ def one_step(sampler, schedule, x, t, s):
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-@pytest.mark.parametrize("schedule", [Linear(t_max=1.0), Linear(), GVP(t_max=1.0), CosineBetas()], ids=NAME)
+@pytest.mark.parametrize("schedule", [Linear(t_max=1.0), CosineBetas()], ids=NAME)
 def test_one_step_of_forward_diffusion_is_stable_at_the_noisy_end(schedule, scale):
     """However long it is, x keeps the scale of its marginal."""
     sampler = EulerMaruyama(diffusion="forward", scale=scale)
