@@ -40,8 +40,8 @@ def get_config(name: str | None = None):
 
 
 def official(config):
-    """Unused variance outputs, patches out in (row, column, channel) order, t read as it is, guidance on 3 channels,
-    an average without warm-up.
+    """Unused variance outputs, patches out in (row, column, channel) order, t read as it is, samples that start at
+    t = 1, guidance on 3 channels, an average without warm-up.
 
     Time runs from data to noise here; the published network reads 1 - t.
     """
@@ -49,7 +49,7 @@ def official(config):
     config.guidance.features = 3 * config.fields.image.codec.device.size**2
     with config.unlocked():
         config.fields.image.head.update({"unused_variance": True, "order": "rsc", "channels": 4})
-        config.fields.image.process.schedule = {"name": "schedules:Linear", "time_scale": 1.0}
+        config.fields.image.process.schedule = {"name": "schedules:Linear", "time_scale": 1.0, "t_max": 1.0}
     return config
 
 

@@ -75,7 +75,14 @@ def _solve_v(c: Coefficients, xt: Array, v: Array) -> tuple[Array, Array]:
 
 
 def _solve_velocity(c: Coefficients, xt: Array, u: Array) -> tuple[Array, Array]:
-    return (c.s_dot * xt - c.s * u) / c.determinant, (c.a * u - c.a_dot * xt) / c.determinant
+    divisor = jnp.maximum(c.determinant, FLOOR)
+    x0, eps = (c.s_dot * xt - c.s * u) / divisor, (c.a * u - c.a_dot * xt) / divisor
+    # where u says nothing (d = 0), the larger part of x_t follows from x_t itself and the smaller one
+    clean = c.a > c.s
+    x0_there = jnp.where(clean, (xt - c.s * eps) / jnp.maximum(c.a, FLOOR), x0)
+    eps_there = jnp.where(clean, eps, (xt - c.a * x0) / jnp.maximum(c.s, FLOOR))
+    singular = c.determinant < FLOOR
+    return jnp.where(singular, x0_there, x0), jnp.where(singular, eps_there, eps)
 
 
 # (x_0, eps) from x_t and one prediction, by parameterization
@@ -105,8 +112,8 @@ def convert(
 ) -> Estimate:
     """`value`, in the parameterization `name`, converted to all five; the given one is returned unchanged.
 
-    Where the system is singular (x_0 from eps at alpha = 0, eps from x_0 at sigma = 0), the divisor is floored, so
-    that the result is finite.
+    Where the system is singular (x_0 from eps at alpha = 0, eps from x_0 at sigma = 0, a velocity where d rounds to 0
+    because alpha is too small for float32), the divisor is floored, so that the result is finite.
     """
     x0, eps = _SOLVE[name](c, xt, value)
     return Estimate(**{**express(c, x0, eps), name: value}, variance=variance)

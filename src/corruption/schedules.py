@@ -14,7 +14,7 @@ Ma et al. 2024 "SiT" (Linear, GVP and VP interpolants), Kingma et al. 2021 (log-
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +37,8 @@ class Schedule:
     t_min, t_max     range in which samplers may evaluate the network (inside the singular ends)
     discrete_steps   n for a table of n betas, None in continuous time
     """
+
+    SAMPLING: ClassVar[tuple[str, ...]] = ("t_max",)  # options that change nothing but samples
 
     t_min: Any
     t_max: Any

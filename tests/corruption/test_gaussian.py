@@ -38,6 +38,36 @@ def only_x0(x0):
     return Estimate(x0=x0, eps=None, v=None, velocity=None, score=None)
 
 
+STEEP = [LinearBetas(beta_end=end) for end in (0.3, 0.35, 0.4, 0.6, 0.9, 0.999)]
+STEEP += [LinearBetas(steps=20000), VP(beta_max=1000.0), VP(beta_min=0.0), CosineBetas(max_beta=1 - 1e-12)]
+
+
+@pytest.mark.parametrize(
+    "schedule, parameterization",
+    [
+        *((schedule, "velocity") for schedule in STEEP),
+        *((LinearBetas(beta_end=0.6), name) for name in PARAMETERIZATIONS),
+    ],
+    ids=repr,
+)
+def test_estimates_are_finite_where_alpha_or_its_slope_is_zero_in_float32(schedule, parameterization):
+    """At pure noise, where the velocity of a steep schedule is 0 and says nothing, eps is x_t; at t = 0, x0 is x_t."""
+    process = make(schedule, parameterization)
+    x0, eps = pair((11, 3, 4))
+    t = jnp.linspace(0, 1, 11)
+
+    c = process.corrupt(x0, eps, t)
+    xt, exact = c.xt, process.estimate(process.targets(c)[parameterization], c.xt, t)
+    zero = process.estimate(jnp.zeros_like(x0), xt, t)
+    for estimate in (exact, zero):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(estimate))
+    np.testing.assert_allclose(exact.x0[0], xt[0], atol=1e-4)
+    alpha = np.asarray(schedule.alpha(t))
+    for row in np.flatnonzero(alpha < 1e-8):  # nothing of x0 is left
+        np.testing.assert_allclose(exact.eps[row], xt[row], atol=1e-4)
+        np.testing.assert_allclose(exact.score[row], -xt[row], atol=1e-4)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=NAME)
 def test_every_parameterization_gives_all_five(schedule):
     """5 x 5 at five times at once (one per row); errors are measured in units of each target's size."""

@@ -4,7 +4,9 @@ E[x0 | x_t] = MU + K (x_t - a MU), K = a SD^2 / (a^2 SD^2 + s^2);   q(x_t) = N(a
 the flow of the ODE keeps (x_t - a MU) / sqrt(a^2 SD^2 + s^2).
 """
 
+import dataclasses
 import functools
+import itertools
 import math
 
 import jax
@@ -12,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import sit_xl2_imagenet256
+from src.common.lookup import build
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import GVP, VP, CosineBetas, Linear, LinearBetas
 from src.interfaces import FieldSpec, StepSampler
@@ -88,6 +92,24 @@ def test_continuous_grids():
     np.testing.assert_allclose(time_grid(Linear(t_max=1.0), 4, shift=3.0), [1, 0.9, 0.75, 0.5, 0], atol=1e-6)
     times = EulerMaruyama(last_size=0.04).times(make(Linear(t_max=1.0)), 4)
     np.testing.assert_allclose(times, [1, 0.68, 0.36, 0.04, 0], atol=1e-6)
+
+
+def published_sit(steps, last_size):
+    """SiT's times of Euler-Maruyama: `steps` equally spaced ones from 0 (noise) to 1 - last_size, then 1; ours are
+    1 minus those."""
+    return 1 - np.append(np.linspace(0, 1 - last_size, steps), 1.0)
+
+
+@pytest.mark.parametrize("steps", [250, 50])
+def test_official_sit_has_the_published_times(steps):
+    config = sit_xl2_imagenet256.get_config("official").fields.image
+    schedule = build("corruption", config.process.schedule)
+    sde, ode = build("sampling/steps", config.step), Euler()
+    np.testing.assert_allclose(sde.times(make(schedule), steps), published_sit(steps, 0.04), atol=1e-6)
+    np.testing.assert_allclose(ode.times(make(schedule), steps), 1 - np.arange(steps + 1) / steps, atol=1e-6)
+    assert schedule.t_max == 1 and dataclasses.asdict(sde) | {"shift": 1.0} == dataclasses.asdict(
+        EulerMaruyama(diffusion="sigma", scale=1.0, last="mean", last_size=0.04)
+    )
 
 
 def test_impossible_grids_are_refused():
@@ -195,6 +217,70 @@ def test_law_of_sde_samples_does_not_depend_on_w(diffusion):
     assert abs(x.std() / SD - 1) < 0.02 + 4 / math.sqrt(2 * n)
     ode = ode_draws(n)
     assert np.abs(x - ode).mean() > 0.1  # the noise is really there: the same starts end elsewhere
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 4))
+def run_velocity(sampler, schedule, key, x, steps):
+    """The network gives the exact velocity, as a network of SiT does."""
+    process = make(schedule, "velocity")
+    velocity = lambda xt, t: exact(make(schedule), xt, t).velocity
+    return sample(sampler, process, lambda xt, t: process.estimate(velocity(xt, t), xt, t), key, x, steps)
+
+
+@pytest.mark.parametrize("sampler", [EulerMaruyama(last_size=0.04), Euler()], ids=NAME)
+def test_official_sit_draws_the_data(sampler):
+    """From x = N(0, 1) at t = 1: each start of the ODE ends where Euler's steps from there end in float64, and the SDE
+    has the law."""
+    schedule = build("corruption", sit_xl2_imagenet256.get_config("official").fields.image.process.schedule)
+    n = 5000
+    start = jax.random.normal(jax.random.key(5), (1, n, 1))
+    x = np.asarray(run_velocity(sampler, schedule, jax.random.key(6), start, 250))
+    if isinstance(sampler, Euler):
+        truth, times = np.asarray(start, np.float64), 1 - np.arange(251) / 250
+        for t, s in itertools.pairwise(times):
+            gain = (t - (1 - t) * SD**2) / ((1 - t) ** 2 * SD**2 + t**2)  # E[eps - x0 | x_t] = gain (x_t - a MU) - MU
+            truth += (s - t) * (gain * (truth - (1 - t) * MU) - MU)
+        np.testing.assert_allclose(x, truth, atol=2e-5)
+    assert abs(x.mean() - MU) < 0.002 + 4 * SD / math.sqrt(n)
+    assert abs(x.std() / SD - 1) < 0.01 + 4 / math.sqrt(2 * n)
+
+
+@pytest.mark.parametrize("schedule, steps", [(Linear(t_max=1.0), 20), (Linear(t_max=1.0), 100), (GVP(t_max=1.0), 20)])
+def test_forward_diffusion_from_pure_noise_draws_the_data(schedule, steps):
+    """Its w is infinite at alpha = 0, where the samples start; they have the data's law up to O(1 / steps)."""
+    n = 5000
+    sampler = EulerMaruyama(diffusion="forward", last_size=0.2 / steps)
+    start = jax.random.normal(jax.random.key(5), (1, n, 1))
+    x = np.asarray(run_velocity(sampler, schedule, jax.random.key(6), start, steps))
+    assert abs(x.mean() - MU) < 0.4 / steps + 4 * SD / math.sqrt(n)
+    assert abs(x.std() / SD - 1) < 0.8 / steps + 4 / math.sqrt(2 * n)
+
+
+@pytest.mark.parametrize("beta_end", [0.4, 0.9])
+def test_velocities_of_steep_betas_draw_the_data(beta_end):
+    """alpha is 0 in float32 over a part of the times, and the samples pass through them."""
+    n, schedule = 5000, LinearBetas(beta_end=beta_end)
+    start = jax.random.normal(jax.random.key(5), (1, n, 1))
+    x = np.asarray(run_velocity(DDIM(), schedule, jax.random.key(6), start, 500))
+    assert schedule.alpha(1.0) == 0
+    np.testing.assert_allclose(x, MU + SD * start, atol=0.1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def one_step(sampler, schedule, x, t, s):
+    process = make(schedule)
+    return sampler.step(process, jax.random.key(1), exact(process, x, t), x, t, s, (), exact)[0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("schedule", [Linear(t_max=1.0), CosineBetas()], ids=NAME)
+def test_one_step_of_forward_diffusion_is_stable_at_the_noisy_end(schedule, scale):
+    """However long it is, x keeps the scale of its marginal."""
+    sampler = EulerMaruyama(diffusion="forward", scale=scale)
+    t, x = jnp.array(schedule.t_max), starts(schedule, 20000)
+    for length in (0.002, 0.05, 0.1):
+        moved = one_step(sampler, schedule, x, t, t - length)
+        assert 0.8 < moved.std() / width(schedule, t) < 1.1
 
 
 def test_last_sde_step():

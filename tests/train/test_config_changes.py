@@ -113,3 +113,13 @@ def test_a_head_of_another_package_says_which_of_its_options_are_for_sampling(tm
 def test_the_parameters_of_a_module_are_those_of_its_constructor():
     found = {p.name: p.default for p in lookup.parameters(lookup.lookup("models/heads", "linear"))}
     assert found["bias"] is True and "args" not in found
+
+
+@pytest.mark.parametrize("schedule", ["Linear", "GVP", "VP"])
+def test_the_time_at_which_samples_start_may_change(schedule):
+    place = "fields.image.process.schedule"
+    of = lambda **options: {"fields": {"image": {"process": {"name": "gaussian:Gaussian", "schedule": options}}}}
+    old = of(name=f"schedules:{schedule}", time_scale=1.0)
+    assert set(check_config(old, of(name=f"schedules:{schedule}", time_scale=1.0, t_max=0.9))) == {f"{place}.t_max"}
+    with pytest.raises(ValueError, match=rf"{place}\.time_scale: 1\.0 -> 2\.0"):
+        check_config(old, of(name=f"schedules:{schedule}", time_scale=2.0, t_max=0.9))

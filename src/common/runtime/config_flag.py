@@ -103,7 +103,12 @@ def _told(error: Exception, file: str) -> str:
     if unknown or (not line and isinstance(error, KeyError | AttributeError)):
         if file and "has no attribute get_config" in told:
             return f"{file} has no function get_config, which must return the config"
-        told += "" if line or "did you mean" in told else "; flags change fields that the file has, add others there"
+        if not line and "did you mean" not in told:
+            part = re.search(r"(\w+) in ([\w.]+); there are (?:.*, )?name\b", told)
+            told += "; flags change fields that the file has, add others there"
+            if part:
+                option, place = part.groups()
+                told += f""", or give the whole part, as --config.{place}="{{'name': …, '{option}': …}}\""""
         return f"{line}the config has no such field: {told}"
     if not line or told.startswith("config variant"):
         return f"a flag is wrong: {told}"

@@ -140,28 +140,30 @@ class Heun(_Sampler):
         return jax.lax.cond((s > 0).any(), corrected, lambda: euler), state
 
 
-def _forward_diffusion(schedule: Schedule, t: Array) -> Array:
-    """g^2 / 2 of the forward SDE with the process's marginals: s s' - (a'/a) s^2."""
+def _forward_diffusion(schedule: Schedule, t: Array, most: Array) -> Array:
+    """g^2 / 2 of the forward SDE with the process's marginals: s s' - (a'/a) s^2, with -a'/a at most `most`."""
     a, s = jnp.maximum(schedule.alpha(t), FLOOR), schedule.sigma(t)
-    return s * schedule.sigma_dot(t) - schedule.alpha_dot(t) / a * s**2
+    return s * schedule.sigma_dot(t) + jnp.minimum(-schedule.alpha_dot(t) / a, most) * s**2
 
 
-# w(t) / 2 by form, as in SiT's code, whose time is 1 - t
-DIFFUSIONS: dict[str, Callable[[Schedule, Array], Any]] = {
-    "sigma": lambda schedule, t: schedule.sigma(t),
-    "constant": lambda schedule, t: jnp.ones_like(t),
-    "linear": lambda schedule, t: t,
-    "decreasing": lambda schedule, t: 0.25 * (1 - jnp.cos(jnp.pi * t)) ** 2,
-    "increasing-decreasing": lambda schedule, t: jnp.sin(jnp.pi * t) ** 2,
+# w(t) / 2 by form, as in SiT's code, whose time is 1 - t; `most` bounds what is infinite at alpha = 0
+DIFFUSIONS: dict[str, Callable[[Schedule, Array, Array], Any]] = {
+    "sigma": lambda schedule, t, most: schedule.sigma(t),
+    "constant": lambda schedule, t, most: jnp.ones_like(t),
+    "linear": lambda schedule, t, most: t,
+    "decreasing": lambda schedule, t, most: 0.25 * (1 - jnp.cos(jnp.pi * t)) ** 2,
+    "increasing-decreasing": lambda schedule, t, most: jnp.sin(jnp.pi * t) ** 2,
     "forward": _forward_diffusion,
 }
+MOST_REPLACED = 0.25  # share of the noise of x_t that a step of "forward" may replace at alpha = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EulerMaruyama(_Sampler):
     """First-order steps of the reverse SDE with w(t) = 2 scale DIFFUSIONS[diffusion](t); scale = 0 is Euler's ODE.
 
-    diffusion   form of w; it changes only the discretization error, not the distribution of exact samples
+    diffusion   form of w; it changes only the discretization error, not the distribution of exact samples. That of
+                "forward" is infinite at alpha = 0 and bounded there, so that a step of any length is stable
     last        step to t = 0: "mean" (the SDE without noise) or "ode"
     last_size   length of that step in continuous time (SiT: 0.04); None: as long as the others
 
@@ -190,7 +192,8 @@ class EulerMaruyama(_Sampler):
     ) -> tuple[Array, PyTree]:
         """x_s = x_t + (s - t) (velocity - w/2 score) + sqrt(w (t - s)) z, without z at s = 0."""
         t, s = expand(t, xt), expand(s, xt)
-        half_w = self.scale * DIFFUSIONS[self.diffusion](process.schedule, t)
+        most = MOST_REPLACED / jnp.maximum(self.scale * (t - s), FLOOR)
+        half_w = self.scale * DIFFUSIONS[self.diffusion](process.schedule, t, most)
         half_w = jnp.where(s > 0, half_w, half_w if self.last == "mean" else 0.0)
         noise = jnp.where(s > 0, jnp.sqrt(2 * half_w * (t - s)), 0.0) * jax.random.normal(key, xt.shape, xt.dtype)
         return xt + (s - t) * (estimate.velocity - half_w * estimate.score) + noise, state
