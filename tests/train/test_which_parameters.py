@@ -58,6 +58,9 @@ def test_sampling(ema, expected, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "_restored", lambda flags, system: STATE)
     monkeypatch.setattr(run, "use_program_cache", lambda: None)
     path = tmp_path / "seven.png"
+    monkeypatch.setattr(run.config_flag, "name_of", lambda flags: "configs/sit_digits.py")
+    monkeypatch.setattr(run.config_flag, "overrides", lambda flags: {})
     asked = {"prompt": None, "image": None, "label": 7, "task": None, "grid": None, "count": 2, "given": []}
+    asked |= {"prompts": None, "format": ["grid"]}
     run.sample(types.SimpleNamespace(**asked, output=str(path)), 0.0)
     assert made == [({"w": expected, "teacher": "kept"}, 11)] and path.exists()
