@@ -1,5 +1,6 @@
 """Eight emulated CPU devices for the whole suite, and shapes checked at run time."""
 
+import logging
 import os
 
 from src.common.mesh.emulation import ordered
@@ -41,6 +42,15 @@ transformer.UNROLLED = 1  # for the same reason; programs that the tests start u
 def pytest_collection_modifyitems(items):
     """The longest file begins first, so that it does not run alone at the end."""
     items.sort(key=lambda item: item.path.name != "test_processes.py")
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """A test that runs a command line in this process leaves no log level behind."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    yield
+    logger.setLevel(before)
 
 
 @pytest.fixture
