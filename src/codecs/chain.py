@@ -13,7 +13,6 @@ of them may be absent:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -22,7 +21,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array
 
-from src.common.lookup import build
+from src.common.lookup import build, nearest
 from src.interfaces import FieldSpec, Tokens
 
 
@@ -174,9 +173,9 @@ def _groups(codec: Any, where: str) -> dict[str, Any]:
     if "name" in codec:
         return {where: codec}
     if unknown := [key for key in codec if key not in STAGES]:
-        like = {key: difflib.get_close_matches(str(key), ("name", *STAGES), n=1) for key in unknown}
+        like = {key: nearest(str(key), ("name", *STAGES)) for key in unknown}
         unknown.sort(key=lambda key: not like[key])  # what is misspelt explains the others
         meant = like[unknown[0]]
-        hint = f" (did you mean {meant[0]}?)" if meant else ""
+        hint = f" (did you mean {meant}?)" if meant else ""
         raise ValueError(f"{where} has no stage {unknown[0]!r}{hint}; it has a name, or some of {', '.join(STAGES)}")
     return {f"{where}.{stage}": codec[stage] for stage in STAGES if stage in codec}

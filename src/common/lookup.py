@@ -184,7 +184,7 @@ def _built(folder: str, value: Any, where: str) -> Any:
 def _misspelt_name(group: Mapping[str, Any] | ConfigDict) -> str:
     """The key of a group without a name that is most likely meant as one, "" for none."""
     texts = [key for key in group if isinstance(group[key], str) and key != "names"]
-    return next(iter(difflib.get_close_matches("name", texts, n=1)), "")
+    return nearest("name", texts)
 
 
 def _choose(name: str, place: str, classes: list[str]) -> str:
@@ -242,9 +242,14 @@ def _parse(path: Path) -> ast.Module:
     return ast.parse(text, filename=str(path))
 
 
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The choice that is most like a word, "" where none is."""
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1)), "")
+
+
 def _hint(word: str, choices: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(choices), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    near = nearest(word, choices)
+    return f" (did you mean {near}?)" if near else ""
 
 
 def _names(names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from etils import epath
 
 from src.common.files.images import read_image
 from src.common.files.paths import at_home, read_bounded
-from src.common.runtime.config_dict import nearest
+from src.common.lookup import nearest
 from src.evals.tasks import starts
 from src.interfaces import Field
 

@@ -88,6 +88,7 @@ def test_a_lock_of_strange_values_is_not_alive(tmp_path):
         lock = Lock(epath.Path(tmp_path / "lock.json"))
         (tmp_path / "lock.json").write_text(json.dumps(lock._me | {"token": "", "pid": pid, "started": "1"}))
         lock.take()
+        assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
         lock.release()
 
 

@@ -13,7 +13,7 @@ from src.data.task import SourceTask
 from src.data.templates.image_to_caption import ImageToCaption
 from tests.helpers import formats
 from tests.helpers.fields import table
-from tests.helpers.rows import build, words
+from tests.helpers.rows import build, captions, words
 
 SAID = ["two red pears", 'a "fox", asleep', "three\nlines\nof it", "a\0b ü 水"]
 NAMES = ["a/0.png", "a/1.png", "b c/2.png", "3.png"]
@@ -50,17 +50,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-def found(source):
-    """Of each row its caption, or where and why there is none."""
-    told = []
-    for number in range(len(source)):
-        try:
-            told.append(source[number]["caption"])
-        except BadRow as flaw:
-            told.append((flaw.where, flaw.reason))
-    return told
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_four_forms_are_the_same_captions(folder, name):
     if name:
@@ -74,7 +63,7 @@ def test_four_forms_are_the_same_captions(folder, name):
         (folder / ".x.txt").write_bytes(b"nothing")
     source = Captions(folder)
     order = sorted(range(4), key=NAMES.__getitem__) if not name else range(4)
-    assert found(source) == [SAID[i] for i in order]
+    assert captions(source) == [SAID[i] for i in order]
     data = SourceTask("t", pickle.loads(pickle.dumps(source)), ImageToCaption(32), table(CODEC, (8, 8, 3)))
     batch = build(data, "train", range(data.rows("train"))).tokens
     said = [words(CODEC, batch["text.caption"], row) for row in range(4)]
@@ -89,7 +78,7 @@ def test_broken_rows_of_tables_are_named_and_no_other_is(folder):
     source = Captions(folder)
     columns, name = "the row has another number of columns", "the name of the image is not allowed"
     line = "metadata.csv line"
-    assert found(source) == [
+    assert captions(source) == [
         "a", (f"{line} 4", columns), (f"{line} 5", columns), "two\nlines",
         (f"{line} 8", "the row is no row of a table"), (f"{line} 9", name), (f"{line} 10", name), " ", "z",
     ]  # fmt: skip
@@ -100,7 +89,7 @@ def test_broken_rows_of_tables_are_named_and_no_other_is(folder):
     with pytest.raises(ValueError, match=r"^the quote in line 3 of '.*metadata\.csv' opens a field that is not closed"):
         len(Captions(folder))
     (folder / "metadata.csv").write_text('file_name,text\n3.png,a\n3.png,"cut')
-    assert found(Captions(folder)) == ["a", (f"{line} 3", "the row is no row of a table")]
+    assert captions(Captions(folder)) == ["a", (f"{line} 3", "the row is no row of a table")]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +115,7 @@ def test_halves_of_pairs_are_bad_rows_and_folders_without_captions_name_the_form
     (folder / "a/0.txt").write_text("a pear")
     (folder / "b c/9.txt").write_text("of no image")
     (folder / "3.txt").write_bytes("a pear".encode("utf-16"))
-    assert found(Captions(folder)) == [
+    assert captions(Captions(folder)) == [
         ("3.txt", "the text is not UTF-8"),
         "a pear",
         ("a/1.png", "there is no caption"),

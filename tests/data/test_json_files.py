@@ -11,6 +11,7 @@ from src.data.files.json_lines import line_ends
 from src.data.sources.captions import Captions
 from src.data.sources.llava import Llava
 from src.data.sources.ultrachat import UltraChat
+from tests.helpers.rows import read_in_pieces
 
 ROW = json.dumps({"data": ["a", "b"]})
 
@@ -73,25 +74,10 @@ def test_files_of_a_store_are_chosen_alike(bucket, caplog):
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("block", [1, 2, 3, 1000])
 def test_line_breaks_of_any_system_end_lines(tmp_path, end, block, monkeypatch):
-    opened = open
-
-    class Bits:
-        def __init__(self, *args):
-            self.file = opened(*args)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            self.file.close()
-
-        def read(self, size):
-            return self.file.read(block)
-
+    read_in_pieces(monkeypatch, json_lines, block)
     text = end.join(["{}", "", " ", "[1]", "{2}", ""])
     for data in (text, text.rstrip(), text + end):
         (tmp_path / "a").write_bytes(data.encode())
-        monkeypatch.setattr(json_lines, "open", Bits, raising=False)
         found = line_ends(tmp_path / "a").tolist()
         assert [number for _, number in found] == [1, 4, 5]
         starts = [0, *(place for place, _ in found)]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from src.data.example import BadRow
 from src.data.sources.captions import Captions
+from tests.helpers.rows import captions
 
 NO_ROW = "the row is no row of a table"
 
@@ -20,13 +20,8 @@ def rows(quotes, form="{i}.png,{q}caption {i}{e}"):
 
 
 def found(source):
-    told = []
-    for number in range(len(source)):
-        try:
-            told.append(source[number]["caption"])
-        except BadRow as flaw:
-            told.append((int(flaw.where.split()[-1]), flaw.reason))
-    return told
+    """Captions, or line and reason."""
+    return [told if isinstance(told, str) else (int(told[0].split()[-1]), told[1]) for told in captions(source)]
 
 
 def wanted(first, last):

@@ -8,6 +8,7 @@ from etils import epath
 
 from src.codecs.text import Bytes, SentencePiece, train_sentencepiece
 from src.data.example import BadRow
+from src.data.files import json_lines
 from src.data.files.json_lines import line_ends
 from src.data.files.json_list import ListFile
 from src.data.sources._classes import read_names
@@ -23,6 +24,7 @@ from src.data.templates.packed import Packed
 from src.data.templates.text import Text
 from tests.helpers import formats
 from tests.helpers.fields import table
+from tests.helpers.rows import read_in_pieces
 
 MARK = b"\xef\xbb\xbf"
 ROWS = {  # an example of each source of JSON, with and without a number that nobody reads
@@ -110,8 +112,6 @@ def test_keys_given_twice_and_halves_of_letters_are_named(kind, tmp_path):
 
 
 def test_blank_lines_are_found_across_blocks(tmp_path, monkeypatch):
-    from src.data.files import json_lines
-
     data = b"\n \n{}\n\n\r\n[1]\n\t\n" * 3 + b"{}"
     (tmp_path / "a").write_bytes(data)
     want = line_ends(tmp_path / "a").tolist()
@@ -121,22 +121,7 @@ def test_blank_lines_are_found_across_blocks(tmp_path, monkeypatch):
         if line.strip():
             ends.append([min(size, len(data)), number])
     assert want == ends and len(ends) == 7
-    opened = open
-
-    class Bits:
-        def __init__(self, *args):
-            self.file = opened(*args)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            self.file.close()
-
-        def read(self, size):
-            return self.file.read(2)
-
-    monkeypatch.setattr(json_lines, "open", Bits, raising=False)
+    read_in_pieces(monkeypatch, json_lines, 2)
     assert line_ends(tmp_path / "a").tolist() == want
     for empty in (b"", b"\n", b" \n \n"):
         (tmp_path / "a").write_bytes(empty)

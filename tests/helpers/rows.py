@@ -47,6 +47,38 @@ def content(task, split="train"):
     return found
 
 
+def captions(source):
+    """Of each example its caption, or where and why there is none."""
+    told = []
+    for number in range(len(source)):
+        try:
+            told.append(source[number]["caption"])
+        except BadRow as flaw:
+            told.append((flaw.where, flaw.reason))
+    return told
+
+
+def read_in_pieces(monkeypatch, module, size):
+    """Files that a module opens give at most `size` bytes at a time."""
+
+    opened = open
+
+    class Pieces:
+        def __init__(self, *args):
+            self.file = opened(*args)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def read(self, _):
+            return self.file.read(size)
+
+    monkeypatch.setattr(module, "open", Pieces, raising=False)
+
+
 def words(codec, tokens, row=0):
     """Tokens of one row with special tokens by name, padding left out, what is learned in brackets."""
     special = {codec.bos: "<s>", codec.eos: "</s>", codec.image_start: "<i>", codec.image_end: "</i>"}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from src.common.lookup import nearest
 
 # Groups whose keys are names of the user's own.
 TABLES = ("tasks", "fields", "decode", "eval.evaluators", "tasks.*.objectives")
@@ -111,12 +112,6 @@ def suggestion(key: str, choices: Iterable[str], path: str, root: Any) -> str:
     if elsewhere:
         return f"{place}; did you mean {elsewhere[0]}?"
     return f"{place}; there are {', '.join(choices) or 'none'}"
-
-
-def nearest(key: str, choices: Iterable[str]) -> str:
-    """The choice that is most like a key, "" where none is."""
-    close = difflib.get_close_matches(key, list(choices), n=1)
-    return close[0] if close else ""
 
 
 def matches(path: str, pattern: str) -> bool:

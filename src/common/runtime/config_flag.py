@@ -14,8 +14,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from src.common.files.paths import at_home
+from src.common.lookup import nearest
 from src.common.runtime import terminal
-from src.common.runtime.config_dict import UnknownKeyError, nearest
+from src.common.runtime.config_dict import UnknownKeyError
 from src.common.runtime.config_keys import CONFIGS
 
 TEXTS = ("prompt", "task", "step", "grid", "config")  # flags with text that is no path

@@ -10,7 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from src.common.runtime.config_dict import TABLES, join, matches, nearest, suggestion
+from src.common.lookup import nearest
+from src.common.runtime.config_dict import TABLES, join, matches, suggestion
 
 CONFIGS = os.path.join(os.path.abspath(__file__ + "/../../../.."), "configs")
 TASK = ("weight", "source", "template", "objectives")

@@ -22,14 +22,20 @@ from tests.helpers.fields import field, table
 chats = (["a\0b", "c"], ["a", "b\0c"], ["a", "b"])
 (TMP / "c/a.jsonl").write_text("".join(json.dumps({"data": d}) + "\n" for d in chats))
 wrong = []
+
+
+def read_all(task, rows, name):
+    for row in range(rows):
+        try:
+            task.read("train", row)
+        except BadRow:
+            pass
+        except Exception as error:
+            wrong.append(f"{name} {row + 1}: {type(error).__name__}: {error}")
+
+
 task = SourceTask("t", UltraChat(TMP / "c"), Chat(64), table(Bytes()))
-for row in range(3):
-    try:
-        task.read("train", row)
-    except BadRow:
-        pass
-    except Exception as error:
-        wrong.append(f"chat {row + 1}: {type(error).__name__}: {error}")
+read_all(task, 3, "chat")
 
 
 class Eye:
@@ -48,11 +54,5 @@ rows = [{"image": "1.jpg", "conversations": talk("<image>\nWhat?", "a\0b")}, {"c
 (TMP / "l.json").write_text(json.dumps(rows))
 fields = table(Bytes(), vision=field("vision", Eye()))
 task = SourceTask("t", Llava(TMP / "l.json", TMP), PictureChat(20, 80), fields)
-for row in range(2):
-    try:
-        task.read("train", row)
-    except BadRow:
-        pass
-    except Exception as error:
-        wrong.append(f"picture chat {row + 1}: {type(error).__name__}: {error}")
+read_all(task, 2, "picture chat")
 end(*wrong)
