@@ -169,3 +169,11 @@ def test_parts_can_be_left_out_and_mistakes_are_told(tasks):
         DigitsEvaluator(tasks, captions=-1)
     with pytest.raises(ValueError, match=r"draw='caption_to_image'.*label of Digits"):
         LabelsEvaluator(tasks, draw="caption_to_image")
+
+
+def test_as_many_drawings_as_held_out_images_are_compared_with_their_floor():
+    """Of the same law, more images have a smaller distance."""
+    images = mixed_patches(690, 0)
+    scores = score_drawings(images, wanted_digits(690), 0)[0]
+    assert scores["fdpx_at_held_out"] == pytest.approx(pixel_distance(images[:360], 0), rel=1e-6)
+    assert scores["fdpx"] + 0.02 < scores["fdpx_at_held_out"]
