@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from src.common.files.store import write_whole
+from src.common.files.store import write_named
 
 FONT_SIZE, LINE, GAP = 14, 17, 8
 WIDTH = 112  # a cell is at least so wide, to hold words of a caption
@@ -66,11 +66,7 @@ def save_png(path: str | os.PathLike[str], picture: UInt8[np.ndarray, "H W 3"]) 
     """
     data = io.BytesIO()
     Image.fromarray(picture).save(data, "png")
-    try:
-        write_whole(path, data.getvalue())
-    except Exception as error:  # a store's client has its own kinds
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise OSError(f"picture {str(path)!r} cannot be written ({reason}): free room or change the folder") from error
+    write_named(path, data.getvalue(), "picture")
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from etils import epath
 
 from src.codecs.pixels import scaled
 from src.common.files.paths import stem
-from src.common.files.store import write_whole
+from src.common.files.store import write_named
 
 FORMATS = ("grid", "png", "npy", "json")
 COLUMNS = 8
@@ -86,7 +86,7 @@ class SampleFiles:
                 paths.append(f"{self.base}{mark}.npy")
                 data = io.BytesIO()
                 np.save(data, made, allow_pickle=False)
-                _write(paths[-1], data.getvalue())
+                write_named(paths[-1], data.getvalue(), "array")
         return paths, single
 
     def write_json(
@@ -108,7 +108,7 @@ class SampleFiles:
         files = [name for name in map(os.path.basename, paths) if name not in own]
         told = {**about, "files": files, "samples": samples}
         text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-        _write(self.json, text.encode("utf-8", "backslashreplace"))
+        write_named(self.json, text.encode("utf-8", "backslashreplace"), "JSON file")
 
 
 def is_image(value: Any) -> bool:
@@ -118,11 +118,3 @@ def is_image(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
-def _write(path: str, data: bytes) -> None:
-    try:
-        write_whole(path, data)
-    except Exception as error:  # a store's client has its own kinds
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise OSError(f"the file {path!r} cannot be written ({reason}): free room or change the folder") from error

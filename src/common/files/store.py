@@ -77,6 +77,17 @@ def write_whole(path: str | os.PathLike[str], data: bytes | Iterable[bytes]) -> 
         draft.unlink(missing_ok=True)
 
 
+def write_named(path: str | os.PathLike[str], data: bytes, what: str) -> None:
+    """`write_whole`; what fails is an OSError, in one sentence, that begins with `what` the file is."""
+    try:
+        write_whole(path, data)
+    except Exception as error:  # a store's client has its own kinds
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise OSError(
+            f"{what} {os.fspath(path)!r} cannot be written ({reason}): free room or change the folder"
+        ) from error
+
+
 def move_folder(source: epath.Path, target: epath.Path) -> None:
     """Renames a folder; the one above `target` is made if need be. A store copies every file and is not atomic.
 
