@@ -140,6 +140,31 @@ def test_endings_in_capitals_and_of_other_formats(tmp_path, caplog):
         assert all(part in caplog.text for part in ("1 .heic", "1 without an ending", "1 .jpg (hidden)"))
 
 
+def test_pairs_of_an_archive_without_order(tmp_path, caplog):
+    """`tar` and others store a folder in the order in which the disk has it."""
+    texts = {"a/1": "one", "a/2": "two", "b/1": "another one", "v1.0/3": "folder", "IMG.2021.01": "dots"}
+    members = pairs(texts)
+    apart = [name for name in members if name.endswith("txt")] + [name for name in members if name.endswith("jpg")]
+    whole = {"5.jpg": JPEG, "5.txt": b"five"}  # as ever, behind each other
+    mixed = {name: members[name] for name in apart} | whole | {"6.a.jpg": JPEG, "7.jpg": JPEG, "8.txt": b"eight"}
+    good, told = captions(archive(tmp_path / "t/0.tar", mixed))
+    assert good == [*texts.values(), "five"]
+    assert told == ["0.tar 7.jpg: there is no caption", "0.tar 8.txt: the image is missing"]
+    assert "1 with more than one ending (such as '6.a.jpg')" in caplog.text
+
+
+def test_an_ambiguous_name_is_no_pair(tmp_path):
+    members = [("1.txt", b"one"), ("2.txt", b"two"), ("1.jpg", JPEG), ("2.jpg", JPEG), ("3.txt", b""), ("1.jpg", JPEG)]
+    with tarfile.open(tmp_path / "0.tar", "w") as file:
+        for name, data in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            file.addfile(entry, io.BytesIO(data))
+    good, told = captions(tmp_path)
+    assert good == ["two"] and "0.tar 1.txt: the image is missing" in told
+    assert told.count("0.tar 1.jpg: there is no caption") == 2
+
+
 def test_names_with_dots_are_pairs_where_no_name_is_without(tmp_path, caplog):
     members = pairs({"1": "one"}) | {"1.seg.png": JPEG, "1.seg.json": b"{}", "1.png": JPEG, "2.a.jpg": JPEG}
     members |= {"3.b.txt": b"x"} | pairs({"4.v1.0": "four"}, "webp", "json") | {"4.v1.0.json": b'{"caption": "four"}'}

@@ -156,10 +156,14 @@ class _Examples:
 
     Where no file is called `<name>.<ending>`, names may have dots: `IMG.2021.01.jpg` and `IMG.2021.01.txt` are one
     example. Beside such a file, those with more than one ending (`1.jpg`, `1.seg.png`) are left out.
+
+    An image and a text with one name that lie apart are an example, too, if the archive has no other files of that
+    name without their partner: `tar` stores a folder in no order unless it is asked to sort.
     """
 
     def __init__(self, left: LeftOut):
         self._left, self._rows = left, []
+        self._alone: dict[str, list[tuple[str, str, list[int]]]] = {}  # kind, file and row, by name without ending
         self._key: tuple[str, str] | None = None
         self._parts: dict[str, tuple[list[int], dict[str, int], list[str]]] = {}  # row, ranks and names
 
@@ -169,7 +173,7 @@ class _Examples:
         stem, _, endings = base.partition(".")
         middle, _, ending = endings.lower().rpartition(".")
         if self._key != (folder, stem):
-            self.close()
+            self._close_group()
             self._key = folder, stem
         row, ranks, names = self._parts.setdefault(middle, ([ABSENT, 0, ABSENT, 0, 0, 1, header], {}, []))
         kind, rank = ("image", 0) if ending in IMAGES else ("text", TEXTS.index(ending))
@@ -187,15 +191,34 @@ class _Examples:
             row[IS_JSON - 1] = int(ending == "json")
         row[NAMED - 1] &= not name.startswith("/") and ".." not in name.split("/")
 
-    def close(self) -> list[list[int]]:
-        """The rows, when no file follows."""
+    def _close_group(self) -> None:
+        """No file of this name follows."""
         for middle, (row, ranks, names) in self._parts.items():
-            if middle == "" or ("" not in self._parts and len(ranks) == 2):
+            if len(ranks) == 2 and (middle == "" or "" not in self._parts):
                 self._rows.append(row)
+            elif middle == "" or "" not in self._parts:
+                folder, stem = self._key
+                name = f"{folder}{stem}.{middle}" if middle else folder + stem
+                self._alone.setdefault(name, []).append((*ranks, names[0], row))
             else:
                 self._left.add("with more than one ending", names[0], len(names))
         self._parts = {}
-        return self._rows
+
+    def close(self) -> list[list[int]]:
+        """The rows in the order of their images, when no file follows."""
+        self._close_group()
+        for name, parts in self._alone.items():
+            rows = {kind: row for kind, _, row in parts}
+            if len(parts) == len(rows) == 2:
+                image, text = rows["image"], rows["text"]
+                named = image[NAMED - 1] & text[NAMED - 1]
+                self._rows.append([*image[: TEXT - 1], *text[TEXT - 1 : NAMED - 1], named, image[HEADER - 1]])
+            elif "." in name.rpartition("/")[2]:
+                for _, file, _ in parts:
+                    self._left.add("with more than one ending", file)
+            else:
+                self._rows += [row for _, _, row in parts]
+        return sorted(self._rows, key=lambda row: row[HEADER - 1])
 
 
 def _files(path: str | os.PathLike[str], left: LeftOut) -> Iterator[tuple[str, int, int, int]]:
