@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from src.common.runtime import config_flag, streams
+from src.common.runtime import command, config_flag
 from src.tools.compile import topology as topologies
 from src.tools.compile.chips import CHIPS, GIB
 
@@ -51,21 +51,14 @@ def define() -> flags.FlagValues:
 def main(argv: list[str]) -> int:
     """The exit code; errors that a person can mend are one sentence on standard error."""
     values = define()
-    try:
+
+    def work() -> int:
         config = config_flag.parse(values, argv)
         if config is None:
             raise ValueError("give --config=configs/imagenet256.py or another")
-        code = run(values, config)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # who reads has seen enough
-        streams.drain()
-        return 0
-    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
-        if values.is_parsed() and values.traceback:
-            raise
-        print(f"error: {error.args[0] if isinstance(error, KeyError) and error.args else error}", file=sys.stderr)
-        return 1
+        return run(values, config)
+
+    return command.run(work, values)
 
 
 def run(values: flags.FlagValues, config: Any) -> int:

@@ -25,7 +25,7 @@ from typing import Any  # noqa: E402
 from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from src.common.runtime import config_flag  # noqa: E402
+from src.common.runtime import command, config_flag  # noqa: E402
 
 PARTS = ("step", "data", "sample", "decode", "save", "peer", "encode")
 DEFAULT = PARTS[:5]
@@ -139,25 +139,25 @@ def define() -> flags.FlagValues:
 def main(argv: list[str]) -> int:
     """Exit code; errors that a person can mend are one sentence on standard error."""
     values = define()
-    try:
-        config = config_flag.parse(values, argv)
-        if config is None:
-            raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
-        from src.common.mesh import distributed
-        from src.tools.datasets import debug_files
+    return command.run(lambda: _run(values, argv), values)
 
-        distributed.start()
-        debug_files.fill_for(values)
-        parts = tuple(values.only or [*DEFAULT, *(["peer"] if values.peer else [])])
-        options = {name: values[name].value for name in ("peer", "seconds", "steps", "save_gb")}
-        figures = bench(config, parts, started=STARTED, **options)
-    except (flags.Error, ValueError, OSError, RuntimeError, ImportError, AttributeError, KeyError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+
+def _run(values: flags.FlagValues, argv: list[str]) -> None:
+    config = config_flag.parse(values, argv)
+    if config is None:
+        raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
+    from src.common.mesh import distributed
+    from src.tools.datasets import debug_files
+
+    distributed.start()
+    debug_files.fill_for(values)
+    parts = tuple(values.only or [*DEFAULT, *(["peer"] if values.peer else [])])
+    options = {name: values[name].value for name in ("peer", "seconds", "steps", "save_gb")}
+    figures = bench(config, parts, started=STARTED, **options)
     first = distributed.is_first()
     distributed.stop()
     if not first:
-        return 0
+        return
     where = next(iter(figures.values()))["where"]
     print(", ".join(f"{name} {value}" for name, value in where.items()))
     print("times in seconds, as median (10th to 90th percentile, calls); memory in bytes; mfu as a share of the peak\n")
@@ -167,7 +167,6 @@ def main(argv: list[str]) -> int:
         with open(values.json, "w") as file:
             json.dump(figures, file, indent=2)
         print(f"written to {values.json}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from src.common.runtime import config_flag
+from src.common.runtime import command, config_flag
 
 BATCH = 32
 FLAGS = flags.FlagValues()
@@ -112,24 +112,24 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
 
 def main(argv: list[str]) -> int:
     """Exit code; errors that a person can mend are one sentence on standard error."""
-    try:
-        if config_flag.parse(FLAGS, argv) is None:
-            raise ValueError("no config is given: add --config=configs/imagenet256.py (or another file of configs/)")
-        from src.tools.datasets import debug_files
+    return command.run(lambda: _run(argv))
 
-        debug_files.fill_for(FLAGS)
-        figures = bench(CONFIG.value, TASKS.value, SECONDS.value)
-        from src.tools.benchmarks.clock import where
-    except (flags.Error, ValueError, OSError, RuntimeError, ImportError, AttributeError, KeyError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+
+def _run(argv: list[str]) -> None:
+    if config_flag.parse(FLAGS, argv) is None:
+        raise ValueError("no config is given: add --config=configs/imagenet256.py (or another file of configs/)")
+    from src.tools.datasets import debug_files
+
+    debug_files.fill_for(FLAGS)
+    figures = bench(CONFIG.value, TASKS.value, SECONDS.value)
+    from src.tools.benchmarks.clock import where
+
     here = where()
     print(", ".join(f"{name} {value}" for name, value in here.items()) + f", load {os.getloadavg()[0]:.1f}\n")
     print(table(figures))
     if JSON.value:
         with open(JSON.value, "w") as file:
             json.dump({name: group | {"where": here} for name, group in figures.items()}, file, indent=2)
-    return 0
 
 
 if __name__ == "__main__":

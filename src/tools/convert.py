@@ -21,9 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from src.common.runtime import config_flag, streams
-
-ERRORS = (ValueError, KeyError, OSError, RuntimeError, ImportError)
+from src.common.runtime import command, config_flag
 
 
 def define() -> flags.FlagValues:
@@ -53,32 +51,23 @@ def define() -> flags.FlagValues:
 def main(argv: list[str]) -> int:
     """The exit code; errors that a person can mend are one sentence on standard error."""
     values = define()
-    try:
-        try:
-            config_flag.answer_help(values, argv)
-            rest = values(argv)
-        except flags.Error as error:
-            raise ValueError(f"a flag is wrong: {' '.join(str(error).split())}") from error
-        if rest[1:]:
-            raise ValueError(f"what is {rest[1]!r}? flags begin with --, as in --source=…")
-        config_flag.flags_at_home(values)
-        if not values.source:
-            raise ValueError("give --source, a folder or a name of the Hugging Face hub, and --out or --info")
-        if not values.info and not values.out:
-            raise ValueError("give --out, the folder to write, or --info to look only")
-        run(values)
-        sys.stdout.flush()
-        return 0
-    except BrokenPipeError:  # who reads has seen enough
-        streams.drain()
-        return 0
-    except ERRORS as error:
-        if values.is_parsed() and values.traceback:
-            raise
-        from src.common.runtime import errors
+    return command.run(lambda: _run(values, argv), values)
 
-        print(f"error: {errors.in_words(error)}", file=sys.stderr)
-        return 1
+
+def _run(values: flags.FlagValues, argv: list[str]) -> None:
+    try:
+        config_flag.answer_help(values, argv)
+        rest = values(argv)
+    except flags.Error as error:
+        raise ValueError(f"a flag is wrong: {' '.join(str(error).split())}") from error
+    if rest[1:]:
+        raise ValueError(f"what is {rest[1]!r}? flags begin with --, as in --source=…")
+    config_flag.flags_at_home(values)
+    if not values.source:
+        raise ValueError("give --source, a folder or a name of the Hugging Face hub, and --out or --info")
+    if not values.info and not values.out:
+        raise ValueError("give --out, the folder to write, or --info to look only")
+    run(values)
 
 
 def run(values: flags.FlagValues) -> None:

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from src.common.files.paths import at_home
 from src.common.lookup import check_arguments, lookup
-from src.common.runtime import config_flag, streams
+from src.common.runtime import command, config_flag
 
 
 def flags_of_config(about: str) -> flags.FlagValues:
@@ -40,21 +40,11 @@ def define() -> flags.FlagValues:
 
 def main(argv: list[str], values: flags.FlagValues, run: Callable[[flags.FlagValues, Any], Any]) -> int:
     """The exit code of `run(values, config)`; errors that a person can mend are one sentence on standard error."""
-    try:
+
+    def work() -> None:
         run(values, config_flag.parse(values, argv))
-        sys.stdout.flush()
-        return 0
-    except BrokenPipeError:  # who reads has seen enough
-        streams.drain()
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from there", file=sys.stderr)
-        return 130
-    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
-        if values.is_parsed() and values.traceback:
-            raise
-        print(f"error: {error.args[0] if isinstance(error, KeyError) and error.args else error}", file=sys.stderr)
-        return 1
+
+    return command.run(work, values, "interrupted; the same command goes on from there")
 
 
 def write(values: flags.FlagValues, config: Any, plan: Any, processes: int = 1) -> None:
