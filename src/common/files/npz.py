@@ -7,8 +7,8 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -86,3 +86,22 @@ def _read(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype, order: str) -
     if len(data) != wanted:
         raise EOFError("it ends too early")
     return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+
+def write_npz(
+    path: str | os.PathLike[str], shapes: Mapping[str, tuple[tuple[int, ...], Any]], blocks: Callable[[str], Iterable]
+) -> None:
+    """An archive whose arrays come in blocks of rows, so that they need not fit into memory; whole or not at all.
+
+    shapes   shape and dtype by name
+    blocks   the blocks of an array
+    """
+    unfinished = f"{os.fspath(path)}.part"
+    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, (shape, dtype) in shapes.items():
+            with archive.open(name + ENDING, "w", force_zip64=True) as file:
+                about = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, about)
+                for block in blocks(name):
+                    file.write(np.ascontiguousarray(block, dtype).tobytes())
+    os.replace(unfinished, path)
