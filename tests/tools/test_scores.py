@@ -107,11 +107,11 @@ def test_features_that_are_not_finite_end_it_with_the_number_of_the_image():
 @pytest.mark.timeout(600)
 def test_a_job_that_is_killed_goes_on_with_the_images_of_one_that_was_not(tmp_path):
     config = "configs/sit_digits.py:debug"
-    with Process(tmp_path, "--config.steps=2", config=config) as trained:
+    with Process(tmp_path, "--config.steps=4", config=config) as trained:
         assert trained.wait() == 0, trained.said()
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     command = [sys.executable, "-m", "src.tools.draw", f"--config={config}", f"--workdir={trained.workdir}"]
-    command += ["--count=50", "--rows=8", "--config.steps=2"]
+    command += ["--count=50", "--rows=8", "--config.steps=4"]
 
     def draw(out, *more, stop=False):
         job = subprocess.Popen([*command, f"--out={tmp_path}/{out}", *more], cwd=ROOT, env=env, stderr=subprocess.PIPE)
