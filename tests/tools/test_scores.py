@@ -13,7 +13,7 @@ from PIL import Image
 from src.evals.frechet import frechet_distance
 from src.evals.scores import suite
 from src.evals.scores.image_sets import ImageSet
-from src.evals.scores.networks import Network
+from src.evals.scores.networks import FeatureNetwork
 from src.evals.scores.statistics import Statistics, read_samples, write_statistics
 from src.tools import scores
 from tests.helpers.one_run import ROOT, Process
@@ -97,7 +97,7 @@ def test_what_is_wrong_is_one_sentence(folder, capsys, flags, told):
 
 
 def test_features_that_are_not_finite_end_it_with_the_number_of_the_image():
-    network = Network({"name": "x"}, {"pool": 2}, lambda b: {"pool": np.where(b[:, 0, 0, :2] == 7, np.nan, 1.0)})
+    network = FeatureNetwork({"name": "x"}, {"pool": 2}, lambda b: {"pool": np.where(b[:, 0, 0, :2] == 7, np.nan, 1.0)})
     images = ImageSet({}, lambda: iter([np.full((3, 1, 1, 3), value, np.uint8) for value in (1, 7)]))
     with pytest.raises(ValueError, match="features of image 3 are not finite: the network's file is damaged"):
         suite.look(images, network, ["fid"])

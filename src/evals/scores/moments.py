@@ -9,8 +9,8 @@ from jaxtyping import Float
 
 
 @dataclasses.dataclass
-class Moments:
-    """Moments of the rows [d] seen so far.
+class FeatureMoments:
+    """FeatureMoments of the rows [d] seen so far.
 
     count    rows
     mean     [d], zeros without rows
@@ -25,12 +25,12 @@ class Moments:
     scatter: Float[np.ndarray, "d d"]
 
     @classmethod
-    def none(cls, features: int) -> Moments:
+    def none(cls, features: int) -> FeatureMoments:
         """The moments of no rows of `features` numbers."""
         return cls(0, np.zeros(features), np.zeros((features, features)))
 
     @classmethod
-    def of(cls, rows: Float[np.ndarray, "n d"]) -> Moments:
+    def of(cls, rows: Float[np.ndarray, "n d"]) -> FeatureMoments:
         """Raises ValueError, with the number of the first such row, for values that are not finite."""
         rows = np.asarray(rows, np.float64)
         finite = np.isfinite(rows).all(axis=1)
@@ -42,7 +42,7 @@ class Moments:
         apart = rows - mean
         return cls(len(rows), mean, apart.T @ apart)
 
-    def merge(self, other: Moments) -> Moments:
+    def merge(self, other: FeatureMoments) -> FeatureMoments:
         """The moments of the rows of both. Raises ValueError for rows of another length."""
         if self.mean.shape != other.mean.shape:
             raise ValueError(f"moments of {len(self.mean)} and of {len(other.mean)} features cannot be merged")
@@ -52,7 +52,7 @@ class Moments:
         apart = other.mean - self.mean
         mean = self.mean + apart * (other.count / count)
         between = np.outer(apart, apart) * (self.count * other.count / count)
-        return Moments(count, mean, self.scatter + other.scatter + between)
+        return FeatureMoments(count, mean, self.scatter + other.scatter + between)
 
     def covariance(self) -> Float[np.ndarray, "d d"]:
         """Unbiased, as the published scores have it. Raises ValueError for less than two rows."""

@@ -21,7 +21,7 @@ PUBLISHED = "6726825d"
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class FeatureNetwork:
     """Features of images.
 
     about     name and file, for the report
@@ -36,14 +36,14 @@ class Network:
     warning: str = ""
 
 
-def pixels(height: int, width: int) -> Network:
+def pixels(height: int, width: int) -> FeatureNetwork:
     """The pixels themselves, in [0, 1]: for small images, and for trying the tools."""
     count = height * width * 3
     compute = lambda images: {"pool": images.reshape(len(images), -1).astype(np.float32) / 255}
-    return Network({"name": "pixels"}, {"pool": count}, compute)
+    return FeatureNetwork({"name": "pixels"}, {"pool": count}, compute)
 
 
-def fid_inception(path: str) -> Network:
+def fid_inception(path: str) -> FeatureNetwork:
     """The Inception of the FID, from `pt_inception-2015-12-05-6726825d.pth` or the same tensors as safetensors.
 
     Raises FileNotFoundError, and ValueError, in one sentence, for a file without its tensors.
@@ -63,7 +63,9 @@ def fid_inception(path: str) -> Network:
     def compute(images: np.ndarray) -> dict[str, np.ndarray]:
         return {name: np.asarray(value) for name, value in run(params, images)._asdict().items()}
 
-    return Network({"name": "inception", "file": os.path.basename(path), "sha256": digest}, outputs, compute, told)
+    return FeatureNetwork(
+        {"name": "inception", "file": os.path.basename(path), "sha256": digest}, outputs, compute, told
+    )
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

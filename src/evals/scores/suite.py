@@ -11,8 +11,8 @@ import numpy as np
 from src.evals.frechet import frechet_of_moments
 from src.evals.scores import distances
 from src.evals.scores.image_sets import ImageSet
-from src.evals.scores.moments import Moments
-from src.evals.scores.networks import Network
+from src.evals.scores.moments import FeatureMoments
+from src.evals.scores.networks import FeatureNetwork
 from src.evals.scores.statistics import Statistics
 
 LEAST = 2048  # images, below which a covariance of 2048 features is singular
@@ -42,11 +42,11 @@ class Seen:
     """
 
     count: int
-    moments: dict[str, Moments]
+    moments: dict[str, FeatureMoments]
     rows: dict[str, np.ndarray]
 
 
-def check_metrics(names: Sequence[str], network: Network, reference: str) -> None:
+def check_metrics(names: Sequence[str], network: FeatureNetwork, reference: str) -> None:
     """Raises ValueError, in one sentence, for an unknown metric, and for one that the network or the reference cannot
     give. `reference` is "images", "moments", or "" for none."""
     for name in names:
@@ -62,7 +62,7 @@ def check_metrics(names: Sequence[str], network: Network, reference: str) -> Non
 
 
 def look(
-    images: ImageSet, network: Network, names: Iterable[str], told: Callable[[int], None] = lambda count: None
+    images: ImageSet, network: FeatureNetwork, names: Iterable[str], told: Callable[[int], None] = lambda count: None
 ) -> Seen:
     """Features of all images, as the metrics need them, in one pass; `told` is called with the number of images so far.
 
@@ -71,7 +71,7 @@ def look(
     names = list(names)
     of_moments = {METRICS[name].output for name in names if METRICS[name].reference == "moments"}
     of_rows = {METRICS[name].output for name in names if METRICS[name].reference != "moments"}
-    moments = {output: Moments.none(network.outputs[output]) for output in of_moments}
+    moments = {output: FeatureMoments.none(network.outputs[output]) for output in of_moments}
     rows: dict[str, list[np.ndarray]] = {output: [] for output in of_rows}
     count = 0
     for block in images.blocks():
@@ -86,13 +86,13 @@ def look(
     return Seen(count, moments, {output: np.concatenate(parts) for output, parts in rows.items()})
 
 
-def _finite(features: np.ndarray, before: int) -> Moments:
+def _finite(features: np.ndarray, before: int) -> FeatureMoments:
     wrong = ~np.isfinite(features).all(axis=1)
     if wrong.any():
         raise ValueError(
             f"the features of image {before + int(np.argmax(wrong))} are not finite: the network's file is damaged"
         )
-    return Moments.of(features)
+    return FeatureMoments.of(features)
 
 
 def statistics_of(seen: Seen, output: str) -> Statistics:

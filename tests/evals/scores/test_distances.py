@@ -4,27 +4,27 @@ import numpy as np
 import pytest
 
 from src.evals.scores.distances import discrepancy, inception_score, kernel_distance, precision_recall
-from src.evals.scores.moments import Moments
+from src.evals.scores.moments import FeatureMoments
 
 
 def test_moments_of_parts_are_those_of_the_whole():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((1000, 7)) * [1, 1e3, 1e-3, 1, 1, 1, 1] + [1e6, 0, 0, 1, 2, 3, 4]
-    parts = [Moments.of(part) for part in np.split(rows, [1, 10, 11, 500])]
+    parts = [FeatureMoments.of(part) for part in np.split(rows, [1, 10, 11, 500])]
     for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
-        whole = Moments.none(7)
+        whole = FeatureMoments.none(7)
         for number in order:
             whole = whole.merge(parts[number])
         assert whole.count == 1000
         np.testing.assert_allclose(whole.mean, rows.mean(0), rtol=1e-12)
         np.testing.assert_allclose(whole.covariance(), np.cov(rows, rowvar=False), rtol=1e-9, atol=1e-9)
-    assert Moments.of(np.zeros((0, 7))).merge(Moments.none(7)).count == 0
+    assert FeatureMoments.of(np.zeros((0, 7))).merge(FeatureMoments.none(7)).count == 0
     with pytest.raises(ValueError, match="row 3 have a value that is not finite"):
-        Moments.of(np.where(np.arange(5)[:, None] == 3, np.nan, np.ones((5, 2))))
+        FeatureMoments.of(np.where(np.arange(5)[:, None] == 3, np.nan, np.ones((5, 2))))
     with pytest.raises(ValueError, match="at least 2 rows, not 1"):
-        Moments.of(np.ones((1, 3))).covariance()
+        FeatureMoments.of(np.ones((1, 3))).covariance()
     with pytest.raises(ValueError, match="of 7 and of 2 features"):
-        Moments.none(7).merge(Moments.none(2))
+        FeatureMoments.none(7).merge(FeatureMoments.none(2))
 
 
 def test_the_inception_score_is_1_for_equal_and_k_for_certain_balanced_classes():
