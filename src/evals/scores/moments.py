@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 @dataclasses.dataclass
 class FeatureMoments:
-    """FeatureMoments of the rows [d] seen so far.
+    """Moments of the rows [d] seen so far.
 
     count    rows
     mean     [d], zeros without rows
