@@ -35,9 +35,10 @@ from src.train import loop
 from src.train.average import used_params
 from src.train.checkpoints import lock
 from src.train.checkpoints.checkpointer import Checkpointer
-from src.train.checkpoints.config_changes import check_config, fields, plain
+from src.train.checkpoints.config_changes import fields, plain
 from src.train.checkpoints.retention import without_scores
 from src.train.checkpoints.workdir import sweep
+from src.train.restored import restore_checkpoint
 from src.train.state import with_extras
 from src.train.trainer import Trainer, check_data, make_trainer
 
@@ -81,7 +82,7 @@ def evaluate(flags: Any, started: float) -> None:
     use_program_cache()
     workdir, system = _workdir(flags), _build(flags)
     changed: dict[str, Any] = {}
-    state = _restored(flags, system, changed)
+    state = restore_checkpoint(system, flags.workdir, flags.step, changed)
     step = int(state.step)
     writer = _writer(workdir)
     scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), step)
@@ -119,7 +120,7 @@ def sample(flags: Any, started: float) -> None:
     if greedy := [row for row in rows if isinstance(getattr(pipeline.decoders.get(row), "choose", None), Greedy)]:
         told = "--count=%d makes the same text each time, the most likely one: add --config.decode.%s.choose.name=%s"
         logging.warning(told, count, greedy[0], "next_token:Sampled")
-    state = _restored(flags, system)
+    state = restore_checkpoint(system, flags.workdir, flags.step)
     params = with_extras(state, used_params(state, system.config))
     given = [example for example in examples for _ in range(count)]
     found = pipeline.with_params(params)(name, given, system.config.seed)
@@ -179,27 +180,6 @@ def _workdir(flags: Any) -> epath.Path:
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(f"there is no checkpoint in {workdir}; train first, or correct --workdir")
     return workdir
-
-
-def _restored(flags: Any, system: Any, changed: dict[str, Any] | None = None) -> Any:
-    """The state of a checkpoint, see --step; only what shapes the network must agree with the config.
-
-    What differs from the config of the checkpoint, (old, new) by field, is put into `changed`.
-    """
-    checkpoints = Checkpointer(flags.workdir, **flags.config.checkpoint, readonly=True)
-    step, identity = checkpoints.choose(flags.step), system.identity()
-    free = (*loop.ELASTIC, *(name for name in identity if name not in ("model", "fields", "codecs")))
-
-    def accept(saved: Any) -> None:
-        found = check_config(saved, identity, free)
-        if changed is not None:
-            changed.update(found)
-
-    found = checkpoints.restore(make_trainer(system).abstract, accept, step)
-    if found is None:
-        raise FileNotFoundError(f"there is no checkpoint in {flags.workdir}; train first, or correct --workdir")
-    checkpoints.close()
-    return found[0]
 
 
 def _build(flags: Any) -> Any:

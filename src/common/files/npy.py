@@ -30,7 +30,7 @@ def read_npy(path: str | os.PathLike[str], *, mapped: bool = False) -> np.ndarra
             raise ValueError("it is not a plain file")
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
-            shape, fortran, dtype = _header(file)
+            shape, fortran, dtype = read_header(file)
             start = file.tell()
             count = math.prod(shape)
             if count * dtype.itemsize != status.st_size - start:
@@ -47,7 +47,11 @@ def read_npy(path: str | os.PathLike[str], *, mapped: bool = False) -> np.ndarra
         raise ValueError(f"{where} cannot be read as a numpy array, write it anew with numpy.save ({error})") from error
 
 
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and dtype of the array that begins in `file`, which is left behind the header.
+
+    Raises ValueError for what is no array of numbers.
+    """
     magic = file.read(8)
     if magic[:2] == b"PK":
         raise ValueError("it is an archive (.npz): save each array as a .npy file")

@@ -1,0 +1,74 @@
+"""Networks whose features are compared, each read from a file that users download."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from src.common.files.safetensors import SafeTensors
+from src.common.files.torch_tensors import read_tensors
+from src.evals.networks import inception
+
+# What the file that scores are published with begins with, as its name says.
+PUBLISHED = "6726825d"
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureNetwork:
+    """Features of images.
+
+    about     name and file, for the report
+    outputs   numbers of each output
+    compute   images of one size -> by output, float32 [n, numbers]
+    warning   what may change a score, or ""
+    """
+
+    about: dict[str, Any]
+    outputs: Mapping[str, int]
+    compute: Callable[[UInt8[np.ndarray, "n h w 3"]], dict[str, Float[np.ndarray, "n d"]]]
+    warning: str = ""
+
+
+def pixels(height: int, width: int) -> FeatureNetwork:
+    """The pixels themselves, in [0, 1]: for small images, and for trying the tools."""
+    count = height * width * 3
+    compute = lambda images: {"pool": images.reshape(len(images), -1).astype(np.float32) / 255}
+    return FeatureNetwork({"name": "pixels"}, {"pool": count}, compute)
+
+
+def fid_inception(path: str) -> FeatureNetwork:
+    """The Inception of the FID, from `pt_inception-2015-12-05-6726825d.pth` or the same tensors as safetensors.
+
+    Raises FileNotFoundError, and ValueError, in one sentence, for a file without its tensors.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"{path} does not exist: download pt_inception-2015-12-05-6726825d.pth (docs/scores.md says where)"
+        )
+    tensors = dict(SafeTensors(path)) if path.endswith(".safetensors") else read_tensors(path)
+    params = jax.device_put(inception.prepare(tensors))
+    run = jax.jit(inception.features)
+    outputs = {"pool": inception.POOL, "spatial": inception.SPATIAL, "logits": inception.LOGITS}
+    digest = sha256(path)
+    known = digest.startswith(PUBLISHED)
+    told = "" if known else f"{path} is not the published file (its sha256 begins with {digest[:8]}, not {PUBLISHED})"
+
+    def compute(images: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.asarray(value) for name, value in run(params, images)._asdict().items()}
+
+    return FeatureNetwork(
+        {"name": "inception", "file": os.path.basename(path), "sha256": digest}, outputs, compute, told
+    )
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,138 @@
+"""The scores of a set of images against a reference, each with what it depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from src.evals.frechet import frechet_of_moments
+from src.evals.scores import distances
+from src.evals.scores.image_sets import ImageSet
+from src.evals.scores.moments import FeatureMoments
+from src.evals.scores.networks import FeatureNetwork
+from src.evals.scores.statistics import Statistics
+
+LEAST = 2048  # images, below which a covariance of 2048 features is singular
+USUAL = 50_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What a metric needs: an output of the network, and of the reference nothing, its `moments`, or its `rows`."""
+
+    output: str
+    reference: str
+
+
+METRICS = {
+    "fid": Metric("pool", "moments"), "sfid": Metric("spatial", "moments"), "is": Metric("logits", ""),
+    "kid": Metric("pool", "rows"), "precision_recall": Metric("pool", "rows"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Seen:
+    """Features of all images of a set.
+
+    moments   by output
+    rows      by output, of the outputs that are needed whole: float32 [n, d]
+    """
+
+    count: int
+    moments: dict[str, FeatureMoments]
+    rows: dict[str, np.ndarray]
+
+
+def check_metrics(names: Sequence[str], network: FeatureNetwork, reference: str) -> None:
+    """Raises ValueError, in one sentence, for an unknown metric, and for one that the network or the reference cannot
+    give. `reference` is "images", "moments", or "" for none."""
+    for name in names:
+        if name not in METRICS:
+            raise ValueError(f"--metrics has {name!r}; give some of {', '.join(METRICS)}")
+        metric, have = METRICS[name], network.about["name"]
+        if metric.output not in network.outputs:
+            raise ValueError(f"{name} needs {metric.output} features, which the network {have!r} does not have")
+        if metric.reference and not reference:
+            raise ValueError(f"{name} compares with real images: give --reference")
+        if metric.reference == "rows" and reference == "moments":
+            raise ValueError(f"{name} needs real images, and --reference has moments only: give a folder of images")
+
+
+def look(
+    images: ImageSet, network: FeatureNetwork, names: Iterable[str], told: Callable[[int], None] = lambda count: None
+) -> Seen:
+    """Features of all images, as the metrics need them, in one pass; `told` is called with the number of images so far.
+
+    Raises ValueError for features that are not finite.
+    """
+    names = list(names)
+    of_moments = {METRICS[name].output for name in names if METRICS[name].reference == "moments"}
+    of_rows = {METRICS[name].output for name in names if METRICS[name].reference != "moments"}
+    moments = {output: FeatureMoments.none(network.outputs[output]) for output in of_moments}
+    rows: dict[str, list[np.ndarray]] = {output: [] for output in of_rows}
+    count = 0
+    for block in images.blocks():
+        found = network.compute(block)
+        for output in of_moments:
+            moments[output] = moments[output].merge(_finite(found[output], count))
+        for output in of_rows:
+            _finite(found[output], count)
+            rows[output].append(found[output])
+        count += len(block)
+        told(count)
+    return Seen(count, moments, {output: np.concatenate(parts) for output, parts in rows.items()})
+
+
+def _finite(features: np.ndarray, before: int) -> FeatureMoments:
+    wrong = ~np.isfinite(features).all(axis=1)
+    if wrong.any():
+        raise ValueError(
+            f"the features of image {before + int(np.argmax(wrong))} are not finite: the network's file is damaged"
+        )
+    return FeatureMoments.of(features)
+
+
+def statistics_of(seen: Seen, output: str) -> Statistics:
+    """The moments of an output, as a reference. Raises ValueError for less than two images."""
+    found = seen.moments[output]
+    return Statistics(found.mean, found.covariance())
+
+
+def scores(
+    names: Sequence[str], made: Seen, reference: Mapping[str, Statistics], real: Seen | None, *, splits: int, seed: int
+) -> dict[str, float]:
+    """The metrics by name. `reference` has moments by output, `real` the features of the reference's images.
+
+    Raises ValueError for too few images.
+    """
+    found: dict[str, float] = {}
+    for name in names:
+        output = METRICS[name].output
+        if METRICS[name].reference == "moments":
+            mine, other = statistics_of(made, output), reference[output]
+            found[name] = frechet_of_moments(mine.mean, other.mean, mine.covariance, other.covariance)
+        elif name == "is":
+            score = distances.inception_score(made.rows[output], splits)
+            found |= {"is": score.mean, "is_std": score.std}
+        elif name == "kid":
+            score = distances.kernel_distance(made.rows[output], real.rows[output], seed=seed)
+            found |= {"kid": score.mean, "kid_std": score.std}
+        else:
+            precision, recall = distances.precision_recall(real.rows[output], made.rows[output])
+            found |= {"precision": precision, "recall": recall}
+    return found
+
+
+def warnings_of(names: Sequence[str], count: int, *sources: Any) -> list[str]:
+    """What makes these numbers differ from published ones: few images, and what the sources and the network tell."""
+    told = [source.warning for source in sources if source is not None and source.warning]
+    if {"fid", "sfid"} & set(names) and count < LEAST:
+        told.append(
+            f"{count:,} images are fewer than {LEAST:,}: the covariance is singular, and the distance too large"
+        )
+    if count != USUAL and {"fid", "sfid", "is"} & set(names):
+        told.append(f"published scores are of {USUAL:,} images, these of {count:,}: a distance falls with their number")
+    return told

@@ -1,0 +1,172 @@
+"""Draws many images from a trained run, to be scored.
+
+python -m src.tools.draw --config=configs/imagenet256.py --workdir=runs/imagenet256 --count=50000 --out=drawn
+python -m src.tools.draw --config=configs/imagenet256.py --workdir=… --out=drawn-g2 --config.guidance.scale=2
+python -m src.tools.draw --config=configs/journeydb_ultrachat.py --workdir=… --prompts=prompts.txt --out=drawn
+
+All devices draw, each some rows. The images of a class are as many as those of any other (--classes=random: as chance
+has it); of --prompts, each line in turn. What is done is kept in shards, and the same command goes on where it was
+stopped, with the images that it would have made. `src.tools.scores` reads the folder, and so does ADM's evaluator, one
+shard at a time or all in --npz.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from src.common.runtime import command, config_flag
+from src.tools.datasets.sources import flags_of_config
+
+
+def define() -> flags.FlagValues:
+    """The flags."""
+    values = flags_of_config("The config of the run.")
+    common = {"flag_values": values}
+    flags.DEFINE_string("workdir", None, "The run.", **common)
+    flags.DEFINE_string("step", "latest", "Its checkpoint: a step, latest or best.", **common)
+    flags.DEFINE_string("task", None, "The task that draws, where there are several.", **common)
+    flags.DEFINE_integer("count", 50_000, "Images.", 1, **common)
+    flags.DEFINE_enum("classes", "balanced", ["balanced", "random"], "Which classes are drawn.", **common)
+    flags.DEFINE_string("prompts", None, "Instead of classes: a text file with a prompt in each line.", **common)
+    flags.DEFINE_integer("rows", 1000, "Images of a shard: so many are lost when the job is stopped.", 1, **common)
+    flags.DEFINE_integer("seed", 0, "Of the noise and of --classes=random.", 0, **common)
+    flags.DEFINE_string("out", None, "The folder of the images.", **common)
+    flags.DEFINE_string("npz", None, "A file that gets all images in the end, for ADM's evaluator.", **common)
+    return values
+
+
+def main(argv: list[str]) -> int:
+    """The exit code."""
+    values = define()
+    goes_on = "interrupted; the same command goes on from there"
+    return command.run(lambda: run(values, config_flag.parse(values, argv)), values, goes_on)
+
+
+def run(values: flags.FlagValues, config: Any) -> None:
+    """Draws what the flags say. Raises ValueError, before anything is read, for flags that do not fit."""
+    for name in ("config", "workdir", "out"):
+        if not values[name].value:
+            raise ValueError(f"give --{name}: --config=…, the --workdir of its run, and the folder --out of the images")
+    from src.common.mesh import distributed
+
+    distributed.start()
+    from etils import epath
+
+    from src.build import build_system
+    from src.common.runtime.compilation_cache import use_program_cache
+    from src.evals.scores.drawn_images import DrawnImages, draw, join
+    from src.tools.datasets import debug_files
+
+    use_program_cache()
+    debug_files.fill_for(values)
+    system = build_system(config)
+    name, examples, labels = wanted(system, values)
+    state, params, about = _restored(values, system)
+    about |= {"task": name, "seed": values.seed, **_chosen(values, labels)}
+    images = DrawnImages(epath.Path(values.out), about, values.count, values.rows)
+    pipeline, began, before = system.pipeline.with_params(params), time.monotonic(), len(images.missing())
+    made = system.pipeline.tasks[name].fill[0]
+    left = before
+
+    def make(rows: range, seed: int) -> np.ndarray:
+        return np.stack([row[made] for row in pipeline(name, [examples(number) for number in rows], seed)])
+
+    def told(done: int) -> None:
+        nonlocal left
+        left -= 1
+        passed = time.monotonic() - began
+        rest = passed / (before - left) * left
+        _say(f"{done:,} of {values.count:,} images, {passed:.0f} s passed, {rest:.0f} s left")
+
+    draw(images, make, labels, told, distributed.is_first())
+    if values.npz and distributed.is_first():
+        join(images.folder, values.npz)
+    distributed.stop()
+    _say(f"{values.count:,} images of step {int(state.step)} are in {values.out}")
+
+
+def wanted(system: Any, values: flags.FlagValues) -> tuple[str, Any, np.ndarray | None]:
+    """The task that draws, the example of each number, and the class of each (None: prompts).
+
+    Raises ValueError where no task of the system draws images from classes, or from prompts.
+    """
+    from src.evals.given import choose_task, example_of, read_prompts
+
+    tasks, fields = system.pipeline.tasks, system.fields
+    if values.prompts:
+        lines = read_prompts(values.prompts)
+        name = choose_task(tasks, {"prompt": lines[0]}, values.task)
+        rows = [example_of(tasks[name], fields, {"prompt": line}) for line in lines]
+        _check_draws(system, name)
+        return name, lambda number: rows[number % len(rows)], None
+    name = choose_task(tasks, {"label": "0"}, values.task)
+    _check_draws(system, name)
+    classes = _classes(system, tasks[name])
+    labels = np.arange(values.count) % classes
+    if values.classes == "random":
+        labels = np.random.default_rng(values.seed).integers(0, classes, values.count)
+    return name, lambda number: {"label": int(labels[number])}, labels
+
+
+def _check_draws(system: Any, name: str) -> None:
+    from src.interfaces import row_of
+
+    made = system.pipeline.tasks[name].fill
+    if len(made) != 1 or len(system.fields[row_of(made[0])].codec.delivered) != 3:
+        raise ValueError(f"task {name} makes {', '.join(made)} and not one image: give another --task")
+
+
+def _classes(system: Any, task: Any) -> int:
+    """Number of classes."""
+    field = system.fields.get(getattr(task.template, "label", "label"))
+    host = None if field is None else field.codec.host
+    return host.count if hasattr(host, "count") else len(task.source.classes)
+
+
+def _chosen(values: flags.FlagValues, labels: np.ndarray | None) -> dict[str, Any]:
+    if labels is not None:
+        return {"classes": values.classes}
+    with open(values.prompts, "rb") as file:
+        return {"prompts": hashlib.sha256(file.read()).hexdigest()}
+
+
+def _restored(values: flags.FlagValues, system: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """The state, the parameters that draw, and what decides the images."""
+    from src.common.files.checksums import fingerprints
+    from src.common.tree import flatten
+    from src.train.average import used_params
+    from src.train.checkpoints.config_changes import plain
+    from src.train.checkpoints.metadata import VERSION, checksum
+    from src.train.restored import restore_checkpoint
+    from src.train.state import with_extras
+
+    state = restore_checkpoint(system, values.workdir, values.step)
+    params = used_params(state, system.config)
+    config = system.config
+    about = {
+        "version": VERSION,
+        "config": config_flag.name_of(values),
+        "workdir": values.workdir,
+        "step": int(state.step),
+        "ema": bool(config.eval.ema),
+        "weights": checksum(fingerprints(flatten(params))),
+        "guidance": plain(config.guidance),
+        "decode": plain(config.decode),
+        "samplers": plain({name: group.get("step") for name, group in config.fields.items()}),
+        "rounding": "nearest",
+    }
+    return state, with_extras(state, params), about
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,186 @@
+"""Scores generated images: FID, sFID, inception score, KID, precision and recall, each with what it depends on.
+
+python -m src.tools.scores --images=drawn --network=inception --weights=pt_inception-2015-12-05-6726825d.pth \\
+    --reference=VIRTUAL_imagenet256_labeled.npz --json=scores.json
+python -m src.tools.scores --images=real/ --network=inception --weights=… --write_statistics=real.npz
+python -m src.tools.scores --images=drawn --network=pixels --reference=real/ --metrics=fid,kid
+
+--images and --reference are folders that `src.tools.draw` wrote, folders of image files of one size, or .npz files of
+samples as ADM's evaluator takes them; --reference may also be an .npz of moments. The report names the images, the
+network's file and the reference by their digests, and warns of what makes the numbers differ from published ones
+(docs/scores.md).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from absl import flags
+
+from src.common.runtime import command, config_flag
+
+DEFAULT = ["fid", "sfid", "is", "precision_recall"]
+
+
+def define() -> flags.FlagValues:
+    """The flags."""
+    values = flags.FlagValues()
+    common = {"flag_values": values}
+    flags.DEFINE_string("images", None, "The images that are scored.", **common)
+    flags.DEFINE_string("reference", None, "Real images, or a file of their moments.", **common)
+    flags.DEFINE_enum("network", "inception", ["inception", "pixels"], "Whose features are compared.", **common)
+    flags.DEFINE_string("weights", None, "The file of the network.", **common)
+    flags.DEFINE_list("metrics", None, "Of fid, sfid, is, kid, precision_recall; what can be had.", **common)
+    flags.DEFINE_integer("splits", 10, "Parts of the images for the inception score.", 1, **common)
+    flags.DEFINE_integer("seed", 0, "Of the random subsets of kid.", 0, **common)
+    flags.DEFINE_string("write_statistics", None, "A file that gets the moments of --images.", **common)
+    flags.DEFINE_string("json", None, "A file that gets the report.", **common)
+    flags.DEFINE_boolean("traceback", False, "Show the whole traceback of an error.", **common)
+    return values
+
+
+def main(argv: list[str]) -> int:
+    """The exit code."""
+    values = define()
+
+    def work() -> None:
+        try:
+            rest = values(argv)
+        except flags.Error as error:
+            raise ValueError(f"a flag is wrong: {' '.join(str(error).split())}") from error
+        if rest[1:]:
+            raise ValueError(f"what is {rest[1]!r}? flags begin with --, as in --images=…")
+        config_flag.flags_at_home(values)
+        run(values)
+
+    return command.run(work, values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Scores what the flags say, and prints the report."""
+    from src.common.mesh.distributed import skip_absent_tpu
+
+    skip_absent_tpu()
+    from src.evals.scores import suite
+    from src.evals.scores.image_sets import open_images
+    from src.evals.scores.statistics import write_statistics
+
+    if not values.images:
+        raise ValueError(
+            "give --images, the folder or .npz of the images, and --reference, what they are compared with"
+        )
+    images = open_images(values.images)
+    network = _network(values, images)
+    reference, moments = _reference(values, network)
+    kind = "images" if reference else "moments" if moments else ""
+    names = values.metrics or [name for name in DEFAULT if _can(suite, name, network, kind)]
+    suite.check_metrics(names, network, kind)
+    if not names and not values.write_statistics:
+        raise ValueError("nothing is asked for: give --reference, --metrics or --write_statistics")
+    wanted = [*names, *(["fid", "sfid"] if values.write_statistics and "spatial" in network.outputs else ["fid"])]
+    made = suite.look(images, network, wanted, _teller("images"))
+    if values.write_statistics:
+        spatial = suite.statistics_of(made, "spatial") if "spatial" in network.outputs else None
+        write_statistics(values.write_statistics, suite.statistics_of(made, "pool"), spatial)
+        _say(f"the moments of {made.count:,} images are in {values.write_statistics}")
+    open_ones = [n for n in names if suite.METRICS[n].reference == "rows" or suite.METRICS[n].output not in moments]
+    real = None if reference is None else suite.look(reference, network, open_ones, _teller("real images"))
+    if real is not None:
+        moments |= {output: suite.statistics_of(real, output) for output in real.moments}
+    found = suite.scores(names, made, moments, real, splits=values.splits, seed=values.seed)
+    report = {
+        "scores": found,
+        "images": images.about | {"count": made.count},
+        "reference": _told_reference(values, real),
+        "network": network.about,
+        "warnings": suite.warnings_of(names, made.count, images, reference, network),
+    }
+    _show(values, report)
+
+
+def _network(values: flags.FlagValues, images: Any) -> Any:
+    from src.evals.scores import networks
+
+    if values.network == "pixels":
+        _, height, width, _ = next(images.blocks()).shape
+        return networks.pixels(height, width)
+    if not values.weights:
+        raise ValueError("give --weights=pt_inception-2015-12-05-6726825d.pth (docs/scores.md says where to get it)")
+    return networks.fid_inception(values.weights)
+
+
+def _reference(values: flags.FlagValues, network: Any) -> tuple[Any, dict[str, Any]]:
+    """The real images, or None, and the moments by output that the file of the reference has."""
+    from src.common.files.npz import Npz
+    from src.evals.scores.image_sets import open_images
+    from src.evals.scores.statistics import SAMPLES, read_statistics
+
+    if not values.reference:
+        return None, {}
+    have = Npz(values.reference).names() if os.path.isfile(values.reference) else (SAMPLES,)
+    found = {}
+    if "mu" in have:
+        found["pool"] = read_statistics(values.reference, network.outputs["pool"])
+    if "mu_s" in have and "spatial" in network.outputs:
+        found["spatial"] = read_statistics(values.reference, network.outputs["spatial"], spatial=True)
+    return open_images(values.reference) if SAMPLES in have or not found else None, found
+
+
+def _can(suite: Any, name: str, network: Any, kind: str) -> bool:
+    try:
+        suite.check_metrics([name], network, kind)
+    except ValueError as error:
+        _say(f"left out: {error}")
+        return False
+    return True
+
+
+def _told_reference(values: flags.FlagValues, real: Any) -> dict[str, Any] | None:
+    from src.evals.scores.networks import sha256
+
+    if not values.reference:
+        return None
+    told: dict[str, Any] = {"path": values.reference}
+    if real is not None:
+        told["count"] = real.count
+    return told | ({"sha256": sha256(values.reference)} if os.path.isfile(values.reference) else {})
+
+
+def _show(values: flags.FlagValues, report: dict[str, Any]) -> None:
+    for name, value in report["scores"].items():
+        print(f"{name:<12}{value:,.4f}")
+    drawn = report["images"].get("drawn", {})
+    kept = ("config", "step", "ema", "weights", "guidance", "seed", "classes", "prompts")
+    settings = {name: drawn[name] for name in kept if name in drawn}
+    print(f"images      {report['images']['count']:,} of {report['images']['path']} {settings or ''}".rstrip())
+    print(f"reference   {report['reference'] or 'none'}\nnetwork     {report['network']}")
+    for told in report["warnings"]:
+        print(f"warning: {told}")
+    if values.json:
+        from src.common.files.store import write_named
+
+        write_named(values.json, (json.dumps(report, indent=2) + "\n").encode(), "report")
+        print(f"written to {values.json}")
+
+
+def _teller(what: str) -> Any:
+    last = 0
+
+    def told(count: int) -> None:
+        nonlocal last
+        if count >= last + 1000:
+            last = count
+            _say(f"{count:,} {what}")
+
+    return told
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
