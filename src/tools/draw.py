@@ -3,11 +3,13 @@
 python -m src.tools.draw --config=configs/imagenet256.py --workdir=runs/imagenet256 --count=50000 --out=drawn
 python -m src.tools.draw --config=configs/imagenet256.py --workdir=… --out=drawn-g2 --config.guidance.scale=2
 python -m src.tools.draw --config=configs/journeydb_ultrachat.py --workdir=… --prompts=prompts.txt --out=drawn
+python -m src.tools.draw --config=… --workdir=… --benchmark=geneval --prompts=evaluation_metadata.jsonl --out=drawn
 
 All devices draw, each some rows. The images of a class are as many as those of any other (--classes=random: as chance
 has it); of --prompts, each line in turn. What is done is kept in shards, and the same command goes on where it was
 stopped, with the images that it would have made. `src.tools.scores` reads the folder, and so does ADM's evaluator, one
-shard at a time or all in --npz.
+shard at a time or all in --npz. With --benchmark each prompt of its file has so many images as its judge wants, and
+they lie in a folder of the benchmark's name below --out, as its judge reads them.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer("count", 50_000, "Images.", 1, **common)
     flags.DEFINE_enum("classes", "balanced", ["balanced", "random"], "Which classes are drawn.", **common)
     flags.DEFINE_string("prompts", None, "Instead of classes: a text file with a prompt in each line.", **common)
+    known = ["geneval", "dpg", "wise", "t2i_compbench"]
+    flags.DEFINE_enum("benchmark", None, known, "--prompts is that of a benchmark, whose judge wants PNGs.", **common)
+    flags.DEFINE_integer("each", None, "--benchmark: images of a prompt, instead of what its judge wants.", 1, **common)
     flags.DEFINE_integer("rows", 1000, "Images of a shard: so many are lost when the job is stopped.", 1, **common)
     flags.DEFINE_integer("seed", 0, "Of the noise and of --classes=random.", 0, **common)
     flags.DEFINE_string("out", None, "The folder of the images.", **common)
@@ -60,16 +65,21 @@ def run(values: flags.FlagValues, config: Any) -> None:
 
     from src.build import build_system
     from src.common.runtime.compilation_cache import use_program_cache
-    from src.evals.scores.drawn_images import DrawnImages, draw, join
+    from src.evals.scores.benchmarks import write_benchmark
+    from src.evals.scores.drawn_images import DrawnImages, draw, join, read_drawn
     from src.tools.datasets import debug_files
 
     use_program_cache()
     debug_files.fill_for(values)
     system = build_system(config)
-    name, examples, labels = wanted(system, values)
+    benchmark = _benchmark(values)
+    name, examples, labels = wanted(system, values, benchmark)
     state, params, about = _restored(values, system)
-    about |= {"task": name, "seed": values.seed, **_chosen(values, labels)}
-    images = DrawnImages(epath.Path(values.out), about, values.count, values.rows)
+    about |= {"task": name, "seed": values.seed, **_chosen(values, labels, benchmark)}
+    count, rows = values.count, values.rows
+    if benchmark is not None:
+        count, rows = len(benchmark[1]) * benchmark[2], -(-rows // benchmark[2]) * benchmark[2]
+    images = DrawnImages(epath.Path(values.out), about, count, rows)
     pipeline, began, before = system.pipeline.with_params(params), time.monotonic(), len(images.missing())
     made = system.pipeline.tasks[name].fill[0]
     left = before
@@ -82,16 +92,33 @@ def run(values: flags.FlagValues, config: Any) -> None:
         left -= 1
         passed = time.monotonic() - began
         rest = passed / (before - left) * left
-        _say(f"{done:,} of {values.count:,} images, {passed:.0f} s passed, {rest:.0f} s left")
+        _say(f"{done:,} of {count:,} images, {passed:.0f} s passed, {rest:.0f} s left")
 
     draw(images, make, labels, told, distributed.is_first())
     if values.npz and distributed.is_first():
         join(images.folder, values.npz)
+    if benchmark is not None and distributed.is_first():
+        kind, prompts, each = benchmark
+        write_benchmark(kind, images.folder / kind, prompts, read_drawn(images.folder, each))
     distributed.stop()
-    _say(f"{values.count:,} images of step {int(state.step)} are in {values.out}")
+    _say(f"{count:,} images of step {int(state.step)} are in {values.out}")
 
 
-def wanted(system: Any, values: flags.FlagValues) -> tuple[str, Any, np.ndarray | None]:
+def _benchmark(values: flags.FlagValues) -> tuple[str, list[Any], int] | None:
+    """The benchmark of the flags: its name, its prompts, and the images of each."""
+    from src.evals.scores.benchmarks import BENCHMARKS, GRID, read_benchmark
+
+    if values.benchmark is None:
+        return None
+    if not values.prompts:
+        raise ValueError(f"--benchmark={values.benchmark} needs --prompts, the file or folder of its prompts")
+    each = values.each or BENCHMARKS[values.benchmark].each
+    if values.benchmark == "dpg" and each != GRID:
+        raise ValueError(f"--each={each}: the judge of dpg reads {GRID} images of a prompt, in one grid")
+    return values.benchmark, read_benchmark(values.benchmark, values.prompts), each
+
+
+def wanted(system: Any, values: flags.FlagValues, benchmark: Any = None) -> tuple[str, Any, np.ndarray | None]:
     """The task that draws, the example of each number, and the class of each (None: prompts).
 
     Raises ValueError where no task of the system draws images from classes, or from prompts.
@@ -100,11 +127,12 @@ def wanted(system: Any, values: flags.FlagValues) -> tuple[str, Any, np.ndarray 
 
     tasks, fields = system.pipeline.tasks, system.fields
     if values.prompts:
-        lines = read_prompts(values.prompts)
+        lines = read_prompts(values.prompts) if benchmark is None else [prompt.text for prompt in benchmark[1]]
+        each = 1 if benchmark is None else benchmark[2]
         name = choose_task(tasks, {"prompt": lines[0]}, values.task)
         rows = [example_of(tasks[name], fields, {"prompt": line}) for line in lines]
         _check_draws(system, name)
-        return name, lambda number: rows[number % len(rows)], None
+        return name, lambda number: rows[number // each % len(rows)], None
     name = choose_task(tasks, {"label": "0"}, values.task)
     _check_draws(system, name)
     classes = _classes(system, tasks[name])
@@ -129,9 +157,12 @@ def _classes(system: Any, task: Any) -> int:
     return host.count if hasattr(host, "count") else len(task.source.classes)
 
 
-def _chosen(values: flags.FlagValues, labels: np.ndarray | None) -> dict[str, Any]:
+def _chosen(values: flags.FlagValues, labels: np.ndarray | None, benchmark: Any) -> dict[str, Any]:
     if labels is not None:
         return {"classes": values.classes}
+    if benchmark is not None:
+        lines = [prompt.text for prompt in benchmark[1]]
+        return {"benchmark": benchmark[0], "prompts": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
     with open(values.prompts, "rb") as file:
         return {"prompts": hashlib.sha256(file.read()).hexdigest()}
 
