@@ -85,7 +85,7 @@ def _compiles_only() -> bool:
 
 
 def has_accelerator() -> bool:
-    """Whether JAX would look for an accelerator: one is or may be there, and its plugin is installed. Asks no device."""
+    """Whether JAX would look for an accelerator: one may be there, and its plugin is installed. Asks no device."""
     plugins = any(importlib.util.find_spec(name) is not None for name in ("libtpu", "jax_plugins"))
     return plugins and (_chips() or sys.platform != "linux")
 
