@@ -27,8 +27,7 @@ def build_system(config: Any) -> System:
 
     Raises ValueError, in one sentence, for unknown names and for combinations that mean nothing.
     """
-    check_keys(config)
-    check_numbers(config)
+    rows = rows_of(config)
     all_at_home(config)
     sources = {n: build("data/sources", c.source, where=f"tasks.{n}.source") for n, c in config.tasks.items()}
     fields = {n: build_field(n, c, samples_for(n, sources)) for n, c in config.fields.items()}
@@ -41,7 +40,6 @@ def build_system(config: Any) -> System:
             tasks[name] = SourceTask(name, sources[name], template, fields)
     nets = {n: field.codec.frozen for n, field in fields.items() if field.codec.frozen is not None}
     buckets = {n: task.buckets for n, task in tasks.items() if task.buckets is not None}
-    rows = split_batch(config.batch, {n: c.weight for n, c in config.tasks.items()}, multiple=1)
     plans = {n: build_plan(n, config, tasks[n], rows[n], fields) for n in tasks}
     check_hints([o for plan in plans.values() for o, _ in plan.objectives.values()], fields)
     encoders = Encoders(nets, buckets)
@@ -50,6 +48,13 @@ def build_system(config: Any) -> System:
         n: build("evals", c, where=f"eval.evaluators.{n}", tasks=tasks) for n, c in config.eval.evaluators.items()
     }
     return System(config, fields, architecture, init, plans, pipeline, evaluators, encoders, make_init_from(config))
+
+
+def rows_of(config: Any) -> dict[str, int]:
+    """Rows of each task in a batch. Raises ValueError for a config with unknown keys or numbers that mean nothing."""
+    check_keys(config)
+    check_numbers(config)
+    return split_batch(config.batch, {n: c.weight for n, c in config.tasks.items()}, multiple=1)
 
 
 def build_field(name: str, group: Any, samples: Any) -> Field:

@@ -113,7 +113,7 @@ class Process(Protocol):
 
 # ---- network
 
-Guide = Callable[[Array, Array], Array]  # (output of rows [given; null], or of all rows, t) -> guided output
+Guide = Callable[[Array, Array], Array]  # (output of pairs of rows, given and null, or of rows, t) -> guided output
 
 
 @runtime_checkable

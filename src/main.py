@@ -43,6 +43,7 @@ GRID = flags.DEFINE_string("grid", None, "--mode=sample: the bucket to draw in, 
 STEP = flags.DEFINE_string("step", "latest", "--mode=eval and sample: the checkpoint: a step, latest or best.")
 OUTPUT = flags.DEFINE_string("output", None, "--mode=sample: the PNG to write; other files stand beside it.")
 FORMAT = flags.DEFINE_list("format", None, "--mode=sample: some of grid,png,npy,json; grid,json unless given.")
+CPU_DEVICES = flags.DEFINE_integer("cpu_devices", None, "Devices on a CPU; unless given, one a core, if rows divide.")
 TRACEBACK = flags.DEFINE_boolean("traceback", False, "Show the whole traceback of an error.")
 
 
@@ -52,15 +53,20 @@ def main(argv: list[str]) -> int:
         _parse(argv)
         if warning := limits.check_memory():
             logging.warning(warning)
-        from src.common.mesh import distributed  # after the flags, so that a typo is answered at once
-        from src.common.runtime import peers
+        from src.build import rows_of  # after the flags, so that a typo is answered at once
+        from src.common.mesh import distributed
+        from src.common.runtime import cpu_devices, peers
 
         training = MODE.value == "train"
+        config = FLAGS.config
+        told = cpu_devices.start(config, rows_of(config), CPU_DEVICES.value, WORKDIR.value, training)
         distributed.start(stoppable=training)
         peers.start()
         stopping.start(graceful=training, shared=distributed.is_shared())
         if not distributed.is_first():  # one process tells how it goes
             logging.set_verbosity(logging.WARNING)
+        if told:
+            logging.info("%s", told)
         from src import run
         from src.tools.datasets import debug_files
 

@@ -19,7 +19,7 @@ from etils import epath
 from src.build import build_system
 from src.common.files.paths import stem
 from src.common.mesh.distributed import check_same, is_first
-from src.common.runtime import config_flag, stopping, streams, watchdog
+from src.common.runtime import config_flag, cpu_devices, stopping, streams, watchdog
 from src.common.runtime.compilation_cache import use_program_cache
 from src.common.runtime.writers import JsonLinesWriter, Many, TensorBoard
 from src.doctor.callback import make_doctor
@@ -62,6 +62,7 @@ def train(flags: Any, started: float) -> None:
         release = stack.enter_context(lock.hold(checkpoints.workdir))
         stopping.before_leaving(release)
         sweep(checkpoints.workdir)
+        cpu_devices.keep(checkpoints.workdir)
         stack.enter_context(watchdog.watching(**config.watchdog))
         check_data(system)
         writer = stack.enter_context(contextlib.closing(_writer(workdir)))  # a run that fails keeps its last lines

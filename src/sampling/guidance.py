@@ -54,3 +54,15 @@ class Guidance:
         axes = tuple(range(1, guided.ndim))
         ratio = cond.std(axes, keepdims=True) / jnp.maximum(guided.std(axes, keepdims=True), 1e-12)
         return (self.rescale * ratio + 1 - self.rescale) * guided
+
+
+def paired(cond: Array, null: Array) -> Array:
+    """Rows `[B, …]` with conditions and without as `[2 B, …]`, each pair side by side: where rows are split over
+    devices, both of a pair are on one."""
+    return jnp.stack([cond, null], axis=1).reshape(2 * cond.shape[0], *cond.shape[1:])
+
+
+def pairs(rows: Array) -> tuple[Array, Array]:
+    """What `paired` joined."""
+    both = rows.reshape(rows.shape[0] // 2, 2, *rows.shape[1:])
+    return both[:, 0], both[:, 1]

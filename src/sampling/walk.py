@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from src.interfaces import Batch, Guide, Layout, Net, PyTree, SequenceSpec, View, row_of
-from src.sampling.guidance import Guidance
+from src.sampling.guidance import Guidance, paired, pairs
 from src.sequence.segment import Segment
 
 
@@ -76,7 +76,7 @@ class Decoder(Protocol):
 class Walk:
     """State of sampling, made by `begin`.
 
-    view       rows with values of full length; with guidance, rows with conditions and then the same without
+    view       rows with values of full length; with guidance, each row with conditions and behind it the same without
     plan       names to generate
     guidance   None: no guidance, and each row is there once
     spec       `SequenceSpec` of the view
@@ -101,7 +101,7 @@ class Walk:
         Raises ValueError if the network has no cache and the rows have several segments.
         """
         if null is not None:
-            view = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), view, null)
+            view = jax.tree.map(paired, view, null)
         view = jax.tree.map(jnp.asarray, view)
         cache = net.start_cache(view)
         if cache is None and len(view.layout.segments) > 1:
@@ -133,7 +133,11 @@ class Walk:
 
     def double(self, x: PyTree) -> PyTree:
         """Arrays of the generated rows, repeated for all rows of the view."""
-        return x if self.guidance is None else jax.tree.map(lambda a: jnp.concatenate([a, a]), x)
+        return x if self.guidance is None else jax.tree.map(lambda a: paired(a, a), x)
+
+    def single(self, x: PyTree) -> PyTree:
+        """Arrays of all rows of the view, of the generated rows alone: with guidance those with conditions."""
+        return x if self.guidance is None else jax.tree.map(lambda a: pairs(a)[0], x)
 
     def guide(self, name: str) -> Guide:
         """(output of a name's head for all rows of the view, scalar t) -> guided output for the generated rows."""
@@ -146,7 +150,7 @@ class Walk:
         def guided(output: Array, t: Array) -> Array:
             if guidance is None:
                 return output
-            return guidance(*jnp.split(output, 2), t, width)
+            return guidance(*pairs(output), t, width)
 
         return guided
 
@@ -154,12 +158,12 @@ class Walk:
 
     def value(self, name: str) -> Array:
         """The tokens of a name in the generated rows."""
-        return self.view.batch.tokens[name].value[: self.rows]
+        return self.single(self.view.batch.tokens[name].value)
 
     def target(self, name: str) -> Bool[Array, "rows N"]:
         """The tokens to generate, bool."""
         tokens = self.view.batch.tokens[name]
-        return (tokens.target & tokens.valid)[: self.rows]
+        return self.single(tokens.target & tokens.valid)
 
     def write(self, name: str, value: Array, start: Any, valid: Array | None = None) -> None:
         """Writes tokens [rows, n, …] of a name from `start` on, and their `valid` [rows, n]: padding is masked."""

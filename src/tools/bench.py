@@ -132,6 +132,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer("steps", 0, "Calls of each part, instead of --seconds.", 0, **common)
     flags.DEFINE_string("json", None, "File that gets the figures.", **common)
     flags.DEFINE_float("save_gb", 0.0, "--only=save: random numbers, not the state.", **common)
+    flags.DEFINE_integer("cpu_devices", None, "Devices on a CPU; unless given, one a core, if rows divide.", **common)
     flags.DEFINE_string("peer", None, "A file of src/tools/benchmarks/peers: transformers.", **common)
     return values
 
@@ -146,9 +147,13 @@ def _run(values: flags.FlagValues, argv: list[str]) -> None:
     config = config_flag.parse(values, argv)
     if config is None:
         raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
+    from src.build import rows_of
     from src.common.mesh import distributed
+    from src.common.runtime import cpu_devices
     from src.tools.datasets import debug_files
 
+    if told := cpu_devices.start(config, rows_of(config), values.cpu_devices):
+        _say(told)
     distributed.start()
     debug_files.fill_for(values)
     parts = tuple(values.only or [*DEFAULT, *(["peer"] if values.peer else [])])

@@ -132,6 +132,20 @@ def test_eight_four_and_one_device_share_one_run(tmp_path, monkeypatch):
     assert {1, 2, 4, 5, 7, 9, 10} <= set(ours)
 
 
+def test_a_run_goes_on_bit_for_bit_on_as_many_devices_and_to_rounding_on_others(tmp_path, monkeypatch):
+    """Two devices, as a machine of two cores has by default."""
+    part = lambda name, devices, steps: leg(tmp_path / name, monkeypatch, (devices, 1, 1, 1), {}, steps)[0]
+    whole = part("whole", 2, STEPS)
+    for name, devices in (("same", 2), ("other", 1)):
+        part(name, 2, 5)
+        reached = part(name, devices, STEPS)
+        assert int(reached.step) == STEPS
+        if name == "same":
+            jax.tree.map(np.testing.assert_array_equal, reached, whole)
+        for ours, theirs in zip(lines(tmp_path / name), lines(tmp_path / "whole"), strict=True):
+            close(ours["loss"], theirs["loss"], rtol=0 if name == "same" else 1e-5, atol=0)
+
+
 def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 

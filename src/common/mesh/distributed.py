@@ -30,7 +30,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from src.common import tree
-from src.common.mesh.emulation import emulates, ordered
+from src.common.mesh.emulation import emulated, ordered
 from src.common.mesh.sharding import batch_sharding
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -52,7 +52,7 @@ def start(stoppable: bool = False) -> None:
     """
     skip_absent_tpu()
     given, flags = _from_environment(os.environ), os.environ.get("XLA_FLAGS", "")
-    several = emulates(flags) or jax.config.jax_num_cpu_devices > 1
+    several = emulated(flags) > 1 or jax.config.jax_num_cpu_devices > 1
     if (jax.config.jax_platforms == "cpu" and given) or several:
         os.environ["XLA_FLAGS"] = ordered(flags)
     if given is None:
@@ -81,8 +81,24 @@ def skip_absent_tpu() -> None:
 
 def _compiles_only() -> bool:
     """Whether libtpu is installed on a machine without accelerators, where JAX would look for a TPU long and loudly."""
-    chips = any(glob.glob(pattern) for pattern in ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*"))
-    return importlib.util.find_spec("libtpu") is not None and not chips and not jax.config.jax_platforms
+    return importlib.util.find_spec("libtpu") is not None and not _chips() and not jax.config.jax_platforms
+
+
+def has_accelerator() -> bool:
+    """Whether JAX would look for an accelerator: one may be there, and its plugin is installed. Asks no device."""
+    plugins = any(importlib.util.find_spec(name) is not None for name in ("libtpu", "jax_plugins"))
+    return plugins and (_chips() or sys.platform != "linux")
+
+
+def _chips() -> bool:
+    """Whether the system has an accelerator."""
+    patterns = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
+    return any(glob.glob(pattern) for pattern in patterns)
+
+
+def is_named(environment: Mapping[str, str]) -> bool:
+    """Whether the environment names participants of a run, of which this process is one."""
+    return any(environment.get(name) for name in ("JAX_DISTRIBUTED", *NAMES))
 
 
 def is_first() -> bool:

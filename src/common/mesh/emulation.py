@@ -7,10 +7,10 @@ import re
 ORDERED = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 
 
-def emulates(flags: str) -> bool:
-    """Whether these XLA_FLAGS request more than one device of the CPU."""
+def emulated(flags: str) -> int:
+    """The number of devices of the CPU that these XLA_FLAGS request, 0 where they request none."""
     counts = re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)
-    return bool(counts) and int(counts[-1]) > 1  # of a flag given twice the last counts
+    return int(counts[-1]) if counts else 0  # of a flag given twice the last counts
 
 
 def ordered(flags: str) -> str:

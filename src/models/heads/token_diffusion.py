@@ -140,7 +140,7 @@ class TokenDiffusionHead(nnx.Module):
 
         def body(x: Array, now: tuple[Array, Array, Array]) -> tuple[Array, None]:
             index, t, s = now
-            output = self.network(jnp.tile(x, (hidden.shape[0] // rows, 1, 1)), t[None, None], state)
+            output = self.network(jnp.repeat(x, hidden.shape[0] // rows, axis=0), t[None, None], state)
             return self._step(stream(key, "step", index), guide(output, t), x, t, s), None
 
         return jax.lax.scan(body, x, (jnp.arange(self.steps), times[:-1], times[1:]))[0][:, 0]

@@ -72,7 +72,7 @@ class LeftToRight:
                 drawn = jnp.where(_like(done, drawn), jnp.asarray(pad, drawn.dtype), drawn)
                 given = _column(now.value(name), index)
                 value = jnp.where(_like(target, drawn), drawn.astype(given.dtype), given)
-                there = jnp.where(target, ~done, _column(now.view.batch.tokens[name].valid[: now.rows], index))
+                there = jnp.where(target, ~done, _column(now.single(now.view.batch.tokens[name].valid), index))
                 now.write(name, value[:, None], index, there[:, None])
                 if name == segment.name and end is not None:
                     ended = target & (value == end)

@@ -23,7 +23,8 @@ def where() -> dict[str, str]:
     """Machine, jax version and date: what every group of figures carries."""
     device = jax.devices()[0]
     name = device.device_kind if device.platform != "cpu" else _processor()
-    count = f"{os.cpu_count()} cores" if device.platform == "cpu" else f"{jax.device_count()} devices"
+    devices = f"{jax.device_count()} device{'s' * (jax.device_count() > 1)}"
+    count = f"{os.cpu_count()} cores, {devices}" if device.platform == "cpu" else devices
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"machine": f"{name}, {count}", "jax": jax.__version__, "python": platform.python_version(), "date": now}
 

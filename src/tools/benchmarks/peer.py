@@ -95,8 +95,8 @@ def disturbed(params: Any) -> Any:
 
 
 def fresh(bench: parts.Bench, params: Any) -> Any:
-    """A state at step 0 with these parameters, laid out as the step wants it."""
-    state = bench.trainer.init().replace(params=params, ema=jax.tree.map(jnp.copy, params))
+    """A state at step 0 with copies of these parameters, which a step may take over, laid out as the step wants it."""
+    state = bench.trainer.init().replace(params=jax.tree.map(jnp.copy, params), ema=jax.tree.map(jnp.copy, params))
     return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, bench.trainer.abstract))
 
 
