@@ -52,7 +52,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 def train(flags: Any, started: float) -> None:
     """Trains to the end, evaluates, and leaves metrics.json and pictures in the workdir."""
-    use_program_cache()
+    use_program_cache(named=flags.profile is not None)
     config, workdir = flags.config, epath.Path(flags.workdir)
     system = _build(flags)
     trainer = make_trainer(system)

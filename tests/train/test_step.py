@@ -35,11 +35,20 @@ def run(folder, devices=1, last=None, traced=None, programs=None, **kwargs):
     checkpoints = Checkpointer(str(folder), every=system.config.checkpoint.every)
     trainer = make_trainer(system, jax.devices()[:devices])
     if programs is not None:
-        trainer.compile = lambda: programs[0] if programs else programs.append(trainer.lower().compile()) or programs[0]
+        trainer.compile = lambda: programs[0] if programs else programs.append(named(trainer)) or programs[0]
     with contextlib.closing(checkpoints), contextlib.closing(goodput):
         tracer = Tracer(folder, traced)
         state, _ = loop.train(trainer, checkpoints, Many([log, recorder]), 0.0, goodput=goodput, tracer=tracer)
     return jax.device_get(state), recorder.losses
+
+
+def named(trainer):
+    """The compiled step with the names of the code of now, whatever a cache has of before."""
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+    try:
+        return trainer.lower().compile()
+    finally:
+        jax.config.update("jax_compilation_cache_include_metadata_in_key", False)
 
 
 @pytest.fixture(scope="module")
