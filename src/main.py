@@ -21,7 +21,7 @@ from absl import flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from src.common.files import store  # noqa: E402
-from src.common.runtime import background, config_flag, errors, limits, stopping  # noqa: E402
+from src.common.runtime import background, config_flag, errors, limits, stopping, tracing  # noqa: E402
 
 FLAGS = flags.FLAGS
 WARNING = 30
@@ -44,6 +44,9 @@ STEP = flags.DEFINE_string("step", "latest", "--mode=eval and sample: the checkp
 OUTPUT = flags.DEFINE_string("output", None, "--mode=sample: the PNG to write; other files stand beside it.")
 FORMAT = flags.DEFINE_list("format", None, "--mode=sample: some of grid,png,npy,json; grid,json unless given.")
 CPU_DEVICES = flags.DEFINE_integer("cpu_devices", None, "Devices on a CPU; unless given, one a core, if rows divide.")
+PROFILE = flags.DEFINE_string(
+    "profile", None, "--mode=train: STEP or STEP:COUNT, the steps to trace; see docs/monitoring.md."
+)
 TRACEBACK = flags.DEFINE_boolean("traceback", False, "Show the whole traceback of an error.")
 
 
@@ -119,6 +122,10 @@ def _parse(argv: list[str]) -> None:
         raise ValueError(f"--step={STEP.value} is no checkpoint; give a step, latest or best")
     if MODE.value == "train" and STEP.present:
         raise ValueError(f"--step={STEP.value} is for --mode=eval and sample; training goes on from the newest")
+    if PROFILE.value is not None:
+        if MODE.value != "train":
+            raise ValueError(f"--profile={PROFILE.value} is for --mode=train, whose steps it traces")
+        tracing.parse_steps(PROFILE.value, config.get("steps"))
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     # Libraries tell of every file that they rename; what they warn of is kept.

@@ -21,6 +21,7 @@ from src.common.files.paths import stem
 from src.common.mesh.distributed import check_same, is_first
 from src.common.runtime import config_flag, cpu_devices, stopping, streams, watchdog
 from src.common.runtime.compilation_cache import use_program_cache
+from src.common.runtime.tracing import Tracer, parse_steps
 from src.common.runtime.writers import JsonLinesWriter, Many, TensorBoard
 from src.doctor.callback import make_doctor
 from src.doctor.diagnostic import errors
@@ -38,19 +39,20 @@ from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.config_changes import fields, plain
 from src.train.checkpoints.retention import without_scores
 from src.train.checkpoints.workdir import sweep
+from src.train.goodput import FILE, Goodput
 from src.train.restored import restore_checkpoint
 from src.train.state import with_extras
 from src.train.trainer import Trainer, check_data, make_trainer
 
 FLAGS = ("mode", "workdir", "given", "prompt", "label", "image", "task", "count", "grid", "step")
-FLAGS += ("prompts", "format")
+FLAGS += ("prompts", "format", "profile")
 COUNT = 8  # images of one prompt of --mode=sample
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def train(flags: Any, started: float) -> None:
     """Trains to the end, evaluates, and leaves metrics.json and pictures in the workdir."""
-    use_program_cache()
+    use_program_cache(named=flags.profile is not None)
     config, workdir = flags.config, epath.Path(flags.workdir)
     system = _build(flags)
     trainer = make_trainer(system)
@@ -66,14 +68,20 @@ def train(flags: Any, started: float) -> None:
         stack.enter_context(watchdog.watching(**config.watchdog))
         check_data(system)
         writer = stack.enter_context(contextlib.closing(_writer(workdir)))  # a run that fails keeps its last lines
-        state, facts = loop.train(trainer, checkpoints, _with_pictures(writer, workdir), started, make_doctor(trainer))
+        goodput = stack.enter_context(contextlib.closing(Goodput(workdir / FILE, started)))
+        tracer = Tracer(workdir, parse_steps(flags.profile) if flags.profile is not None else None)
+        pictures = _with_pictures(writer, workdir)
+        state, facts = loop.train(trainer, checkpoints, pictures, started, make_doctor(trainer), goodput, tracer)
         logging.info("training is done after %.0f s; evaluating", time.monotonic() - started)
-        scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), int(state.step))
+        with goodput.during("evaluate"):
+            scalars = loop.evaluate(system, state, pictures, int(state.step))
         checkpoints.score(int(state.step), scalars)
         stopping.busy()
         if "seconds_to_first_step" in facts:  # a finished run that is only evaluated again keeps the time that it took
             facts["seconds_total"] = time.monotonic() - started
         checkpoints.check_there()
+        goodput.record(int(state.step))
+        facts |= goodput.scalars()
         _report(workdir, scalars | facts, _how(flags, scalars, int(state.step), {}))
         checkpoints.close()
 

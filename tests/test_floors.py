@@ -29,7 +29,7 @@ INSIDE = {  # rooms of a folder, from the ground up; those of one floor do not k
     "tools": [
         {"compile", "conversion", "datasets"},
         {"benchmarks"},
-        {"aot", "bench", "bench_data", "convert", "latents", "prepare", "show_batch"},
+        {"aot", "bench", "bench_data", "convert", "goodput", "latents", "prepare", "show_batch"},
     ],
 }  # fmt: skip
 FILES = sorted(SRC.rglob("*.py"))

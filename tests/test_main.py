@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from src import main, run
+from src.train.goodput import PARTS
 from src.train.trainer import Trainer
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -32,7 +33,7 @@ def call(capsys, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", argv)  # config flags look for their overrides there
     for name in [n for n in main.FLAGS if n.startswith("config.")]:
         delattr(main.FLAGS, name)
-    plain = "config workdir mode given prompt prompts image label task count output format step"
+    plain = "config workdir mode given prompt prompts image label task count output format step profile"
     for name in plain.split():
         main.FLAGS[name].unparse()
     main.FLAGS.unparse_flags()
@@ -54,7 +55,7 @@ def test_training_leaves_metrics_pictures_and_logs(trained):
     metrics = json.loads((folder / "metrics.json").read_text())
     expected = "digit_accuracy caption_accuracy text_accuracy judge_accuracy frechet_distance frechet_floor"
     expected += " fdpx fdpx_at_held_out fdpx_floor_held_out fdpx_floor_patches"
-    expected += " seconds_to_first_step seconds_total parameters steps"
+    expected += " seconds_to_first_step seconds_total parameters steps goodput goodput/steps goodput/compile"
     assert set(expected.split()) <= set(metrics) and metrics["steps"] == 8
     for key in expected.split():
         assert key in result.stdout
@@ -67,6 +68,10 @@ def test_training_leaves_metrics_pictures_and_logs(trained):
     assert metrics["how"]["digit_accuracy"] == told and "parameters" not in metrics["how"]
     assert [line["step"] for line in losses] == [1, 2, 4, 6, 8]
     assert {"loss/caption_to_image/diffusion/mse", "tokens_per_second", "images_per_second"} <= set(losses[0])
+    assert all({"step_seconds", "process_memory_gib", "goodput", "goodput/steps"} <= set(line) for line in losses)
+    assert sum(metrics[f"goodput/{part}"] for part in (*PARTS, "lost")) == pytest.approx(
+        metrics["seconds_total"], rel=0.02
+    )
     assert losses[0]["learning_rate"] == pytest.approx(5e-4), "an override on the command line counts"
     assert "step 8/8" in result.stderr and "left" in result.stderr
     said = [line for line in result.stderr.splitlines() if "doctor: " in line]
@@ -129,6 +134,9 @@ def test_mistakes_of_sampling_are_told_before_parameters_are_read(trained, tmp_p
         (["--config=configs/digits.py:debug", "--workdir=x", "--config.sample.batch_size=0"], "batch_size=0; it must"),
         (["--config=configs/digits.py:debug", "--workdir=x", "--config.seed=-1"], "seed=-1; it must be at least 0"),
         (["--config=configs/digits.py:debug", "--workdir=x", "--config.optim.lr=fast"], "fast"),
+        (["--config=configs/digits.py:debug", "--workdir={new}", "--profile=x:2"], "--profile=x:2 is no STEP or STEP:"),
+        (["--config=configs/digits.py:debug", "--workdir={new}", "--profile=9"], "begins after the last step, 8"),
+        (["--config=configs/digits.py:debug", "--workdir={run}", "--mode=eval", "--profile=3"], "is for --mode=train"),
         (["--config=configs/digits.py:debug", "--workdir=/proc/nowhere"], "workdir /proc/nowhere cannot be written"),
         (["--config=configs/digits.py:debug", "--workdir={file}"], "cannot be written"),
         (["--config=configs/digits.py:debug", "--workdir={new}", "--config.mesh.data=3"], "does not fit 8 cpu devices"),

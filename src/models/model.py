@@ -71,7 +71,7 @@ class ModelField:
     process: Any
 
     def __call__(self, hidden: Array, cond: Array | None = None) -> Array:
-        return self.parts.head(hidden, cond)
+        return self._scoped(self.parts.head, hidden, cond)
 
     def noise(self, key: Array, shape: tuple[int, int]) -> PyTree:
         """All that `nll` draws."""
@@ -79,15 +79,15 @@ class ModelField:
 
     def nll(self, hidden: Array, target: Array, noise: PyTree = ()) -> Array:
         """-log p(target | hidden), or what stands for it."""
-        return self.parts.head.nll(hidden, target, noise)
+        return self._scoped(self.parts.head.nll, hidden, target, noise)
 
     def sample(self, key: Array, hidden: Array, guide: Guide, choose: Callable[[Array, Array], Array]) -> Array:
         """The next token of each row."""
-        return self.parts.head.sample(key, hidden, guide, choose)
+        return self._scoped(self.parts.head.sample, key, hidden, guide, choose)
 
     def divergence(self, hidden: Array, other: ModelField, states: Array, temperature: float = 1.0) -> Array:
         """KL(other || this row) of the next token, of two networks' hidden states."""
-        return self.parts.head.divergence(hidden, other.parts.head, states, temperature)
+        return self._scoped(self.parts.head.divergence, hidden, other.parts.head, states, temperature)
 
     def encode(self, value: Array) -> PyTree:
         """Clean tokens as the process corrupts them."""
@@ -96,6 +96,10 @@ class ModelField:
     def decode(self, x0: PyTree) -> Array:
         """Clean tokens again."""
         return x0 if self.parts.codec is None else self.parts.codec.decode(x0)
+
+    def _scoped(self, call: Callable[..., Array], *arguments: Any) -> Array:
+        with jax.named_scope(f"head_{self.field.name}"):  # of the head's operations in a trace
+            return call(*arguments)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,7 +150,8 @@ class Network:
 
     def run(self, views: Mapping[str, View]) -> tuple[dict[str, Hidden], list[PyTree]]:
         """`hidden`, and what the runtime measures of each pass of the trunk."""
-        embedded = {task: self.embedded(view) for task, view in views.items()}
+        with jax.named_scope("embed"):
+            embedded = {task: self.embedded(view) for task, view in views.items()}
         groups = defaultdict(list)
         for task, e in embedded.items():
             groups[e.x.shape[1], e.condition.vector.shape[1]].append(task)
@@ -156,7 +161,8 @@ class Network:
             length = whole.x.shape[1]
             whole = pad_rows(whole, -length % automatic_axes().get("context", 1))
             x = constrain(whole.x, "rows", "places", None)
-            sequence, _, seen = self.model.trunk(x, whole.spec, whole.condition, runtime=self.runtime)
+            with jax.named_scope("trunk"):
+                sequence, _, seen = self.model.trunk(x, whole.spec, whole.condition, runtime=self.runtime)
             measured.append(seen)
             sequence = constrain(sequence, "rows", None, None)[:, :length]
             start = 0

@@ -89,12 +89,14 @@ class Block(nnx.Module):
         of = functools.partial(part, self, self.mot, kinds=kinds)
         m = self.modulation(condition) if self.modulation is not None else Modulation()
         x = x if m.add is None else x + m.add
-        y = modulate(of("attention_norm")(x), m.shift_attention, m.scale_attention)
-        y, cache = self.attention(y, attend, angles, cache, start, getattr(self.mot, "attention", None), kinds)
-        y = checkpoint_name(y, "attention_branch")
-        x = x + (y if m.gate_attention is None else m.gate_attention * y)
-        y = checkpoint_name(of("mlp")(modulate(of("mlp_norm")(x), m.shift_mlp, m.scale_mlp)), "mlp_branch")
-        return x + (y if m.gate_mlp is None else m.gate_mlp * y), cache
+        with jax.named_scope("attention"):
+            y = modulate(of("attention_norm")(x), m.shift_attention, m.scale_attention)
+            y, cache = self.attention(y, attend, angles, cache, start, getattr(self.mot, "attention", None), kinds)
+            y = checkpoint_name(y, "attention_branch")
+            x = x + (y if m.gate_attention is None else m.gate_attention * y)
+        with jax.named_scope("feed_forward"):
+            y = checkpoint_name(of("mlp")(modulate(of("mlp_norm")(x), m.shift_mlp, m.scale_mlp)), "mlp_branch")
+            return x + (y if m.gate_mlp is None else m.gate_mlp * y), cache
 
 
 class Transformer(nnx.Module):
@@ -186,7 +188,8 @@ class Transformer(nnx.Module):
         def body(carry, per_layer):
             (h, stored), (params, layer) = carry, per_layer
             block = nnx.merge(graph, nnx.State(runtime.fetch(nnx.to_pure_dict(params))))
-            h, stored = block(h, attend, angles, condition, stored and (*stored, layer), start)
+            with jax.named_scope("block"):  # of all layers: the program has one body for them
+                h, stored = block(h, attend, angles, condition, stored and (*stored, layer), start)
             seen = None if runtime.measure is None else runtime.measure(h)
             return (constrain(h, "rows", "places", None), stored and stored[:2]), seen
 

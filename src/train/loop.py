@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from absl import logging
 from src.common.mesh.distributed import is_first
 from src.common.runtime import stopping, watchdog
 from src.common.runtime.progress import Progress
+from src.common.runtime.tracing import Tracer
 from src.common.runtime.writers import History, MetricWriter
 from src.common.tree import count_parameters
 from src.data.pipeline.stream import Mixture
@@ -23,6 +24,8 @@ from src.train.average import used_params
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.config_changes import FREE, check_config
 from src.train.checkpoints.replicas import check_replicas
+from src.train.flops import seconds_at_peak
+from src.train.goodput import Goodput
 from src.train.metrics import Metrics
 from src.train.nonfinite.monitor import BEHIND, NonfiniteMonitor
 from src.train.optim import rate_change
@@ -91,22 +94,31 @@ def train(
     writer: MetricWriter,
     started: float,
     callback: Callback | None = None,
+    goodput: Goodput | None = None,
+    tracer: Tracer | None = None,
 ) -> tuple[TrainState, dict]:
     """Trains from the newest checkpoint, or from step 0, to `config.steps`, with evaluations. Returns the last state
     and facts of the run (parameters, seconds to the first step, steps).
 
     started   `time.monotonic()` at the start of the program, for `seconds_to_first_step`
+    goodput   the account of the time, and tracer, which makes the traces that were asked for
 
     Raises FloatingPointError when `guard.patience` steps in a row were skipped (`nonfinite/monitor.py`), and Stopped
     when the run was asked to stop, after saving.
     """
-    config = trainer.system.config
-    done = (checkpoints.latest_step() or 0) >= config.steps
+    config, goodput, tracer = trainer.system.config, goodput or Goodput(), tracer or Tracer()
+    latest = checkpoints.latest_step() or 0
+    done = latest >= config.steps
     if not done:
+        goodput.begin(latest)
         logging.info("compiling the train step, which may take a minute the first time")
     with ThreadPoolExecutor(1) as pool:  # the step compiles while the state is initialized or restored
         compiling = None if done else pool.submit(trainer.compile)
         state, step, position = restore(trainer, checkpoints)
+        if step < config.steps and (done or step != latest):
+            goodput.begin(step)
+        goodput.at("compile")
+    goodput.at("start")
     facts = {"parameters": count_parameters(trainer.abstract.params)}
     with contextlib.ExitStack() as stack:
         data = stack.enter_context(contextlib.closing(open_data(trainer, checkpoints.workdir)))
@@ -114,24 +126,22 @@ def train(
         stack.callback(checkpoints.finish)  # also after an error, the pending checkpoint is written
         stack.enter_context(jax.set_mesh(trainer.mesh))
         run = Run(trainer, checkpoints, writer, callback or NoCallback(), data, progress, state, step)
+        run.goodput, run.tracer = goodput, tracer
         if step < config.steps:
             run.update = compiling.result() if compiling else trainer.compile()
+            tracer.program = getattr(run.update, "as_text", None)
+        stack.callback(run.close)
         del state  # the first step donates it
         leaving = not run.resume(position)
         stopping.busy()
         while run.step < config.steps and not leaving:
+            run.trace()
             run.advance()
             if "seconds_to_first_step" not in facts:
                 jax.block_until_ready(run.measured)
                 facts["seconds_to_first_step"] = time.monotonic() - started
-            leaving = stopping.asked()
-            due = checkpoints.due(run.step, run.evaluates()) or run.step == config.steps
-            if run.step % config.log.every == 0 or run.step == 1 or due:
-                run.write_log()
-            if due or leaving or run.restored:  # a stop writes no log line, so that a resumed run has the same log
-                run.save()
-            leaving = leaving or not run.evaluate_due()
-        with watchdog.during(watchdog.SAVE):
+            leaving = run.follow_up(stopping.asked())
+        with run.apart("save", watchdog.SAVE):
             checkpoints.complete(run.save)
     if leaving:
         raise stopping.Stopped(f"at step {run.step}")
@@ -155,9 +165,15 @@ class Run:
     batch: Mapping[str, Batch] | None = None
     measured: StepMetrics | None = None
     restored: bool = False  # a checkpoint was restored in this step (`guard.restore`)
+    goodput: Goodput = dataclasses.field(default_factory=Goodput)
+    tracer: Tracer = dataclasses.field(default_factory=Tracer)
 
     def __post_init__(self):
-        self.metrics = Metrics(self.trainer.system, self.trainer.schedule)
+        self.metrics = Metrics(
+            self.trainer.system,
+            self.trainer.schedule,
+            seconds_at_peak(self.trainer.system, self.trainer.mesh, self.trainer.placement.dtype),
+        )
         self.monitor = NonfiniteMonitor(self.trainer, self.checkpoints)
 
     def resume(self, position: Any) -> bool:
@@ -186,28 +202,66 @@ class Run:
 
     def advance(self) -> None:
         """One step."""
-        watchdog.at(watchdog.DATA)
+        self.goodput.at("steps")
+        with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+            watchdog.at(watchdog.DATA)
+            began = time.monotonic()
+            with self.goodput.during("data"), jax.profiler.TraceAnnotation("data_wait"):
+                rows = next(self.data)
+            self.metrics.waited(time.monotonic() - began)
+            self.batch = self.trainer.place(rows, self.step)
+            watchdog.at(watchdog.START if self.measured is None else watchdog.STEP)
+            if self.step == 0:
+                with self.apart("start", watchdog.START):
+                    self.state = self.callback.on_start(self.trainer, self.update, self.state, self.batch)
+            self.state, self.measured = self.update(self.state, self.batch)
+            self.step += 1
+            self.metrics.add(self.measured)
+            self.monitor.add(self.step, self.batch, self.measured)
+            last = self.step == self.trainer.system.config.steps
+            if (instead := self.monitor.check(self.state, behind=0 if last else BEHIND)) is not None:
+                self.state = instead  # of a checkpoint
+            self.restored = instead is not None
+        self.goodput.beat(self.step)
+
+    def trace(self) -> None:
+        """Begins or ends a trace between two steps, where one is due."""
+        if self.tracer.due(self.step):
+            jax.block_until_ready(self.measured)
+            with self.apart("other", watchdog.TRACE):
+                self.tracer.change(self.step)
+
+    @contextlib.contextmanager
+    def apart(self, part: str, place: str) -> Iterator[None]:
+        """A block that is no step: its time is that of a part of the goodput, and does not count for the speed."""
         began = time.monotonic()
-        rows = next(self.data)
-        self.metrics.waited(time.monotonic() - began)
-        self.batch = self.trainer.place(rows, self.step)
-        watchdog.at(watchdog.START if self.measured is None else watchdog.STEP)
-        if self.step == 0:
-            self.state = self.callback.on_start(self.trainer, self.update, self.state, self.batch)
-        self.state, self.measured = self.update(self.state, self.batch)
-        self.step += 1
-        self.metrics.add(self.measured)
-        self.monitor.add(self.step, self.batch, self.measured)
-        last = self.step == self.trainer.system.config.steps
-        if (instead := self.monitor.check(self.state, behind=0 if last else BEHIND)) is not None:
-            self.state = instead  # of a checkpoint
-        self.restored = instead is not None
+        with watchdog.during(place), self.goodput.during(part), jax.profiler.TraceAnnotation(part):
+            yield
+        self.metrics.paused(time.monotonic() - began)
+
+    def close(self) -> None:
+        """Ends the trace and the account of the steps."""
+        with self.apart("other", watchdog.TRACE):
+            self.tracer.close(self.step)
+        self.goodput.record(self.step)
+        self.goodput.at("other")
+
+    def follow_up(self, leaving: bool) -> bool:
+        """Logs, saves and evaluates after a step, where it is due. Whether the run was asked to stop."""
+        config = self.trainer.system.config
+        due = self.checkpoints.due(self.step, self.evaluates()) or self.step == config.steps
+        if self.step % config.log.every == 0 or self.step == 1 or due:
+            self.write_log()
+        if due or leaving or self.restored:  # a stop writes no log line, so that a resumed run has the same log
+            self.save()
+        return leaving or not self.evaluate_due()
 
     def write_log(self) -> None:
         """One line of the log."""
         scalars = self.metrics.flush(self.step) | self.data.settle()
-        with watchdog.during(watchdog.START):  # the callback may compile
+        with self.apart("evaluate", watchdog.START):  # the callback may compile
             scalars |= self.callback.on_log(self.step, self.state, self.batch, self.measured)
+        scalars |= self.goodput.scalars()
         self.writer.write_scalars(self.step, scalars)
         self.progress.update(self.step, scalars)
 
@@ -218,21 +272,26 @@ class Run:
         """
         position = {"rows": self.data.get_state(), "counts": self.data.get_counts()}
         position["meter"] = self.metrics.get_state(self.step)
-        with watchdog.during(watchdog.SAVE):
+        jax.block_until_ready(self.state)  # what is left of the step is no part of the save
+        self.goodput.record(self.step)
+        with self.apart("save", watchdog.SAVE):
             check_replicas(self.state, position["rows"], self.step)
             if isinstance(self.writer, History):
                 self.writer.settle()
+            self.goodput.settle()
             self.checkpoints.save(self.step, self.state, position, self.trainer.system.identity())
 
     def evaluate_due(self) -> bool:
         """Runs the due evaluations. False if the run was asked to stop meanwhile; then this step is saved."""
         try:
             if self.callback.due(self.step):
-                with watchdog.during(watchdog.EVALUATE):
+                with self.apart("evaluate", watchdog.EVALUATE):
                     self.callback.on_eval(self.step, self.state, self.writer)
             if self.evaluates():
-                scalars = evaluate(self.trainer.system, self.state, self.writer, self.step)
+                with self.apart("evaluate", watchdog.EVALUATE):
+                    scalars = evaluate(self.trainer.system, self.state, self.writer, self.step)
                 self.checkpoints.score(self.step, scalars)
+                self.goodput.record(self.step)
         except stopping.Stopped:
             self.save()
             return False

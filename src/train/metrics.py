@@ -10,13 +10,16 @@ from typing import Any
 import jax
 from absl import logging
 
+from src.common.runtime.memory import MEMORY, memory_in_use
 from src.common.tree import listed
 from src.interfaces import row_of
+from src.train import goodput
 from src.train.optim import Schedule
 from src.train.step import StepMetrics
 from src.train.system import System, TaskPlan
 
-CLOCK = ("tokens_per_second", "images_per_second", "data_wait")  # scalars that differ in a resumed run
+SPEED = ("tokens_per_second", "images_per_second", "data_wait", "step_seconds", "mfu")
+CLOCK = (*SPEED, *MEMORY, *goodput.NAMES)  # scalars that differ in a resumed run
 
 
 class Metrics:
@@ -25,11 +28,12 @@ class Metrics:
     Sums are added step by step in float64, so that a run restored between two log lines logs the same numbers.
     """
 
-    def __init__(self, system: System, schedule: Schedule):
+    def __init__(self, system: System, schedule: Schedule, at_peak: float | None = None):
+        """`at_peak`: seconds of a step at the devices' peak, where that is known."""
         plans = system.tasks.values()
         self.tokens = sum(p.rows * p.layout.length for p in plans)
         self.images = sum(p.rows * noised_parts(system, p) for p in plans)
-        self.schedule, self.pending = schedule, []
+        self.schedule, self.at_peak, self.pending = schedule, at_peak, []
         self._clear()
 
     def add(self, measured: StepMetrics) -> None:
@@ -51,15 +55,19 @@ class Metrics:
         """Adds the time spent waiting for one batch."""
         self.waiting += seconds
 
+    def paused(self, seconds: float) -> None:
+        """Adds time up to now that was none of the steps': it does not count for their speed."""
+        self.pauses = min(self.pauses + seconds, time.monotonic() - self.since)
+
     def flush(self, step: int) -> dict[str, float]:
-        """Means over the steps taken since the last call (none if all were skipped), speed, and share of the time spent
-        waiting for data.
+        """Means over the steps taken since the last call (none if all were skipped), speed without pauses, share of the
+        time spent waiting for data, and memory.
 
         A term "task/objective/name@part" becomes `buckets/task/objective/part`, every other one `loss/…`. Raises
         FloatingPointError when an update was infinite, as with finite gradients and a huge learning rate.
         """
         timed, means = len(self.pending), self._settle(step)
-        seconds = max(time.monotonic() - self.since, 1e-9)
+        seconds = max(time.monotonic() - self.since - self.pauses, 1e-9)
         if bad := [k for k in means if not math.isfinite(means[k])]:
             logging.warning(
                 "%s became NaN or infinite by step %d; not logged, since it is not trained on", listed(bad), step
@@ -69,6 +77,10 @@ class Metrics:
         means = {k: v for k, v in means.items() if k not in bad}
         rates = {"tokens_per_second": self.tokens * timed / seconds, "images_per_second": self.images * timed / seconds}
         rates["data_wait"] = self.waiting / seconds
+        if timed:
+            rates["step_seconds"] = seconds / timed
+            rates |= {"mfu": self.at_peak * timed / seconds} if self.at_peak else {}
+        rates |= memory_in_use()
         skips = {f"guard/{k}": float(self.guard[k]) for k in ("skipped", "restored")}
         rate = float(self.schedule(step - 1 - int(self.guard["skipped"])))  # the schedule does not count skipped steps
         self._clear()
@@ -78,7 +90,8 @@ class Metrics:
 
     def _clear(self) -> None:
         self.sums: dict[str, list[float]] = {}
-        self.steps, self.taken, self.pending, self.since, self.waiting = 0, 0, [], time.monotonic(), 0.0
+        self.steps, self.taken, self.pending = 0, 0, []
+        self.since, self.waiting, self.pauses = time.monotonic(), 0.0, 0.0
 
     def _settle(self, step: int) -> dict[str, float]:
         """Adds the pending steps to the sums. Returns the means so far."""

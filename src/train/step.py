@@ -54,7 +54,8 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
     accumulate, ema = config.accumulate, config.ema
 
     def step(state: TrainState, batch: Mapping[str, Batch]) -> tuple[TrainState, StepMetrics]:
-        drawn = draw(system, batch, step_key(state.extra["seed"], state.step))
+        with jax.named_scope("draw"):
+            drawn = draw(system, batch, step_key(state.extra["seed"], state.step))
         trained, frozen = trainable.split(state.params, config)
 
         def local(trained: PyTree, rows: Drawn, add: Add, fixed: PyTree) -> tuple[PyTree, PyTree]:
@@ -62,24 +63,28 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
             return grads, add((terms, total))
 
         grads, (terms, total) = placement.local(local, trained, drawn, with_extras(state, frozen))
-        seen = squared(grads)
-        square = sum(values.sum() for values in seen.values())
-        good, guard = accept_step(state.extra["guard"], state.step, total, square, config.guard.spike)
+        with jax.named_scope("guard"):
+            seen = squared(grads)
+            square = sum(values.sum() for values in seen.values())
+            good, guard = accept_step(state.extra["guard"], state.step, total, square, config.guard.spike)
         still = jax.tree.map(jnp.zeros_like, frozen)
-        updates, opt_state = optimizer.update(tree.joined(grads, still), state.opt_state, state.params)
-        params = select(good, optax.apply_updates(state.params, updates), state.params)
-        averaged = ema_update(state.ema, params, ema.decay, state.step, warmup=ema.warmup)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(tree.joined(grads, still), state.opt_state, state.params)
+            params = select(good, optax.apply_updates(state.params, updates), state.params)
+            averaged = ema_update(state.ema, params, ema.decay, state.step, warmup=ema.warmup)
         terms, states = adapt(system, terms, state)
-        new = state.replace(
-            step=state.step + 1,
-            params=params,
-            ema=select(good, averaged, state.ema),
-            opt_state=select(good, opt_state, state.opt_state),
-            extra=state.extra | {"guard": guard} | select(good, states, {k: state.extra[k] for k in states}),
-        )
-        moved = {path: jnp.where(good, square, 0) for path, square in squared(updates).items()}
-        squares = {"grad": seen, "update": moved, "param": squared(params)}
-        norms = {f"{k}_norm": jnp.sqrt(sum(a.sum() for a in squares[k].values())) for k in ("grad", "update")}
+        with jax.named_scope("guard"):
+            new = state.replace(
+                step=state.step + 1,
+                params=params,
+                ema=select(good, averaged, state.ema),
+                opt_state=select(good, opt_state, state.opt_state),
+                extra=state.extra | {"guard": guard} | select(good, states, {k: state.extra[k] for k in states}),
+            )
+        with jax.named_scope("norms"):
+            moved = {path: jnp.where(good, square, 0) for path, square in squared(updates).items()}
+            squares = {"grad": seen, "update": moved, "param": squared(params)}
+            norms = {f"{k}_norm": jnp.sqrt(sum(a.sum() for a in squares[k].values())) for k in ("grad", "update")}
         terms = terms | {name: LossTerm(value, jnp.ones(())) for name, value in (norms | {"total": total}).items()}
         return new, StepMetrics(terms, squares, {name: guard[name] for name in COUNTS})
 

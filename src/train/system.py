@@ -127,7 +127,8 @@ def prepare(system: System, net: Net, drawn: Drawn) -> Drawn:
 def losses(system: System, params: PyTree, drawn: Drawn, placement: Placement | None = None) -> dict[str, LossTerm]:
     """One shared forward pass, then the terms of every objective, by "task/objective/term"."""
     net = bind(system.architecture, params, placement)
-    views, aux = prepare(system, net, drawn)
+    with jax.named_scope("prepare"):
+        views, aux = prepare(system, net, drawn)
     return terms_of(system, net, net.hidden(views), aux)
 
 
@@ -138,8 +139,9 @@ def terms_of(
     terms = {}
     for name, plan in system.tasks.items():
         for label, (objective, _) in plan.objectives.items():
-            for term, value in objective.loss(net, hidden[name], aux[name][label]).items():
-                terms[f"{name}/{label}/{term}"] = value
+            with jax.named_scope("losses"), jax.named_scope(f"{name}.{label}"):
+                found = objective.loss(net, hidden[name], aux[name][label])
+            terms |= {f"{name}/{label}/{term}": value for term, value in found.items()}
     return terms
 
 

@@ -103,7 +103,8 @@ class Trainer:
     def _encode(self) -> Callable[..., dict[str, Batch]]:
         def encode(params: PyTree, batch: Mapping[str, Batch], seed: Any, step: Any) -> dict[str, Batch]:
             row_shards = math.prod(self.mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
-            return self.system.encoders.encode(params, batch, step_key(seed, step), row_shards)
+            with jax.named_scope("encoders"):
+                return self.system.encoders.encode(params, batch, step_key(seed, step), row_shards)
 
         return jax.jit(encode, out_shardings=batch_sharding(self.mesh))
 

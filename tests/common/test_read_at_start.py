@@ -14,6 +14,7 @@ from src.data.example import BadRow
 from src.data.pipeline.bad_rows import Ledger
 from src.train.checkpoints.lock import Lock
 from src.train.checkpoints.retention import ScoreFile
+from src.train.goodput import Goodput
 
 WAYS = {
     "a device": lambda path: path.symlink_to("/dev/zero"),
@@ -63,6 +64,19 @@ def test_the_list_of_bad_rows(tmp_path, caplog, way):
     assert ledger.skipped["task"] == 1
     if way not in ("nested", "a huge file", "a link to a huge file"):
         assert "skipped.jsonl" in caplog.text and "Traceback" not in caplog.text
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_account_of_the_time(tmp_path, caplog, way):
+    WAYS[way](tmp_path / "goodput.jsonl")
+    account = Goodput(tmp_path / "goodput.jsonl")
+    account.begin(3)
+    account.record(4)
+    account.close()
+    assert account.scalars()["goodput/restarts"] == 0
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert bool(told) == (way != "nested") and all("goodput.jsonl" in text for text in told)
 
 
 @pytest.mark.timeout(20)

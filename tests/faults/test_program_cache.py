@@ -58,3 +58,32 @@ def test_a_cache_that_cannot_be_written(tmp_path):
         _, hits, warned = start(place)
         assert hits == 0 and f"Programs are compiled at every start: {place}" in warned
         assert "UserWarning" not in warned, "it is said once"
+
+
+NAMES = """
+import sys
+import jax, jax.numpy as jnp
+from src.common.runtime.compilation_cache import use_program_cache
+use_program_cache(named=sys.argv[1] == "named")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+told = []
+jax.monitoring.register_event_listener(lambda event, **_: told.append(event) if event.endswith("_hits") else None)
+def f(x):
+    with jax.named_scope(sys.argv[2]):
+        return jnp.sin(x) @ x
+text = jax.jit(f).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32)).compile().as_text()
+print(*(name for name in ("old", "new") if f"/{name}/" in text), len(told))
+"""
+
+
+@pytest.mark.faults
+def test_a_traced_run_does_not_take_a_program_with_the_names_of_before(tmp_path):
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+
+    def said(*arguments):
+        command = [sys.executable, "-c", NAMES, *arguments]
+        return subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stdout.split()
+
+    assert said("plain", "old") == ["old", "0"]
+    assert said("plain", "new") == ["old", "1"], "otherwise the distinction is needless"
+    assert said("named", "new") == ["new", "0"] and said("named", "new") == ["new", "1"]

@@ -145,14 +145,18 @@ class Lines:
     close = flush
 
 
-def small_loop(monkeypatch, writer, data=None, update=None, compiles=None, evaluators=None, **config):
+def small_loop(
+    monkeypatch, writer, data=None, update=None, compiles=None, evaluators=None, goodput=None, tracer=None, **config
+):
     """`loop.train` with a state of one number and a step that counts; gives back what was saved, or raises."""
     settings = {"seed": 0, "steps": 6, "log": {"every": 1}, "eval": {"every": 0, "ema": True}}
     settings |= {"ema": {"decay": 0.9, "warmup": True}}
     settings |= {"guard": {"patience": 3, "restore": False, "restores": 1}}
     extra = {"guard": skip_nonfinite.new_guard()}
     state = TrainState(step=jnp.int32(0), params={"w": jnp.ones(2)}, ema={}, opt_state=(), extra=extra)
-    measured = StepMetrics({"total": LossTerm(jnp.ones(()), jnp.ones(()))}, {}, skip_nonfinite.new_guard())
+    measured = small_loop.measured = StepMetrics(
+        {"total": LossTerm(jnp.ones(()), jnp.ones(()))}, {}, skip_nonfinite.new_guard()
+    )
     pipeline = types.SimpleNamespace(with_params=lambda params: None)
     system = dataclasses.replace(
         bare(config=ConfigDict(settings | config)), evaluators=evaluators or {}, pipeline=pipeline
@@ -165,7 +169,7 @@ def small_loop(monkeypatch, writer, data=None, update=None, compiles=None, evalu
     monkeypatch.setattr(loop, "open_data", lambda trainer, workdir: data or Endless())
     checkpoints = Checkpoints()
     try:
-        loop.train(trainer, checkpoints, writer, time.monotonic())
+        loop.train(trainer, checkpoints, writer, time.monotonic(), goodput=goodput, tracer=tracer)
     finally:
         small_loop.saved = checkpoints.saved
     return trainer

@@ -16,10 +16,10 @@ from src.build import build_system
 from src.tools import aot
 from src.tools.compile import search, text
 from src.tools.compile.chips import CHIPS, GIB
-from src.tools.compile.flops import attention_flops, step_flops
 from src.tools.compile.hlo import Collective
 from src.tools.compile.roofline import roofline
 from src.tools.compile.topology import Topology
+from src.train.flops import attention_flops, step_flops
 from tests.helpers.runs import config_of
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from configs import latentlm_digits
 from src.build import build_system
 from src.tools import bench as tool
 from src.tools.benchmarks import clock
-from src.tools.compile.flops import step_flops
+from src.train.flops import step_flops
 from tests.helpers.runs import config_of
 
 

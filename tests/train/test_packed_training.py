@@ -16,10 +16,10 @@ from src.doctor.batch_checks import spec
 from src.doctor.context import check_context
 from src.doctor.report import diagnose
 from src.doctor.run_checks import BATCH_CHECKS
-from src.tools.compile.flops import step_flops
 from src.tools.compile.hlo import communications, parse
 from src.train import loop
 from src.train.checkpoints.checkpointer import Checkpointer
+from src.train.flops import step_flops
 from src.train.metrics import Metrics
 from src.train.nonfinite.locate import NonfiniteLocator
 from src.train.trainer import make_trainer, open_data

@@ -1,7 +1,9 @@
 """The one step: accumulation, devices, exact resume, tensors that learn."""
 
 import contextlib
+import gzip
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,13 @@ import pytest
 
 from src.build import build_system
 from src.common.mesh.sharding import batch_sharding
+from src.common.runtime.tracing import Steps, Tracer
 from src.common.runtime.writers import JsonLinesWriter, Many
 from src.common.tree import flatten
 from src.interfaces import LossTerm
 from src.train import loop, skip_nonfinite
 from src.train.checkpoints.checkpointer import Checkpointer
+from src.train.goodput import Goodput, read_attempts
 from src.train.metrics import CLOCK, Metrics
 from src.train.nonfinite.locate import NonfiniteLocator
 from src.train.step import StepMetrics
@@ -23,33 +27,78 @@ from tests.helpers.numbers import bare
 from tests.helpers.runs import Recorder, close, config_of, logged
 
 
-def run(folder, devices=1, last=None, **kwargs):
-    """Trains and returns (state, losses by step)."""
+def run(folder, devices=1, last=None, traced=None, programs=None, **kwargs):
+    """Trains and returns (state, losses by step). `programs` gets the compiled step, or has it."""
+    goodput = Goodput(folder / "goodput.jsonl", time.monotonic())
     system = build_system(config_of(**kwargs))
     recorder, log = Recorder(last), JsonLinesWriter(folder / "log.jsonl")
     checkpoints = Checkpointer(str(folder), every=system.config.checkpoint.every)
     trainer = make_trainer(system, jax.devices()[:devices])
-    with contextlib.closing(checkpoints):
-        state, _ = loop.train(trainer, checkpoints, Many([log, recorder]), 0.0)
+    if programs is not None:
+        trainer.compile = lambda: programs[0] if programs else programs.append(named(trainer)) or programs[0]
+    with contextlib.closing(checkpoints), contextlib.closing(goodput):
+        tracer = Tracer(folder, traced)
+        state, _ = loop.train(trainer, checkpoints, Many([log, recorder]), 0.0, goodput=goodput, tracer=tracer)
     return jax.device_get(state), recorder.losses
+
+
+def named(trainer):
+    """The compiled step with the names of the code of now, whatever a cache has of before."""
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+    try:
+        return trainer.lower().compile()
+    finally:
+        jax.config.update("jax_compilation_cache_include_metadata_in_key", False)
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("straight")
-    return *run(folder, steps=4), logged(folder)
+    folder, programs = tmp_path_factory.mktemp("straight"), []
+    return *run(folder, steps=4, programs=programs), logged(folder), programs
 
 
 def test_a_run_cut_off_after_a_save_ends_as_one_that_was_not_bit_for_bit(straight, tmp_path):
+    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, steps=4, last=3, **{"checkpoint.every": 2})
+    walls = [time.monotonic() - began]
     with open(tmp_path / "log.jsonl", "a") as file:
         assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3], "one more than was saved"
         file.write('{"step": 4, "lo')
+    began = time.monotonic()
     state, losses = run(tmp_path, steps=4, **{"checkpoint.every": 2})
+    walls.append(time.monotonic() - began)
     assert sorted(losses) == [3, 4], "the second run must go on, not start again"
     jax.tree.map(np.testing.assert_array_equal, state, straight[0])
     assert logged(tmp_path) == straight[2] and len(straight[2]) == 4
+    first, second = read_attempts(tmp_path / "goodput.jsonl")
+    assert [first.last.total, second.last.total] == pytest.approx(walls, rel=0.05, abs=0.1), "all time is accounted for"
+    assert (first.last.step, first.lost_steps, second.last.begun, second.last.step) == (3, 1, 2, 4)
+    assert 0 < first.lost < first.last.seconds["steps"] + first.last.seconds["save"] and second.lost == 0
+    assert first.seconds["compile"] > 0 and second.seconds["steps"] > 0
+
+
+def test_a_trace_shows_the_scopes_of_the_step_and_changes_no_bit(straight, tmp_path):
+    state, _ = run(tmp_path, steps=4, traced=Steps(2, 3), programs=straight[3])
+    jax.tree.map(np.testing.assert_array_equal, state, straight[0])
+    assert logged(tmp_path) == straight[2]
+    (folder,) = (tmp_path / "profile" / "2" / "plugins" / "profile").iterdir()
+    (profile,) = folder.glob("*.xplane.pb")
+    planes = {plane.name: plane for plane in jax.profiler.ProfileData.from_file(str(profile)).planes}
+    assert {"/host:CPU", "/host:metadata"} <= set(planes), "events, and the program with its scopes"
+    assert b"block/attention" in profile.read_bytes()
+    with gzip.open(folder / "perfetto_trace.json.gz") as file:
+        trace = json.load(file)
+    assert "metadata" not in trace, "which Perfetto refuses"
+    names = [event["name"] for event in trace["traceEvents"] if event.get("ph") == "X"]
+    steps = {e["args"]["step_num"] for e in trace["traceEvents"] if e.get("name") == "train"}
+    assert steps == {"2", "3"} and names.count("data_wait") == 2
+    scopes = {event["args"]["scope"] for event in trace["traceEvents"] if "scope" in event.get("args", {})}
+    parts = {part for scope in scopes for part in scope.replace("(", "/").replace(")", "/").split("/")}
+    ours = "draw prepare embed trunk block attention feed_forward losses head_text head_image guard optimizer norms"
+    assert set(ours.split()) <= parts
+    text = (folder / "scopes.txt").read_text()
+    assert "trunk/block/attention (backward)" in text and "of 2 steps" in text
 
 
 def test_means_of_a_log_line_do_not_feel_a_save_between_two_lines():

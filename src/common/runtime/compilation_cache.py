@@ -21,8 +21,12 @@ from src.common.files.store import cache_folder
 DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '([^']+)': (\w+): (.*)", re.DOTALL)
 
 
-def use_program_cache() -> None:
-    """Keeps compiled programs in `cache_folder()/xla`, unless JAX has another folder; removes damaged ones."""
+def use_program_cache(named: bool = False) -> None:
+    """Keeps compiled programs in `cache_folder()/xla`, unless JAX has another folder; removes damaged ones.
+
+    With `named` it finds only programs whose operations have the names of the code of now, which a trace shows.
+    """
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", named)
     if jax.config.jax_compilation_cache_dir is None:
         folder = os.path.join(cache_folder(), "xla")
         try:

@@ -1,4 +1,5 @@
-"""Requests to stop: SIGTERM, Ctrl-C and the platform's notice before it takes the machine away.
+"""Requests by signals: to stop (SIGTERM, Ctrl-C and the platform's notice before it takes the machine away), and to
+trace the next steps (SIGUSR1, see `tracing.py`).
 
 A training that is to stop finishes its step, saves, and ends with exit code 0; a second Ctrl-C ends it at once (130).
 Where nothing would be lost (before the first step, during the last evaluation, with --mode=eval and sample) the first
@@ -21,6 +22,7 @@ from absl import logging
 from src.common.runtime import streams
 
 NOTE = "STOP_NOTE"  # the variable with a launcher's file, which distinguishes "stopped" from "finished"
+TRACE = getattr(signal, "SIGUSR1", None)  # not on every system
 TOLD = "asked to stop (%s): finishing this step, saving and leaving; Ctrl-C once more leaves at once"
 
 
@@ -38,7 +40,7 @@ class Signals:
     def __init__(self, graceful: bool, shared: bool):
         self.graceful, self.shared = graceful, shared
         self.requested = self.agreed = False
-        self.heard = self._interrupts = self._asks = 0
+        self.heard = self.traces = self._interrupts = self._asks = 0
         self.busy = False
         self.before: list[Callable[[], None]] = []
         self._read, self._write = os.pipe()
@@ -46,6 +48,7 @@ class Signals:
         names = [signal.SIGINT] if shared and graceful else [signal.SIGINT, signal.SIGTERM]
         # A shell's background job ignores Ctrl-C, which is for the one in front.
         names = [name for name in names if signal.getsignal(name) is not signal.SIG_IGN]
+        names += [TRACE] if graceful and TRACE else []
         self._before = {name: signal.signal(name, lambda *_: None) for name in names}
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
@@ -79,6 +82,10 @@ class Signals:
 
     def _hear(self, number: signal.Signals) -> None:
         if number not in self._before:
+            return
+        if number == TRACE:
+            logging.info("asked for a trace (%s): it begins with the next step", number.name)
+            self.traces += 1
             return
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1 or not self.graceful:
@@ -126,6 +133,14 @@ def check() -> None:
     """Raises Stopped when `asked`."""
     if asked():
         raise Stopped
+
+
+def trace_asked() -> bool:
+    """Whether a trace of the next steps was asked for since the last call."""
+    if _watch is None or not _watch.traces:
+        return False
+    _watch.traces = 0
+    return True
 
 
 def busy(is_busy: bool = True) -> None:

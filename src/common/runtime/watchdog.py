@@ -19,7 +19,7 @@ import jax
 from absl import logging
 
 START, DATA, STEP = "starting", "waiting for data", "in the train step"
-SAVE, EVALUATE = "saving", "evaluating"
+SAVE, EVALUATE, TRACE = "saving", "evaluating", "writing a trace"
 POLL = 5.0  # seconds between two looks, less for short allowances
 VERDICTS = {
     START: "compiling, reading the checkpoint or the first step takes longer than watchdog.start allows",
@@ -27,6 +27,7 @@ VERDICTS = {
     STEP: "the device does not answer, or the steps between two log lines take longer than watchdog.seconds",
     SAVE: "the checkpoint is not written: look at the disk or store of the workdir",
     EVALUATE: "an evaluator takes longer than watchdog.evaluate allows",
+    TRACE: "the trace is not written: look at the disk or store of the workdir, or trace fewer steps",
 }
 
 
@@ -98,7 +99,7 @@ _watchdog: Watchdog | None = None
 def watching(seconds: float, start: float, save: float, evaluate: float) -> Iterator[None]:
     """Watches the block with these allowances (see `config.watchdog`); at the beginning it is `START`."""
     global _watchdog
-    _watchdog = Watchdog({START: start, DATA: seconds, STEP: seconds, SAVE: save, EVALUATE: evaluate})
+    _watchdog = Watchdog({START: start, DATA: seconds, STEP: seconds, SAVE: save, EVALUATE: evaluate, TRACE: save})
     try:
         yield
     finally:

@@ -16,8 +16,8 @@ from src.common.mesh.distributed import data_shard
 from src.common.tree import count_parameters
 from src.interfaces import row_of
 from src.tools.benchmarks import clock
-from src.tools.compile import flops as operations
 from src.tools.compile.report import made_in_a_call
+from src.train import flops as operations
 from src.train.state import TrainState, with_extras
 from src.train.system import System
 from src.train.trainer import Trainer, make_trainer, open_data

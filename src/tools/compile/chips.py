@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from src.common.mesh.peaks import bf16_peak
+
 GIB = 2**30
 DOCS = "docs.cloud.google.com/tpu/docs"
 
@@ -41,14 +43,24 @@ CHIPS = {
     chip.name: chip
     for chip in (
         # links: 50 GB/s each (Jouppi et al. 2023, arXiv 2304.01433, table 4); "megacore" joins the two cores
-        Chip("v4", 275e12, 32 * GIB, 1200e9, 50e9, None, "cube", f"{DOCS}/v4", (("chip_config_name", "megacore"),)),
+        Chip(
+            "v4",
+            bf16_peak("TPU v4"),
+            32 * GIB,
+            1200e9,
+            50e9,
+            None,
+            "cube",
+            f"{DOCS}/v4",
+            (("chip_config_name", "megacore"),),
+        ),
         # 400 GB/s bidirectional; 6.4 Tb/s between pods of 256
-        Chip("v5e", 197e12, 16 * GIB, 819e9, 400e9 / 8, 6.4e12 / 8 / 256, "full", f"{DOCS}/v5e"),
+        Chip("v5e", bf16_peak("TPU v5e"), 16 * GIB, 819e9, 400e9 / 8, 6.4e12 / 8 / 256, "full", f"{DOCS}/v5e"),
         # 1200 GB/s bidirectional; 50 Gb/s between slices
-        Chip("v5p", 459e12, 95 * GIB, 2765e9, 1200e9 / 12, 50e9 / 8, "cube", f"{DOCS}/v5p"),
+        Chip("v5p", bf16_peak("TPU v5p"), 95 * GIB, 2765e9, 1200e9 / 12, 50e9 / 8, "cube", f"{DOCS}/v5p"),
         # 800 GB/s bidirectional; 100 Gb/s between slices
-        Chip("v6e", 918e12, 32 * GIB, 1638e9, 800e9 / 8, 100e9 / 8, "full", f"{DOCS}/v6e"),
+        Chip("v6e", bf16_peak("TPU v6e"), 32 * GIB, 1638e9, 800e9 / 8, 100e9 / 8, "full", f"{DOCS}/v6e"),
         # 1200 GB/s bidirectional; 100 Gb/s between slices; a chip is two devices
-        Chip("tpu7x", 2307e12, 192 * GIB, 7380e9, 1200e9 / 12, 100e9 / 8, "cube", f"{DOCS}/tpu7x"),
+        Chip("tpu7x", 2 * bf16_peak("TPU7x"), 192 * GIB, 7380e9, 1200e9 / 12, 100e9 / 8, "cube", f"{DOCS}/tpu7x"),
     )
 }

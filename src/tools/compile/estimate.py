@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from src.common.tree import count_parameters
-from src.tools.compile.flops import acting_counts
+from src.train.flops import acting_counts
 from src.train.system import System
 
 STATE = 4 * 4  # bytes a parameter: itself, its average and two moments, in float32

@@ -19,11 +19,11 @@ from src.interfaces import row_of
 from src.sampling.frozen_links import FrozenLinks
 from src.tools.compile.chips import GIB
 from src.tools.compile.cost import hbm_bytes, matmul_flops
-from src.tools.compile.flops import acting_counts, images, step_flops
 from src.tools.compile.hlo import collectives
 from src.tools.compile.programs import seconds
 from src.tools.compile.roofline import ASSUMPTIONS, roofline
 from src.tools.compile.topology import Topology
+from src.train.flops import acting_counts, images, step_flops
 from src.train.state import with_extras
 from src.train.system import System
 from src.train.trainer import Trainer, make_trainer

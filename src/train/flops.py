@@ -24,8 +24,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
+from src.common.mesh.peaks import bf16_peak
 from src.common.tree import flatten
 from src.interfaces import Layout, SequenceSpec, row_of
 from src.models import lora
@@ -147,12 +150,25 @@ def step_flops(system: System) -> dict[str, int]:
     return found | {"attention": attention, "total": sum(found.values()) + attention}
 
 
+def seconds_at_peak(system: System, mesh: jax.sharding.Mesh, dtype: Any) -> float | None:
+    """Seconds of one train step at the published peak of the mesh's devices, for an `mfu`; None where there is none
+    (`common/mesh/peaks.py`), for a computation that is not in bfloat16, and for matrices whose place is not known."""
+    peak = bf16_peak(mesh.devices.flat[0].device_kind)
+    if peak is None or dtype != jnp.bfloat16:
+        return None
+    try:
+        return step_flops(system)["total"] / (peak * mesh.size)
+    except ValueError as error:
+        logging.info("mfu is not logged: %s", error)
+        return None
+
+
 def acts_on(path: str) -> str:
     """What of `acting_counts` a matrix acts on. Raises ValueError for one whose place is not known."""
     for pattern, what in RULES:
         if match := re.search(pattern, path):
             return match.expand(what)
-    raise ValueError(f"nothing says what {path} acts on; add a rule to src/tools/compile/flops.py")
+    raise ValueError(f"nothing says what {path} acts on; add a rule to src/train/flops.py")
 
 
 def _layer(path: str) -> str:
