@@ -33,7 +33,7 @@ do_action() {
   local known
   for known in "$@"; do
     if [[ $ACTION == "$known" ]]; then
-      [[ ${#FLAGS[@]} == 0 || $ACTION =~ ^(setup|run|start)$ ]] ||
+      [[ ${#FLAGS[@]} == 0 || $ACTION =~ ^(setup|run|start|show)$ ]] ||
         die "'$ACTION' takes no ${FLAGS[0]}: settings are variables of the environment or of launch/cluster.env"
       "do_$ACTION"
       return
@@ -123,7 +123,7 @@ in_environment() {
   local variables=() more=()
   if [[ $1 == setup || $1 == start || $1 == run ]]; then
     read -r -a more <<<"$RUN_ENV"
-    variables=(env JAX_DISTRIBUTED=auto "REQUIREMENTS=${REQUIREMENTS:-requirements-tpu.txt}" "DATA=$DATA"
+    variables=(env "JAX_DISTRIBUTED=${DISTRIBUTED-auto}" "REQUIREMENTS=${REQUIREMENTS:-requirements-tpu.txt}" "DATA=$DATA"
       "RETRIES=$RETRIES" "RETRY_WAIT=$RETRY_WAIT" ${more[@]+"${more[@]}"})
   fi
   quoted ${variables[@]+"${variables[@]}"} bash launch/worker.sh "$@"
