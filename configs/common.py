@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from src.common.runtime.config_dict import Config
 
 NO_CLIP = float("inf")
+MATRICES = "trunk/layers/(mot/)?(attention/(q|k|v|out)|mlp/(gate|up|down))/kernel"
 
 
 def base() -> ConfigDict:
@@ -159,8 +160,9 @@ def dit(**size) -> dict:
 
 
 def optim(**changes) -> dict:
-    """AdamW; rules are (regex on the parameter's path, value), the first match wins."""
+    """AdamW, Adafactor (`moments`) or Muon; rules are (regex on the parameter's path, value), the first match wins."""
     return {
+        "method": "adamw",  # adamw | muon, for the matrices that muon.targets finds; the others have AdamW
         "lr": 1e-4,
         "schedule": "constant",  # constant | cosine | linear
         "warmup": 0,
@@ -169,6 +171,8 @@ def optim(**changes) -> dict:
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
+        # targets: regex for whole paths; rms: of an update, 0.2 is about that of AdamW's (train/muon.py)
+        "muon": {"momentum": 0.95, "steps": 5, "rms": 0.2, "targets": MATRICES},
         "moments": "full",  # full | bfloat16 | factored (Adafactor): 8, 6 or about 2 bytes of state a weight
         "weight_decay": 0.0,
         "decays": (),  # of the weights that a rule finds, in place of weight_decay

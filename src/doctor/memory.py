@@ -12,10 +12,9 @@ from src.common.tree import count_parameters
 from src.train.system import System
 from src.train.teacher import teacher_selector
 from src.train.trainable import split
-from src.train.trainer import Trainer
+from src.train.trainer import Trainer, make_optimizer
 
 GIB = 2**30
-MOMENTS = {"full": 8, "bfloat16": 6, "factored": 2}  # bytes per weight, see `train/optim.py`
 FROZEN = 8  # bytes per weight: float32 parameter and average
 GRADIENT = 4  # bytes per weight
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
@@ -34,9 +33,10 @@ def check_state(system: System) -> None:
     have = free_memory()
     shapes = jax.eval_shape(system.init, jax.random.key(0))
     count, trained = count_parameters(shapes), count_parameters(split(shapes, system.config)[0])
-    need = count * FROZEN + trained * (GRADIENT + MOMENTS[system.config.optim.moments])
+    moments = jax.eval_shape(make_optimizer(system.config, shapes)[0].init, shapes)
+    need = count * FROZEN + trained * GRADIENT + _bytes(moments)
     if (keep := teacher_selector(system)) is not None:
-        need += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(keep, shapes)))
+        need += _bytes(jax.eval_shape(keep, shapes))
     encoders = system.encoder_bytes() * (jax.local_device_count() if _shared() else jax.device_count())
     devices, need = 1 if _shared() else jax.device_count(), need + encoders
     if have is not None and need > have * devices:
@@ -71,6 +71,11 @@ def _fitting(trainer: Trainer, need: int, what: str, advice: str) -> int:
             f"{what} takes {need * sharing / GIB:.1f} GiB, but {have / GIB:.1f} GiB are free: {advice}, or {ELSEWHERE}"
         )
     return need
+
+
+def _bytes(tree: Any) -> int:
+    """Bytes of abstract arrays."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _local(tree: Any) -> int:

@@ -1,4 +1,4 @@
-"""AdamW with rules by parameter path, schedules, and the moving average of the parameters.
+"""AdamW with rules by parameter path, Adafactor, Muon, schedules, and the moving average of the parameters.
 
 Kingma & Ba 2015 (Adam), Loshchilov & Hutter 2019 (decoupled weight decay). With g the clipped gradient, k = step + 1:
 m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g²,  u = (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps),
@@ -14,13 +14,16 @@ The last is Adafactor (Shazeer & Stern 2018, arXiv 1804.04235) with momentum, as
 V = rows ⊗ columns / mean(rows) with decay min(b2, 1 - k^-0.8), u = g / sqrt(V), scaled down to a root mean square of at
 most 1 in each parameter, then m = b1 m + (1 - b1) u in place of u. Only parameters with two axes of at least 128 are
 factored, the others keep v; b1 = 0 keeps no m; `eps` is not used. The learning rate is not relative to the weights.
+
+`method` muon has another u for the matrices of the trunk (`train/muon.py`). They keep a momentum alone, in the dtype of
+m; `moments` is for the other parameters.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -30,12 +33,13 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from src.common import lookup, tree
+from src.train.muon import MuonConfig, matrices, scale_matrices
 
 Schedule = Callable[[Any], Any]
 Rules = tuple[tuple[str, float], ...]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """Options of `build_optimizer`; durations are optimizer steps.
 
@@ -46,7 +50,9 @@ class OptimConfig:
     weight_decay    a number for all parameters, or rules (regex, number); the first match wins
     decays          rules before those of `weight_decay`
     lr_multipliers  rules (regex, number) on the learning rate; 0 freezes: no update, no moments, not in the norm
+    method          adamw | muon
     moments         full | bfloat16 | factored (docstring of the module)
+    muon            options of `method` muon
     grad_clip       largest global norm of the gradient, which is scaled down to it; None: no clipping
     """
 
@@ -63,6 +69,8 @@ class OptimConfig:
     lr_multipliers: Rules = ((".*", 1.0),)
     grad_clip: float | None = None
     moments: str = "full"
+    method: str = "adamw"
+    muon: MuonConfig = dataclasses.field(default_factory=MuonConfig)
 
 
 def _factored(config: OptimConfig) -> optax.GradientTransformation:
@@ -78,6 +86,9 @@ MOMENTS: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
     "factored": _factored,
 }
 
+
+METHODS = ("adamw", "muon")
+MOMENTUM = {"full": jnp.float32}  # dtype of Muon's, by `moments`; bfloat16 for the others
 
 # (share of the decay that is done, from 0 to 1; `final`) -> fraction of the peak
 DECAYS: dict[str, Callable[[Any, float], Any]] = {
@@ -131,7 +142,7 @@ def rate_change(old: Any, new: Any, step: int) -> str:
 def build_optimizer(
     config: Mapping[str, Any] | ConfigDict | OptimConfig, shapes: Any
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """The optimizer of a tree of parameters (only its paths are used), and the schedule for logging.
+    """The optimizer of a tree of parameters (only paths and shapes are used), and the schedule for logging.
 
     Updates are f32 for gradients of any dtype. Raises ValueError for an unknown key or name, a rule that matches no
     parameter first, a parameter without a rule, or when all parameters are frozen.
@@ -145,13 +156,18 @@ def build_optimizer(
             raise ValueError(f"optim.{name} has a negative value; values are 0 or more")
     if paths and not any(multipliers.values()):
         raise ValueError("optim.lr_multipliers freezes every parameter: leave at least one with a value above 0")
-    if config.moments not in MOMENTS:
-        raise ValueError(f"optim.moments {config.moments!r} is unknown; there are: {', '.join(MOMENTS)}")
+    for option, known in (("moments", MOMENTS), ("method", METHODS)):
+        if (value := getattr(config, option)) not in known:
+            raise ValueError(f"optim.{option} {value!r} is unknown; there are: {', '.join(known)}")
     schedule = build_schedule(config)
     steps = [_by_path(lambda update, _, __: update.astype(jnp.float32), dict.fromkeys(paths))]
     if config.grad_clip is not None:
         steps.append(optax.clip_by_global_norm(config.grad_clip))
-    steps.append(MOMENTS[config.moments](config))
+    scaled = MOMENTS[config.moments](config)
+    if config.method == "muon":
+        chosen = matrices(config.muon, tree.flatten(shapes), [path for path in paths if multipliers[path]])
+        scaled = scale_matrices(config.muon, chosen, scaled, MOMENTUM.get(config.moments, jnp.bfloat16))
+    steps.append(scaled)
     if any(decays.values()):
         steps.append(_by_path(lambda u, w, rate: u + rate * w.astype(jnp.float32) if rate else u, decays))
     if set(multipliers.values()) - {1.0}:
@@ -202,6 +218,11 @@ def _parse(config: Mapping[str, Any] | ConfigDict | OptimConfig) -> OptimConfig:
         tree.check_rules(rules, f"optim.{name}' rules" if name.endswith("s") else f"optim.{name}'s rules")
         if wrong := [value for _, value in rules if not isinstance(value, int | float)]:
             raise ValueError(f"optim.{name} has the value {wrong[0]!r}; values are numbers")
+    if not isinstance(muon := values.get("muon", MuonConfig()), MuonConfig):
+        options = {key: muon[key] for key in muon}
+        lookup.check_arguments(MuonConfig, options, where="the config's optim.muon")
+        lookup.check_kinds(MuonConfig, options, where="the config's optim.muon")
+        values["muon"] = MuonConfig(**options)
     return OptimConfig(**values)
 
 

@@ -167,10 +167,7 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
             " tasks.<task>.weight"
         )
     shapes = jax.eval_shape(system.init, jax.random.key(0))
-    settings = config.optim.to_dict()
-    settings["steps"] = settings["steps"] or config.steps
-    settings["lr_multipliers"] = multiplier_rules(config)
-    optimizer, schedule = build_optimizer(settings, shapes)
+    optimizer, schedule = make_optimizer(config, shapes)
     state = jax.eval_shape(
         lambda: init_state(system.init, optimizer, config.seed, teacher_selector(system), process_states(system))
     )
@@ -186,6 +183,14 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
     abstract = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), state, shardings)
     specs = {path: leaf.sharding.spec for path, leaf in flatten(with_extras(abstract)).items()}
     return Trainer(system, mesh, optimizer, schedule, abstract, Placement(specs, jnp.dtype(config.model.dtype)))
+
+
+def make_optimizer(config: Any, shapes: PyTree) -> tuple[optax.GradientTransformation, Schedule]:
+    """The optimizer of a run for parameters of these shapes, and its schedule. Raises as `build_optimizer`."""
+    settings = config.optim.to_dict()
+    settings["steps"] = settings["steps"] or config.steps
+    settings["lr_multipliers"] = multiplier_rules(config)
+    return build_optimizer(settings, shapes)
 
 
 def process_states(system: System) -> PyTree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from src.train.checkpoints.part_options import ABSENT, default, is_default_part, only_for_sampling
+from src.train.muon import MuonConfig
 
 FREE = (
     *("steps", "log", "eval", "checkpoint", "sample", "decode", "guidance", "guard", "doctor", "watchdog"),
@@ -25,6 +27,8 @@ ASSUMED: dict[str, Any] = {
     "model.trunk.rope_scaling": [],
     "optim.moments": "full",
     "optim.decays": (),
+    "optim.method": "adamw",
+    **{f"optim.muon.{field.name}": field.default for field in dataclasses.fields(MuonConfig)},
     "codecs": {},
     "fields.*.hint": False,
     "fields.*.timed": True,
