@@ -48,7 +48,7 @@ def base() -> ConfigDict:
             # the memory; then the student starts a rounding away from its teacher)
             "teacher": {"dtype": "float32"},
             "guard": guard(),
-            "log": {"every": 50},
+            "log": {"every": 50, "trackers": ()},  # trackers: wandb, mlflow, or package.module:Class
             # keep: the newest that stay; keep_every: those at multiples of it stay too (0: none); best: and so many of
             # the best by a scalar of an evaluator, known where eval.every is (no metric: none; mode: max | min)
             "checkpoint": {

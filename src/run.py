@@ -22,6 +22,7 @@ from src.common.mesh.distributed import check_same, is_first
 from src.common.runtime import config_flag, cpu_devices, stopping, streams, watchdog
 from src.common.runtime.compilation_cache import use_program_cache
 from src.common.runtime.tracing import Tracer, parse_steps
+from src.common.runtime.tracker import Tracker, tracker_classes
 from src.common.runtime.writers import JsonLinesWriter, Many, TensorBoard
 from src.doctor.callback import make_doctor
 from src.doctor.diagnostic import errors
@@ -54,6 +55,7 @@ def train(flags: Any, started: float) -> None:
     """Trains to the end, evaluates, and leaves metrics.json and pictures in the workdir."""
     use_program_cache(named=flags.profile is not None)
     config, workdir = flags.config, epath.Path(flags.workdir)
+    trackers = tracker_classes(config.log.trackers)
     system = _build(flags)
     trainer = make_trainer(system)
     checkpoints = Checkpointer(flags.workdir, **config.checkpoint)
@@ -67,7 +69,7 @@ def train(flags: Any, started: float) -> None:
         cpu_devices.keep(checkpoints.workdir)
         stack.enter_context(watchdog.watching(**config.watchdog))
         check_data(system)
-        writer = stack.enter_context(contextlib.closing(_writer(workdir)))  # a run that fails keeps its last lines
+        writer = stack.enter_context(contextlib.closing(_writer(flags, trackers)))  # a failed run keeps its last lines
         goodput = stack.enter_context(contextlib.closing(Goodput(workdir / FILE, started)))
         tracer = Tracer(workdir, parse_steps(flags.profile) if flags.profile is not None else None)
         pictures = _with_pictures(writer, workdir)
@@ -89,11 +91,12 @@ def train(flags: Any, started: float) -> None:
 def evaluate(flags: Any, started: float) -> None:
     """Evaluates the newest checkpoint of the workdir, or that of --step."""
     use_program_cache()
+    trackers = tracker_classes(flags.config.log.trackers)
     workdir, system = _workdir(flags), _build(flags)
     changed: dict[str, Any] = {}
     state = restore_checkpoint(system, flags.workdir, flags.step, changed)
     step = int(state.step)
-    writer = _writer(workdir)
+    writer = _writer(flags, trackers)
     scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), step)
     how = _how(flags, scalars, step, changed)
     writer.write_texts(step, {"eval/how": json.dumps(next(iter(how.values()), {}))})  # the curves alone do not tell
@@ -227,8 +230,11 @@ def _overview(trainer: Trainer) -> None:
     logging.info("parameters:\n%s", table)
 
 
-def _writer(workdir: epath.Path) -> Many:
-    return Many([JsonLinesWriter(str(workdir / "log.jsonl")), TensorBoard(str(workdir / "tensorboard"))])
+def _writer(flags: Any, trackers: list[type[Tracker]]) -> Many:
+    workdir = epath.Path(flags.workdir)
+    writers = [JsonLinesWriter(str(workdir / "log.jsonl")), TensorBoard(str(workdir / "tensorboard"))]
+    told = {"config": config_flag.name_of(flags)} | fields(plain(flags.config))
+    return Many([*writers, *(tracker(workdir, told) for tracker in trackers)])
 
 
 def _with_pictures(writer: Many, workdir: epath.Path) -> Many:

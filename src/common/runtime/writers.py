@@ -258,7 +258,7 @@ class TensorBoard(_Guarded):
         """One image for each name and row, `name/0`, `name/1`, …"""
         rows: dict[str, np.ndarray] = {}
         for name, value in images.items():
-            value = _to_uint8(value)
+            value = to_uint8(value)
             rows |= {name: value} if value.ndim == 3 else {f"{name}/{i}": row for i, row in enumerate(value)}
 
         def summarize(name: str, value: Any) -> Any:
@@ -336,7 +336,8 @@ def _stays(line: bytes, step: int, again: tuple[str, ...]) -> bool:
         return False
 
 
-def _to_uint8(value: Any) -> np.ndarray:
+def to_uint8(value: Any) -> np.ndarray:
+    """An image or a batch of them, of uint8 or in 0 … 1, as uint8. Raises ValueError for another shape."""
     value = np.asarray(value)
     if value.ndim not in (3, 4):
         raise ValueError(f"an image has the shape [H, W, C] or [B, H, W, C], not {value.shape}")
