@@ -42,6 +42,7 @@ from src.train.checkpoints.retention import without_scores
 from src.train.checkpoints.workdir import sweep
 from src.train.goodput import FILE, Goodput
 from src.train.restored import restore_checkpoint
+from src.train.saved_step import use_saved_step
 from src.train.state import with_extras
 from src.train.trainer import Trainer, check_data, make_trainer
 
@@ -58,6 +59,8 @@ def train(flags: Any, started: float) -> None:
     trackers = tracker_classes(config.log.trackers)
     system = _build(flags)
     trainer = make_trainer(system)
+    if flags.profile is None:  # a trace shows the names of the code of now, which a kept program may lack
+        trainer = use_saved_step(trainer, flags.workdir)
     checkpoints = Checkpointer(flags.workdir, **config.checkpoint)
     if told := without_scores(config.checkpoint.best.metric, config.eval.evaluators, config.eval.every):
         logging.warning("%s", told)

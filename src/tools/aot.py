@@ -4,11 +4,13 @@ python -m src.tools.aot --config=configs/imagenet256.py --topology=v5e:8x8
 python -m src.tools.aot --config=configs/imagenet256.py --topology=v5p:4x4x4 --config.mesh.fsdp=64 --json
 python -m src.tools.aot --config=configs/imagenet256.py --topology=v5e:8x8 --search --limit=6
 python -m src.tools.aot --config=configs/imagenet256.py --topology=v5e:2x4 --mode=sample
+python -m src.tools.aot --config=configs/imagenet256.py --topology=v5e:8x8 --save=gs://my-bucket/imagenet256
 python -m src.tools.aot --config=configs/digits.py:debug --platform=cpu --topology=8
 
 The train step is the one that `src.main` would run, and so is the program of frozen encoders before it (without their
-folders they are taken to be as published); nothing is allocated and no data is read. Exit codes: 0 it fits, 1 an error,
-2 it does not fit. Needs libtpu (requirements-aot.txt), except with --platform=cpu.
+folders they are taken to be as published); nothing is allocated and no data is read. With --save a run in that workdir,
+on such devices and with the same config, code and packages, starts without compiling the step. Exit codes: 0 it fits,
+1 an error, 2 it does not fit. Needs libtpu (requirements-aot.txt), except with --platform=cpu.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_float("hbm", None, "GiB of a chip to count with, instead of the published ones.", **common)
     flags.DEFINE_enum("mode", "train", ["train", "sample"], "The train step, or the samplers.", **common)
     flags.DEFINE_string("task", None, "--mode=sample: this task alone.", **common)
+    flags.DEFINE_string("save", "", "--mode=train: the workdir that gets the compiled step, for its run.", **common)
     flags.DEFINE_boolean("json", False, "One JSON object on standard output.", **common)
     flags.DEFINE_boolean("search", False, "Try meshes, recomputation and microbatches.", **common)
     flags.DEFINE_integer("limit", 6, "--search: compile at most so many.", **common)
@@ -63,6 +66,8 @@ def main(argv: list[str]) -> int:
 
 def run(values: flags.FlagValues, config: Any) -> int:
     """Compiles and prints what was asked for."""
+    if values.save and (values.search or values.mode != "train"):
+        raise ValueError(f"--save={values.save} is for one train step: leave out --search and --mode=sample")
     topologies.prepare(values.platform, values.topology)
     topology = topologies.open_topology(values.platform, values.topology, values.slices, values.chip)
     hbm = topology.chip.hbm if values.hbm is None else values.hbm * GIB
@@ -79,9 +84,11 @@ def run(values: flags.FlagValues, config: Any) -> int:
         result: dict[str, Any] = {"config": title, "candidates": tried}
         shown, fits = f"{title} on {values.topology}\n{text.table(tried)}", any(map(programs.fits, tried))
     elif values.mode == "train":
-        report = report.train_report(config, topology, hbm)
+        report = report.train_report(config, topology, hbm, save=values.save)
         fits, result = programs.fits(report), {"config": title, "mode": "train"} | report
         shown = text.describe(report, title)
+        if saved := result.get("saved"):
+            shown += f"\n  the step is in {saved['path']} ({saved['bytes'] / 1e6:.1f} MB)"
         if not fits:
             result["suggestion"] = search.suggestion(config, topology, hbm)
             shown += f"\n  {result['suggestion']}"

@@ -57,9 +57,12 @@ def test_every_misspelt_key_of_a_fixed_group_is_named_with_its_place_and_the_nea
     assert count > 100
 
 
+SINGLE = ("seed", "steps", "batch", "accumulate", "teacher", "compiled_step")
+
+
 def test_a_group_that_is_none_and_one_that_is_missing_are_sentences():
     for path in places(digits.get_config("debug")):
-        if len(path) == 1 and path[0] not in ("seed", "steps", "batch", "accumulate", "teacher"):
+        if len(path) == 1 and path[0] not in SINGLE:
             with pytest.raises(ValueError, match=rf"^the config has {path[0]}=3; it must be a group$"):
                 check_keys(without(digits, path, path[0]))
             with pytest.raises(ValueError, match=rf"^the config has no {path[0]}; add it, as in configs/common.py$"):

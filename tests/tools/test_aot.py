@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from configs import imagenet256
+from configs import digits, imagenet256
 from src.build import build_system
 from src.tools import aot
 from src.tools.compile import search, text
@@ -19,7 +19,9 @@ from src.tools.compile.chips import CHIPS, GIB
 from src.tools.compile.hlo import Collective
 from src.tools.compile.roofline import roofline
 from src.tools.compile.topology import Topology
+from src.train import saved_step
 from src.train.flops import attention_flops, step_flops
+from src.train.trainer import make_trainer
 from tests.helpers.runs import config_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -55,6 +57,27 @@ def test_a_train_step_that_does_not_fit(capsys, monkeypatch):
     assert "nothing fits" in report["suggestion"]
     shown = text.describe(report, "digits")
     assert "DOES NOT FIT" in shown and "mesh data=2, fsdp=4" in shown and "MFU" in shown
+
+
+@pytest.mark.faults
+def test_a_saved_step_is_that_of_a_run(capsys, monkeypatch, tmp_path):
+    """On such devices, with the same config: the run finds all facts as they were, and needs no compiler."""
+    flags = ["--config=configs/digits.py:debug", "--config.mesh.fsdp=2", "--platform=cpu", "--topology=8"]
+    assert run(monkeypatch, *flags, "--json", f"--save={tmp_path}") == 0
+    saved = json.loads(capsys.readouterr().out)["saved"]
+    assert saved["path"] == str(tmp_path / saved_step.FILE) and saved["bytes"] > 10**5
+    config = digits.get_config("debug")
+    config.mesh.fsdp, config.compiled_step = 2, "on"
+    trainer = saved_step.use_saved_step(make_trainer(build_system(config)), tmp_path)
+    monkeypatch.setattr(trainer, "lower", lambda: pytest.fail("it was traced"))
+    assert trainer.compile().memory_analysis().temp_size_in_bytes > 0
+
+
+def test_a_saved_step_is_of_one_train_step(capsys, monkeypatch, tmp_path):
+    for flag in ("--search", "--mode=sample"):
+        assert run(monkeypatch, "--config=configs/digits.py:debug", "--platform=cpu", f"--save={tmp_path}", flag) == 1
+        assert "is for one train step: leave out --search and --mode=sample" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_sampler(capsys, monkeypatch):

@@ -18,7 +18,7 @@ TASK = ("weight", "source", "template", "objectives")
 FIELD = ("codec", "embed", "head", "process", "step", "hint", "timed", "time_token")
 FORMER = {"share": "weight", "data": "source and template"}  # of a task, before tasks had sources and templates
 # Groups whose keys may be left out, because what reads them has defaults.
-DEFAULTS = ("teacher", "mesh", "model", "optim", "sharding", "checkpoint", "watchdog", "doctor")
+DEFAULTS = ("compiled_step", "teacher", "mesh", "model", "optim", "sharding", "checkpoint", "watchdog", "doctor")
 NEEDED = ("mesh", "model", "optim", "sharding", "checkpoint", "watchdog", "doctor", "model.dtype", "model.trunk")
 NEEDED += ("model.conditioning", "model.time", "model.trunk.width", "model.trunk.depth", "model.trunk.heads")
 

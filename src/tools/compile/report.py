@@ -24,6 +24,7 @@ from src.tools.compile.programs import seconds
 from src.tools.compile.roofline import ASSUMPTIONS, roofline
 from src.tools.compile.topology import Topology
 from src.train.flops import acting_counts, images, step_flops
+from src.train.saved_step import SavedStep, own_packages, step_facts
 from src.train.state import with_extras
 from src.train.system import System
 from src.train.trainer import Trainer, make_trainer
@@ -46,6 +47,7 @@ class Program:
     used: float  # bytes of a device, when it did not fit
     limit: float
     seconds: float
+    compiled: Any = None
 
 
 def compile_program(lowered: Any) -> Program:
@@ -59,22 +61,24 @@ def compile_program(lowered: Any) -> Program:
             raise
         used, limit = (float(match[i]) * UNIT[match[i + 1]] for i in (1, 3))
         return Program("", None, used, limit, time.monotonic() - began)
-    return Program(done.as_text(), done.memory_analysis(), 0.0, 0.0, time.monotonic() - began)
+    return Program(done.as_text(), done.memory_analysis(), 0.0, 0.0, time.monotonic() - began, done)
 
 
 def train_report(
-    config: Any, topology: Topology, hbm: float, encoders: dict[Any, Program] | None = None
+    config: Any, topology: Topology, hbm: float, encoders: dict[Any, Program] | None = None, save: str = ""
 ) -> dict[str, Any]:
     """Everything about the train step of a config on a topology (`src/tools/aot.py` prints it).
 
     The program of the frozen encoders that runs before the step is the part `encoding`, with the same entries.
-    `encoders` keeps these programs for calls with other meshes or batches of the same config.
-    Raises ValueError for a config that means nothing on so many devices.
+    `encoders` keeps these programs for calls with other meshes or batches of the same config. The step is written into
+    the workdir `save`, where one is given, for a run on such devices (`train/saved_step.py`).
+    Raises ValueError for a config that means nothing on so many devices, OSError where nothing can be written.
     """
     system = build_system(config)
     sketched, assumed = system.encoders.sketch()
     trainer = make_trainer(dataclasses.replace(system, encoders=sketched), devices=topology.devices)
     program, encoder = compile_program(trainer.lower()), encoding_program(trainer, encoders)
+    saved = _save(trainer, program, save) if save and program.text else {}
     state = trainer.abstract
     known = {"parameters": state.params, "ema": state.ema, "optimizer": state.opt_state}
     known = {name: local_bytes(tree) for name, tree in known.items()}
@@ -82,7 +86,7 @@ def train_report(
     held = encoder_memory(trainer, encoder, batch) if encoder else {}
     report = head(topology, trainer.mesh, count_parameters(state.params))
     report |= {"memory": memory(known | {"batch": batch}, program, topology, hbm, "batch", held)}
-    report["compile_seconds"] = round(program.seconds, 1)
+    report |= saved | {"compile_seconds": round(program.seconds, 1)}
     needed = step_flops(system)["total"]
     report["flops"] = {"model_per_step": needed}
     if encoder:
@@ -96,6 +100,19 @@ def train_report(
     if encoder and encoder.text:
         cost(report["encoding"], encoder, topology, trainer.mesh, 0)
     return report | predicted(report, system, topology, needed, config.steps)
+
+
+def _save(trainer: Trainer, program: Program, workdir: str) -> dict[str, Any]:
+    """Writes the step into a workdir. Raises ValueError or OSError, in one sentence."""
+    if own := own_packages(trainer.system.config):
+        raise ValueError(f"--save does not work with parts of other packages ({', '.join(own)}): leave it out")
+    step = SavedStep(trainer, workdir)
+    try:
+        size = step.write(program.compiled, step_facts(trainer))
+    except Exception as error:  # a store's client has its own kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OSError(f"the step cannot be written to {step.path} ({reason}): correct --save, or omit it") from error
+    return {"saved": {"path": str(step.path), "bytes": size}}
 
 
 def predicted(report: Mapping[str, Any], system: Any, topology: Topology, needed: float, steps: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from src.train.muon import MuonConfig
 
 FREE = (
     *("steps", "log", "eval", "checkpoint", "sample", "decode", "guidance", "guard", "doctor", "watchdog"),
-    "fields.*.step",
+    *("compiled_step", "fields.*.step"),
 )
 PLACES = ("path", "folder")  # options of codec links that may differ if the fingerprint is the same (see `_elsewhere`)
 # Values of fields that older or newer configs lack.

@@ -114,7 +114,8 @@ def sweep(folder: epath.Path) -> None:
     """
     if jax.process_index() or is_remote(folder):  # stores have no partial files
         return
-    for rest in (*folder.glob(".probe-*"), *folder.glob(".*.tmp"), *folder.glob("samples/.*.tmp")):
+    drafts = (".probe-*", ".*.tmp", "samples/.*.tmp", "compiled/.*.tmp")
+    for rest in (path for pattern in drafts for path in folder.glob(pattern)):
         try:
             rest.unlink(missing_ok=True)
         except OSError as error:
