@@ -26,7 +26,7 @@ def keywords(monkeypatch):
 def test_requirements_are_those_of_the_files(keywords):
     assert "flax>=0.12.6,<0.13" in keywords["install_requires"]
     assert 'array-record>=0.8.1; sys_platform != "win32"' in keywords["install_requires"]  # without its comment
-    assert set(keywords["extras_require"]) == {"aot", "gpu", "peers", "test", "tpu"}
+    assert set(keywords["extras_require"]) == {"aot", "gpu", "peers", "test", "tpu", "trackers"}
     assert keywords["extras_require"]["peers"] == ["torch>=2.9", "transformers>=5.0"]
     everything = [keywords["install_requires"], *keywords["extras_require"].values()]
     assert all(line[0].isalpha() and "#" not in line for lines in everything for line in lines)
