@@ -93,6 +93,8 @@ class SequenceSpec:
     segment   id of the packed example, 0 = padding
     position  rotary position per axis
     relation  optional extra restriction (graphs, floor plans)
+    contiguous  a promise: read and write are slot numbers, and the members of a group lie side by side, so that a query
+                sees of its segment all up to its own slot, or up to the last of its group. Kernels need no mask then
     """
 
     read: Int[Array, "*B S"]
@@ -101,6 +103,7 @@ class SequenceSpec:
     segment: Int[Array, "*B S"]
     position: Int[Array, "*B S A"]
     relation: Bool[Array, "B S S"] | None = None
+    contiguous: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass

@@ -70,6 +70,7 @@ def join_rows(parts: list[Embedded]) -> Embedded:
     parts = [e._replace(vectors={}) for e in parts]
     if len(parts) == 1:
         return parts[0]
+    contiguous = all(e.spec.contiguous for e in parts)
 
     def widen(e: Embedded) -> Embedded:
         shape = e.x.shape[:2]
@@ -78,7 +79,7 @@ def join_rows(parts: list[Embedded]) -> Embedded:
         if condition.own is not None:
             module = np if isinstance(condition.own, np.ndarray) else jnp
             condition = condition._replace(own=module.broadcast_to(condition.own, shape))
-        return e._replace(spec=e.spec.replace(**static), condition=condition)
+        return e._replace(spec=e.spec.replace(**static, contiguous=contiguous), condition=condition)
 
     def stack(*leaves):  # what is known before any data stays so
         numpy = all(isinstance(leaf, np.ndarray) for leaf in leaves)
@@ -99,7 +100,7 @@ def pad_rows(e: Embedded, places: int) -> Embedded:
     spec = e.spec
     last = {k: widen(a, a.ndim - 1) for k in ("read", "write", "group", "segment") for a in [getattr(spec, k)]}
     relation = None if spec.relation is None else widen(widen(spec.relation, 1), 2)
-    spec = SequenceSpec(**last, position=widen(spec.position, 1), relation=relation)
+    spec = spec.replace(**last, position=widen(spec.position, 1), relation=relation)
     owner, own = e.condition.owner, e.condition.own
     owner = widen(owner, owner.ndim - 1, -1)
     own = None if own is None else widen(own, own.ndim - 1)

@@ -121,7 +121,8 @@ class PackedLayout:
                 group = jnp.where(part >= 0, first + part, group)
                 first += self.parts_of(segment.name)
         slots = self.static_orders()[0]
-        return SequenceSpec(slots, slots, group, jnp.where(valid, example, 0), restarting(valid, example))
+        segment, positions = jnp.where(valid, example, 0), restarting(valid, example)
+        return SequenceSpec(slots, slots, group, segment, positions, contiguous=True)
 
     def join(self, batch: Batch, parts: Mapping[tuple[str, str], Array | np.ndarray], fill: int | float = 0) -> Array:
         """[B, S, …] from [B, S, …] of the first segment, or [S] for all rows, and [B, M, N, …] of parts, or [M, N].

@@ -11,12 +11,14 @@ from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from src.common.mesh.constraints import platform
-from src.interfaces import Batch, Tokens
+from src.interfaces import Batch, Packing, Tokens
 from src.models.attention import Sizes, prepare_attention
 from src.models.backends import splash
 from src.models.conditioning import Condition
 from src.models.transformer import Transformer
 from src.sequence.layout import FixedLayout
+from src.sequence.mask import visible
+from src.sequence.packed import PackedLayout
 from src.sequence.segment import Segment
 
 MIXED = FixedLayout(
@@ -98,6 +100,66 @@ def test_backends_equal_dense(name, by_row, axes, monkeypatch):
         found = out_and_gradients(name, spec, sizes, q, k, v, weight)
     for what, a, b in zip(("out", "dq", "dk", "dv"), expected, found, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=0, err_msg=what)
+
+
+def packed_rows():
+    """Three rows of 300 slots: images over the end of a block and at the row's end, one example, and padding alone."""
+    layout = PackedLayout((Segment("text", 300), Segment("image", 30, "bidirectional", lead=1)), 300, (("image", 3),))
+    begins, example = np.full((3, 3), -1, np.int32), np.zeros((3, 300), np.int32)
+    begins[0], begins[1, 0] = (20, 115, 270), 250
+    example[0, :100], example[0, 100:170], example[0, 180:] = 1, 2, 3
+    example[1, :290] = 1
+    there = jnp.asarray(example > 0)
+    image = jnp.asarray(np.repeat(begins[..., None] >= 0, 30, axis=2))
+    tokens = {"text": Tokens(there, there, there), "image": Tokens(image, image, image)}
+    return layout.spec(Batch(tokens, packing=Packing(jnp.asarray(example), {"image": jnp.asarray(begins)})))
+
+
+@pytest.mark.parametrize(
+    ("block", "axes"),
+    [(128, {}), pytest.param(384, {}, marks=pytest.mark.faults), (128, {"data": 1, "context": 3})],
+    ids=("blocks", "one_block", "mesh"),
+)
+def test_packed_rows_need_no_mask_and_visit_what_they_see(block, axes, monkeypatch):
+    """Rows of several blocks, joined, and of one; forward and backward, without an array of the mask."""
+    monkeypatch.setattr(splash, "BLOCKS", (block, 128))
+    spec = packed_rows()
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, weight = (jax.random.normal(key, (3, 300, n, 16)) for key, n in zip(keys, (2, 1, 1, 2), strict=True))
+    weight = weight * (spec.segment > 0)[..., None, None]
+    sizes = Sizes(3, 300, 300, 2, 1, 16, jnp.float32, "cpu")
+    expected = out_and_gradients("dense", spec, sizes, q, k, v, weight)
+    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes)) if axes else None
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        attend = prepare_attention("splash", spec, spec, sizes)
+        found = out_and_gradients("splash", spec, sizes, q, k, v, weight)
+    for what, a, b in zip(("out", "dq", "dk", "dv"), expected, found, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=0, err_msg=what)
+    assert max(a.size for a in attend.mask.arrays) == 3 * 384
+    if block == 128:
+        seen = np.pad(visible(spec, spec), ((0, 0), (0, 84), (0, 84))).reshape(3, 3, 128, 3, 128).any((2, 4))
+        seen[2] = np.eye(3)  # padding alone
+        np.testing.assert_array_equal(attend.mask.arrays[0] > 0, seen)
+        assert seen[0].sum() == 6 and seen[1].sum() == 7  # of 9; an image sees over the end of its block
+
+
+def test_packed_rows_visit_every_block_that_is_seen():
+    """Of random packings, in whatever order their examples have numbers."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        segment, group = np.zeros((2, 2, 64), np.int32)
+        for row in range(2):
+            cuts, number = np.sort(rng.choice(np.arange(1, 64), 5, replace=False)), rng.permutation(6)
+            segment[row] = np.repeat(number, np.diff([0, *cuts, 64]))
+            group[row, cuts[0] : cuts[1]], group[row, cuts[2] + 1 : cuts[3]] = 1, 2
+        slots = np.arange(64)
+        spec = packed_rows().replace(read=slots, write=slots, segment=segment, group=jnp.asarray(group))
+        last = splash._last_seen(spec)
+        seen = np.asarray(visible(spec, spec))
+        same = (segment[:, :, None] == segment[:, None]) & (segment > 0)[:, None]
+        np.testing.assert_array_equal(seen, same & (slots <= np.asarray(last)[..., None]))
+        table = np.asarray(splash._some_seen(jnp.asarray(segment), jnp.asarray(segment), last, 8)) > 0
+        assert not (seen.reshape(2, 8, 8, 8, 8).any((2, 4)) & ~table).any()
 
 
 def test_dense_equals_the_library():
