@@ -5,10 +5,15 @@ python -m src.tools.bench --config=configs/digits.py --json=bench.json --only=st
 python -m src.tools.bench --config=configs/digits.py --only=save --save_gb=1 --config.mesh.fsdp=-1 --config.mesh.data=1
 python -m src.tools.bench --config=configs/digits.py --peer=transformers
 python -m src.tools.bench --config=configs/llava_journeydb.py --only=encode
+python -m src.tools.bench --preset=accelerator --json=chip.json
+python -m src.tools.bench --config=configs/digits.py --json=new.json --compare=old.json
 
 Times are medians of calls that are waited for. `mfu` is the model's operations (`flops.py`) over time and over
 the fastest matrix product that this run measured. `--peer` also times a PyTorch model of the same sizes that does the
 same work, alternately with ours (requirements-peers.txt).
+`--preset=accelerator` needs no config and no files: what one GPU or TPU chip does with the paper's model, in at most
+`--minutes`, with a table beside the JSON file. `--compare` prints each figure beside that of an earlier run, and ends
+with exit code 2 where some are worse by more than `--worse`, which it names.
 """
 
 import time
@@ -42,8 +47,9 @@ def bench(
     devices: Sequence[Any] | None = None,
     peak_size: int | None = None,
     save_gb: float = 0.0,
+    title: str = "",
 ) -> dict[str, Any]:
-    """All figures by part; each part carries machine, versions and date.
+    """All figures by part; each part carries machine, versions, date and the `title` of the config.
 
     Raises ValueError for an unknown part or peer, and when the peer does not compute what we compute.
     """
@@ -90,7 +96,9 @@ def bench(
         from src.tools.benchmarks.peer import measure_peer
 
         figures["peer"] = measure_peer(run, peer or "transformers")
-    here = clock.where()
+    from src.train.checkpoints.metadata import VERSION
+
+    here = clock.where() | {"config": title, "version": VERSION}
     return {name: group | {"where": here} for name, group in figures.items()}
 
 
@@ -134,6 +142,11 @@ def define() -> flags.FlagValues:
     flags.DEFINE_float("save_gb", 0.0, "--only=save: random numbers, not the state.", **common)
     flags.DEFINE_integer("cpu_devices", None, "Devices on a CPU; unless given, one a core, if rows divide.", **common)
     flags.DEFINE_string("peer", None, "A file of src/tools/benchmarks/peers: transformers.", **common)
+    flags.DEFINE_enum("preset", None, ["accelerator"], "What one GPU or TPU chip does, without a config.", **common)
+    flags.DEFINE_float("minutes", 8.0, "--preset: what is not begun by then is named as not run.", **common)
+    flags.DEFINE_string("compare", None, "A file of --json: its figures beside the new ones.", **common)
+    flags.DEFINE_string("new", None, "--compare: a file of --json in place of measuring.", **common)
+    flags.DEFINE_float("worse", 0.05, "--compare: share by which a figure may be worse.", 0.0, **common)
     return values
 
 
@@ -143,10 +156,38 @@ def main(argv: list[str]) -> int:
     return command.run(lambda: _run(values, argv), values)
 
 
-def _run(values: flags.FlagValues, argv: list[str]) -> None:
+def _run(values: flags.FlagValues, argv: list[str]) -> int:
     config = config_flag.parse(values, argv)
-    if config is None:
-        raise ValueError("no config is given: add --config=configs/digits.py (or another file of configs/)")
+    from src.tools.benchmarks import accelerator, compare
+
+    old = compare.read_figures(values.compare) if values.compare else None
+    if values.new and old is None:
+        raise ValueError("--new is compared with --compare, which is missing: add --compare=old.json")
+    if values.new:
+        figures = compare.read_figures(values.new)
+    elif values.preset:
+        figures = accelerator.measure(values.minutes, _say, tuple(values.only or accelerator.LIMITS))
+    elif config is None:
+        raise ValueError(
+            "no config is given: add --config=configs/digits.py (or another file of configs/), or --preset=accelerator"
+        )
+    else:
+        figures = _measured(values, config)
+    if figures is None:
+        return 0
+    if not values.new:
+        _show(values, figures)
+    if old is None:
+        return 0
+    found = compare.compare(old, figures, values.worse, _number)
+    print("\n".join(["", f"{values.compare} and now: old, new, new / old", *found.lines]))
+    if found.worse:
+        print(f"worse by more than {values.worse:.0%}: {'; '.join(found.worse)}")
+    return compare.WORSE if found.worse else 0
+
+
+def _measured(values: flags.FlagValues, config: Any) -> dict[str, Any] | None:
+    """The figures of a config; None in a process that is not the first."""
     from src.build import rows_of
     from src.common.mesh import distributed
     from src.common.runtime import cpu_devices
@@ -155,22 +196,33 @@ def _run(values: flags.FlagValues, argv: list[str]) -> None:
     if told := cpu_devices.start(config, rows_of(config), values.cpu_devices):
         _say(told)
     distributed.start()
+    title = " ".join([config_flag.name_of(values), *(f"{k}={v}" for k, v in config_flag.overrides(values).items())])
     debug_files.fill_for(values)
     parts = tuple(values.only or [*DEFAULT, *(["peer"] if values.peer else [])])
     options = {name: values[name].value for name in ("peer", "seconds", "steps", "save_gb")}
-    figures = bench(config, parts, started=STARTED, **options)
+    figures = bench(config, parts, started=STARTED, title=title, **options)
     first = distributed.is_first()
     distributed.stop()
-    if not first:
-        return
-    where = next(iter(figures.values()))["where"]
-    print(", ".join(f"{name} {value}" for name, value in where.items()))
-    print("times in seconds, as median (10th to 90th percentile, calls); memory in bytes; mfu as a share of the peak\n")
-    print(table(figures))
+    return figures if first else None
+
+
+def _show(values: flags.FlagValues, figures: Mapping[str, Any]) -> None:
+    """Prints the figures and writes them; those of a preset also as a table of Markdown beside the file."""
+    from src.tools.benchmarks import accelerator
+
+    shown = accelerator.markdown(figures, _number) if values.preset else table(figures)
+    if not values.preset:
+        where = next(iter(figures.values()))["where"]
+        print(", ".join(f"{name} {value}" for name, value in where.items()))
+        print("times in seconds, as median (10th to 90th percentile, calls); memory in bytes; mfu: share of the peak\n")
+    print(shown)
     if values.json:
         os.makedirs(os.path.dirname(values.json) or ".", exist_ok=True)
         with open(values.json, "w") as file:
             json.dump(figures, file, indent=2)
+        if values.preset:
+            with open(f"{os.path.splitext(values.json)[0]}.md", "w") as file:
+                file.write(shown)
         print(f"written to {values.json}")
 
 

@@ -24,7 +24,7 @@ def figures():
 def test_every_part_has_its_figures_and_says_where_they_are_from(figures):
     assert set(figures) == {"first_step", "peak", "step", "data", "sample", "decode"}
     for group in figures.values():
-        assert set(group["where"]) == {"machine", "jax", "python", "date"}
+        assert set(group["where"]) == {"machine", "jax", "python", "date", "config", "version"}
         assert group["where"]["jax"] == jax.__version__
     marks = list(figures["first_step"]["seconds"].values())
     assert marks == sorted(marks) and marks[0] > 0
