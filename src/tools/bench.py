@@ -56,15 +56,7 @@ def bench(
     from src.tools.benchmarks import clock
     from src.tools.benchmarks import parts as measure
 
-    if "peer" in parts:  # before anything is measured
-        missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ImportError(f"{' and '.join(missing)} is missing: pip install -r requirements-peers.txt")
-        if importlib.util.find_spec(f"src.tools.benchmarks.peers.{peer or 'transformers'}") is None:
-            raise ValueError(f"--peer={peer} is no file of src/tools/benchmarks/peers; there is transformers")
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown:
-        raise ValueError(f"--only={unknown[0]} is no part of the bench; there are {', '.join(PARTS)}")
+    _check(parts, peer)
     started = time.monotonic() if started is None else started
     figures: dict[str, Any] = {}
     if "encode" in parts:
@@ -100,6 +92,19 @@ def bench(
 
     here = clock.where() | {"config": title, "version": VERSION}
     return {name: group | {"where": here} for name, group in figures.items()}
+
+
+def _check(parts: tuple[str, ...], peer: str | None) -> None:
+    """Refuses parts and peers that cannot be measured, before anything is."""
+    if "peer" in parts:
+        missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ImportError(f"{' and '.join(missing)} is missing: pip install -r requirements-peers.txt")
+        if importlib.util.find_spec(f"src.tools.benchmarks.peers.{peer or 'transformers'}") is None:
+            raise ValueError(f"--peer={peer} is no file of src/tools/benchmarks/peers; there is transformers")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise ValueError(f"--only={unknown[0]} is no part of the bench; there are {', '.join(PARTS)}")
 
 
 def table(figures: Mapping[str, Any], indent: str = "") -> str:

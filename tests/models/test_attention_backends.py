@@ -15,6 +15,7 @@ from src.interfaces import Batch, Packing, Tokens
 from src.models.attention import Sizes, prepare_attention
 from src.models.backends import splash
 from src.models.conditioning import Condition
+from src.models.embed import Embedded, join_rows, pad_rows
 from src.models.transformer import Transformer
 from src.sequence.layout import FixedLayout
 from src.sequence.mask import visible
@@ -141,6 +142,15 @@ def test_packed_rows_need_no_mask_and_visit_what_they_see(block, axes, monkeypat
         seen[2] = np.eye(3)  # padding alone
         np.testing.assert_array_equal(attend.mask.arrays[0] > 0, seen)
         assert seen[0].sum() == 6 and seen[1].sum() == 7  # of 9; an image sees over the end of its block
+
+
+@pytest.mark.parametrize("other", ["packed", "fixed"])
+def test_rows_of_two_tasks_are_contiguous_if_both_are(other):
+    specs = packed_rows(), packed_rows() if other == "packed" else spec_of(FixedLayout((Segment("a", 300),)), 3)
+    condition = Condition(jnp.zeros((3, 1, 4)), np.full(300, -1, np.int32))
+    whole = join_rows([Embedded(jnp.zeros((3, 300, 4)), spec, condition, {}) for spec in specs])
+    assert whole.spec.contiguous == (other == "packed") and whole.spec.read.shape == (6, 300)
+    assert pad_rows(whole, 4).spec.contiguous == whole.spec.contiguous
 
 
 def test_packed_rows_visit_every_block_that_is_seen():

@@ -30,7 +30,7 @@ SCRIPTS = {  # what the process of a part does
     "step": f"say(about={ABOUT}); say(begins='dots'); say(name='dots', figures={FIGURES})",
     "peer": f"say(name='eager', figures={SLOW}); say(begins='compiled'); sys.exit(3)",
     "drawing": f"say(name='guided', figures={FIGURES}); say(begins='plain'); time.sleep(600)",
-    "decoding": "say(name='greedy', figures={'failed': 'out of memory'})",
+    "decoding": "say(name='greedy', figures={'failed': 'out of memory'}); say(done=1); time.sleep(600)",
 }
 
 
@@ -46,6 +46,7 @@ def test_what_ends_badly_is_a_line_and_the_rest_goes_on(monkeypatch):
     found = accelerator.measure(1, said.append, tuple(SCRIPTS), command)
     assert time.monotonic() - began < 20
     assert found["attention"]["cudnn"] == {"failed": "its process ended with SIGSEGV"}
+    assert set(found["decoding"]) == {"greedy", "where"}
     assert found["step"]["dots"] == FIGURES
     assert (
         found["peer"]["eager"] == SLOW and found["peer"]["compiled"]["failed"] == "its process ended with exit code 3"
@@ -88,17 +89,34 @@ def test_an_error_is_the_line_of_its_figure(monkeypatch):
 
     monkeypatch.setattr(accelerator_parts, "measures", lambda: {"step": parts})
     lines = []
-    accelerator_parts.run("step", accelerator_parts.Sizes(True), lines.append)
+    accelerator_parts.run("step", accelerator_parts.PartSizes(True), lines.append)
     found = {line["name"]: line["figures"] for line in lines if "name" in line}
     assert found["a"]["failed"].startswith("out of memory (") and found["b"] == {"rows": 1}
     assert found["all"] == {"failed": "ValueError: no such rows"}
+
+
+def test_a_kernel_that_fails_leaves_the_step_to_dense_attention(monkeypatch):
+    """Too little memory is no such failure."""
+    tried = []
+
+    def fails(system, devices):
+        tried.append(system.config.model.trunk.attention)
+        raise RuntimeError("RESOURCE_EXHAUSTED: no room" if len(tried) == 1 else "cuDNN: no plan")
+
+    monkeypatch.setattr(accelerator_parts, "make_trainer", fails)
+    monkeypatch.setattr(accelerator_parts, "TINY_TRIES", ((4, "none"), (4, "dots"), (8, "full")))
+    lines = []
+    accelerator_parts.run("step", accelerator_parts.PartSizes(True, calls=1), lines.append)
+    assert tried == ["auto", "auto", "dense"]
+    failed = {line["name"]: line["figures"]["failed"] for line in lines if "failed" in line.get("figures", ())}
+    assert failed["4 rows, remat none"].startswith("out of memory (") and "no plan" in failed["8 rows, remat full"]
 
 
 def test_backends_are_held_against_the_reference(monkeypatch):
     """One that computes something else is found."""
     monkeypatch.setattr(backends, "packed_rows", backends.rows_of_paper)
     monkeypatch.setattr(backends, "BACKENDS", ("dense", "cudnn"))
-    sizes = accelerator_parts.Sizes(True, calls=1)
+    sizes = accelerator_parts.PartSizes(True, calls=1)
     (_, dense), (_, cudnn), (_, other), _ = list(backends.measure_backends(sizes))
     right = dense()
     assert right["equal"] and 0 < right["forward_difference"] < 0.01 and 0 < right["backward_difference"] < 0.01
@@ -134,7 +152,7 @@ def test_the_peer_has_our_shape_and_mask():
     from src.tools.benchmarks import torch_step
     from src.tools.benchmarks.peers._step import Denoiser, Training
 
-    config, _ = accelerator_parts.paper_config(accelerator_parts.Sizes(True))
+    config, _ = accelerator_parts.paper_config(accelerator_parts.PartSizes(True))
     config.batch = 2
     system = build_system(config)
     shape, (plan,) = torch_step.shape_of(system), system.tasks.values()

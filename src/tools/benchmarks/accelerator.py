@@ -6,6 +6,7 @@ line of the result, as is a part that takes too long. Figures come as they are f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ from typing import Any
 from src.train.checkpoints.metadata import VERSION
 
 LIMITS = {"attention": 90, "step": 240, "peer": 150, "drawing": 90, "decoding": 60, "encoders": 75}  # seconds
+REASONS = ("failed", "skipped", "not_run")  # in place of figures
 LEAST = 15.0  # seconds that a part needs to be begun
 SECONDS = 3.0  # how long each action is measured
 ROOT = pathlib.Path(__file__).parents[3]
@@ -50,11 +52,7 @@ def measure(
             continue
         limit = min(LIMITS[part], left)
         say(f"{part}, at most {limit:.0f} s")
-        figures, about = run_part(part, limit, say, command or default_command)
-        if about and not known:
-            known = about
-            say(told(known))
-        found[part] = figures
+        found[part] = run_part(part, limit, say, command or default_command, known)
     if "step" in found and "peer" in found:
         found["ratio"] = ratios(found["step"], found["peer"])
     where = known.get("where", {}) | {
@@ -81,9 +79,9 @@ def default_command(part: str) -> list[str]:
 
 
 def run_part(
-    part: str, limit: float, say: Callable[[str], None], command: Callable[[str], list[str]]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures by name of a process that is ended after `limit` seconds, and what it says about the machine."""
+    part: str, limit: float, say: Callable[[str], None], command: Callable[[str], list[str]], known: dict[str, Any]
+) -> dict[str, Any]:
+    """Figures by name of a process that is ended after `limit` seconds; what it says of the machine goes to `known`."""
     environment = dict(os.environ)
     environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
@@ -100,43 +98,40 @@ def run_part(
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    figures, about, open_name, end, late = {}, {}, "", time.monotonic() + limit, False
+    figures, open_name, end, ended = {}, "", time.monotonic() + limit, ""
     try:
-        while True:
-            try:
-                line = lines.get(timeout=max(0.0, end - time.monotonic()))
-            except queue.Empty:
-                late = True
-                break
-            if line is None:
-                break
-            if not (said := _said(line)):
-                continue
+        while (line := lines.get(timeout=max(0.0, end - time.monotonic()))) is not None:
+            said = _said(line)
             if "about" in said:
-                about = said["about"]
+                if not known:
+                    say(told(said["about"]))
+                known.update(said["about"])
             elif "begins" in said:
                 open_name = said["begins"]
                 say(f"{part}: {open_name}")
-            else:
+            elif "name" in said:
                 figures[said["name"]], open_name = said["figures"], ""
+            elif "done" in said:
+                break
+        else:
+            code = child.wait(max(1.0, end - time.monotonic()))
+            ended = f"its process ended with {ending(code)}" if code else ""
+    except (queue.Empty, subprocess.TimeoutExpired):
+        ended = f"not done within {limit:.0f} s"
     finally:
-        if child.poll() is None and (late or sys.exc_info()[0]):
+        with contextlib.suppress(ProcessLookupError):  # with what it has started, as the compilers of PyTorch
             os.killpg(child.pid, signal.SIGKILL)
-        code = child.wait()
-    if late:
-        figures[open_name or "the rest"] = {"failed": f"not done within {limit:.0f} s"}
-    elif code:
-        figures[open_name or "all"] = {"failed": f"its process ended with {ending(code)}"}
-    return figures, about
+        child.wait()
+    return figures | ({open_name or "the rest": {"failed": ended}} if ended else {})
 
 
-def _said(line: str) -> dict[str, Any] | None:
-    """A line of a part; what libraries print is none."""
+def _said(line: str) -> dict[str, Any]:
+    """A line of a part; of what libraries print nothing."""
     try:
         found = json.loads(line)
     except ValueError:
-        return None
-    return found if isinstance(found, dict) and found.keys() & {"about", "begins", "name"} else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def ending(code: int) -> str:
@@ -165,7 +160,7 @@ def markdown(figures: Mapping[str, Any], number: Callable[[Any], str]) -> str:
     lines = [", ".join(f"{name} {value}" for name, value in where.items() if value is not None)]
     for part, group in figures.items():
         rows = {name: _medians(each) for name, each in group.items() if name != "where"}
-        measured = [each for each in rows.values() if not each.keys() & {"failed", "skipped", "not_run"}]
+        measured = [each for each in rows.values() if not each.keys() & set(REASONS)]
         columns = list(dict.fromkeys(column for each in measured for column in each))
         lines += ["", f"## {part}", ""]
         if columns:
@@ -174,13 +169,9 @@ def markdown(figures: Mapping[str, Any], number: Callable[[Any], str]) -> str:
             if each in measured:
                 cells = (number(each[column]) if column in each else "" for column in columns)
                 lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines += [""] if columns else []
-        for name, each in rows.items():
-            lines += [
-                f"- {name}: {why.replace('_', ' ')}: {each[why]}"
-                for why in ("failed", "skipped", "not_run")
-                if why in each
-            ]
+        reasons = [(name, why, each[why]) for name, each in rows.items() for why in REASONS if why in each]
+        lines += [""] if columns and reasons else []
+        lines += [f"- {name}: {why.replace('_', ' ')}: {text}" for name, why, text in reasons]
     return "\n".join(lines) + "\n"
 
 

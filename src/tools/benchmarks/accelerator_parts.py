@@ -40,7 +40,7 @@ WARM = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class PartSizes:
     """How large the parts are. `tiny`: what a CPU does in seconds; `calls` of each action, or, if 0, `seconds`."""
 
     tiny: bool
@@ -81,7 +81,7 @@ def random_batch(trainer: Trainer, seed: int = 0) -> dict[str, Any]:
     return jax.device_put(out, jax.tree.map(lambda leaf: leaf.sharding, trainer.batch()))
 
 
-def paper_config(sizes: Sizes, memory: float | None = None) -> tuple[Any, str]:
+def paper_config(sizes: PartSizes, memory: float | None = None) -> tuple[Any, str]:
     """The paper's config for one device in bf16, and what was changed so that its state fits into the memory."""
     from configs import imagenet256
 
@@ -100,7 +100,7 @@ def _parameters(config: Any) -> int:
     return count_parameters(jax.eval_shape(system.init, jax.random.key(0)))
 
 
-def measure_paper_step(sizes: Sizes) -> Found:
+def measure_paper_step(sizes: PartSizes) -> Found:
     """The paper's step at several numbers of rows and ways of recomputation, one after the other in one state."""
     known = about()
     config, changed = paper_config(sizes, known["memory"])
@@ -137,8 +137,17 @@ def measure_paper_step(sizes: Sizes) -> Found:
             **({"changed": changed} if changed else {}),
         }
 
+    def attempt(rows: int, remat: str) -> dict[str, Any]:
+        trunk = config.model.trunk
+        try:
+            return one(rows, remat) | {"attention": trunk.attention}
+        except Exception as error:
+            if not out_of_memory(error):
+                trunk.attention = "dense"  # so that a kernel that fails does not take the other figures with it
+            raise
+
     for rows, remat in TINY_TRIES if sizes.tiny else TRIES:
-        yield f"{rows} rows, remat {remat}", lambda rows=rows, remat=remat: one(rows, remat)
+        yield f"{rows} rows, remat {remat}", lambda rows=rows, remat=remat: attempt(rows, remat)
 
 
 def rates(system: Any, needed: float, median: float, peak: float | None, measured: float) -> dict[str, float]:
@@ -156,7 +165,7 @@ class _NoFiles(OnlyShapes):
         return values
 
 
-def _sampler(sizes: Sizes, unit: str, rows: int) -> tuple[Any, Any, str, list[Any]]:
+def _sampler(sizes: PartSizes, unit: str, rows: int) -> tuple[Any, Any, str, list[Any]]:
     """System and pipeline of text to image with random parameters, the task that makes such units, and prompts."""
     from configs import journeydb_ultrachat
 
@@ -174,7 +183,7 @@ def _sampler(sizes: Sizes, unit: str, rows: int) -> tuple[Any, Any, str, list[An
     return system, pipeline, task, [system.tasks[task].task.invented_question()] * rows
 
 
-def measure_drawing(sizes: Sizes) -> Found:
+def measure_drawing(sizes: PartSizes) -> Found:
     """Latents of images, guided and not, by full calls of the sampler; the network runs on two rows an image guided."""
     rows = 4 if sizes.tiny else 32
     _, pipeline, task, given = _sampler(sizes, "image", rows)
@@ -192,7 +201,7 @@ def measure_drawing(sizes: Sizes) -> Found:
         yield "plain", lambda: one(1.0)
 
 
-def measure_decoding(sizes: Sizes) -> Found:
+def measure_decoding(sizes: PartSizes) -> Found:
     """Tokens of texts with the key-value cache; every row makes all of them."""
     rows = 4 if sizes.tiny else 64
     system, pipeline, task, given = _sampler(sizes, "token", rows)
@@ -208,7 +217,7 @@ def measure_decoding(sizes: Sizes) -> Found:
     yield "greedy", one
 
 
-def measure_frozen_encoders(sizes: Sizes) -> Found:
+def measure_frozen_encoders(sizes: PartSizes) -> Found:
     """The frozen encoders of text to image and of images that are read, in float32 and bf16."""
     from configs import llava_journeydb
 
@@ -228,7 +237,7 @@ def measure_frozen_encoders(sizes: Sizes) -> Found:
             yield f"{row} in {dtype}", measure
 
 
-def measures() -> dict[str, Callable[[Sizes], Found]]:
+def measures() -> dict[str, Callable[[PartSizes], Found]]:
     """The parts by name."""
     from src.tools.benchmarks.backends import measure_backends
     from src.tools.benchmarks.torch_step import measure_torch
@@ -243,7 +252,7 @@ def measures() -> dict[str, Callable[[Sizes], Found]]:
     }
 
 
-def run(part: str, sizes: Sizes, emit: Callable[[dict[str, Any]], None]) -> None:
+def run(part: str, sizes: PartSizes, emit: Callable[[dict[str, Any]], None]) -> None:
     """Emits each figure of a part by name; one that fails is `failed`, with the reason, and the next one follows."""
     found = measures()[part](sizes)
     while True:
@@ -262,9 +271,12 @@ def run(part: str, sizes: Sizes, emit: Callable[[dict[str, Any]], None]) -> None
 
 def reason(error: Exception) -> str:
     """Why a figure could not be had, in one line."""
-    if "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower():
-        return f"out of memory ({errors.brief(error)[:160]})"
-    return errors.brief(error)
+    return f"out of memory ({errors.brief(error)[:160]})" if out_of_memory(error) else errors.brief(error)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the device's memory did not suffice, as JAX and PyTorch say it."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
 def main(argv: list[str]) -> int:
@@ -274,7 +286,8 @@ def main(argv: list[str]) -> int:
     tiny = known["platform"] == "cpu"
     emit = lambda line: print(json.dumps(line), flush=True)
     emit({"about": known | {"tiny": tiny}})
-    run(argv[1], Sizes(tiny, float(argv[2]), 2 if tiny else 0), emit)
+    run(argv[1], PartSizes(tiny, float(argv[2]), 2 if tiny else 0), emit)
+    emit({"done": argv[1]})
     return 0
 
 

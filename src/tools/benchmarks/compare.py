@@ -10,12 +10,14 @@ from typing import Any
 
 from src.common.files.paths import shown
 from src.common.files.strict_json import read_json
+from src.tools.benchmarks.accelerator import REASONS
 
 WORSE = 2  # exit code
 HIGHER = re.compile(r"(_per_second|^mfu|share|slower_than_ours|times_what_the_step_takes|^equal)")  # is better
 LOWER = re.compile(r"((^|_)seconds|memory|bytes|difference|^ours$)")
-NOT_OURS = re.compile(r"^(peak/|step/matrix products/|peer/(?!.*(slower_than_ours|/ours)))|peak_flops_per_second")
-REASONS = ("failed", "skipped", "not_run")  # in place of figures
+NOT_OURS = re.compile(  # of the machine, of a peer, and what depends on programs that were kept
+    r"^(peak/|step/matrix products/|peer/(?!.*(slower_than_ours|/ours)))|peak_flops_per_second|first_call_seconds"
+)
 ABOUT = ("machine", "chip", "tiny", "config", "version", "jax", "python")  # of what figures are from
 
 

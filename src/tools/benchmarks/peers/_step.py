@@ -75,7 +75,7 @@ class Denoiser(nn.Module):
         self.words, self.patches = nn.Embedding(s.vocab, s.width), nn.Linear(s.features, s.width)
         self.time = nn.Sequential(nn.Linear(256, s.width), nn.SiLU(), nn.Linear(s.width, s.width))
         self.layers = nn.ModuleList(Layer(s) for _ in range(s.depth))
-        self.norm = nn.RMSNorm(s.width)
+        self.norm, self.logits = nn.RMSNorm(s.width), nn.Linear(s.width, s.vocab, bias=False)  # no gradient, as in ours
         self.adaln, self.head = nn.Linear(s.width, 2 * s.width), nn.Linear(s.width, s.outputs)
         half = s.width // s.heads // 2
         angles = torch.arange(s.length)[:, None] / 10_000.0 ** (torch.arange(half) / half)
