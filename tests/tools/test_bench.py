@@ -1,6 +1,7 @@
 """The bench runs on a tiny system, its figures agree with each other, and operations are those counted by hand."""
 
 import json
+import types
 
 import jax
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from configs import latentlm_digits
 from src.build import build_system
 from src.tools import bench as tool
-from src.tools.benchmarks import clock
+from src.tools.benchmarks import clock, peer
 from src.train.flops import step_flops
+from src.train.trainer import make_trainer
 from tests.helpers.runs import config_of
 
 
@@ -51,6 +53,15 @@ def test_figures_agree_with_each_other(figures):
     decode = figures["decode"]
     assert decode["tokens"] == 4 * 3
     assert decode["tokens_per_second"] == pytest.approx(12 / decode["seconds"]["median"])
+
+
+def test_a_step_does_not_take_over_the_parameters_that_are_compared():
+    trainer = make_trainer(build_system(config_of(**{"mesh.data": 2})), jax.devices()[:2])
+    params = peer.disturbed(trainer.init().params)
+    state = peer.fresh(types.SimpleNamespace(trainer=trainer), params)
+    taken = jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s), donate_argnums=0)(state)
+    assert jax.tree.leaves(state.params)[0].is_deleted() and jax.tree.all(jax.tree.map(lambda a, b: (a + 1 == b).all(),
+        jax.device_get(params), jax.device_get(taken.params)))  # fmt: skip
 
 
 def test_operations_are_those_counted_by_hand():
