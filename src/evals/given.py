@@ -86,7 +86,7 @@ def choose_task(tasks: Mapping[str, Any], values: Mapping[str, str], name: str |
         if words != "prompt" and {"prompt", words} <= set(values):
             raise ValueError(f"the text of task {chosen} is given twice, as prompt and as {words}: give one of them")
         return chosen
-    known = {"prompt", *(each for task in tasks.values() for each in (*task.template.needs, text_value(task)))}
+    known = {"prompt", *(each for task in tasks.values() for each in _known(task))}
     for value in values:
         if value not in known and (near := nearest(value, known)):
             raise ValueError(f"no task starts from {_told(value)}: did you mean {near}?")
@@ -147,15 +147,20 @@ def text_value(task: Any) -> str:
 
 
 def _fits(task: Any, values: Mapping[str, str]) -> int | None:
-    """How many values that the task must have are there; None where one is missing, or one is not known to it. Words
-    may stand for all of them where the task draws words."""
+    """How many values that the task starts from are there; None where one that it must have is missing, or one is not
+    known to it. Words may stand for all of them where the task draws words."""
     words = text_value(task)
     named = {words if name == "prompt" else name for name in values}
     needed = set(starts(task))
     if words != "prompt" and words in named:
         needed = {words}
-    known = needed | {words, *task.template.needs}
-    return len(needed) - len(named & set(task.template.answers)) if needed <= named <= known else None
+    used = needed | named & set(task.template.optional)
+    return len(used) - len(named & set(task.template.answers)) if needed <= named <= _known(task) else None
+
+
+def _known(task: Any) -> set[str]:
+    """The values that a prompt of the task may have."""
+    return {text_value(task), *task.template.needs, *task.template.optional}
 
 
 def _told(name: str) -> str:
@@ -166,7 +171,7 @@ def _told(name: str) -> str:
 def _starts(task: Any) -> str:
     words = text_value(task)
     names = ["prompt" if name == words else name for name in starts(task)] or ["prompt"]
-    return " and ".join(_told(name) for name in names)
+    return " and ".join(_told(name) for name in (*names, *task.template.optional))
 
 
 def _image(task: Any, field: Field | None, path: str) -> Any:

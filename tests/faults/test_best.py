@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.helpers.one_run import QUIET
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -15,8 +17,8 @@ def command(workdir, *arguments):
     flags = ["--config=configs/digits.py:debug", f"--workdir={workdir}", "--config.eval.every=2"]
     flags += ["--config.checkpoint.every=0", "--config.checkpoint.keep=1"]
     flags += ["--config.checkpoint.best.metric=text_accuracy"]
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    call = [sys.executable, "-m", "src.main", *flags, *arguments]
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    call = [sys.executable, "-m", "src.main", *flags, *QUIET, *arguments]
     return subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
 
 

@@ -64,9 +64,9 @@ def drift(self):
         def other(x):
             shards = [jax.device_put(np.asarray(s.data) + np.float32(1e-3), s.device) for s in x.addressable_shards]
             return jax.make_array_from_single_device_arrays(x.shape, x.sharding, shards)
-        params = dict(self.state.params)
-        params["text_head"] = jax.tree.map(other, params["text_head"])
-        self.state = self.state.replace(params=params)
+        fields = dict(self.state.params["fields"])
+        fields["text"] = fields["text"] | {"head": jax.tree.map(other, fields["text"]["head"])}
+        self.state = self.state.replace(params=self.state.params | {"fields": fields})
 loop.Run.advance = drift
 """
 SKIPS = """
@@ -83,7 +83,7 @@ loop.open_data = skipping
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "before, step, named", [(DRIFT, 4, "params/text_head/"), (SKIPS, 0, "the position in the data")]
+    "before, step, named", [(DRIFT, 4, "params/fields/text/head/"), (SKIPS, 0, "the position in the data")]
 )
 def test_two_processes_that_drift_apart_stop_before_they_save(folder, start, before, step, named):  # noqa: F811
     pair = start("--config.steps=1000000", "--config.checkpoint.every=2", "--config.mesh.data=8", before=("", before))

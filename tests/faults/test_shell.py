@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.helpers.one_run import QUIET
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -15,7 +17,7 @@ def run(folder, before="", after="", *flags):
     env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTHONUNBUFFERED")}
     env |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
     command = f'{before} exec "$0" -m src.main --config=configs/digits.py:debug "$@" {after}'
-    words = ["bash", "-c", command, sys.executable, f"--workdir={folder / 'run'}", *flags]
+    words = ["bash", "-c", command, sys.executable, f"--workdir={folder / 'run'}", *QUIET, *flags]
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout, done.stderr
 

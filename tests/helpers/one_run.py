@@ -31,15 +31,18 @@ import runpy
 runpy.run_module("src.main", run_name="__main__", alter_sys=True)
 """
 
+# The doctor compiles for longer than a debug run trains.
+QUIET = tuple(f"--config.doctor.{name}" for name in ("checks=False", "every=0", "batches=0", "drawings=0"))
+
 
 class Process:
-    """`src.main` on the debug digits in `folder/run`; its output is in a file."""
+    """`src.main` on the debug digits in `folder/run`; its output is in a file; without the doctor."""
 
     def __init__(self, folder, *arguments, before="", config="configs/digits.py:debug", **environment):
         self.out, self.workdir = folder / f"out.{len(list(folder.glob('out.*')))}", folder / "run"
         env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
         env |= {"XDG_CACHE_HOME": str(folder / "cache")} | environment
-        flags = [f"--config={config}", f"--workdir={self.workdir}", *arguments]
+        flags = [f"--config={config}", f"--workdir={self.workdir}", *QUIET, *arguments]
         # A suite that runs in the background ignores Ctrl-C, and so would what it starts.
         command = ["env", "--default-signal=INT", sys.executable, "-c", before + MAIN, *flags]
         with open(self.out, "w") as out:

@@ -36,6 +36,7 @@ class Template:
     fill      names that are made, the others are given
     draws     uniform numbers of one row
     needs     values that an example must have; `answers` are those of them that are made
+    optional  values that a prompt may have besides
     targets   names of `columns` whose tokens may be targets
     columns   `Words` and `Images`, in the order of their segments; `bind` makes them
     """
@@ -44,6 +45,7 @@ class Template:
     draws: int = 0
     needs: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     columns: tuple[Any, ...] = ()
 
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:

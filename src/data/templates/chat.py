@@ -81,7 +81,7 @@ class Chat(Template):
     A prompt has `turns` whose last one is a question, or a question alone, "prompt".
     """
 
-    needs = ("turns",)
+    needs = answers = ("turns",)
 
     def __init__(
         self,

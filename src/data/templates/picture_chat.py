@@ -28,7 +28,8 @@ class PictureChat(Template):
     stands, it stands before the first question.
     """
 
-    needs = ("turns",)
+    needs = answers = ("turns",)
+    optional = ("image",)
 
     def __init__(
         self,
