@@ -40,6 +40,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_enum("benchmark", None, known, "--prompts is that of a benchmark, whose judge wants PNGs.", **common)
     flags.DEFINE_integer("each", None, "--benchmark: images of a prompt, instead of what its judge wants.", 1, **common)
     flags.DEFINE_integer("rows", 1000, "Images of a shard: so many are lost when the job is stopped.", 1, **common)
+    flags.DEFINE_integer("cpu_devices", None, "Devices on a CPU; unless given, one a core.", **common)
     flags.DEFINE_integer("seed", 0, "Of the noise and of --classes=random.", 0, **common)
     flags.DEFINE_string("out", None, "The folder of the images.", **common)
     flags.DEFINE_string("npz", None, "A file that gets all images in the end, for ADM's evaluator.", **common)
@@ -58,12 +59,15 @@ def run(values: flags.FlagValues, config: Any) -> None:
     for name in ("config", "workdir", "out"):
         if not values[name].value:
             raise ValueError(f"give --{name}: --config=…, the --workdir of its run, and the folder --out of the images")
+    from src.build import build_system, rows_of
     from src.common.mesh import distributed
+    from src.common.runtime import cpu_devices
 
+    if told := cpu_devices.start(config, rows_of(config), values.cpu_devices):
+        _say(told)
     distributed.start()
     from etils import epath
 
-    from src.build import build_system
     from src.common.runtime.compilation_cache import use_program_cache
     from src.evals.scores.benchmarks import write_benchmark
     from src.evals.scores.drawn_images import DrawnImages, draw, join, read_drawn
