@@ -1,12 +1,15 @@
 """Eight emulated CPU devices for the whole suite, and shapes checked at run time."""
 
+import gc
 import logging
 import os
 
 from src.common.mesh.emulation import ordered
+from tests.helpers.compiling import FLAGS
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = ordered(os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8")
+# With flags of your own, or with `XLA_FLAGS=` none, the programs are compiled as users compile them.
+os.environ["XLA_FLAGS"] = ordered(os.environ.get("XLA_FLAGS", FLAGS) + " --xla_force_host_platform_device_count=8")
 
 import jaxtyping
 from flax import struct
@@ -37,6 +40,12 @@ jax.config.update("jax_disable_most_optimizations", True)  # compiling takes lon
 from src.models import transformer  # noqa: E402
 
 transformer.UNROLLED = 1  # for the same reason; programs that the tests start unroll
+
+
+def pytest_collection_finish():
+    """What is imported stays: Python need not look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -143,9 +143,13 @@ def continued(architecture, params, prompt, length):
 
 def test_llama_logits_and_greedy_text(llama):
     architecture, params, want = llama
-    net = bind(architecture, params)
-    hidden = net.hidden({"text": text_view(want["input_ids"])})["text"]
-    np.testing.assert_allclose(net.field("text")(hidden.sequence), want["logits"], atol=1e-5)
+
+    @jax.jit
+    def logits(params):
+        net = bind(architecture, params)
+        return net.field("text")(net.hidden({"text": text_view(want["input_ids"])})["text"].sequence)
+
+    np.testing.assert_allclose(logits(params), want["logits"], atol=1e-5)
     out = continued(architecture, params, want["prompt"], want["greedy"].shape[1])
     np.testing.assert_array_equal(out, want["greedy"])
 
@@ -174,15 +178,23 @@ def step_case(monoformer):
 
 def test_monoformer_forward(step_case):
     system, params, drawn, want = step_case
-    net = bind(system.architecture, params)
-    views, _ = prepare(system, net, drawn)
-    hidden = net.hidden(views)
-    np.testing.assert_allclose(views["image"].noisy["image"], patches(want["x_t"]), atol=1e-6)
+
+    @jax.jit
+    def forward(params):
+        net = bind(system.architecture, params)
+        views, _ = prepare(system, net, drawn)
+        hidden = net.hidden(views)
+        logits = {task: net.field("text")(states.sequence) for task, states in hidden.items()}
+        output = net.field("image")(hidden["image"].of("image"), hidden["image"].vectors["image"])
+        return views["image"].noisy["image"], logits, output
+
+    noisy, logits, output = forward(params)
+    np.testing.assert_allclose(noisy, patches(want["x_t"]), atol=1e-6)
     for row, (task, index) in enumerate([("image", 0), ("text", 0), ("image", 1), ("text", 1)]):
-        valid = np.asarray(views[task].layout.valid(views[task].batch)[index])
-        logits = np.asarray(net.field("text")(hidden[task].sequence))[index, valid]
-        np.testing.assert_allclose(logits, want["logits"][row, : valid.sum()], atol=1e-5)
-    output = net.field("image")(hidden["image"].of("image"), hidden["image"].vectors["image"])
+        view = drawn[0][task]
+        valid = np.asarray(view.layout.valid(view.batch)[index])
+        found = np.asarray(logits[task])[index, valid]
+        np.testing.assert_allclose(found, want["logits"][row, : valid.sum()], atol=1e-5)
     same_output(output, want["model_output"], 1e-5)
 
 
@@ -194,7 +206,7 @@ def same_output(output, want, tolerance):
 
 def test_monoformer_losses(step_case):
     system, params, drawn, want = step_case
-    terms = losses(system, params, drawn)
+    terms = jax.jit(lambda params: losses(system, params, drawn))(params)
     mse, vlb = (terms[f"image/denoise/{name}"] for name in ("mse", "vlb"))
     np.testing.assert_allclose(mse.total / mse.count, want["mse"].mean(), rtol=1e-5)
     np.testing.assert_allclose(vlb.total / vlb.count, want["vb"].mean(), rtol=1e-4)
@@ -234,9 +246,14 @@ def test_monoformer_guided_output(monoformer):
     view = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *guided(want))
     z, times = patches(want["cfg_z"]), jnp.full((4, 1), float(want["cfg_t"]))
     view = view.replace(noisy={"image": jnp.concatenate([z, z])}, times={"image": times})
-    net = bind(architecture, params)
-    hidden = net.hidden({"image": view})["image"]
-    both = net.field("image")(hidden.of("image"), hidden.vectors["image"])
+
+    @jax.jit
+    def output(params):
+        net = bind(architecture, params)
+        hidden = net.hidden({"image": view})["image"]
+        return net.field("image")(hidden.of("image"), hidden.vectors["image"])
+
+    both = output(params)
     out = Guidance(scale=float(want["cfg_scale"]))(*jnp.split(both, 2), jnp.asarray(0.7), GUIDED)
     same_output(out, want["cfg_output"][:2], 2e-5)
 
@@ -260,8 +277,14 @@ def test_monoformer_respaced_ancestral_steps(monoformer):
     architecture, params, _ = monoformer_with(process(Start), Recorded())
     given, null = guided(want)
     guidance = Guidance(scale=float(want["cfg_scale"]), features=GUIDED)
-    walk = Walk.begin(bind(architecture, params), given, plan_of(given.layout, given.batch), null, guidance)
-    out = fill(walk, jax.random.key(0), {"image": Blocks(steps=len(table))})["image"]
+    plan = plan_of(given.layout, given.batch)
+
+    @jax.jit
+    def drawn(params):
+        walk = Walk.begin(bind(architecture, params), given, plan, null, guidance)
+        return fill(walk, jax.random.key(0), {"image": Blocks(steps=len(table))})["image"]
+
+    out = drawn(params)
     samples = patches(want["cfg_samples"])  # up to 607: the limit is what eight steps in f32 round
     np.testing.assert_allclose(out, samples, rtol=1e-5, atol=3e-6 * float(jnp.abs(samples).max()))
 

@@ -14,14 +14,14 @@ from PIL import Image
 from src import main, run
 from src.train.goodput import PARTS
 from src.train.trainer import Trainer
+from tests.helpers.compiling import ENVIRONMENT
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def command(*arguments, **environment):
     """A fresh process on one device, as a user has it; compiling takes longer than running here."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    env |= environment
+    env = os.environ | ENVIRONMENT | environment
     return subprocess.run(
         [sys.executable, "-m", "src.main", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=280
     )

@@ -23,6 +23,7 @@ from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.state import TrainState
 from src.train.step import StepMetrics
 from src.train.trainer import Trainer
+from tests.helpers.compiling import ENVIRONMENT
 from tests.helpers.numbers import bare
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -40,8 +41,7 @@ class Process:
 
     def __init__(self, folder, *arguments, before="", config="configs/digits.py:debug", **environment):
         self.out, self.workdir = folder / f"out.{len(list(folder.glob('out.*')))}", folder / "run"
-        env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-        env |= {"XDG_CACHE_HOME": str(folder / "cache")} | environment
+        env = os.environ | ENVIRONMENT | {"XDG_CACHE_HOME": str(folder / "cache")} | environment
         flags = [f"--config={config}", f"--workdir={self.workdir}", *QUIET, *arguments]
         # A suite that runs in the background ignores Ctrl-C, and so would what it starts.
         command = ["env", "--default-signal=INT", sys.executable, "-c", before + MAIN, *flags]

@@ -21,6 +21,7 @@ from src.tools import latents, show_batch
 from src.train.system import draw
 from src.train.trainer import make_trainer, open_data
 from tests.helpers.autoencoder import write_tiny
+from tests.helpers.compiling import ENVIRONMENT
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 ROOT = pathlib.Path(__file__).parents[2]
@@ -143,8 +144,7 @@ def test_pictures_and_their_moments_are_the_same_latents_on_any_number_of_device
 
 def run(home, *words):
     """What a command says, which ends well."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"XDG_CACHE_HOME": str(home / "cache")}
-    env |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    env = os.environ | ENVIRONMENT | {"XDG_CACHE_HOME": str(home / "cache")}
     done = subprocess.run([sys.executable, *words], cwd=home, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
