@@ -236,7 +236,7 @@ def test_guidance_is_the_direct_loop_with_both_passes(model):
     rows, null = image_rows(PROMPTS), image_rows(NULL)
     plain = sampled(model, layout, rows, decoder)["image"]
     same = sampled(model, layout, rows, decoder, null, Guidance(scale=1.0))["image"]
-    close(plain, same)
+    close(plain, same, 2e-5)  # values up to 13, and null + (conditional - null) rounds
     for guidance in (Guidance(scale=3.0), Guidance(scale=2.0, interval=(0.4, 0.8), rescale=0.5)):
         out = sampled(model, layout, rows, decoder, null, guidance)["image"]
         own = stream(KEY, "image")
