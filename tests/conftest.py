@@ -43,14 +43,10 @@ transformer.UNROLLED = 1  # for the same reason; programs that the tests start u
 
 
 def pytest_collection_finish():
-    """What is imported stays: Python need not look through it again."""
+    """Garbage is collected less often, and what was imported is left out: full collections took 7 % of the time."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_collection_modifyitems(items):
-    """The longest file begins first, so that it does not run alone at the end."""
-    items.sort(key=lambda item: item.path.name != "test_processes.py")
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture(autouse=True)

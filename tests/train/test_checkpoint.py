@@ -74,7 +74,7 @@ def saved(tmp_path_factory):
     return workdir
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def tidy():
     """Has Python report what Orbax's readers dropped here, where it is ignored."""
     yield

@@ -38,7 +38,7 @@ from tests.helpers.weights import config_from, published, with_checkpoint
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def tidy():
     """Has Python report what Orbax's readers dropped here, where it is ignored."""
     yield
