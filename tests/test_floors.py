@@ -28,8 +28,11 @@ INSIDE = {  # rooms of a folder, from the ground up; those of one floor do not k
     ],
     "tools": [
         {"compile", "conversion", "datasets"},
-        {"benchmarks"},
-        {"aot", "bench", "bench_data", "convert", "goodput", "latents", "prepare", "show_batch"},
+        {"benchmarks", "language"},
+        {
+            "aot", "bench", "bench_data", "convert", "goodput", "latents", "lm_eval", "perplexity", "prepare",
+            "show_batch",
+        },
     ],
 }  # fmt: skip
 FILES = sorted(SRC.rglob("*.py"))
