@@ -8,7 +8,7 @@ data/ultrachat, a folder of jsonl files (docs/data.md).
 Arithmetic: a row holds as many whole chats as fit into 2048 tokens; a batch of 128 rows is 262,144 tokens, a step about
 6 · 1.1e9 · 262,144 = 1.7e15 FLOPs. For 16 to 128 chips (mesh.fsdp=16).
 Expect the loss to start near TinyLlama's own on chats and to fall slowly; benchmarks of common sense are measured
-with other programs, on the export of `src.tools.convert`.
+by `src.tools.lm_eval` (docs/scores.md).
 Variants: `official` (one chat to a row, as the released code reads them), `paper` (its optimizer), `lora` (adapters of
 rank 16 on the trunk, all else frozen), `keep` (held to the initial model by distillation), `debug`.
 """
