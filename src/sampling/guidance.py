@@ -6,6 +6,7 @@ Sources: Ho & Salimans 2022; Kynkäänniemi et al. 2024 (interval); Lin et al. 2
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -56,7 +57,7 @@ class Guidance:
         return (self.rescale * ratio + 1 - self.rescale) * guided
 
 
-def paired(cond: Array, null: Array) -> Array:
+def paired(cond: Array | np.ndarray, null: Array | np.ndarray) -> Array:
     """Rows `[B, …]` with conditions and without as `[2 B, …]`, each pair side by side: where rows are split over
     devices, both of a pair are on one."""
     return jnp.stack([cond, null], axis=1).reshape(2 * cond.shape[0], *cond.shape[1:])
