@@ -19,7 +19,7 @@ from etils import epath
 from src.build import build_system
 from src.common.files.paths import stem
 from src.common.mesh.distributed import check_same, is_first
-from src.common.runtime import config_flag, cpu_devices, stopping, streams, watchdog
+from src.common.runtime import config_flag, stopping, streams, watchdog
 from src.common.runtime.compilation_cache import use_program_cache
 from src.common.runtime.tracing import Tracer, parse_steps
 from src.common.runtime.tracker import Tracker, tracker_classes
@@ -69,7 +69,6 @@ def train(flags: Any, started: float) -> None:
         release = stack.enter_context(lock.hold(checkpoints.workdir))
         stopping.before_leaving(release)
         sweep(checkpoints.workdir)
-        cpu_devices.keep(checkpoints.workdir)
         stack.enter_context(watchdog.watching(**config.watchdog))
         check_data(system)
         writer = stack.enter_context(contextlib.closing(_writer(flags, trackers)))  # a failed run keeps its last lines
@@ -97,7 +96,7 @@ def evaluate(flags: Any, started: float) -> None:
     trackers = tracker_classes(flags.config.log.trackers)
     workdir, system = _workdir(flags), _build(flags)
     changed: dict[str, Any] = {}
-    state = restore_checkpoint(system, flags.workdir, flags.step, changed)
+    state = restore_checkpoint(system, str(workdir), flags.step, changed)
     step = int(state.step)
     writer = _writer(flags, trackers)
     scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), step)
@@ -135,7 +134,7 @@ def sample(flags: Any, started: float) -> None:
     if greedy := [row for row in rows if isinstance(getattr(pipeline.decoders.get(row), "choose", None), Greedy)]:
         told = "--count=%d makes the same text each time, the most likely one: add --config.decode.%s.choose.name=%s"
         logging.warning(told, count, greedy[0], "next_token:Sampled")
-    state = restore_checkpoint(system, flags.workdir, flags.step)
+    state = restore_checkpoint(system, str(workdir), flags.step)
     params = with_extras(state, used_params(state, system.config))
     given = [example for example in examples for _ in range(count)]
     found = pipeline.with_params(params)(name, given, system.config.seed)

@@ -100,7 +100,7 @@ def test_mistakes_of_sampling_are_told_before_parameters_are_read(trained, tmp_p
     base = ["--config=configs/digits.py:debug", f"--workdir={folder}", "--mode=sample"]
     image = tmp_path / "digit.png"
     Image.fromarray(np.zeros((20, 20), np.uint8)).save(image)
-    monkeypatch.setattr(run, "_restored", None)
+    monkeypatch.setattr(run, "restore_checkpoint", None)
     for wrong, said in (
         ([], "--mode=sample needs something to start from"),
         (["--prompt=a", "--count=0"], "--count=0"),

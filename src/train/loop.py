@@ -13,7 +13,7 @@ import jax
 from absl import logging
 
 from src.common.mesh.distributed import is_first
-from src.common.runtime import stopping, watchdog
+from src.common.runtime import cpu_devices, stopping, watchdog
 from src.common.runtime.progress import Progress
 from src.common.runtime.tracing import Tracer
 from src.common.runtime.writers import History, MetricWriter
@@ -115,6 +115,7 @@ def train(
     with ThreadPoolExecutor(1) as pool:  # the step compiles while the state is initialized or restored
         compiling = None if done else pool.submit(trainer.compile)
         state, step, position = restore(trainer, checkpoints)
+        cpu_devices.keep(checkpoints.workdir)  # a run that was refused leaves the number of the one before
         if step < config.steps and (done or step != latest):
             goodput.begin(step)
         goodput.at("compile")

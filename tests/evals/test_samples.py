@@ -132,13 +132,13 @@ def sampled(monkeypatch, tmp_path, name, **given):
     said = []
     for place, value in {
         "use_program_cache": lambda: None, "_build": lambda flags: system, "_workdir": lambda flags: tmp_path,
-        "_restored": lambda *rest: SimpleNamespace(step=np.int32(40)), "with_extras": lambda *rest: None,
+        "restore_checkpoint": lambda *_: SimpleNamespace(step=np.int32(40)), "with_extras": lambda *rest: None,
         "used_params": lambda *rest: None, "_say": said.append,
     }.items():  # fmt: skip
         monkeypatch.setattr(run, place, value)
     monkeypatch.setattr(run.config_flag, "name_of", lambda flags: "digits.py")
     monkeypatch.setattr(run.config_flag, "overrides", lambda flags: {})
-    flags = dict.fromkeys(("prompts", "prompt", "label", "image", "task", "count", "grid", "output", "format"))
+    flags = dict.fromkeys(("prompts", "prompt", "label", "image", "task", "count", "grid", "output", "format", "step"))
     run.sample(SimpleNamespace(**flags | {"given": [], **given}), 0.0)
     return pipeline.rows, said
 

@@ -11,6 +11,7 @@ from src.corruption.schedules import CosineBetas, Linear
 from src.interfaces import FieldSpec, Head
 from src.models.heads.linear import LinearHead as MeanHead
 from src.models.heads.token_diffusion import TokenDiffusionHead
+from src.sampling.guidance import paired
 
 WIDTH, SPEC = 8, FieldSpec((4,), features=2)
 MODES = jnp.asarray([[1.0, -0.5], [-0.5, 1.0]])
@@ -108,12 +109,12 @@ def test_guided_states_share_all_noise(sampler):
     _, graph, params = make(sampler=sampler, steps=5)
     head = bind(graph, params)
     given, null = jax.random.normal(jax.random.key(0), (2, 6, WIDTH))
-    scaled = lambda scale: lambda output, t: output[6:] + scale * (output[:6] - output[6:])
+    scaled = lambda scale: lambda output, t: output[1::2] + scale * (output[::2] - output[1::2])
     sample = lambda states, guide: head.sample(jax.random.key(1), states, guide, ALONE)
     alone = sample(given, ALONE)
     assert alone.shape == (6, 2)
-    np.testing.assert_allclose(sample(jnp.concatenate([given, given]), scaled(3.0)), alone, atol=1e-5)
-    both = jnp.concatenate([given, null])
+    np.testing.assert_allclose(sample(paired(given, given), scaled(3.0)), alone, atol=1e-5)
+    both = paired(given, null)
     np.testing.assert_allclose(sample(both, scaled(1.0)), alone, atol=1e-5)
     np.testing.assert_allclose(sample(both, scaled(0.0)), sample(null, ALONE), atol=1e-5)
     assert jnp.abs(sample(both, scaled(2.0)) - alone).max() > 1e-2

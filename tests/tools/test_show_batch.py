@@ -130,7 +130,7 @@ def test_data_are_judged_before_anything_compiles(template, tmp_path, capsys, mo
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     with pytest.raises(ValueError, match=UNREAD):
-        run.train(SimpleNamespace(config=module.get_config(), workdir=str(tmp_path / "run")), 0.0)
+        run.train(SimpleNamespace(config=module.get_config(), workdir=str(tmp_path / "run"), profile=None), 0.0)
 
 
 def test_bad_rows_are_shown_as_bad(tmp_path, capsys):

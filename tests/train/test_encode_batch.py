@@ -134,10 +134,10 @@ def test_data_that_do_not_fit_are_refused_before_anything_compiles(folder, tmp_p
     config.mesh.data = 8
     config.tasks.draw.source.folder = str(tmp_path / "nowhere")
     config.init_from.path = str(tmp_path / "weights")  # not there either, and read later
-    monkeypatch.setattr(run, "use_program_cache", lambda: None)
+    monkeypatch.setattr(run, "use_program_cache", lambda **_: None)
     monkeypatch.setattr(run.stopping, "before_leaving", lambda release: None)
     monkeypatch.setattr(run.loop, "train", lambda *a, **k: pytest.fail("the training began"))
     monkeypatch.setattr(run, "make_doctor", lambda trainer: pytest.fail("the doctor looked at the data first"))
-    flags = types.SimpleNamespace(config=config, workdir=str(tmp_path / "run"))
+    flags = types.SimpleNamespace(config=config, workdir=str(tmp_path / "run"), profile=None)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         run.train(flags, 0.0)

@@ -55,12 +55,12 @@ def test_sampling(ema, expected, monkeypatch, tmp_path):
     system, made = system_of(ema)
     monkeypatch.setattr(run, "_workdir", lambda flags: tmp_path)
     monkeypatch.setattr(run, "_build", lambda flags: system)
-    monkeypatch.setattr(run, "_restored", lambda flags, system: STATE)
+    monkeypatch.setattr(run, "restore_checkpoint", lambda *_: STATE)
     monkeypatch.setattr(run, "use_program_cache", lambda: None)
     path = tmp_path / "seven.png"
     monkeypatch.setattr(run.config_flag, "name_of", lambda flags: "configs/sit_digits.py")
     monkeypatch.setattr(run.config_flag, "overrides", lambda flags: {})
     asked = {"prompt": None, "image": None, "label": 7, "task": None, "grid": None, "count": 2, "given": []}
-    asked |= {"prompts": None, "format": ["grid"]}
+    asked |= {"prompts": None, "format": ["grid"], "step": "latest"}
     run.sample(types.SimpleNamespace(**asked, output=str(path)), 0.0)
     assert made == [({"w": expected, "teacher": "kept"}, 11)] and path.exists()

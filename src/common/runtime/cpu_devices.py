@@ -76,8 +76,8 @@ def start(
 
 def keep(workdir: str | os.PathLike[str]) -> None:
     """Writes the number of devices into the workdir of a run on a CPU; for the process that trains there. A file that
-    cannot be written causes a warning."""
-    if jax.process_count() > 1 or jax.default_backend() != "cpu":
+    cannot be written causes a warning. Nothing where there is no workdir."""
+    if jax.process_count() > 1 or jax.default_backend() != "cpu" or not epath.Path(workdir).is_dir():
         return
     count = jax.device_count()
     if _kept(workdir) == count:
