@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from src.doctor.diagnostic import Diagnostic
 from src.interfaces import Batch, Layout, SequenceSpec
@@ -53,20 +55,30 @@ def local_rows(array: Any) -> np.ndarray:
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _spec(layout: Layout, batch: Batch) -> SequenceSpec:
+    return layout.spec(batch)  # one program: each operation by itself would be compiled at every start
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _has_predictor(layout: Layout, batch: Batch, name: str) -> Array:
+    valid = layout.spec(batch).segment > 0
+    return layout.before(batch, jnp.zeros((*valid.shape, 1)), name)[1]
+
+
 def row_valid(layout: Layout, batch: Batch) -> np.ndarray:
     """Positions that are not padding, `[B, S]` bool."""
-    return np.asarray(layout.spec(batch).segment) > 0
+    return np.asarray(_spec(layout, batch).segment) > 0
 
 
 def has_predictor(layout: Layout, batch: Batch, name: str) -> np.ndarray:
     """Tokens of a name with a token before them that predicts them, `[B, N]` bool."""
-    nothing = jnp.zeros((*row_valid(layout, batch).shape, 1))
-    return np.asarray(layout.before(batch, nothing, name)[1])
+    return np.asarray(_has_predictor(layout, batch, name))
 
 
 def row_specs(layout: Layout, batch: Batch, most: int) -> Iterator[tuple[int, np.ndarray, SequenceSpec]]:
     """At most `most` rows with different specs, in numpy: (row, positions that are not padding `[S]`, spec)."""
-    spec = jax.device_get(layout.spec(batch))
+    spec = jax.device_get(_spec(layout, batch))
     alike = all(np.ndim(a) == 1 for a in (spec.read, spec.write, spec.group)) and spec.relation is None
     rows = np.unique(spec.segment, axis=0, return_index=True)[1] if alike else np.arange(len(spec.segment))
     for row in rows[:most]:
