@@ -159,6 +159,10 @@ retry() {
     done
     child=""
     [[ $code != 0 || ! -s $note ]] || code=143
+    if ((code == 134)) && [[ -n ${JAX_DISTRIBUTED:-}${JAX_COORDINATOR_ADDRESS:-} ]]; then
+      echo "error: JAX aborted this process: process 0, which runs its service, ended or cannot be reached; the log of" \
+        "process 0 says why, and all processes that are started again go on from the last checkpoint" >&2
+    fi
     if [[ $stopped == true || $code == 0 || $attempt -ge $RETRIES && ($code != 143 || $RETRIES == 0) ]]; then
       break
     elif [[ $code == 143 ]]; then

@@ -24,6 +24,14 @@ def test_worker_starts_again_a_bounded_number_of_times(box):
     assert len((box.folder / "runs").read_text().splitlines()) == 3
 
 
+def test_an_abort_by_jax_names_process_0(box):
+    """Without process 0 JAX aborts the others before Python can say anything."""
+    box.python("exit 134")
+    code, _, err = box.run("launch/worker.sh", "run", RETRIES="0", JAX_DISTRIBUTED="auto")
+    assert code == 134 and "process 0, which runs its service, ended or cannot be reached" in err
+    assert "process 0" not in box.run("launch/worker.sh", "run", RETRIES="0")[2], "alone it is another abort"
+
+
 def test_worker_copies_data_once(box):
     source = box.folder / "bucket/tinyllama"
     source.mkdir(parents=True)
