@@ -55,14 +55,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(values: flags.FlagValues, argv: list[str]) -> None:
-    try:
-        config_flag.answer_help(values, argv)
-        rest = values(argv)
-    except flags.Error as error:
-        raise ValueError(f"a flag is wrong: {' '.join(str(error).split())}") from error
-    if rest[1:]:
-        raise ValueError(f"what is {rest[1]!r}? flags begin with --, as in --source=…")
-    config_flag.flags_at_home(values)
+    config_flag.parse_plain(values, argv, "source")
     if not values.source:
         raise ValueError("give --source, a folder or a name of the Hugging Face hub, and --out or --info")
     if not values.info and not values.out:

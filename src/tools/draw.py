@@ -7,9 +7,9 @@ python -m src.tools.draw --config=… --workdir=… --benchmark=geneval --prompt
 
 All devices draw, each some rows. The images of a class are as many as those of any other (--classes=random: as chance
 has it); of --prompts, each line in turn. What is done is kept in shards, and the same command goes on where it was
-stopped, with the images that it would have made. `src.tools.scores` reads the folder, and so does ADM's evaluator, one
-shard at a time or all in --npz. With --benchmark each prompt of its file has so many images as its judge wants, and
-they lie in a folder of the benchmark's name below --out, as its judge reads them.
+stopped, with the images that it would have made. `src.tools.scores` reads the folder; --npz joins it into one file in
+the form of ADM's samples. With --benchmark each prompt of its file has so many images as its judge wants, and they lie
+in a folder of the benchmark's name below --out, as its judge reads them.
 """
 
 from __future__ import annotations

@@ -44,14 +44,7 @@ def main(argv: list[str]) -> int:
     values = define()
 
     def work() -> None:
-        config_flag.answer_help(values, argv)
-        try:
-            words = values(argv)
-        except flags.Error as error:
-            raise ValueError(" ".join(str(error).split())) from error
-        if words[1:]:
-            raise ValueError(f"what is {words[1]!r}? flags begin with --, as in --workdir=…")
-        config_flag.flags_at_home(values)
+        config_flag.parse_plain(values, argv, "workdir")
         run(values.workdir, values.out)
 
     return command.run(work, values)

@@ -47,13 +47,7 @@ def main(argv: list[str]) -> int:
     values = define()
 
     def work() -> None:
-        try:
-            rest = values(argv)
-        except flags.Error as error:
-            raise ValueError(f"a flag is wrong: {' '.join(str(error).split())}") from error
-        if rest[1:]:
-            raise ValueError(f"what is {rest[1]!r}? flags begin with --, as in --images=…")
-        config_flag.flags_at_home(values)
+        config_flag.parse_plain(values, argv, "images")
         run(values)
 
     return command.run(work, values)
@@ -80,10 +74,11 @@ def run(values: flags.FlagValues) -> None:
     suite.check_metrics(names, network, kind)
     if not names and not values.write_statistics:
         raise ValueError("nothing is asked for: give --reference, --metrics or --write_statistics")
-    wanted = [*names, *(["fid", "sfid"] if values.write_statistics and "spatial" in network.outputs else ["fid"])]
-    made = suite.look(images, network, wanted, _teller("images"))
+    has_spatial = "spatial" in network.outputs
+    kept = (["fid", "sfid"] if has_spatial else ["fid"]) if values.write_statistics else []
+    made = suite.look(images, network, [*names, *kept], _teller("images"))
     if values.write_statistics:
-        spatial = suite.statistics_of(made, "spatial") if "spatial" in network.outputs else None
+        spatial = suite.statistics_of(made, "spatial") if has_spatial else None
         write_statistics(values.write_statistics, suite.statistics_of(made, "pool"), spatial)
         _say(f"the moments of {made.count:,} images are in {values.write_statistics}")
     open_ones = [n for n in names if suite.METRICS[n].reference == "rows" or suite.METRICS[n].output not in moments]

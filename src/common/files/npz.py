@@ -16,7 +16,7 @@ from src.common.files.npy import read_header
 from src.common.files.paths import shown
 
 ENDING = ".npy"
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)  # what zipfile raises
 Header = tuple[tuple[int, ...], bool, np.dtype]  # shape, whether columns come first, dtype
 
 
@@ -97,11 +97,19 @@ def write_npz(
     blocks   the blocks of an array
     """
     unfinished = f"{os.fspath(path)}.part"
-    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    try:
+        _write(unfinished, shapes, blocks)
+        os.replace(unfinished, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+
+
+def _write(path: str, shapes: Mapping[str, tuple[tuple[int, ...], Any]], blocks: Callable[[str], Iterable]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, (shape, dtype) in shapes.items():
             with archive.open(name + ENDING, "w", force_zip64=True) as file:
                 about = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, about)
                 for block in blocks(name):
                     file.write(np.ascontiguousarray(block, dtype).tobytes())
-    os.replace(unfinished, path)

@@ -45,6 +45,21 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> Any:
     return config
 
 
+def parse_plain(values: flags.FlagValues, argv: Sequence[str], example: str) -> None:
+    """Reads the flags of a program without a config. `example` is one of its flags, for the message.
+
+    Raises ValueError, in one sentence, for flags that do not exist, wrong values, and words that are no flags.
+    """
+    answer_help(values, argv)
+    try:
+        words = values(list(argv))
+    except flags.Error as error:
+        raise ValueError(f"a flag is wrong: {' '.join(str(error).split())}") from error
+    if words[1:]:
+        raise ValueError(f"what is {words[1]!r}? flags begin with --, as in --{example}=…")
+    flags_at_home(values)
+
+
 def name_of(values: flags.FlagValues) -> str:
     """The config file and its variants, as the command line has them."""
     return config_flags.get_config_filename(values["config"])

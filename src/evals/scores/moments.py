@@ -31,11 +31,8 @@ class FeatureMoments:
 
     @classmethod
     def of(cls, rows: Float[np.ndarray, "n d"]) -> FeatureMoments:
-        """Raises ValueError, with the number of the first such row, for values that are not finite."""
+        """The moments of these rows."""
         rows = np.asarray(rows, np.float64)
-        finite = np.isfinite(rows).all(axis=1)
-        if not finite.all():
-            raise ValueError(f"the features of row {int(np.argmin(finite))} have a value that is not finite")
         if not len(rows):
             return cls.none(rows.shape[1])
         mean = rows.mean(axis=0)

@@ -76,23 +76,23 @@ def look(
     count = 0
     for block in images.blocks():
         found = network.compute(block)
+        for output in of_moments | of_rows:
+            _check_finite(found[output], count)
         for output in of_moments:
-            moments[output] = moments[output].merge(_finite(found[output], count))
+            moments[output] = moments[output].merge(FeatureMoments.of(found[output]))
         for output in of_rows:
-            _finite(found[output], count)
             rows[output].append(found[output])
         count += len(block)
         told(count)
     return Seen(count, moments, {output: np.concatenate(parts) for output, parts in rows.items()})
 
 
-def _finite(features: np.ndarray, before: int) -> FeatureMoments:
+def _check_finite(features: np.ndarray, before: int) -> None:
     wrong = ~np.isfinite(features).all(axis=1)
     if wrong.any():
         raise ValueError(
             f"the features of image {before + int(np.argmax(wrong))} are not finite: the network's file is damaged"
         )
-    return FeatureMoments.of(features)
 
 
 def statistics_of(seen: Seen, output: str) -> Statistics:
