@@ -52,6 +52,7 @@ def trained(tmp_path_factory):
 
 def test_training_leaves_metrics_pictures_and_logs(trained):
     folder, result = trained
+    assert json.loads((folder / "cpu_devices.json").read_text())["cpu_devices"] >= 1, "for a run that goes on"
     metrics = json.loads((folder / "metrics.json").read_text())
     expected = "digit_accuracy caption_accuracy text_accuracy judge_accuracy frechet_distance frechet_floor"
     expected += " fdpx fdpx_at_held_out fdpx_floor_held_out fdpx_floor_patches"

@@ -66,3 +66,20 @@ def test_what_has_no_tensors(tmp_path):
         read_tensors(hostile(tmp_path / "a.pth", "stream", {"epoch": 3}))
     with pytest.raises(FileNotFoundError, match="correct the path"):
         read_tensors(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride"),
+    [(0, 9, 1), (2, 3, 1), (0, 3, 2), (0, 100, 0)],
+    ids=["long", "late", "wide", "repeated"],
+)
+def test_a_tensor_outside_of_its_storage_is_refused(tmp_path, offset, size, stride):
+    """Else it would show other memory of the process."""
+    storage = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x04tQ"
+    numbers = b"K%cK%c\x85K%c\x85\x89N" % (offset, size, stride)
+    data = b"\x80\x02}U\x01actorch._utils\n_rebuild_tensor_v2\n(" + storage + numbers + b"tRs."
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("x/data.pkl", data)
+        archive.writestr("x/data/0", np.arange(4, dtype=np.float32).tobytes())
+    with pytest.raises(ValueError, match="a tensor is longer than its storage"):
+        read_tensors(tmp_path / "a.pth")
