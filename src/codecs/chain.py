@@ -13,9 +13,11 @@ of them may be absent:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
@@ -40,7 +42,7 @@ class Link(Protocol):
     spec: FieldSpec | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # equal to itself alone, so that programs are kept by codec
 class Chain:
     """Links in order. Raises ValueError when they are in another order than host, frozen, device, or give no tokens."""
 
@@ -97,6 +99,18 @@ class Chain:
         """By link, what gives its tokens their meaning beside the config: of tokenizers, networks, learned codes."""
         names = {type(link).__name__: getattr(link, "fingerprint", None) for link in self.links}
         return {name: value() if callable(value) else value for name, value in names.items() if value is not None}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode_compiled(codec: Any, value: Array) -> Array:
+    """`codec.encode` as one program, for callers outside of one, where each operation would be compiled by itself."""
+    return codec.encode(value)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def decode_compiled(codec: Any, tokens: Array, grid: tuple[int, ...] | None = None) -> Array:
+    """`codec.decode` as one program."""
+    return codec.decode(tokens, grid)
 
 
 def encoded(codec: Any, tokens: Tokens) -> Tokens:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import jax.numpy as jnp
 import numpy as np
 
+from src.codecs.chain import encode_compiled
 from src.common.tree import flatten, listed
-from src.doctor.context import CheckContext, has_predictor, row_specs, row_valid, segment_numbers
+from src.doctor.context import CheckContext, row_specs, segment_numbers
 from src.doctor.diagnostic import Diagnostic, error, note, warning
 from src.interfaces import Field, Tokens, row_of
 from src.sequence.mask import visible
@@ -60,7 +60,7 @@ def _tokens_of(field: Field, value: np.ndarray, where: str) -> list[Diagnostic]:
     bad = _finite(value, where)
     if bad:
         return bad
-    value = np.asarray(field.codec.encode(jnp.asarray(value)))
+    value = np.asarray(encode_compiled(field.codec, value)) if field.codec.device else value
     if field.spec.vocab is not None:
         return _between(value, 0, field.spec.vocab - 1, f"token ids in {where}", "the vocabulary")
     return _spread(value, where, f"fields.{field.name}.codec")
@@ -121,7 +121,7 @@ def targets(context: CheckContext) -> list[Diagnostic]:
             )
         if not any(getattr(objective, "predicts_next", False) for objective in readers.values()):
             continue
-        lost = int((marked & ~has_predictor(plan.layout, context.batch[task], name)).sum())
+        lost = int((marked & ~context.has_predictor(task, name)).sum())
         if lost:
             found.append(
                 warning(
@@ -136,11 +136,11 @@ def empty_attention(context: CheckContext) -> list[Diagnostic]:
     """Rows without a token, and tokens whose row of the attention mask is empty."""
     found = []
     for task, plan in context.system.tasks.items():
-        valid = row_valid(plan.layout, context.batch[task])
+        valid = context.valid(task)
         empty = int((~valid.any(1)).sum())
         if 0 < empty < len(valid):  # of a batch of bad rows alone something else is said
             found.append(warning(f"{empty} of {len(valid)} rows of task {task} have no token: remove them"))
-        for row, there, rule in row_specs(plan.layout, context.batch[task], PATTERNS):
+        for row, there, rule in row_specs(context.spec(task), PATTERNS):
             places = np.flatnonzero(there & ~visible(rule, rule).any(-1))
             if places.size:
                 numbers = np.unique(segment_numbers(plan.layout, context.batch[task])[row, places])
@@ -164,8 +164,8 @@ def bad_batches(context: CheckContext) -> list[str]:
 def padding(context: CheckContext) -> list[Diagnostic]:
     """Tasks whose rows are mostly padding."""
     found = []
-    for task, plan in context.system.tasks.items():
-        share = 1 - row_valid(plan.layout, context.batch[task]).mean()
+    for task in context.system.tasks:
+        share = 1 - context.valid(task).mean()
         if PADDED < share < 1:
             found.append(note(f"{share:.0%} of task {task} is padding: a shorter length may be as good and is faster"))
     return found

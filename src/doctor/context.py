@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from src.doctor.diagnostic import Diagnostic
+from src.doctor.layer_stats import fast_compile
 from src.interfaces import Batch, Layout, SequenceSpec
 from src.train.step import StepMetrics
 from src.train.system import System
@@ -37,6 +38,25 @@ class CheckContext:
     def system(self) -> System:
         return self.trainer.system
 
+    def spec(self, task: str) -> SequenceSpec:
+        """The spec of a task's rows, in numpy."""
+        return self._described[task][0]
+
+    def valid(self, task: str) -> np.ndarray:
+        """Positions of a task's rows that are not padding, `[B, S]` bool."""
+        return self.spec(task).segment > 0
+
+    def has_predictor(self, task: str, name: str) -> np.ndarray:
+        """Tokens of a name with a token before them that predicts them, `[B, N]` bool."""
+        return self._described[task][1][name]
+
+    @functools.cached_property
+    def _described(self) -> dict[str, tuple[SequenceSpec, dict[str, np.ndarray]]]:
+        layouts = {task: plan.layout for task, plan in self.system.tasks.items()}
+        describe = lambda batch: {task: _describe(layout, batch[task]) for task, layout in layouts.items()}
+        # One program of all tasks: each operation by itself would be compiled at every start.
+        return jax.device_get(jax.jit(describe, compiler_options=fast_compile(self.trainer))(dict(self.batch)))
+
 
 Check = Callable[[CheckContext], list[Diagnostic]]
 
@@ -55,30 +75,16 @@ def local_rows(array: Any) -> np.ndarray:
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _spec(layout: Layout, batch: Batch) -> SequenceSpec:
-    return layout.spec(batch)  # one program: each operation by itself would be compiled at every start
+def _describe(layout: Layout, batch: Batch) -> tuple[SequenceSpec, dict[str, Array]]:
+    """The spec of a task's rows, and by name the tokens `[B, N]` with a token before them that predicts them."""
+    spec = layout.spec(batch)
+    nothing = jnp.zeros((*spec.segment.shape, 1))
+    names = [name for segment in layout.segments for name in segment.names]
+    return spec, {name: layout.before(batch, nothing, name)[1] for name in names}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _has_predictor(layout: Layout, batch: Batch, name: str) -> Array:
-    valid = layout.spec(batch).segment > 0
-    return layout.before(batch, jnp.zeros((*valid.shape, 1)), name)[1]
-
-
-def row_valid(layout: Layout, batch: Batch) -> np.ndarray:
-    """Positions that are not padding, `[B, S]` bool."""
-    return np.asarray(_spec(layout, batch).segment) > 0
-
-
-def has_predictor(layout: Layout, batch: Batch, name: str) -> np.ndarray:
-    """Tokens of a name with a token before them that predicts them, `[B, N]` bool."""
-    return np.asarray(_has_predictor(layout, batch, name))
-
-
-def row_specs(layout: Layout, batch: Batch, most: int) -> Iterator[tuple[int, np.ndarray, SequenceSpec]]:
+def row_specs(spec: SequenceSpec, most: int) -> Iterator[tuple[int, np.ndarray, SequenceSpec]]:
     """At most `most` rows with different specs, in numpy: (row, positions that are not padding `[S]`, spec)."""
-    spec = jax.device_get(_spec(layout, batch))
     alike = all(np.ndim(a) == 1 for a in (spec.read, spec.write, spec.group)) and spec.relation is None
     rows = np.unique(spec.segment, axis=0, return_index=True)[1] if alike else np.arange(len(spec.segment))
     for row in rows[:most]:

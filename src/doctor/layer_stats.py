@@ -34,7 +34,8 @@ class LayerStats:
     """
 
     def __init__(self, trainer: Trainer):
-        self._tell = jax.jit(functools.partial(_tell, trainer.system), out_shardings=replicated(trainer.mesh))
+        tell, whole = functools.partial(_tell, trainer.system), replicated(trainer.mesh)
+        self._tell = jax.jit(tell, out_shardings=whole, compiler_options=fast_compile(trainer))
 
     def __call__(
         self, step: int, state: TrainState, batch: Mapping[str, Batch], measured: StepMetrics

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from src.codecs.chain import decode_compiled
 from src.interfaces import Field, Tokens
 
 
@@ -25,12 +25,12 @@ def decoded(field: Field, value: np.ndarray, tokens: Tokens, frozen: Callable[[s
     if field.codec is None:
         return value
     if tokens.place is None:
-        return np.asarray(frozen(field.name, np.asarray(field.codec.decode(jnp.asarray(value)))))
+        return np.asarray(frozen(field.name, np.asarray(decode_compiled(field.codec, value))))
     grids = tokens.place.max(axis=1) + 1
     found: dict[int, np.ndarray] = {}
     for grid in {tuple(grid) for grid in grids.tolist()}:
         rows = np.flatnonzero((grids == grid).all(axis=1))
-        images = np.asarray(field.codec.decode(jnp.asarray(row_major(value[rows], tokens.place[rows], grid)), grid))
+        images = np.asarray(decode_compiled(field.codec, row_major(value[rows], tokens.place[rows], grid), grid))
         found |= dict(zip(rows.tolist(), np.asarray(frozen(field.name, images)), strict=True))
     images = [found[row] for row in range(len(value))]
     return np.stack(images) if len({image.shape for image in images}) == 1 else images

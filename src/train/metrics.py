@@ -33,7 +33,7 @@ class Metrics:
         plans = system.tasks.values()
         self.tokens = sum(p.rows * p.layout.length for p in plans)
         self.images = sum(p.rows * noised_parts(system, p) for p in plans)
-        self.schedule, self.at_peak, self.pending = schedule, at_peak, []
+        self.schedule, self.at_peak, self.pending = jax.jit(schedule), at_peak, []
         self._clear()
 
     def add(self, measured: StepMetrics) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.common.files.checksums import Running, fingerprint, fingerprint_in_parts, fingerprints, on_device
+from src.common.files.checksums import Running, copies, fingerprint, fingerprint_in_parts, fingerprints, on_device
 from src.common.mesh.sharding import ShardingRules, make_mesh
 
 
@@ -57,3 +57,15 @@ def test_sees_single_bits_and_exchanges(dtype):
     assert len(seen) == 8
     signs = jnp.ones(4).at[jnp.array([0, 2])].multiply(-1)  # two top bits at once cancel in a plain weighted sum
     assert int(fingerprint(signs)) != int(fingerprint(-signs)) != int(fingerprint(jnp.ones(4)))
+
+
+def test_small_whole_arrays_are_read_on_the_host_and_give_the_same(monkeypatch):
+    mesh = make_mesh({"data": 8, "fsdp": 1})
+    values = {"x": np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32), "steps": np.int32(7)}
+    flat = {path: jax.device_put(x, jax.NamedSharding(mesh, jax.P())) for path, x in values.items()}
+    other = [jax.device_put(values["x"] + (k == 5), d) for k, d in enumerate(mesh.devices.flat)]
+    apart = {"x": jax.make_array_from_single_device_arrays((8, 16), flat["x"].sharding, other)}
+    here, differ = fingerprints(flat), copies(apart)
+    assert len(differ["x"]) == 2 and copies(flat) == {path: [value] for path, value in here.items()}
+    monkeypatch.setattr("src.common.files.checksums.SMALL", 0)
+    assert fingerprints(flat) == here and copies(apart) == differ

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array
 
 from src.common import tree
-from src.common.files.checksums import on_device
+from src.common.files.checksums import copies
 from src.common.mesh.distributed import gather_texts
 
 
@@ -27,7 +25,7 @@ def check_replicas(state: Any, data_state: Any, step: int) -> None:
     flat = {k: x for k, x in tree.flatten(state).items() if isinstance(x, jax.Array)}
     if jax.process_count() == 1 and all(len(x.sharding.device_set) == 1 for x in flat.values()):
         return
-    mine = _prints(flat) | {"the position in the data": [json.dumps(data_state, sort_keys=True, default=str)]}
+    mine = copies(flat) | {"the position in the data": [json.dumps(data_state, sort_keys=True, default=str)]}
     digests = gather_texts(str(zlib.crc32(json.dumps(mine).encode())))
     if len(set(digests)) == 1 and all(len(values) == 1 for values in mine.values()):
         return
@@ -43,10 +41,3 @@ def check_replicas(state: Any, data_state: Any, step: int) -> None:
         f"the copies of the train state differ at step {step} in {tree.listed(wrong)}: nothing was saved; run again to"
         " continue from the last checkpoint, and if it happens again, exclude that machine"
     )
-
-
-def _prints(flat: Mapping[str, Array]) -> dict[str, list[int]]:
-    """Distinct fingerprints of each leaf on the devices of this process, sorted: one if all replicas agree."""
-    prints = jax.block_until_ready(on_device(dict(flat)))
-    shards = jax.device_get({path: [s.data for s in x.addressable_shards] for path, x in prints.items()})
-    return {path: sorted({int(value) for value in values}) for path, values in shards.items()}
