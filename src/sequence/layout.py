@@ -190,7 +190,8 @@ class FixedLayout:
             first, some = jnp.zeros_like(sequence[:, :1]), jnp.zeros_like(valid[:, :1])
         else:
             last = jnp.max(jnp.where(earlier, jnp.arange(part.start), 0), axis=1)
-            first = jnp.take_along_axis(sequence, last.reshape(-1, *[1] * (sequence.ndim - 1)), axis=1)
+            here = (jnp.arange(part.start) == last[:, None]).reshape(*earlier.shape, *[1] * (sequence.ndim - 2))
+            first = jnp.where(here, sequence[:, : part.start], 0).sum(axis=1, keepdims=True, dtype=sequence.dtype)
             some = earlier.any(axis=1, keepdims=True)
         states = jnp.concatenate([first, sequence[:, inside]], axis=1)
         return states, jnp.concatenate([some, valid[:, inside]], axis=1)
