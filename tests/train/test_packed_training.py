@@ -153,7 +153,7 @@ def test_a_collective_that_not_all_devices_run_is_seen(branch):
 
 # (2, 4, 1, 1) has a collective beside the loop over the layers: without `emulation.ordered` XLA aborts here
 @pytest.mark.faults
-@pytest.mark.parametrize("mesh", [(2, 4, 1, 1), (8, 1, 1, 1), (1, 2, 2, 2), (2, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("mesh", [(2, 4, 1, 1), (8, 1, 1, 1), (1, 2, 2, 2), (1, 1, 2, 2), (2, 1, 1, 1)], ids=str)
 def test_any_mesh_learns_the_same(folder, mesh):
     expected, weights = steps(folder, (1, 1, 1, 1))
     assert all(step["documents/diffusion/mse"] > 0 and step["documents/text/nll"] > 0 for step in expected)
