@@ -99,12 +99,8 @@ def run(values: flags.FlagValues) -> None:
 def _network(values: flags.FlagValues, images: Any) -> Any:
     from src.evals.scores import networks
 
-    if values.network == "pixels":
-        _, height, width, _ = next(images.blocks()).shape
-        return networks.pixels(height, width)
-    if not values.weights:
-        raise ValueError("give --weights=pt_inception-2015-12-05-6726825d.pth (docs/scores.md says where to get it)")
-    return networks.fid_inception(values.weights)
+    _, height, width, _ = next(images.blocks()).shape
+    return networks.open_network(values.network, values.weights, height, width)
 
 
 def _reference(values: flags.FlagValues, network: Any) -> tuple[Any, dict[str, Any]]:

@@ -18,6 +18,9 @@ from src.evals.networks import inception
 
 # What the file that scores are published with begins with, as its name says.
 PUBLISHED = "6726825d"
+MOST_VALUES = 64 * 64 * 3  # of an image whose pixels are features
+# By name, what is to be downloaded.
+NETWORKS = {"inception": f"pt_inception-2015-12-05-{PUBLISHED}.pth", "pixels": ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +39,41 @@ class FeatureNetwork:
     warning: str = ""
 
 
+def open_network(name: str, weights: str | None, height: int, width: int) -> FeatureNetwork:
+    """The network `name` of `NETWORKS` from its file, for images of height x width pixels.
+
+    Raises FileNotFoundError, and ValueError, in one sentence, without a file that it needs, and for one that is none of
+    its.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"there is no network {name!r}; give one of {', '.join(NETWORKS)}")
+    if name == "pixels":
+        return pixels(height, width)
+    check_file(name, weights)
+    return {"inception": fid_inception}[name](os.fspath(weights))
+
+
+def check_file(name: str, weights: str | None) -> None:
+    """Raises ValueError without the file of a network that needs one, FileNotFoundError where it is not there."""
+    if name == "pixels":
+        return
+    if not weights:
+        raise ValueError(f"give --weights={NETWORKS[name]} (docs/scores.md says where to get it)")
+    if not os.path.exists(weights):
+        raise FileNotFoundError(f"{weights} does not exist: download {NETWORKS[name]} (docs/scores.md says where)")
+
+
 def pixels(height: int, width: int) -> FeatureNetwork:
-    """The pixels themselves, in [0, 1]: for small images, and for trying the tools."""
+    """The pixels themselves, in [0, 1]: for small images, and for trying the tools.
+
+    Raises ValueError for images of more than `MOST_VALUES` values, whose covariance would fill the memory.
+    """
     count = height * width * 3
+    if count > MOST_VALUES:
+        raise ValueError(
+            f"images of {height} x {width} pixels have a covariance of {count:,} x {count:,} numbers: give"
+            " --network=inception and its file"
+        )
     compute = lambda images: {"pool": images.reshape(len(images), -1).astype(np.float32) / 255}
     return FeatureNetwork({"name": "pixels"}, {"pool": count}, compute)
 
@@ -48,10 +83,7 @@ def fid_inception(path: str) -> FeatureNetwork:
 
     Raises FileNotFoundError, and ValueError, in one sentence, for a file without its tensors.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"{path} does not exist: download pt_inception-2015-12-05-6726825d.pth (docs/scores.md says where)"
-        )
+    check_file("inception", path)
     tensors = dict(SafeTensors(path)) if path.endswith(".safetensors") else read_tensors(path)
     params = jax.device_put(inception.prepare(tensors))
     run = jax.jit(inception.features)
