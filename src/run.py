@@ -44,7 +44,7 @@ from src.train.goodput import FILE, Goodput
 from src.train.restored import restore_checkpoint
 from src.train.saved_step import use_saved_step
 from src.train.state import with_extras
-from src.train.trainer import Trainer, check_data, make_trainer
+from src.train.trainer import Trainer, check_data, check_evaluators, make_trainer
 
 FLAGS = ("mode", "workdir", "given", "prompt", "label", "image", "task", "count", "grid", "step")
 FLAGS += ("prompts", "format", "profile")
@@ -71,6 +71,7 @@ def train(flags: Any, started: float) -> None:
         sweep(checkpoints.workdir)
         stack.enter_context(watchdog.watching(**config.watchdog))
         check_data(system)
+        check_evaluators(system)
         writer = stack.enter_context(contextlib.closing(_writer(flags, trackers)))  # a failed run keeps its last lines
         goodput = stack.enter_context(contextlib.closing(Goodput(workdir / FILE, started)))
         tracer = Tracer(workdir, parse_steps(flags.profile) if flags.profile is not None else None)
@@ -78,7 +79,8 @@ def train(flags: Any, started: float) -> None:
         state, facts = loop.train(trainer, checkpoints, pictures, started, make_doctor(trainer), goodput, tracer)
         logging.info("training is done after %.0f s; evaluating", time.monotonic() - started)
         with goodput.during("evaluate"):
-            scalars = loop.evaluate(system, state, pictures, int(state.step))
+            measured: dict[str, Any] = {}
+            scalars = loop.evaluate(system, state, pictures, int(state.step), measured)
         checkpoints.score(int(state.step), scalars)
         stopping.busy()
         if "seconds_to_first_step" in facts:  # a finished run that is only evaluated again keeps the time that it took
@@ -86,7 +88,7 @@ def train(flags: Any, started: float) -> None:
         checkpoints.check_there()
         goodput.record(int(state.step))
         facts |= goodput.scalars()
-        _report(workdir, scalars | facts, _how(flags, scalars, int(state.step), {}))
+        _report(workdir, scalars | facts, _how(flags, scalars, int(state.step), {}, measured))
         checkpoints.close()
 
 
@@ -95,12 +97,14 @@ def evaluate(flags: Any, started: float) -> None:
     use_program_cache()
     trackers = tracker_classes(flags.config.log.trackers)
     workdir, system = _workdir(flags), _build(flags)
+    check_evaluators(system)
     changed: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     state = restore_checkpoint(system, str(workdir), flags.step, changed)
     step = int(state.step)
     writer = _writer(flags, trackers)
-    scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), step)
-    how = _how(flags, scalars, step, changed)
+    scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), step, measured)
+    how = _how(flags, scalars, step, changed, measured)
     writer.write_texts(step, {"eval/how": json.dumps(next(iter(how.values()), {}))})  # the curves alone do not tell
     writer.close()
     logging.info("evaluated after %.0f s", time.monotonic() - started)
@@ -276,17 +280,20 @@ class Pictures:
         """Nothing."""
 
 
-def _how(flags: Any, scalars: Any, step: int, changed: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _how(
+    flags: Any, scalars: Any, step: int, changed: dict[str, Any], measured: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
     """What was evaluated, and how, for each of the numbers of evaluators.
 
-    changed   what differs from the config of the checkpoint
+    changed    what differs from the config of the checkpoint
+    measured   by number, what an evaluator says that it depends on
     """
     config = flags.config
     told = {"step": step, "ema": bool(config.eval.ema), "seed": int(config.seed)}
     told |= {"config": config_flag.name_of(flags), "overrides": plain(config_flag.overrides(flags))}
     if changed:
         told["trained_with"] = plain({field: was for field, (was, _) in sorted(changed.items())})
-    return dict.fromkeys(scalars, told)
+    return {name: told | ({"measured": measured[name]} if name in measured else {}) for name in scalars}
 
 
 def _report(workdir: epath.Path, metrics: dict[str, float], how: dict[str, Any], step: int | None = None) -> None:

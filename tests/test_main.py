@@ -194,6 +194,26 @@ def test_an_evaluation_with_overrides_says_so_beside_its_numbers(trained, capsys
     assert "seconds_total" in written and '"guidance.scale": 3.0' in log
 
 
+def test_evaluators_of_image_scores_come_from_the_config(trained, tmp_path, capsys, monkeypatch):
+    folder, _ = trained
+    scores = {"name": "image_scores", "draw": "caption_to_image", "network": "pixels", "count": 12}
+    (tmp_path / "scored.py").write_text(
+        "from configs import digits\n\ndef get_config(name=None):\n    config = digits.get_config('debug')\n"
+        f"    config.eval.evaluators = {{'pixels': {scores | {'reference': 'test'}}}}\n    return config\n"
+    )
+    base = [f"--config={tmp_path}/scored.py", f"--workdir={folder}", "--config.optim.lr=1e-3", "--mode=eval"]
+    assert call(capsys, monkeypatch, *base)[0] == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    measured = metrics["how"]["fid"]["measured"]
+    assert metrics["fid"] > 0 and measured["network"] == {"name": "pixels"} and measured["count"] == 12
+    assert measured["reference"] == {"source": "Digits", "split": "test", "count": 360}
+    assert "digit_accuracy" in metrics, "what was not measured again stays"
+    monkeypatch.setattr(run, "restore_checkpoint", None)  # mistakes are told before parameters are read
+    lost = f"--config.eval.evaluators.pixels.reference={tmp_path}/none.npz"
+    code, error = call(capsys, monkeypatch, *base, lost)
+    assert code == 1 and error.splitlines()[-1].startswith("error: eval.evaluators.pixels: the archive")
+
+
 def test_the_launcher_takes_a_config_with_overrides():
     """Its defaults must not stand beside flags of the same name."""
 

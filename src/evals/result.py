@@ -1,23 +1,29 @@
 """What every evaluator shares: its answer, and the checks of its options.
 
 An evaluator is built as `Name(tasks, **options)` and called as `evaluator(pipeline, seed) -> Result`. `pipeline` is a
-`sampling.pipeline.Pipeline` with parameters.
+`sampling.pipeline.Pipeline` with parameters. It may have `check(fields)`, which looks at the files that it will read,
+before anything compiles.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one evaluation found, by name: numbers, pictures (uint8 `[H, W, 3]`) and texts (Markdown)."""
+    """What one evaluation found, by name: numbers, pictures (uint8 `[H, W, 3]`) and texts (Markdown).
+
+    how   what the numbers depend on beside the run, as JSON has it; it is kept beside them in `metrics.json`
+    """
 
     scalars: dict[str, float]
     images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     texts: dict[str, str] = dataclasses.field(default_factory=dict)
+    how: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def check_counts(evaluator: str, **counts: int) -> None:

@@ -36,6 +36,13 @@ def find_task(
     return task
 
 
+def count_classes(fields: Mapping[str, Any], task: Any) -> int:
+    """Number of classes that a task draws from."""
+    field = fields.get(getattr(task.template, "label", "label"))
+    host = None if field is None else field.codec.host
+    return host.count if hasattr(host, "count") else len(task.source.classes)
+
+
 def images_of(pipeline: Any, name: str, task: Any, given: Sequence[Mapping[str, Any]], seed: int) -> np.ndarray:
     """The images [n, h, w, C] that a task makes, about in [-1, 1]."""
     return np.asarray(pipeline.values(name, given, seed)[task.fill[0]])

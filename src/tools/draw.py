@@ -128,6 +128,7 @@ def wanted(system: Any, values: flags.FlagValues, benchmark: Any = None) -> tupl
     Raises ValueError where no task of the system draws images from classes, or from prompts.
     """
     from src.evals.given import choose_task, example_of, read_prompts
+    from src.evals.tasks import count_classes
 
     tasks, fields = system.pipeline.tasks, system.fields
     if values.prompts:
@@ -139,7 +140,7 @@ def wanted(system: Any, values: flags.FlagValues, benchmark: Any = None) -> tupl
         return name, lambda number: rows[number // each % len(rows)], None
     name = choose_task(tasks, {"label": "0"}, values.task)
     _check_draws(system, name)
-    classes = _classes(system, tasks[name])
+    classes = count_classes(fields, tasks[name])
     labels = np.arange(values.count) % classes
     if values.classes == "random":
         labels = np.random.default_rng(values.seed).integers(0, classes, values.count)
@@ -152,13 +153,6 @@ def _check_draws(system: Any, name: str) -> None:
     made = system.pipeline.tasks[name].fill
     if len(made) != 1 or len(system.fields[row_of(made[0])].codec.delivered) != 3:
         raise ValueError(f"task {name} makes {', '.join(made)} and not one image: give another --task")
-
-
-def _classes(system: Any, task: Any) -> int:
-    """Number of classes."""
-    field = system.fields.get(getattr(task.template, "label", "label"))
-    host = None if field is None else field.codec.host
-    return host.count if hasattr(host, "count") else len(task.source.classes)
 
 
 def _chosen(values: flags.FlagValues, labels: np.ndarray | None, benchmark: Any) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def run(values: flags.FlagValues) -> None:
 
     skip_absent_tpu()
     from src.evals.scores import suite
-    from src.evals.scores.image_sets import open_images
+    from src.evals.scores.image_sets import open_images, open_reference
     from src.evals.scores.statistics import write_statistics
 
     if not values.images:
@@ -68,10 +68,10 @@ def run(values: flags.FlagValues) -> None:
         )
     images = open_images(values.images)
     network = _network(values, images)
-    reference, moments = _reference(values, network)
+    reference, moments = open_reference(values.reference, network)
     kind = "images" if reference else "moments" if moments else ""
-    names = values.metrics or [name for name in DEFAULT if _can(suite, name, network, kind)]
-    suite.check_metrics(names, network, kind)
+    names = values.metrics or [name for name in DEFAULT if _can(suite, name, values.network, kind)]
+    suite.check_metrics(names, values.network, kind)
     if not names and not values.write_statistics:
         raise ValueError("nothing is asked for: give --reference, --metrics or --write_statistics")
     has_spatial = "spatial" in network.outputs
@@ -103,24 +103,7 @@ def _network(values: flags.FlagValues, images: Any) -> Any:
     return networks.open_network(values.network, values.weights, height, width)
 
 
-def _reference(values: flags.FlagValues, network: Any) -> tuple[Any, dict[str, Any]]:
-    """The real images, or None, and the moments by output that the file of the reference has."""
-    from src.common.files.npz import Npz
-    from src.evals.scores.image_sets import open_images
-    from src.evals.scores.statistics import SAMPLES, read_statistics
-
-    if not values.reference:
-        return None, {}
-    have = Npz(values.reference).names() if os.path.isfile(values.reference) else (SAMPLES,)
-    found = {}
-    if "mu" in have:
-        found["pool"] = read_statistics(values.reference, network.outputs["pool"])
-    if "mu_s" in have and "spatial" in network.outputs:
-        found["spatial"] = read_statistics(values.reference, network.outputs["spatial"], spatial=True)
-    return open_images(values.reference) if SAMPLES in have or not found else None, found
-
-
-def _can(suite: Any, name: str, network: Any, kind: str) -> bool:
+def _can(suite: Any, name: str, network: str, kind: str) -> bool:
     try:
         suite.check_metrics([name], network, kind)
     except ValueError as error:

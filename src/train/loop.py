@@ -320,8 +320,12 @@ def restore(trainer: Trainer, checkpoints: Checkpointer) -> tuple[TrainState, in
     return state, step, position
 
 
-def evaluate(system: System, state: TrainState, writer: MetricWriter, step: int) -> dict[str, float]:
+def evaluate(
+    system: System, state: TrainState, writer: MetricWriter, step: int, how: dict[str, Any] | None = None
+) -> dict[str, float]:
     """Runs every evaluator on the averaged (or last) parameters, and writes and returns the results.
+
+    how   gets, by number, what the evaluator says that it depends on
 
     Raises Stopped when the run is asked to stop.
     """
@@ -338,5 +342,7 @@ def evaluate(system: System, state: TrainState, writer: MetricWriter, step: int)
         writer.write_images(step, {f"eval/{k}": v for k, v in result.images.items()})
         writer.write_texts(step, {f"eval/{k}": v for k, v in result.texts.items()})
         scalars |= result.scalars
+        if how is not None and result.how:
+            how |= dict.fromkeys(result.scalars, result.how)
     writer.flush()
     return scalars

@@ -219,6 +219,19 @@ def check_data(system: System) -> None:
         check_rows(name, task, share=system.config.data.max_bad.share)
 
 
+def check_evaluators(system: System) -> None:
+    """Lets every evaluator look at the files that it will read (`check`).
+
+    Raises FileNotFoundError or ValueError, naming `eval.evaluators.<name>`.
+    """
+    for name, evaluator in system.evaluators.items():
+        if check := getattr(evaluator, "check", None):
+            try:
+                check(system.fields)
+            except (ValueError, FileNotFoundError) as error:
+                raise type(error)(f"eval.evaluators.{name}: {error}") from error
+
+
 def open_data(trainer: Trainer, workdir: Any = None) -> Mixture:
     """This process's rows of the batches of all tasks; bad rows are listed in `workdir`. Raises as `check_data`."""
     check_data(trainer.system)

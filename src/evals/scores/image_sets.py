@@ -17,7 +17,8 @@ from src.common.files.npz import Npz
 from src.common.files.paths import shown
 from src.common.tree import listed
 from src.evals.scores.drawn_images import ABOUT, read_about, read_drawn
-from src.evals.scores.statistics import SAMPLES, read_samples
+from src.evals.scores.networks import FeatureNetwork
+from src.evals.scores.statistics import SAMPLES, Statistics, read_samples, read_statistics
 
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 
@@ -54,6 +55,20 @@ def open_images(path: str, block: int = 64) -> ImageSet:
     if SAMPLES not in Npz(path).names():
         raise ValueError(f"{shown(path)} has moments and no images: only distances of moments can be had from it")
     return ImageSet(about, lambda: read_samples(path, block))
+
+
+def open_reference(path: str | None, network: FeatureNetwork) -> tuple[ImageSet | None, dict[str, Statistics]]:
+    """The real images at `path`, or None, and the moments by output that its file has. Raises as `open_images` and
+    `read_statistics`."""
+    if not path:
+        return None, {}
+    have = Npz(path).names() if os.path.isfile(path) else (SAMPLES,)
+    found = {}
+    if "mu" in have:
+        found["pool"] = read_statistics(path, network.outputs["pool"])
+    if "mu_s" in have and "spatial" in network.outputs:
+        found["spatial"] = read_statistics(path, network.outputs["spatial"], spatial=True)
+    return open_images(path) if SAMPLES in have or not found else None, found
 
 
 def _read_files(files: list[pathlib.Path], block: int) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:

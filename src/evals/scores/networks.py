@@ -21,6 +21,8 @@ PUBLISHED = "6726825d"
 MOST_VALUES = 64 * 64 * 3  # of an image whose pixels are features
 # By name, what is to be downloaded.
 NETWORKS = {"inception": f"pt_inception-2015-12-05-{PUBLISHED}.pth", "pixels": ""}
+# By name, what it says of images.
+OUTPUTS = {"inception": ("pool", "spatial", "logits"), "pixels": ("pool",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +55,13 @@ def open_network(name: str, weights: str | None, height: int, width: int) -> Fea
     return {"inception": fid_inception}[name](os.fspath(weights))
 
 
-def check_file(name: str, weights: str | None) -> None:
-    """Raises ValueError without the file of a network that needs one, FileNotFoundError where it is not there."""
+def check_file(name: str, weights: str | None, option: str = "--{}") -> None:
+    """Raises ValueError without the file of a network that needs one, FileNotFoundError where it is not there;
+    `option`: how the messages write an option."""
     if name == "pixels":
         return
     if not weights:
-        raise ValueError(f"give --weights={NETWORKS[name]} (docs/scores.md says where to get it)")
+        raise ValueError(f"give {option.format('weights')}={NETWORKS[name]} (docs/scores.md says where to get it)")
     if not os.path.exists(weights):
         raise FileNotFoundError(f"{weights} does not exist: download {NETWORKS[name]} (docs/scores.md says where)")
 

@@ -12,7 +12,7 @@ from src.evals.frechet import frechet_of_moments
 from src.evals.scores import distances
 from src.evals.scores.image_sets import ImageSet
 from src.evals.scores.moments import FeatureMoments
-from src.evals.scores.networks import FeatureNetwork
+from src.evals.scores.networks import OUTPUTS, FeatureNetwork
 from src.evals.scores.statistics import Statistics
 
 LEAST = 2048  # images, below which a covariance of 2048 features is singular
@@ -33,6 +33,10 @@ METRICS = {
 }  # fmt: skip
 
 
+# What `scores` gives for a metric that is more than one number of its name.
+PARTS = {"is": ("is", "is_std"), "kid": ("kid", "kid_std"), "precision_recall": ("precision", "recall")}
+
+
 @dataclasses.dataclass
 class Seen:
     """Features of all images of a set.
@@ -46,19 +50,20 @@ class Seen:
     rows: dict[str, np.ndarray]
 
 
-def check_metrics(names: Sequence[str], network: FeatureNetwork, reference: str) -> None:
+def check_metrics(names: Sequence[str], network: str, reference: str, option: str = "--{}") -> None:
     """Raises ValueError, in one sentence, for an unknown metric, and for one that the network or the reference cannot
-    give. `reference` is "images", "moments", or "" for none."""
+    give. `reference` is "images", "moments", or "" for none; `option`: how the messages write an option."""
+    given = option.format("reference")
     for name in names:
         if name not in METRICS:
-            raise ValueError(f"--metrics has {name!r}; give some of {', '.join(METRICS)}")
-        metric, have = METRICS[name], network.about["name"]
-        if metric.output not in network.outputs:
-            raise ValueError(f"{name} needs {metric.output} features, which the network {have!r} does not have")
+            raise ValueError(f"{option.format('metrics')} has {name!r}; give some of {', '.join(METRICS)}")
+        metric = METRICS[name]
+        if metric.output not in OUTPUTS[network]:
+            raise ValueError(f"{name} needs {metric.output} features, which the network {network!r} does not have")
         if metric.reference and not reference:
-            raise ValueError(f"{name} compares with real images: give --reference")
+            raise ValueError(f"{name} compares with real images: give {given}")
         if metric.reference == "rows" and reference == "moments":
-            raise ValueError(f"{name} needs real images, and --reference has moments only: give a folder of images")
+            raise ValueError(f"{name} needs real images, and {given} has moments only: give a folder of images")
 
 
 def look(

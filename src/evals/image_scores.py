@@ -1,0 +1,189 @@
+"""FID and its kin of images that a task draws, against real images, with all that the numbers depend on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+
+from src.common.files.npz import Npz
+from src.common.tree import listed
+from src.evals.given import title
+from src.evals.grid import caption_grid
+from src.evals.result import Result
+from src.evals.scores import networks, suite
+from src.evals.scores.image_sets import ImageSet, open_images, open_reference
+from src.evals.scores.reconstruction import check_source, source_images
+from src.evals.scores.statistics import SAMPLES
+from src.evals.tasks import count_classes, starts
+from src.interfaces import Field, row_of
+
+SPLITS = ("train", "test")  # a reference that is the task's own data
+REAL = 50_000  # images of a split, at most
+SHOWN, COLUMNS = 24, 8
+
+
+class ImageScoresEvaluator:
+    """Draws `count` images by the task `draw` and compares them with a reference, as `src.tools.scores` does it.
+
+    metrics     of fid, sfid, is, kid, precision_recall
+    network     whose features are compared, and `weights`, its file (docs/scores.md)
+    reference   a file of moments, a folder or file of images, or `train` or `test`: that split of the task's own source
+    rows        images that are drawn and scored at a time
+    splits      parts of the images for the inception score
+    prefix      begins the names of the numbers, where two evaluators have the same
+
+    Classes are balanced; of prompts, those of the held-out split are drawn in turn. Each block of `rows` has noise of
+    its own. An image with a value that is not finite makes all numbers NaN.
+    Picture: `samples`, the first drawings.
+
+    Raises ValueError for a task that is missing or makes no images, metrics that the network or the reference cannot
+    give, and counts that are too small. Files are looked at by `check`.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Any],
+        *,
+        draw: str,
+        metrics: Sequence[str] = ("fid",),
+        network: str = "inception",
+        weights: str = "",
+        reference: str = "",
+        count: int = 2048,
+        rows: int = 256,
+        splits: int = 10,
+        prefix: str = "",
+    ):
+        if draw not in tasks:
+            raise ValueError(f"draw={draw!r} is no task of the config, which has {listed(list(tasks)) or 'none'}")
+        if len(tasks[draw].fill) != 1:
+            raise ValueError(f"draw={draw!r} makes {', '.join(tasks[draw].fill)} and not one image: name another task")
+        if count < 2 or rows < 1 or splits < 1 or not metrics:
+            raise ValueError(f"count={count}, rows={rows}, splits={splits}, metrics={metrics}: give 2 images and more")
+        if network not in networks.NETWORKS:
+            raise ValueError(f"network={network!r} is unknown; give one of {', '.join(networks.NETWORKS)}")
+        suite.check_metrics(metrics, network, "images" if reference else "", option="{}")
+        if reference in SPLITS:
+            check_source(tasks[draw].source, f"tasks.{draw}.source")
+        self.draw, self.task, self.metrics, self.network = draw, tasks[draw], tuple(metrics), network
+        self.weights, self.reference, self.count, self.rows = weights, reference, count, rows
+        self.splits, self.prefix = splits, prefix
+        self._real: tuple[dict[str, Any], suite.Seen | None, dict[str, Any]] | None = None
+
+    def check(self, fields: Mapping[str, Field]) -> None:
+        """Raises FileNotFoundError, and ValueError, in one sentence, for files of the network or of the reference that
+        are missing or of something else, and for a field whose codec has no images."""
+        size = self._size(fields)
+        networks.check_file(self.network, self.weights, option="{}")
+        if not self.reference or self.reference in SPLITS:
+            return
+        kind = "images"
+        if os.path.isfile(self.reference) and SAMPLES not in Npz(self.reference).names():
+            kind = "moments"
+        suite.check_metrics(self.metrics, self.network, kind, option="{}")
+        if self.network == "pixels":
+            open_reference(self.reference, networks.pixels(*size))
+        if kind == "images":
+            found = next(open_images(self.reference).blocks()).shape[1:3]
+            if found != size and self.network == "pixels":
+                raise ValueError(
+                    f"the images of reference={self.reference!r} are {found[0]} x {found[1]} pixels, and the drawn ones"
+                    f" {size[0]} x {size[1]}: cut them alike"
+                )
+
+    def __call__(self, pipeline: Any, seed: int) -> Result:
+        """Draws and scores; `seed` decides the noise of the drawings."""
+        field = self._field(pipeline.fields)
+        network = networks.open_network(self.network, self.weights, *self._size(pipeline.fields))
+        shown: list[tuple[np.ndarray, str]] = []
+        names = [self.prefix + part for metric in self.metrics for part in suite.PARTS.get(metric, (metric,))]
+        try:
+            drawn = ImageSet({}, lambda: self._drawn(pipeline, field, seed, shown))
+            made = suite.look(drawn, network, self.metrics)
+        except FloatingPointError as error:
+            logging.warning("%s: %s are NaN", error, ", ".join(names))
+            return Result(dict.fromkeys(names, float("nan")), how=self._how(network, {}, pipeline))
+        about, real, moments = self._referred(network, field)
+        found = suite.scores(self.metrics, made, moments, real, splits=self.splits, seed=seed)
+        warnings = suite.warnings_of(self.metrics, made.count, network)
+        how = self._how(network, about, pipeline) | ({"warnings": warnings} if warnings else {})
+        images, captions = zip(*shown, strict=True)
+        picture = caption_grid(np.stack(images) / np.float32(127.5) - 1, captions, COLUMNS)
+        scalars = {self.prefix + name: value for name, value in found.items()}
+        return Result(scalars, {f"{self.prefix}samples": picture}, how=how)
+
+    def _drawn(
+        self, pipeline: Any, field: Field, seed: int, shown: list[tuple[np.ndarray, str]]
+    ) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
+        """The drawings in blocks. Raises FloatingPointError for a value that is not finite, ValueError for images of
+        several shapes."""
+        examples = self._examples(pipeline.fields)
+        for number, start in enumerate(range(0, self.count, self.rows)):
+            given = [examples[i % len(examples)] for i in range(start, min(start + self.rows, self.count))]
+            noise = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+            values = pipeline.values(self.draw, given, noise)[self.task.fill[0]]
+            if isinstance(values, list):
+                raise ValueError(f"task {self.draw} draws images of several shapes, and those of one are scored")
+            if not np.isfinite(values).all():
+                raise FloatingPointError(f"a drawing of task {self.draw} has values that are not finite")
+            images = field.codec.host.decode(values)
+            images = images.repeat(3, axis=3) if images.shape[3] == 1 else images
+            titles = [title(example, start + i) for i, example in enumerate(given)]
+            shown += list(zip(images, titles, strict=True))[: SHOWN - len(shown)]
+            yield images
+
+    def _examples(self, fields: Mapping[str, Field]) -> list[dict[str, Any]]:
+        """What the drawings start from, in turn."""
+        if starts(self.task) == ("label",):
+            return [{"label": number} for number in range(count_classes(fields, self.task))]
+        return self.task.questions(self.count)
+
+    def _referred(self, network: networks.FeatureNetwork, field: Field) -> tuple[Any, Any, dict[str, Any]]:
+        """What is told of the reference, features of its images (or None), and moments by output; read once."""
+        if self._real is None:
+            images, moments = None, {}
+            if self.reference in SPLITS:
+                blocks = lambda: _rgb(source_images(self.task.source, field, self.reference, REAL))
+                images = ImageSet({"source": type(self.task.source).__name__, "split": self.reference}, blocks)
+            elif self.reference:
+                images, moments = open_reference(self.reference, network)
+            needed = [n for n in self.metrics if suite.METRICS[n].reference]
+            needed = [
+                n for n in needed if suite.METRICS[n].reference == "rows" or suite.METRICS[n].output not in moments
+            ]
+            real = suite.look(images, network, needed) if needed and images is not None else None
+            about: dict[str, Any] = {"path": self.reference} if images is None else dict(images.about)
+            if os.path.isfile(self.reference):
+                about |= {"path": self.reference, "sha256": networks.sha256(self.reference)}
+            if real is not None:
+                about["count"] = real.count
+                moments |= {output: suite.statistics_of(real, output) for output in real.moments}
+            self._real = about, real, moments
+        return self._real
+
+    def _how(self, network: networks.FeatureNetwork, reference: Mapping[str, Any], pipeline: Any) -> dict[str, Any]:
+        decoder = pipeline.decoders.get(row_of(self.task.fill[0]))
+        told = {"task": self.draw, "count": self.count, "guidance": float(pipeline.guidance.scale)}
+        told |= {"steps": getattr(decoder, "steps", None), "rounding": "nearest"}
+        return told | {"network": network.about, "reference": dict(reference)}
+
+    def _field(self, fields: Mapping[str, Field]) -> Field:
+        return fields[row_of(self.task.fill[0])]
+
+    def _size(self, fields: Mapping[str, Field]) -> tuple[int, int]:
+        """Height and width of the drawings. Raises ValueError where the task makes something else."""
+        field = self._field(fields)
+        shape = field.codec.delivered
+        if len(shape) != 3 or shape[2] not in (1, 3):
+            raise ValueError(f"draw={self.draw!r} makes {field.name} and not an image: name another task")
+        return shape[0], shape[1]
+
+
+def _rgb(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    for block in blocks:
+        yield block.repeat(3, axis=3) if block.shape[3] == 1 else block
