@@ -46,12 +46,14 @@ def activation(name: str, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 class TowerBlock(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); every token sees all, scores and their softmax in f32."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); every token sees all, or with `causal` those up to itself; scores
+    and their softmax in f32. `config` has the sizes of a block, as `ClipConfig` does."""
 
-    def __init__(self, config: ClipConfig, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: Any, dtype: Any, rngs: nnx.Rngs, causal: bool = False):
         width, inner = config.hidden_size, config.intermediate_size
         args = {"dtype": dtype, "precision": _precision(dtype), "rngs": rngs}
         self.heads, self.act, self.precision = config.num_attention_heads, config.hidden_act, _precision(dtype)
+        self.causal = causal
         self.layer_norm1, self.layer_norm2 = _norm(config, dtype, rngs), _norm(config, dtype, rngs)
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nnx.Linear(width, width, **args) for _ in range(4))
         self.fc1, self.fc2 = nnx.Linear(width, inner, **args), nnx.Linear(inner, width, **args)
@@ -64,7 +66,10 @@ class TowerBlock(nnx.Module):
         """Self-attention of the normalised x."""
         q, k, v = (layer(x).reshape(*x.shape[:2], self.heads, -1) for layer in (self.q_proj, self.k_proj, self.v_proj))
         f32 = {"preferred_element_type": jnp.float32, "precision": self.precision}
-        weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k, **f32) * q.shape[-1] ** -0.5, axis=-1)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, **f32) * q.shape[-1] ** -0.5
+        if self.causal:
+            scores = jnp.where(np.tri(x.shape[1], dtype=bool), scores, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1)
         out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v, precision=self.precision)
         return self.out_proj(out.reshape(x.shape))
 
@@ -93,13 +98,18 @@ class VisionTower(nnx.Module):
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         first = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1) + self.position_embedding[...].astype(self.dtype)
-        graph, blocks = nnx.split(self.layers)
-        blocks = jax.tree.map(jnp.asarray, blocks)  # arrays of the host have no traced index
+        return run_blocks(self.layers, self.pre_norm(x), depth)
 
-        def body(x, layer):  # indexed, because a stack cut short would be a copy of it
-            return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[layer], blocks))(x), None
 
-        return jax.lax.scan(body, self.pre_norm(x), jnp.arange(depth))[0]
+def run_blocks(layers: Any, x: Float[Array, "B S D"], depth: int) -> Float[Array, "B S D"]:
+    """States after the first `depth` of stacked blocks `[L]`."""
+    graph, blocks = nnx.split(layers)
+    blocks = jax.tree.map(jnp.asarray, blocks)  # arrays of the host have no traced index
+
+    def body(x, layer):  # indexed, because a stack cut short would be a copy of it
+        return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[layer], blocks))(x), None
+
+    return jax.lax.scan(body, x, jnp.arange(depth))[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +146,11 @@ class Clip:
         """
         return self._hidden(params, images, self.config.num_hidden_layers)
 
+    def pooled(self, params: Any, images: Float[Array, "B S S C"]) -> Float[Array, "B D"]:
+        """The class token behind the last block and its norm, which CLIP projects; f32. Raises as `features`."""
+        first = self.last(params, images)[:, 0]
+        return self._tower(params).post_norm(first).astype(jnp.float32)
+
     def _hidden(self, params: Any, images: Array, depth: int) -> Array:
         size = self.config.image_size
         if images.shape[1:] != (size, size, self.config.num_channels):
@@ -143,8 +158,10 @@ class Clip:
                 f"images are {images.shape[1:]}, the vision tower expects {(size, size, self.config.num_channels)} "
                 "(height, width, channels): prepare them with clip.preprocess"
             )
-        tower = nnx.merge(_abstract(self.config, self.dtype)[0], nnx.State(params))
-        return tower.hidden(images, depth).astype(jnp.float32)
+        return self._tower(params).hidden(images, depth).astype(jnp.float32)
+
+    def _tower(self, params: Any) -> VisionTower:
+        return nnx.merge(_abstract(self.config, self.dtype)[0], nnx.State(params))
 
 
 def preprocess(pixels: UInt8[np.ndarray, "h w 3"], size: int = 224) -> Float[np.ndarray, "{size} {size} 3"]:
@@ -167,7 +184,7 @@ def preprocess(pixels: UInt8[np.ndarray, "h w 3"], size: int = 224) -> Float[np.
     return (square - np.float32(MEAN)) / np.float32(DEVIATION)
 
 
-def _norm(config: ClipConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def _norm(config: Any, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
     args = {"epsilon": config.layer_norm_eps, "use_fast_variance": False, "dtype": dtype, "rngs": rngs}
     return nnx.LayerNorm(config.hidden_size, **args)
 

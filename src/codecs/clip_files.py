@@ -121,16 +121,21 @@ def read_clip_config(path: str | os.PathLike[str]) -> ClipConfig:
     return ClipConfig(**given)
 
 
-def _wrong(fields: dict[str, Any]) -> list[str]:
+def wrong_fields(fields: dict[str, Any], limits: dict[str, tuple[Any, int | float, int | float]]) -> list[str]:
+    """What is wrong in the fields of a tower: a number of another kind or out of its limits, an unknown activation."""
     wrong = []
-    for name, (default, low, high) in FIELDS.items():
+    for name, (default, low, high) in limits.items():
         whole = isinstance(default, int)
         if type(fields[name]) not in ((int,) if whole else (int, float)) or not low <= fields[name] <= high:
             kind = "a whole number" if whole else "a number"
             wrong.append(f"{name}={shown(fields[name])} is not {kind} from {low:g} to {high:g}")
     if fields["hidden_act"] not in ACTIVATIONS:
         wrong.append(f"hidden_act={shown(fields['hidden_act'])} is none of {', '.join(ACTIVATIONS)}")
-    if wrong:
+    return wrong
+
+
+def _wrong(fields: dict[str, Any]) -> list[str]:
+    if wrong := wrong_fields(fields, FIELDS):
         return wrong
     width, size = fields["hidden_size"], fields["image_size"]
     for part, whole in (("num_attention_heads", "hidden_size"), ("patch_size", "image_size")):

@@ -10,9 +10,10 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
+from src.codecs.pixels import scaled
 from src.common.files.npz import Npz
 from src.common.tree import listed
-from src.evals.given import title
+from src.evals.given import text_value, title
 from src.evals.grid import caption_grid
 from src.evals.result import Result
 from src.evals.scores import networks, suite
@@ -30,7 +31,7 @@ SHOWN, COLUMNS = 24, 8
 class ImageScoresEvaluator:
     """Draws `count` images by the task `draw` and compares them with a reference, as `src.tools.scores` does it.
 
-    metrics     of fid, sfid, is, kid, precision_recall
+    metrics     of fid, sfid, is, kid, precision_recall, and, of drawings from words, clip_score
     network     whose features are compared, and `weights`, its file (docs/scores.md)
     reference   a file of moments, a folder or file of images, or `train` or `test`: that split of the task's own source
     rows        images that are drawn and scored at a time
@@ -67,7 +68,8 @@ class ImageScoresEvaluator:
             raise ValueError(f"count={count}, rows={rows}, splits={splits}, metrics={metrics}: give 2 images and more")
         if network not in networks.NETWORKS:
             raise ValueError(f"network={network!r} is unknown; give one of {', '.join(networks.NETWORKS)}")
-        suite.check_metrics(metrics, network, "images" if reference else "", option="{}")
+        prompts = text_value(tasks[draw]) in starts(tasks[draw])
+        suite.check_metrics(metrics, network, "images" if reference else "", prompts, option="{}")
         if reference in SPLITS:
             check_source(tasks[draw].source, f"tasks.{draw}.source")
         self.draw, self.task, self.metrics, self.network = draw, tasks[draw], tuple(metrics), network
@@ -85,7 +87,7 @@ class ImageScoresEvaluator:
         kind = "images"
         if os.path.isfile(self.reference) and SAMPLES not in Npz(self.reference).names():
             kind = "moments"
-        suite.check_metrics(self.metrics, self.network, kind, option="{}")
+        suite.check_metrics(self.metrics, self.network, kind, True, option="{}")
         if self.network == "pixels":
             open_reference(self.reference, networks.pixels(*size))
         if kind == "images":
@@ -100,29 +102,30 @@ class ImageScoresEvaluator:
         """Draws and scores; `seed` decides the noise of the drawings."""
         field = self._field(pipeline.fields)
         network = networks.open_network(self.network, self.weights, *self._size(pipeline.fields))
-        shown: list[tuple[np.ndarray, str]] = []
+        shown: list[np.ndarray] = []
+        examples = self._examples(pipeline.fields)
         names = [self.prefix + part for metric in self.metrics for part in suite.PARTS.get(metric, (metric,))]
         try:
-            drawn = ImageSet({}, lambda: self._drawn(pipeline, field, seed, shown))
+            drawn = ImageSet({}, lambda: self._drawn(pipeline, field, examples, seed, shown))
             made = suite.look(drawn, network, self.metrics)
         except FloatingPointError as error:
             logging.warning("%s: %s are NaN", error, ", ".join(names))
             return Result(dict.fromkeys(names, float("nan")), how=self._how(network, {}, pipeline))
         about, real, moments = self._referred(network, field)
-        found = suite.scores(self.metrics, made, moments, real, splits=self.splits, seed=seed)
+        options = {"splits": self.splits, "seed": seed, "texts": self._texts(network, examples)}
+        found = suite.scores(self.metrics, made, moments, real, **options)
         warnings = suite.warnings_of(self.metrics, made.count, network)
         how = self._how(network, about, pipeline) | ({"warnings": warnings} if warnings else {})
-        images, captions = zip(*shown, strict=True)
-        picture = caption_grid(np.stack(images) / np.float32(127.5) - 1, captions, COLUMNS)
+        captions = [title(examples[i % len(examples)]) for i in range(len(shown))]
+        picture = caption_grid(scaled(np.stack(shown)), captions, COLUMNS)
         scalars = {self.prefix + name: value for name, value in found.items()}
         return Result(scalars, {f"{self.prefix}samples": picture}, how=how)
 
     def _drawn(
-        self, pipeline: Any, field: Field, seed: int, shown: list[tuple[np.ndarray, str]]
+        self, pipeline: Any, field: Field, examples: list[dict[str, Any]], seed: int, shown: list[np.ndarray]
     ) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
-        """The drawings in blocks. Raises FloatingPointError for a value that is not finite, ValueError for images of
-        several shapes."""
-        examples = self._examples(pipeline.fields)
+        """The drawings in blocks; `shown` gets the first. Raises FloatingPointError for a value that is not finite,
+        ValueError for images of several shapes."""
         for number, start in enumerate(range(0, self.count, self.rows)):
             given = [examples[i % len(examples)] for i in range(start, min(start + self.rows, self.count))]
             noise = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
@@ -133,15 +136,25 @@ class ImageScoresEvaluator:
                 raise FloatingPointError(f"a drawing of task {self.draw} has values that are not finite")
             images = field.codec.host.decode(values)
             images = images.repeat(3, axis=3) if images.shape[3] == 1 else images
-            titles = [title(example, start + i) for i, example in enumerate(given)]
-            shown += list(zip(images, titles, strict=True))[: SHOWN - len(shown)]
+            shown += list(images)[: SHOWN - len(shown)]
             yield images
 
     def _examples(self, fields: Mapping[str, Field]) -> list[dict[str, Any]]:
-        """What the drawings start from, in turn."""
+        """What the drawings start from, in turn: each class, or held-out prompts with one text each."""
         if starts(self.task) == ("label",):
             return [{"label": number} for number in range(count_classes(fields, self.task))]
-        return self.task.questions(self.count)
+        found, words = [dict(example) for example in self.task.questions(self.count)], text_value(self.task)
+        for number, example in enumerate(found):
+            if isinstance(example.get(words), list | tuple):
+                example[words] = example[words][number % len(example[words])]
+        return found
+
+    def _texts(self, network: networks.FeatureNetwork, examples: list[dict[str, Any]]) -> np.ndarray | None:
+        """Embeddings of what each drawing was drawn from, where a metric needs them."""
+        if "clip_score" not in self.metrics:
+            return None
+        found = network.texts([str(example[text_value(self.task)]) for example in examples])
+        return found[np.arange(self.count) % len(examples)]
 
     def _referred(self, network: networks.FeatureNetwork, field: Field) -> tuple[Any, Any, dict[str, Any]]:
         """What is told of the reference, features of its images (or None), and moments by output; read once."""
@@ -152,17 +165,12 @@ class ImageScoresEvaluator:
                 images = ImageSet({"source": type(self.task.source).__name__, "split": self.reference}, blocks)
             elif self.reference:
                 images, moments = open_reference(self.reference, network)
-            needed = [n for n in self.metrics if suite.METRICS[n].reference]
-            needed = [
-                n for n in needed if suite.METRICS[n].reference == "rows" or suite.METRICS[n].output not in moments
-            ]
-            real = suite.look(images, network, needed) if needed and images is not None else None
+            real, moments = suite.look_at_reference(images, moments, self.metrics, network)
             about: dict[str, Any] = {"path": self.reference} if images is None else dict(images.about)
             if os.path.isfile(self.reference):
                 about |= {"path": self.reference, "sha256": networks.sha256(self.reference)}
             if real is not None:
                 about["count"] = real.count
-                moments |= {output: suite.statistics_of(real, output) for output in real.moments}
             self._real = about, real, moments
         return self._real
 

@@ -3,6 +3,7 @@
 python -m src.tools.scores --images=drawn --network=inception --weights=pt_inception-2015-12-05-6726825d.pth \\
     --reference=VIRTUAL_imagenet256_labeled.npz --json=scores.json
 python -m src.tools.scores --images=real/ --network=inception --weights=… --write_statistics=real.npz
+python -m src.tools.scores --images=drawn --network=clip --weights=clip-vit-large-patch14 --prompts=prompts.txt
 python -m src.tools.scores --images=drawn --network=pixels --reference=real/ --metrics=fid,kid
 
 --images and --reference are folders that `src.tools.draw` wrote, folders of image files of one size, or .npz files of
@@ -23,6 +24,7 @@ from absl import flags
 from src.common.runtime import command, config_flag
 
 DEFAULT = ["fid", "sfid", "is", "precision_recall"]
+NETWORKS = ["inception", "clip", "pixels"]
 
 
 def define() -> flags.FlagValues:
@@ -31,9 +33,12 @@ def define() -> flags.FlagValues:
     common = {"flag_values": values}
     flags.DEFINE_string("images", None, "The images that are scored.", **common)
     flags.DEFINE_string("reference", None, "Real images, or a file of their moments.", **common)
-    flags.DEFINE_enum("network", "inception", ["inception", "pixels"], "Whose features are compared.", **common)
-    flags.DEFINE_string("weights", None, "The file of the network.", **common)
-    flags.DEFINE_list("metrics", None, "Of fid, sfid, is, kid, precision_recall; what can be had.", **common)
+    flags.DEFINE_enum("network", "inception", NETWORKS, "Whose features are compared.", **common)
+    flags.DEFINE_string("weights", None, "The file or folder of the network.", **common)
+    flags.DEFINE_string("prompts", None, "For clip_score: what the images were drawn from.", **common)
+    flags.DEFINE_list(
+        "metrics", None, "Of fid, sfid, is, kid, precision_recall, clip_score.", **common
+    )
     flags.DEFINE_integer("splits", 10, "Parts of the images for the inception score.", 1, **common)
     flags.DEFINE_integer("seed", 0, "Of the random subsets of kid.", 0, **common)
     flags.DEFINE_string("write_statistics", None, "A file that gets the moments of --images.", **common)
@@ -60,6 +65,7 @@ def run(values: flags.FlagValues) -> None:
     skip_absent_tpu()
     from src.evals.scores import suite
     from src.evals.scores.image_sets import open_images, open_reference
+    from src.evals.scores.prompts import ImagePrompts
     from src.evals.scores.statistics import write_statistics
 
     if not values.images:
@@ -70,8 +76,13 @@ def run(values: flags.FlagValues) -> None:
     network = _network(values, images)
     reference, moments = open_reference(values.reference, network)
     kind = "images" if reference else "moments" if moments else ""
-    names = values.metrics or [name for name in DEFAULT if _can(suite, name, values.network, kind)]
-    suite.check_metrics(names, values.network, kind)
+    prompts = ImagePrompts(values.prompts, images.about.get("drawn")) if values.prompts else None
+    default = ["clip_score"] if values.network == "clip" else DEFAULT
+    check = lambda names: suite.check_metrics(names, values.network, kind, prompts is not None)
+    names = values.metrics or [name for name in default if _can(check, name)]
+    check(names)
+    if values.write_statistics:
+        suite.check_metrics(["fid"], values.network, "moments")
     if not names and not values.write_statistics:
         raise ValueError("nothing is asked for: give --reference, --metrics or --write_statistics")
     has_spatial = "spatial" in network.outputs
@@ -81,16 +92,15 @@ def run(values: flags.FlagValues) -> None:
         spatial = suite.statistics_of(made, "spatial") if has_spatial else None
         write_statistics(values.write_statistics, suite.statistics_of(made, "pool"), spatial)
         _say(f"the moments of {made.count:,} images are in {values.write_statistics}")
-    open_ones = [n for n in names if suite.METRICS[n].reference == "rows" or suite.METRICS[n].output not in moments]
-    real = None if reference is None else suite.look(reference, network, open_ones, _teller("real images"))
-    if real is not None:
-        moments |= {output: suite.statistics_of(real, output) for output in real.moments}
-    found = suite.scores(names, made, moments, real, splits=values.splits, seed=values.seed)
+    real, moments = suite.look_at_reference(reference, moments, names, network, _teller("real images"))
+    texts = network.texts(prompts.lines)[prompts.of_images(made.count)] if "clip_score" in names else None
+    found = suite.scores(names, made, moments, real, splits=values.splits, seed=values.seed, texts=texts)
     report = {
         "scores": found,
         "images": images.about | {"count": made.count},
         "reference": _told_reference(values, real),
         "network": network.about,
+        "prompts": prompts and prompts.about,
         "warnings": suite.warnings_of(names, made.count, images, reference, network),
     }
     _show(values, report)
@@ -103,9 +113,9 @@ def _network(values: flags.FlagValues, images: Any) -> Any:
     return networks.open_network(values.network, values.weights, height, width)
 
 
-def _can(suite: Any, name: str, network: str, kind: str) -> bool:
+def _can(check: Any, name: str) -> bool:
     try:
-        suite.check_metrics([name], network, kind)
+        check([name])
     except ValueError as error:
         _say(f"left out: {error}")
         return False

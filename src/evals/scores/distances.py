@@ -75,6 +75,14 @@ def discrepancy(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> flo
     return float(within - 2 * kernel(x, y).mean())
 
 
+def clip_score(images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"]) -> float:
+    """The mean of max(100 cos, 0) over pairs of embeddings, of an image and its text (Hessel et al. 2021, with 100 in
+    place of 2.5)."""
+    images, texts = (np.asarray(each, np.float64) for each in (images, texts))
+    lengths = np.linalg.norm(images, axis=1) * np.linalg.norm(texts, axis=1)
+    return float(np.maximum(100 * (images * texts).sum(axis=1) / lengths, 0).mean())
+
+
 def precision_recall(
     real: Float[np.ndarray, "n d"],
     made: Float[np.ndarray, "m d"],

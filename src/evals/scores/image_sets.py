@@ -64,7 +64,7 @@ def open_reference(path: str | None, network: FeatureNetwork) -> tuple[ImageSet 
         return None, {}
     have = Npz(path).names() if os.path.isfile(path) else (SAMPLES,)
     found = {}
-    if "mu" in have:
+    if "mu" in have and "pool" in network.outputs:
         found["pool"] = read_statistics(path, network.outputs["pool"])
     if "mu_s" in have and "spatial" in network.outputs:
         found["spatial"] = read_statistics(path, network.outputs["spatial"], spatial=True)

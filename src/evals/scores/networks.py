@@ -5,24 +5,30 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from src.codecs.clip import preprocess
+from src.codecs.clip_files import FILES
 from src.common.files.safetensors import SafeTensors
 from src.common.files.torch_tensors import read_tensors
 from src.evals.networks import inception
+from src.evals.networks.clip_pair import read_clip_pair
 
 # What the file that scores are published with begins with, as its name says.
 PUBLISHED = "6726825d"
 MOST_VALUES = 64 * 64 * 3  # of an image whose pixels are features
 # By name, what is to be downloaded.
-NETWORKS = {"inception": f"pt_inception-2015-12-05-{PUBLISHED}.pth", "pixels": ""}
+NETWORKS = {
+    "inception": f"pt_inception-2015-12-05-{PUBLISHED}.pth", "clip": "clip-vit-large-patch14", "pixels": ""
+}  # fmt: skip
 # By name, what it says of images.
-OUTPUTS = {"inception": ("pool", "spatial", "logits"), "pixels": ("pool",)}
+OUTPUTS = {"inception": ("pool", "spatial", "logits"), "clip": ("embedding",), "pixels": ("pool",)}
+TEXTS = 64  # whose embeddings are computed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +39,14 @@ class FeatureNetwork:
     outputs   numbers of each output
     compute   images of one size -> by output, float32 [n, numbers]
     warning   what may change a score, or ""
+    texts     of networks that read words, too: texts -> float32 [n, numbers] beside the output "embedding"
     """
 
     about: dict[str, Any]
     outputs: Mapping[str, int]
     compute: Callable[[UInt8[np.ndarray, "n h w 3"]], dict[str, Float[np.ndarray, "n d"]]]
     warning: str = ""
+    texts: Callable[[Sequence[str]], Float[np.ndarray, "n d"]] | None = None
 
 
 def open_network(name: str, weights: str | None, height: int, width: int) -> FeatureNetwork:
@@ -52,7 +60,7 @@ def open_network(name: str, weights: str | None, height: int, width: int) -> Fea
     if name == "pixels":
         return pixels(height, width)
     check_file(name, weights)
-    return {"inception": fid_inception}[name](os.fspath(weights))
+    return {"inception": fid_inception, "clip": clip}[name](os.fspath(weights))
 
 
 def check_file(name: str, weights: str | None, option: str = "--{}") -> None:
@@ -101,6 +109,33 @@ def fid_inception(path: str) -> FeatureNetwork:
     return FeatureNetwork(
         {"name": "inception", "file": os.path.basename(path), "sha256": digest}, outputs, compute, told
     )
+
+
+def clip(folder: str) -> FeatureNetwork:
+    """A whole CLIP in a folder as transformers has it: config.json, model.safetensors, and the tokenizer's files.
+
+    Images are prepared as CLIP's own are: the shorter side to its size (bicubic), the middle square. Of a text that is
+    too long the beginning is read. Raises as `read_clip_pair`.
+    """
+    pair, params, tokens = read_clip_pair(folder)
+    params, size = jax.device_put(params), pair.vision.config.image_size
+    of_images, of_texts = jax.jit(pair.images), jax.jit(pair.texts)
+
+    def compute(images: np.ndarray) -> dict[str, np.ndarray]:
+        return {"embedding": np.asarray(of_images(params, np.stack([preprocess(each, size) for each in images])))}
+
+    def texts(lines: Sequence[str]) -> np.ndarray:
+        rows = tokens.rows(lines, pair.text.max_position_embeddings)
+        parts = [np.asarray(of_texts(params, rows[i : i + TEXTS])) for i in range(0, len(rows), TEXTS)]
+        return np.concatenate(parts)
+
+    about = {"name": "clip", "folder": os.path.basename(os.path.normpath(folder)), "sha256": sha256(_file(folder))}
+    return FeatureNetwork(about, {"embedding": pair.text.dimension}, compute, texts=texts)
+
+
+def _file(folder: str) -> str:
+    """The file of a folder's weights, or their index."""
+    return next(path for path in (os.path.join(folder, name) for name in FILES) if os.path.exists(path))
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -21,7 +21,8 @@ USUAL = 50_000
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """What a metric needs: an output of the network, and of the reference nothing, its `moments`, or its `rows`."""
+    """What a metric needs: an output of the network, and of the reference nothing, its `moments`, or its `rows`; or
+    instead of a reference the `prompts` of the images."""
 
     output: str
     reference: str
@@ -30,6 +31,7 @@ class Metric:
 METRICS = {
     "fid": Metric("pool", "moments"), "sfid": Metric("spatial", "moments"), "is": Metric("logits", ""),
     "kid": Metric("pool", "rows"), "precision_recall": Metric("pool", "rows"),
+    "clip_score": Metric("embedding", "prompts"),
 }  # fmt: skip
 
 
@@ -50,9 +52,16 @@ class Seen:
     rows: dict[str, np.ndarray]
 
 
-def check_metrics(names: Sequence[str], network: str, reference: str, option: str = "--{}") -> None:
-    """Raises ValueError, in one sentence, for an unknown metric, and for one that the network or the reference cannot
-    give. `reference` is "images", "moments", or "" for none; `option`: how the messages write an option."""
+def check_metrics(
+    names: Sequence[str], network: str, reference: str, prompts: bool = False, option: str = "--{}"
+) -> None:
+    """Raises ValueError, in one sentence, for an unknown metric, and for one that the network, the reference or the
+    prompts cannot give.
+
+    reference   "images", "moments", or "" for none
+    prompts     whether they are known
+    option      how the messages write an option
+    """
     given = option.format("reference")
     for name in names:
         if name not in METRICS:
@@ -60,6 +69,10 @@ def check_metrics(names: Sequence[str], network: str, reference: str, option: st
         metric = METRICS[name]
         if metric.output not in OUTPUTS[network]:
             raise ValueError(f"{name} needs {metric.output} features, which the network {network!r} does not have")
+        if metric.reference == "prompts":
+            if not prompts:
+                raise ValueError(f"{name} needs what the images were drawn from: give {option.format('prompts')}")
+            continue
         if metric.reference and not reference:
             raise ValueError(f"{name} compares with real images: give {given}")
         if metric.reference == "rows" and reference == "moments":
@@ -92,6 +105,23 @@ def look(
     return Seen(count, moments, {output: np.concatenate(parts) for output, parts in rows.items()})
 
 
+def look_at_reference(
+    images: ImageSet | None,
+    moments: Mapping[str, Statistics],
+    names: Iterable[str],
+    network: FeatureNetwork,
+    told: Callable[[int], None] = lambda count: None,
+) -> tuple[Seen | None, dict[str, Statistics]]:
+    """Features of the reference's images, as far as the metrics need more than the `moments` of its file, and moments
+    by output of both; None where there are no images. Raises as `look`."""
+    needed = [n for n in names if METRICS[n].reference == "rows"]
+    needed += [n for n in names if METRICS[n].reference == "moments" and METRICS[n].output not in moments]
+    if images is None:
+        return None, dict(moments)
+    real = look(images, network, needed, told)
+    return real, dict(moments) | {output: statistics_of(real, output) for output in real.moments}
+
+
 def _check_finite(features: np.ndarray, before: int) -> None:
     wrong = ~np.isfinite(features).all(axis=1)
     if wrong.any():
@@ -107,9 +137,20 @@ def statistics_of(seen: Seen, output: str) -> Statistics:
 
 
 def scores(
-    names: Sequence[str], made: Seen, reference: Mapping[str, Statistics], real: Seen | None, *, splits: int, seed: int
+    names: Sequence[str],
+    made: Seen,
+    reference: Mapping[str, Statistics],
+    real: Seen | None,
+    *,
+    splits: int,
+    seed: int,
+    texts: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """The metrics by name. `reference` has moments by output, `real` the features of the reference's images.
+    """The metrics by name.
+
+    reference   moments by output
+    real        features of the reference's images
+    texts       embeddings of the images' prompts, in the order of the images
 
     Raises ValueError for too few images.
     """
@@ -125,6 +166,8 @@ def scores(
         elif name == "kid":
             score = distances.kernel_distance(made.rows[output], real.rows[output], seed=seed)
             found |= {"kid": score.mean, "kid_std": score.std}
+        elif name == "clip_score":
+            found["clip_score"] = distances.clip_score(made.rows[output], texts)
         else:
             precision, recall = distances.precision_recall(real.rows[output], made.rows[output])
             found |= {"precision": precision, "recall": recall}
