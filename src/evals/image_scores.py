@@ -104,13 +104,15 @@ class ImageScoresEvaluator:
         network = networks.open_network(self.network, self.weights, *self._size(pipeline.fields))
         shown: list[np.ndarray] = []
         examples = self._examples(pipeline.fields)
-        names = [self.prefix + part for metric in self.metrics for part in suite.PARTS.get(metric, (metric,))]
+        names = [part for metric in self.metrics for part in suite.PARTS.get(metric, (metric,))]
         try:
             drawn = ImageSet({}, lambda: self._drawn(pipeline, field, examples, seed, shown))
             made = suite.look(drawn, network, self.metrics)
         except FloatingPointError as error:
             logging.warning("%s: %s are NaN", error, ", ".join(names))
-            return Result(dict.fromkeys(names, float("nan")), how=self._how(network, {}, pipeline))
+            return Result(
+                self._named(dict.fromkeys(names, float("nan")), network), how=self._how(network, {}, pipeline)
+            )
         about, real, moments = self._referred(network, field)
         options = {"splits": self.splits, "seed": seed, "texts": self._texts(network, examples)}
         found = suite.scores(self.metrics, made, moments, real, **options)
@@ -118,8 +120,7 @@ class ImageScoresEvaluator:
         how = self._how(network, about, pipeline) | ({"warnings": warnings} if warnings else {})
         captions = [title(examples[i % len(examples)]) for i in range(len(shown))]
         picture = caption_grid(scaled(np.stack(shown)), captions, COLUMNS)
-        scalars = {self.prefix + name: value for name, value in found.items()}
-        return Result(scalars, {f"{self.prefix}samples": picture}, how=how)
+        return Result(self._named(found, network), {f"{self.prefix}samples": picture}, how=how)
 
     def _drawn(
         self, pipeline: Any, field: Field, examples: list[dict[str, Any]], seed: int, shown: list[np.ndarray]
@@ -173,6 +174,9 @@ class ImageScoresEvaluator:
                 about["count"] = real.count
             self._real = about, real, moments
         return self._real
+
+    def _named(self, found: Mapping[str, float], network: networks.FeatureNetwork) -> dict[str, float]:
+        return {self.prefix + name: value for name, value in suite.named(found, network).items()}
 
     def _how(self, network: networks.FeatureNetwork, reference: Mapping[str, Any], pipeline: Any) -> dict[str, Any]:
         decoder = pipeline.decoders.get(row_of(self.task.fill[0]))

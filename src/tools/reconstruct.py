@@ -31,7 +31,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_string("field", "image", "The field whose codec is measured.", **common)
     flags.DEFINE_enum("split", "test", ["train", "test"], "Which images.", **common)
     flags.DEFINE_integer("count", 50_000, "Images, at most.", 2, **common)
-    flags.DEFINE_enum("network", None, ["inception", "pixels"], "Whose features rFID compares.", **common)
+    flags.DEFINE_enum("network", None, ["inception", "dinov2", "pixels"], "Whose features rFID compares.", **common)
     flags.DEFINE_string("weights", None, "The file of the network.", **common)
     flags.DEFINE_string("json", None, "A file that gets the report.", **common)
     return values

@@ -3,6 +3,7 @@
 python -m src.tools.scores --images=drawn --network=inception --weights=pt_inception-2015-12-05-6726825d.pth \\
     --reference=VIRTUAL_imagenet256_labeled.npz --json=scores.json
 python -m src.tools.scores --images=real/ --network=inception --weights=… --write_statistics=real.npz
+python -m src.tools.scores --images=drawn --network=dinov2 --weights=dinov2-large --reference=real/
 python -m src.tools.scores --images=drawn --network=clip --weights=clip-vit-large-patch14 --prompts=prompts.txt
 python -m src.tools.scores --images=drawn --network=pixels --reference=real/ --metrics=fid,kid
 
@@ -24,7 +25,7 @@ from absl import flags
 from src.common.runtime import command, config_flag
 
 DEFAULT = ["fid", "sfid", "is", "precision_recall"]
-NETWORKS = ["inception", "clip", "pixels"]
+NETWORKS = ["inception", "dinov2", "clip", "pixels"]
 
 
 def define() -> flags.FlagValues:
@@ -36,9 +37,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_enum("network", "inception", NETWORKS, "Whose features are compared.", **common)
     flags.DEFINE_string("weights", None, "The file or folder of the network.", **common)
     flags.DEFINE_string("prompts", None, "For clip_score: what the images were drawn from.", **common)
-    flags.DEFINE_list(
-        "metrics", None, "Of fid, sfid, is, kid, precision_recall, clip_score.", **common
-    )
+    flags.DEFINE_list("metrics", None, "Of fid, sfid, is, kid, precision_recall, clip_score.", **common)
     flags.DEFINE_integer("splits", 10, "Parts of the images for the inception score.", 1, **common)
     flags.DEFINE_integer("seed", 0, "Of the random subsets of kid.", 0, **common)
     flags.DEFINE_string("write_statistics", None, "A file that gets the moments of --images.", **common)
@@ -96,7 +95,7 @@ def run(values: flags.FlagValues) -> None:
     texts = network.texts(prompts.lines)[prompts.of_images(made.count)] if "clip_score" in names else None
     found = suite.scores(names, made, moments, real, splits=values.splits, seed=values.seed, texts=texts)
     report = {
-        "scores": found,
+        "scores": suite.named(found, network),
         "images": images.about | {"count": made.count},
         "reference": _told_reference(values, real),
         "network": network.about,

@@ -78,7 +78,7 @@ def test_drawings_that_are_not_finite_do_not_end_a_run():
         ({"metrics": ("fib",)}, "metrics has 'fib'; give some of fid, sfid"),
         ({"metrics": ("is",)}, "is needs logits features, which the network 'pixels' does not have"),
         ({"reference": ""}, "fid compares with real images: give reference"),
-        ({"network": "vgg"}, "network='vgg' is unknown; give one of inception, clip, pixels"),
+        ({"network": "vgg"}, "network='vgg' is unknown; give one of inception, dinov2, clip, pixels"),
         ({"count": 1}, "count=1.*give 2 images and more"),
     ],
 )

@@ -18,16 +18,25 @@ from src.common.files.safetensors import SafeTensors
 from src.common.files.torch_tensors import read_tensors
 from src.evals.networks import inception
 from src.evals.networks.clip_pair import read_clip_pair
+from src.evals.networks.dinov2 import preprocess as prepare_for_dinov2
+from src.evals.networks.dinov2 import read_dinov2
 
 # What the file that scores are published with begins with, as its name says.
 PUBLISHED = "6726825d"
 MOST_VALUES = 64 * 64 * 3  # of an image whose pixels are features
 # By name, what is to be downloaded.
 NETWORKS = {
-    "inception": f"pt_inception-2015-12-05-{PUBLISHED}.pth", "clip": "clip-vit-large-patch14", "pixels": ""
+    "inception": f"pt_inception-2015-12-05-{PUBLISHED}.pth", "dinov2": "dinov2-large",
+    "clip": "clip-vit-large-patch14", "pixels": "",
 }  # fmt: skip
 # By name, what it says of images.
-OUTPUTS = {"inception": ("pool", "spatial", "logits"), "clip": ("embedding",), "pixels": ("pool",)}
+OUTPUTS = {
+    "inception": ("pool", "spatial", "logits"), "dinov2": ("pool",), "clip": ("embedding",), "pixels": ("pool",)
+}  # fmt: skip
+OF_DINOV2 = {
+    "fid": "fd_dinov2", "kid": "kd_dinov2", "kid_std": "kd_dinov2_std", "precision": "precision_dinov2",
+    "recall": "recall_dinov2",
+}  # fmt: skip
 TEXTS = 64  # whose embeddings are computed at a time
 
 
@@ -39,6 +48,7 @@ class FeatureNetwork:
     outputs   numbers of each output
     compute   images of one size -> by output, float32 [n, numbers]
     warning   what may change a score, or ""
+    names     what its scores are called, where that is not the metric's name
     texts     of networks that read words, too: texts -> float32 [n, numbers] beside the output "embedding"
     """
 
@@ -46,6 +56,7 @@ class FeatureNetwork:
     outputs: Mapping[str, int]
     compute: Callable[[UInt8[np.ndarray, "n h w 3"]], dict[str, Float[np.ndarray, "n d"]]]
     warning: str = ""
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     texts: Callable[[Sequence[str]], Float[np.ndarray, "n d"]] | None = None
 
 
@@ -60,7 +71,7 @@ def open_network(name: str, weights: str | None, height: int, width: int) -> Fea
     if name == "pixels":
         return pixels(height, width)
     check_file(name, weights)
-    return {"inception": fid_inception, "clip": clip}[name](os.fspath(weights))
+    return {"inception": fid_inception, "dinov2": dinov2, "clip": clip}[name](os.fspath(weights))
 
 
 def check_file(name: str, weights: str | None, option: str = "--{}") -> None:
@@ -109,6 +120,18 @@ def fid_inception(path: str) -> FeatureNetwork:
     return FeatureNetwork(
         {"name": "inception", "file": os.path.basename(path), "sha256": digest}, outputs, compute, told
     )
+
+
+def dinov2(folder: str) -> FeatureNetwork:
+    """DINOv2 in a folder as transformers has it: config.json and model.safetensors. Raises as `read_dinov2`."""
+    network, params = read_dinov2(folder)
+    params, run = jax.device_put(params), jax.jit(network.features)
+
+    def compute(images: np.ndarray) -> dict[str, np.ndarray]:
+        return {"pool": np.asarray(run(params, np.stack([prepare_for_dinov2(each) for each in images])))}
+
+    about = {"name": "dinov2", "folder": os.path.basename(os.path.normpath(folder)), "sha256": sha256(_file(folder))}
+    return FeatureNetwork(about, {"pool": network.config.hidden_size}, compute, names=OF_DINOV2)
 
 
 def clip(folder: str) -> FeatureNetwork:

@@ -113,7 +113,8 @@ def reconstruction_scores(
     told: Callable[[int], None] = lambda count: None,
 ) -> dict[str, float]:
     """psnr, psnr_std, ssim and ssim_std over images, `exact`, the share of images that come back as they were, `count`,
-    and with a network `rfid`, the Fréchet distance between the features of the images and of what comes back.
+    and with a network `rfid` (of DINOv2 `rfd_dinov2`), the Fréchet distance between the features of the images and of
+    what comes back.
 
     Raises ValueError for features that are not finite, and for less than two images.
     """
@@ -138,5 +139,5 @@ def reconstruction_scores(
     found |= {"exact": exact / count, "count": count}
     if moments:
         (mean_x, x), (mean_y, y) = ((each.mean, each.covariance()) for each in moments)
-        found["rfid"] = frechet_of_moments(mean_x, mean_y, x, y)
+        found["r" + network.names.get("fid", "fid")] = frechet_of_moments(mean_x, mean_y, x, y)
     return {name: float(value) for name, value in found.items()}

@@ -174,6 +174,11 @@ def scores(
     return found
 
 
+def named(found: Mapping[str, float], network: FeatureNetwork) -> dict[str, float]:
+    """Scores as they are called with this network."""
+    return {network.names.get(name, name): value for name, value in found.items()}
+
+
 def warnings_of(names: Sequence[str], count: int, *sources: Any) -> list[str]:
     """What makes these numbers differ from published ones: few images, and what the sources and the network tell."""
     told = [source.warning for source in sources if source is not None and source.warning]
