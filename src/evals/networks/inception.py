@@ -1,7 +1,8 @@
 """The Inception-v3 of the FID (Szegedy et al. 2015; Heusel et al. 2017): images -> features and class scores.
 
 It is the network of TensorFlow's 2015 archive, whose average pooling leaves the padding out and whose last block pools
-by the maximum. Layers have the names of its PyTorch files (`pt_inception-2015-12-05-6726825d.pth`).
+by the maximum. Layers have the names of its PyTorch files (`pt_inception-2015-12-05-6726825d.pth`);
+`inception_graph.py` reads TensorFlow's own file.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from src.evals.networks import inception
 from src.evals.networks.clip_pair import read_clip_pair
 from src.evals.networks.dinov2 import preprocess as prepare_for_dinov2
 from src.evals.networks.dinov2 import read_dinov2
+from src.evals.networks.inception_graph import read_inception_graph
 
 # What the file that scores are published with begins with, as its name says.
 PUBLISHED = "6726825d"
@@ -101,17 +102,19 @@ def pixels(height: int, width: int) -> FeatureNetwork:
 
 
 def fid_inception(path: str) -> FeatureNetwork:
-    """The Inception of the FID, from `pt_inception-2015-12-05-6726825d.pth` or the same tensors as safetensors.
+    """The Inception of the FID, from `pt_inception-2015-12-05-6726825d.pth`, the same tensors as safetensors, or
+    TensorFlow's own `classify_image_graph_def.pb`.
 
     Raises FileNotFoundError, and ValueError, in one sentence, for a file without its tensors.
     """
     check_file("inception", path)
-    tensors = dict(SafeTensors(path)) if path.endswith(".safetensors") else read_tensors(path)
-    params = jax.device_put(inception.prepare(tensors))
+    readers = {".safetensors": lambda name: dict(SafeTensors(name)), ".pb": read_inception_graph}
+    ending = os.path.splitext(path)[1]
+    params = jax.device_put(inception.prepare(readers.get(ending, read_tensors)(path)))
     run = jax.jit(inception.features)
     outputs = {"pool": inception.POOL, "spatial": inception.SPATIAL, "logits": inception.LOGITS}
     digest = sha256(path)
-    known = digest.startswith(PUBLISHED)
+    known = digest.startswith(PUBLISHED) or ending == ".pb"  # whose digest is not in its name
     told = "" if known else f"{path} is not the published file (its sha256 begins with {digest[:8]}, not {PUBLISHED})"
 
     def compute(images: np.ndarray) -> dict[str, np.ndarray]:
