@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 
 from src.codecs.pixels import scaled
 from src.common.files.npz import Npz
+from src.common.runtime import stopping
 from src.common.tree import listed
 from src.evals.given import text_value, title
 from src.evals.grid import caption_grid
@@ -19,7 +20,7 @@ from src.evals.result import Result
 from src.evals.scores import networks, suite
 from src.evals.scores.image_sets import ImageSet, open_images, open_reference
 from src.evals.scores.reconstruction import check_source, source_images
-from src.evals.scores.statistics import SAMPLES
+from src.evals.scores.statistics import SAMPLES, outputs_of
 from src.evals.tasks import count_classes, starts
 from src.interfaces import Field, row_of
 
@@ -69,7 +70,7 @@ class ImageScoresEvaluator:
         if network not in networks.NETWORKS:
             raise ValueError(f"network={network!r} is unknown; give one of {', '.join(networks.NETWORKS)}")
         prompts = text_value(tasks[draw]) in starts(tasks[draw])
-        suite.check_metrics(metrics, network, "images" if reference else "", prompts, option="{}")
+        suite.check_metrics(metrics, network, "images" if reference else "", (), prompts, option="{}")
         if reference in SPLITS:
             check_source(tasks[draw].source, f"tasks.{draw}.source")
         self.draw, self.task, self.metrics, self.network = draw, tasks[draw], tuple(metrics), network
@@ -84,10 +85,10 @@ class ImageScoresEvaluator:
         networks.check_file(self.network, self.weights, option="{}")
         if not self.reference or self.reference in SPLITS:
             return
-        kind = "images"
+        kind, moments = "images", ()
         if os.path.isfile(self.reference) and SAMPLES not in Npz(self.reference).names():
-            kind = "moments"
-        suite.check_metrics(self.metrics, self.network, kind, True, option="{}")
+            kind, moments = "moments", outputs_of(self.reference)
+        suite.check_metrics(self.metrics, self.network, kind, moments, True, option="{}")
         if self.network == "pixels":
             open_reference(self.reference, networks.pixels(*size))
         if kind == "images":
@@ -166,7 +167,8 @@ class ImageScoresEvaluator:
                 images = ImageSet({"source": type(self.task.source).__name__, "split": self.reference}, blocks)
             elif self.reference:
                 images, moments = open_reference(self.reference, network)
-            real, moments = suite.look_at_reference(images, moments, self.metrics, network)
+            goes_on = lambda count: stopping.check()
+            real, moments = suite.look_at_reference(images, moments, self.metrics, network, goes_on)
             about: dict[str, Any] = {"path": self.reference} if images is None else dict(images.about)
             if os.path.isfile(self.reference):
                 about |= {"path": self.reference, "sha256": networks.sha256(self.reference)}

@@ -38,6 +38,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_string("weights", None, "The file or folder of the network.", **common)
     flags.DEFINE_string("prompts", None, "For clip_score: what the images were drawn from.", **common)
     flags.DEFINE_list("metrics", None, "Of fid, sfid, is, kid, precision_recall, clip_score.", **common)
+    flags.DEFINE_list("expect", [], "What they must be drawn with, as guidance.scale=1.5,ema=true.", **common)
     flags.DEFINE_integer("splits", 10, "Parts of the images for the inception score.", 1, **common)
     flags.DEFINE_integer("seed", 0, "Of the random subsets of kid.", 0, **common)
     flags.DEFINE_string("write_statistics", None, "A file that gets the moments of --images.", **common)
@@ -63,6 +64,7 @@ def run(values: flags.FlagValues) -> None:
 
     skip_absent_tpu()
     from src.evals.scores import suite
+    from src.evals.scores.drawn_images import check_expected
     from src.evals.scores.image_sets import open_images, open_reference
     from src.evals.scores.prompts import ImagePrompts
     from src.evals.scores.statistics import write_statistics
@@ -72,16 +74,17 @@ def run(values: flags.FlagValues) -> None:
             "give --images, the folder or .npz of the images, and --reference, what they are compared with"
         )
     images = open_images(values.images)
+    check_expected(images.about.get("drawn"), values.expect)
     network = _network(values, images)
     reference, moments = open_reference(values.reference, network)
     kind = "images" if reference else "moments" if moments else ""
     prompts = ImagePrompts(values.prompts, images.about.get("drawn")) if values.prompts else None
     default = ["clip_score"] if values.network == "clip" else DEFAULT
-    check = lambda names: suite.check_metrics(names, values.network, kind, prompts is not None)
+    check = lambda names: suite.check_metrics(names, values.network, kind, moments, prompts is not None)
     names = values.metrics or [name for name in default if _can(check, name)]
     check(names)
     if values.write_statistics:
-        suite.check_metrics(["fid"], values.network, "moments")
+        suite.check_metrics(["fid"], values.network, "images")
     if not names and not values.write_statistics:
         raise ValueError("nothing is asked for: give --reference, --metrics or --write_statistics")
     has_spatial = "spatial" in network.outputs
@@ -89,18 +92,21 @@ def run(values: flags.FlagValues) -> None:
     made = suite.look(images, network, [*names, *kept], _teller("images"))
     if values.write_statistics:
         spatial = suite.statistics_of(made, "spatial") if has_spatial else None
-        write_statistics(values.write_statistics, suite.statistics_of(made, "pool"), spatial)
+        write_statistics(values.write_statistics, suite.statistics_of(made, "pool"), spatial, network.identity())
         _say(f"the moments of {made.count:,} images are in {values.write_statistics}")
     real, moments = suite.look_at_reference(reference, moments, names, network, _teller("real images"))
     texts = network.texts(prompts.lines)[prompts.of_images(made.count)] if "clip_score" in names else None
     found = suite.scores(names, made, moments, real, splits=values.splits, seed=values.seed, texts=texts)
+    warnings = suite.warnings_of(names, made.count, images, reference, network)
+    if "drawn" not in images.about:
+        warnings.append("what the images were drawn with is not known (guidance, average, steps, rounding)")
     report = {
         "scores": suite.named(found, network),
         "images": images.about | {"count": made.count},
         "reference": _told_reference(values, real),
         "network": network.about,
         "prompts": prompts and prompts.about,
-        "warnings": suite.warnings_of(names, made.count, images, reference, network),
+        "warnings": warnings,
     }
     _show(values, report)
 
@@ -122,21 +128,27 @@ def _can(check: Any, name: str) -> bool:
 
 
 def _told_reference(values: flags.FlagValues, real: Any) -> dict[str, Any] | None:
+    from src.common.files.npz import Npz
     from src.evals.scores.networks import sha256
+    from src.evals.scores.statistics import NETWORK, outputs_of
 
     if not values.reference:
         return None
     told: dict[str, Any] = {"path": values.reference}
     if real is not None:
         told["count"] = real.count
-    return told | ({"sha256": sha256(values.reference)} if os.path.isfile(values.reference) else {})
+    if os.path.isfile(values.reference):
+        told["sha256"] = sha256(values.reference)
+        if outputs_of(values.reference):
+            told["network"] = "this one" if NETWORK in Npz(values.reference).names() else "not said in the file"
+    return told
 
 
 def _show(values: flags.FlagValues, report: dict[str, Any]) -> None:
     for name, value in report["scores"].items():
         print(f"{name:<12}{value:,.4f}")
     drawn = report["images"].get("drawn", {})
-    kept = ("config", "step", "ema", "weights", "guidance", "seed", "classes", "prompts")
+    kept = ("config", "step", "ema", "weights", "guidance", "decode", "seed", "rounding", "classes", "prompts")
     settings = {name: drawn[name] for name in kept if name in drawn}
     print(f"images      {report['images']['count']:,} of {report['images']['path']} {settings or ''}".rstrip())
     print(f"reference   {report['reference'] or 'none'}\nnetwork     {report['network']}")

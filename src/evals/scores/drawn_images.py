@@ -7,11 +7,12 @@ goes on with the shards that are missing, and gives the images of one that was n
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,27 @@ def read_about(folder: epath.Path) -> dict[str, Any]:
             " command that drew them goes on from there"
         )
     return about | {"shards": names}
+
+
+def check_expected(about: Mapping[str, Any] | None, expected: Sequence[str]) -> None:
+    """Raises ValueError, in one sentence, where images were drawn with something else than `expected`, such as
+    `guidance.scale=1.5` or `ema=true`; dots go into groups of `about.json`. None: nothing is known of the images."""
+    for each in expected:
+        name, sign, wanted = each.partition("=")
+        if not sign or not name:
+            raise ValueError(f"--expect={each} is no name=value; write --expect=guidance.scale=1.5,ema=true")
+        if about is None:
+            raise ValueError(f"--expect={each}: the folder has no {ABOUT}, which says what its images were drawn with")
+        value: Any = about
+        for part in name.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                have = listed(list(value)) if isinstance(value, Mapping) else "no parts"
+                raise ValueError(f"--expect={each}: {ABOUT} has no {part!r}, but {have}")
+            value = value[part]
+        with contextlib.suppress(json.JSONDecodeError):
+            wanted = json.loads(wanted)
+        if wanted != value or isinstance(wanted, bool) != isinstance(value, bool):
+            raise ValueError(f"--expect={each}: the images were drawn with {name}={json.dumps(value)}")
 
 
 def read_drawn(folder: epath.Path, block: int = 256) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:

@@ -18,7 +18,7 @@ from src.common.files.paths import shown
 from src.common.tree import listed
 from src.evals.scores.drawn_images import ABOUT, read_about, read_drawn
 from src.evals.scores.networks import FeatureNetwork
-from src.evals.scores.statistics import SAMPLES, Statistics, read_samples, read_statistics
+from src.evals.scores.statistics import SAMPLES, Statistics, check_network, read_samples, read_statistics
 
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 
@@ -64,6 +64,8 @@ def open_reference(path: str | None, network: FeatureNetwork) -> tuple[ImageSet 
         return None, {}
     have = Npz(path).names() if os.path.isfile(path) else (SAMPLES,)
     found = {}
+    if len(have) > 1:
+        check_network(path, network.identity)
     if "mu" in have and "pool" in network.outputs:
         found["pool"] = read_statistics(path, network.outputs["pool"])
     if "mu_s" in have and "spatial" in network.outputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,12 @@ from src.codecs.clip import preprocess
 from src.codecs.clip_files import FILES
 from src.common.files.safetensors import SafeTensors
 from src.common.files.torch_tensors import read_tensors
+from src.common.files.weight_mapping import content_hash
+from src.common.tree import flatten
 from src.evals.networks import inception
-from src.evals.networks.clip_pair import read_clip_pair
+from src.evals.networks.clip_pair import ClipPair, read_clip_pair
+from src.evals.networks.dinov2 import Dinov2, read_dinov2
 from src.evals.networks.dinov2 import preprocess as prepare_for_dinov2
-from src.evals.networks.dinov2 import read_dinov2
 from src.evals.networks.inception_graph import read_inception_graph
 
 # What the file that scores are published with begins with, as its name says.
@@ -33,6 +36,11 @@ NETWORKS = {
 # By name, what it says of images.
 OUTPUTS = {
     "inception": ("pool", "spatial", "logits"), "dinov2": ("pool",), "clip": ("embedding",), "pixels": ("pool",)
+}  # fmt: skip
+# What is done with 8-bit images before the network sees them.
+RESIZING = {
+    "inception": "299 x 299, bilinear as TensorFlow 1, not rounded", "dinov2": "224 x 224, bicubic as Pillow, rounded",
+    "clip": "shorter side to the network's, bicubic as Pillow, rounded, middle square",
 }  # fmt: skip
 OF_DINOV2 = {
     "fid": "fd_dinov2", "kid": "kd_dinov2", "kid_std": "kd_dinov2_std", "precision": "precision_dinov2",
@@ -50,6 +58,8 @@ class FeatureNetwork:
     compute   images of one size -> by output, float32 [n, numbers]
     warning   what may change a score, or ""
     names     what its scores are called, where that is not the metric's name
+    identity  a digest of its parameters and of how it resizes images, which statistics made with it keep; "" where
+              there are no parameters
     texts     of networks that read words, too: texts -> float32 [n, numbers] beside the output "embedding"
     """
 
@@ -58,6 +68,7 @@ class FeatureNetwork:
     compute: Callable[[UInt8[np.ndarray, "n h w 3"]], dict[str, Float[np.ndarray, "n d"]]]
     warning: str = ""
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    identity: Callable[[], str] = str
     texts: Callable[[Sequence[str]], Float[np.ndarray, "n d"]] | None = None
 
 
@@ -120,21 +131,30 @@ def fid_inception(path: str) -> FeatureNetwork:
     def compute(images: np.ndarray) -> dict[str, np.ndarray]:
         return {name: np.asarray(value) for name, value in run(params, images)._asdict().items()}
 
-    return FeatureNetwork(
-        {"name": "inception", "file": os.path.basename(path), "sha256": digest}, outputs, compute, told
-    )
+    about = {"name": "inception", "file": os.path.basename(path), "sha256": digest, "resizing": RESIZING["inception"]}
+    return FeatureNetwork(about, outputs, compute, told, identity=_identity("inception", params))
 
 
 def dinov2(folder: str) -> FeatureNetwork:
     """DINOv2 in a folder as transformers has it: config.json and model.safetensors. Raises as `read_dinov2`."""
     network, params = read_dinov2(folder)
-    params, run = jax.device_put(params), jax.jit(network.features)
+    params = jax.device_put(params)
 
     def compute(images: np.ndarray) -> dict[str, np.ndarray]:
-        return {"pool": np.asarray(run(params, np.stack([prepare_for_dinov2(each) for each in images])))}
+        return {
+            "pool": np.asarray(
+                dinov2_features(network, params, np.stack([prepare_for_dinov2(each) for each in images]))
+            )
+        }
 
-    about = {"name": "dinov2", "folder": os.path.basename(os.path.normpath(folder)), "sha256": sha256(_file(folder))}
-    return FeatureNetwork(about, {"pool": network.config.hidden_size}, compute, names=OF_DINOV2)
+    outputs, about = {"pool": network.config.hidden_size}, _about("dinov2", folder)
+    return FeatureNetwork(about, outputs, compute, names=OF_DINOV2, identity=_identity("dinov2", params))
+
+
+# Compiled once for all networks of the same sizes, however often their files are opened.
+dinov2_features = jax.jit(Dinov2.features, static_argnums=0)
+clip_images = jax.jit(ClipPair.images, static_argnums=0)
+clip_texts = jax.jit(ClipPair.texts, static_argnums=0)
 
 
 def clip(folder: str) -> FeatureNetwork:
@@ -145,18 +165,28 @@ def clip(folder: str) -> FeatureNetwork:
     """
     pair, params, tokens = read_clip_pair(folder)
     params, size = jax.device_put(params), pair.vision.config.image_size
-    of_images, of_texts = jax.jit(pair.images), jax.jit(pair.texts)
 
     def compute(images: np.ndarray) -> dict[str, np.ndarray]:
-        return {"embedding": np.asarray(of_images(params, np.stack([preprocess(each, size) for each in images])))}
+        return {
+            "embedding": np.asarray(clip_images(pair, params, np.stack([preprocess(each, size) for each in images])))
+        }
 
     def texts(lines: Sequence[str]) -> np.ndarray:
         rows = tokens.rows(lines, pair.text.max_position_embeddings)
-        parts = [np.asarray(of_texts(params, rows[i : i + TEXTS])) for i in range(0, len(rows), TEXTS)]
+        parts = [np.asarray(clip_texts(pair, params, rows[i : i + TEXTS])) for i in range(0, len(rows), TEXTS)]
         return np.concatenate(parts)
 
-    about = {"name": "clip", "folder": os.path.basename(os.path.normpath(folder)), "sha256": sha256(_file(folder))}
-    return FeatureNetwork(about, {"embedding": pair.text.dimension}, compute, texts=texts)
+    return FeatureNetwork(_about("clip", folder), {"embedding": pair.text.dimension}, compute, texts=texts)
+
+
+def _about(name: str, folder: str) -> dict[str, Any]:
+    """What the report says of a network in a folder."""
+    last = os.path.basename(os.path.normpath(folder))
+    return {"name": name, "folder": last, "sha256": sha256(_file(folder)), "resizing": RESIZING[name]}
+
+
+def _identity(name: str, params: Any) -> Callable[[], str]:
+    return functools.cache(lambda: content_hash(flatten(params), {"name": name, "resizing": RESIZING[name]}))
 
 
 def _file(folder: str) -> str:

@@ -4,6 +4,7 @@
 |---|---|---|
 | `VIRTUAL_imagenet256_labeled.npz` and the like | mu, sigma, mu_s, sigma_s, arr_0 | ADM's evaluator: pool and spatial |
 | moments | mu, sigma | pytorch-fid, and many repositories |
+| moments | mu, sigma, mu_s, sigma_s, network uint8 [32] | `src.tools.scores --write_statistics` |
 | clean-fid | mu, sigma | clean-fid, whose resizing differs |
 | samples | arr_0 uint8 [n, h, w, 3], perhaps labels arr_1 | ADM's evaluator |
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -22,7 +23,7 @@ from src.common.files.npz import Npz
 from src.common.files.paths import shown
 from src.common.files.store import write_named
 
-SAMPLES, LABELS = "arr_0", "arr_1"
+SAMPLES, LABELS, NETWORK = "arr_0", "arr_1", "network"
 ASYMMETRY = 1e-6  # of the largest value
 BELOW = 1e-6  # smallest eigenvalue of a covariance, of the largest one: what rounding to float32 leaves
 
@@ -58,9 +59,30 @@ def read_statistics(path: str | os.PathLike[str], features: int, *, spatial: boo
     return Statistics(mean, covariance)
 
 
-def write_statistics(path: str | os.PathLike[str], pool: Statistics, spatial: Statistics | None = None) -> None:
-    """A file of moments that `read_statistics`, pytorch-fid and ADM's evaluator read."""
+def outputs_of(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The outputs that a file has moments of: "pool", "spatial", both, or none."""
+    names = Npz(path).names()
+    return tuple(output for output, name in (("pool", "mu"), ("spatial", "mu_s")) if name in names)
+
+
+def check_network(path: str | os.PathLike[str], identity: Callable[[], str]) -> None:
+    """Raises ValueError, in one sentence, for a file of moments that says that another network made it."""
+    archive = Npz(path)
+    if NETWORK in archive.names() and archive.array(NETWORK).tobytes().hex() != identity():
+        raise ValueError(
+            f"the statistics {shown(os.fspath(path))} were made with other weights of the network, or other resizing:"
+            " give the weights that made them, or make them anew with --write_statistics"
+        )
+
+
+def write_statistics(
+    path: str | os.PathLike[str], pool: Statistics, spatial: Statistics | None = None, identity: str = ""
+) -> None:
+    """A file of moments that `read_statistics`, pytorch-fid and ADM's evaluator read; `identity`: of the network, in
+    hexadecimals."""
     arrays = {"mu": pool.mean, "sigma": pool.covariance}
+    if identity:
+        arrays[NETWORK] = np.frombuffer(bytes.fromhex(identity), np.uint8)
     if spatial is not None:
         arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
     data = io.BytesIO()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,12 +53,18 @@ class Seen:
 
 
 def check_metrics(
-    names: Sequence[str], network: str, reference: str, prompts: bool = False, option: str = "--{}"
+    names: Sequence[str],
+    network: str,
+    reference: str,
+    moments: Collection[str] = (),
+    prompts: bool = False,
+    option: str = "--{}",
 ) -> None:
     """Raises ValueError, in one sentence, for an unknown metric, and for one that the network, the reference or the
     prompts cannot give.
 
     reference   "images", "moments", or "" for none
+    moments     outputs that the reference has moments of
     prompts     whether they are known
     option      how the messages write an option
     """
@@ -75,6 +81,11 @@ def check_metrics(
             continue
         if metric.reference and not reference:
             raise ValueError(f"{name} compares with real images: give {given}")
+        if metric.reference == "moments" and reference == "moments" and metric.output not in moments:
+            raise ValueError(
+                f"{name} needs moments of {metric.output} features, which {given} does not have: give another file of"
+                " moments, or a folder of images"
+            )
         if metric.reference == "rows" and reference == "moments":
             raise ValueError(f"{name} needs real images, and {given} has moments only: give a folder of images")
 
@@ -108,7 +119,7 @@ def look(
 def look_at_reference(
     images: ImageSet | None,
     moments: Mapping[str, Statistics],
-    names: Iterable[str],
+    names: Sequence[str],
     network: FeatureNetwork,
     told: Callable[[int], None] = lambda count: None,
 ) -> tuple[Seen | None, dict[str, Statistics]]:

@@ -18,6 +18,7 @@ from src.evals.image_scores import ImageScoresEvaluator
 from src.evals.networks.clip_pair import read_clip_pair
 from src.evals.networks.clip_tokens import joined, read_tokens, words
 from src.evals.scores.drawn_images import DrawnImages, draw
+from src.evals.scores.networks import clip_images, clip_texts
 from src.tools import scores
 from tests.golden.clip_pair.make import TEXTS
 from tests.helpers.tasks import digit_tasks, fields
@@ -94,7 +95,7 @@ def by_hand(images, texts):
     """The score of uint8 images and their texts by the towers."""
     pair, params, tokens = read_clip_pair(GOLDEN)
     prepared = jnp.stack([preprocess(image, 12) for image in images])
-    x, y = pair.images(params, prepared), pair.texts(params, jnp.asarray(tokens.rows(texts, 16)))
+    x, y = clip_images(pair, params, prepared), clip_texts(pair, params, jnp.asarray(tokens.rows(texts, 16)))
     cos = (x * y).sum(1) / jnp.linalg.norm(x, axis=1) / jnp.linalg.norm(y, axis=1)
     return float(jnp.maximum(100 * cos, 0).mean())
 
