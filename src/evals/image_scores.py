@@ -11,16 +11,15 @@ from absl import logging
 from jaxtyping import UInt8
 
 from src.codecs.pixels import scaled
-from src.common.files.npz import Npz
 from src.common.runtime import stopping
 from src.common.tree import listed
 from src.evals.given import text_value, title
 from src.evals.grid import caption_grid
 from src.evals.result import Result
 from src.evals.scores import networks, suite
-from src.evals.scores.image_sets import ImageSet, open_images, open_reference
+from src.evals.scores.distances import NEIGHBOURS
+from src.evals.scores.image_sets import ImageSet, open_reference
 from src.evals.scores.reconstruction import check_source, source_images
-from src.evals.scores.statistics import SAMPLES, outputs_of
 from src.evals.tasks import count_classes, starts
 from src.interfaces import Field, row_of
 
@@ -67,6 +66,8 @@ class ImageScoresEvaluator:
             raise ValueError(f"draw={draw!r} makes {', '.join(tasks[draw].fill)} and not one image: name another task")
         if count < 2 or rows < 1 or splits < 1 or not metrics:
             raise ValueError(f"count={count}, rows={rows}, splits={splits}, metrics={metrics}: give 2 images and more")
+        if ("is" in metrics and count < splits) or ("precision_recall" in metrics and count <= NEIGHBOURS):
+            raise ValueError(f"count={count} is too small for {listed(list(metrics))} with {splits} splits: draw more")
         if network not in networks.NETWORKS:
             raise ValueError(f"network={network!r} is unknown; give one of {', '.join(networks.NETWORKS)}")
         prompts = text_value(tasks[draw]) in starts(tasks[draw])
@@ -79,25 +80,22 @@ class ImageScoresEvaluator:
         self._real: tuple[dict[str, Any], suite.Seen | None, dict[str, Any]] | None = None
 
     def check(self, fields: Mapping[str, Field]) -> None:
-        """Raises FileNotFoundError, and ValueError, in one sentence, for files of the network or of the reference that
-        are missing or of something else, and for a field whose codec has no images."""
+        """Opens the network and the reference. Raises FileNotFoundError, and ValueError, in one sentence, for files
+        that are missing, damaged or of something else, and for a field whose codec has no images."""
         size = self._size(fields)
         networks.check_file(self.network, self.weights, option="{}")
+        network = networks.open_network(self.network, self.weights, *size)
         if not self.reference or self.reference in SPLITS:
             return
-        kind, moments = "images", ()
-        if os.path.isfile(self.reference) and SAMPLES not in Npz(self.reference).names():
-            kind, moments = "moments", outputs_of(self.reference)
+        images, moments = open_reference(self.reference, network)
+        kind = "images" if images else "moments"
         suite.check_metrics(self.metrics, self.network, kind, moments, True, option="{}")
-        if self.network == "pixels":
-            open_reference(self.reference, networks.pixels(*size))
-        if kind == "images":
-            found = next(open_images(self.reference).blocks()).shape[1:3]
-            if found != size and self.network == "pixels":
-                raise ValueError(
-                    f"the images of reference={self.reference!r} are {found[0]} x {found[1]} pixels, and the drawn ones"
-                    f" {size[0]} x {size[1]}: cut them alike"
-                )
+        found = next(images.blocks()).shape[1:3] if images else size
+        if found != size and self.network == "pixels":
+            raise ValueError(
+                f"the images of reference={self.reference!r} are {found[0]} x {found[1]} pixels, and the drawn ones"
+                f" {size[0]} x {size[1]}: cut them alike"
+            )
 
     def __call__(self, pipeline: Any, seed: int) -> Result:
         """Draws and scores; `seed` decides the noise of the drawings."""

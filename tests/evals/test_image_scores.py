@@ -1,5 +1,7 @@
 """Scores of drawn images as an evaluator, with a pipeline that draws real digits."""
 
+import contextlib
+import pathlib
 import types
 
 import numpy as np
@@ -80,6 +82,7 @@ def test_drawings_that_are_not_finite_do_not_end_a_run():
         ({"reference": ""}, "fid compares with real images: give reference"),
         ({"network": "vgg"}, "network='vgg' is unknown; give one of inception, dinov2, clip, pixels"),
         ({"count": 1}, "count=1.*give 2 images and more"),
+        ({"count": 3, "metrics": ("precision_recall",)}, "count=3 is too small for precision_recall"),
     ],
 )
 def test_options_that_cannot_be_are_refused_when_the_system_is_built(options, told):
@@ -92,19 +95,27 @@ def test_options_that_cannot_be_are_refused_when_the_system_is_built(options, to
     [
         ({"network": "inception"}, "^give weights=pt_inception"),
         ({"network": "inception", "weights": "none.pth"}, "none.pth does not exist: download pt_inception"),
+        ({"network": "dinov2", "weights": "{g}/dinov2"}, ""),
+        ({"network": "dinov2", "weights": "{g}/dinov2", "reference": "{f}/other.npz"}, r"of another network: mu \[2\]"),
+        ({"network": "dinov2", "weights": "{g}/clip_pair"}, "of model_type 'clip', and read is dinov2"),
         ({"reference": "none.npz"}, "does not exist"),
         ({"reference": "{f}/cut.npz"}, "is damaged|cannot be read"),
         ({"reference": "{f}/other.npz"}, r"of another network: mu \[2\]"),
-        ({"reference": "{f}/other.npz", "metrics": ("kid",)}, "kid needs real images, and reference has moments only"),
+        (
+            {"reference": "{f}/moments.npz", "metrics": ("kid",)},
+            "kid needs real images, and reference has moments only",
+        ),
         ({"reference": "{f}/large.npz"}, "are 9 x 8 pixels, and the drawn ones 8 x 8: cut them alike"),
         ({"draw": "image_to_caption"}, "makes text and not an image: name another task"),
     ],
 )
 def test_files_are_looked_at_before_anything_is_drawn(options, told, tmp_path):
     write_statistics(tmp_path / "other.npz", Statistics(np.zeros(2), np.eye(2)))
+    write_statistics(tmp_path / "moments.npz", Statistics(np.zeros(192), np.eye(192)))
     np.savez(tmp_path / "large.npz", np.zeros((2, 9, 8, 3), np.uint8))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "large.npz").read_bytes()[:-30])
-    options = {n: v.format(f=tmp_path) if isinstance(v, str) else v for n, v in options.items()}
+    golden = pathlib.Path(__file__).parents[1] / "golden"
+    options = {n: v.format(f=tmp_path, g=golden) if isinstance(v, str) else v for n, v in options.items()}
     evaluator = ImageScoresEvaluator(TASKS, **OPTIONS | {"reference": "test"} | options)
-    with pytest.raises((ValueError, FileNotFoundError), match=told):
+    with pytest.raises((ValueError, FileNotFoundError), match=told) if told else contextlib.nullcontext():
         evaluator.check(Draws.fields)

@@ -41,8 +41,7 @@ def check_source(source: Any, where: str) -> None:
     """Raises ValueError for a source that has latents in place of images."""
     if getattr(source, "holds", "pixels") == "moments":
         raise ValueError(
-            f"{where} has moments of latents, and no images that a codec could be compared with: give the source of"
-            " the images themselves (src.tools.reconstruct: --images)"
+            f"{where} has moments of latents and no images: give the images themselves, as --images or as a reference"
         )
 
 

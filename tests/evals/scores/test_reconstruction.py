@@ -111,7 +111,7 @@ def test_what_is_wrong_is_one_sentence(flags, told, tmp_path, capsys):
 def test_latents_and_large_pixels_are_refused():
     source = Digits()
     source.holds = "moments"
-    with pytest.raises(ValueError, match=r"tasks\.x\.source has moments of latents, and no images"):
+    with pytest.raises(ValueError, match=r"tasks\.x\.source has moments of latents and no images"):
         reconstruction.check_source(source, "tasks.x.source")
     with pytest.raises(ValueError, match=r"196,608 x 196,608 numbers: give --network=inception"):
         networks.pixels(256, 256)
