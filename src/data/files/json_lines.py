@@ -16,7 +16,7 @@ from src.common.files.store import is_remote, local_copy
 from src.common.files.strict_json import is_wide, parse_json
 from src.data.example import BadRow
 from src.data.files.index_cache import cached_table, stamp
-from src.data.files.left_out import LeftOut, ending_of, is_system_file, is_system_folder
+from src.data.files.left_out import LeftOut, is_system_file, is_system_folder, kind_of_file
 
 LINE_BYTES = 4 << 20  # longer lines are not read
 OPEN = 64  # files at a time
@@ -175,13 +175,13 @@ class JsonLines:
         for path in paths:
             if path not in chosen and not is_system_folder(path.name):
                 is_folder = not is_remote(path) and path.is_dir()
-                hidden = " (hidden)" * path.name.startswith(".")
-                self.left.add("folders" if is_folder else ending_of(path.name) + hidden, path.name)
+                self.left.add("folders" if is_folder else kind_of_file(path.name), path.name)
         if not chosen:
             raise FileNotFoundError(
                 f"{os.fspath(folder)!r} has no {' or '.join(names)}: give a folder with such files, a line {line}"
                 + (f" (it has {self.left})" if self.left else "")
             )
+        self.paths = chosen
         self.files = [opened(path) for path in chosen]
         self._starts = np.cumsum([0, *map(len, self.files)])
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 from absl import logging
+from etils import epath
 
 from src.common.files.paths import shown
+from src.common.files.store import is_remote
 from src.data.files.index_cache import cached_table
 
 KINDS = 12  # that a message names
@@ -43,6 +45,11 @@ def is_unusual(name: str) -> bool:
 def ending_of(name: str) -> str:
     """What a message calls the kind of a file."""
     return os.path.splitext(name)[1].lower() or "without an ending"
+
+
+def kind_of_file(name: str) -> str:
+    """What a message calls a file: its ending, and whether it is hidden."""
+    return ending_of(name) + " (hidden)" * name.startswith(".")
 
 
 class LeftOut:
@@ -83,6 +90,19 @@ class LeftOut:
     def unpack(cls, data: np.ndarray) -> LeftOut:
         """What `pack` gave."""
         return cls({what: (count, name) for what, (count, name) in json.loads(data.tobytes()).items()})
+
+
+def warn_beside(folder: epath.Path, read: Collection[str]) -> None:
+    """Tells what a local or remote folder holds besides the files `read`, which have their names there."""
+    if multiprocessing.parent_process() is not None:
+        return
+    left = LeftOut()
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        name = path.name
+        if name not in read and not is_system_file(name) and not is_system_folder(name):
+            is_folder = not is_remote(path) and path.is_dir()
+            left.add("folders" if is_folder else kind_of_file(name), name)
+    left.warn(folder)
 
 
 def cached_listing(

@@ -42,6 +42,7 @@ class Shards:
 
     kind      what the examples are
     classes   id and name of each, of shards of classes
+    names     of the shards, below the folder
     moments   what the manifest says of moments of latents, where the shards hold these instead of images
     cut       the images are squares of so many pixels
 
@@ -55,6 +56,7 @@ class Shards:
         self.classes: list[dict[str, str]] = schema["classes"]
         self.moments: Moments | None = schema["moments"]
         self.cut: int | None = schema["cut"]
+        self.names = [shard["name"] for shard in shards]
         self._digests = [f"{shard['name']} {shard['sha256']}" for shard in shards]
         self._files = ShardFiles(folder, [(shard["name"], shard["rows"]) for shard in shards])
         wrong = {s["name"]: flaw for s in shards if (flaw := self._flaw(s["name"], s["bytes"]))}

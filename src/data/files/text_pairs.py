@@ -8,10 +8,10 @@ from etils import epath
 
 from src.common.files.images import ENDINGS
 from src.common.files.paths import read_bounded
-from src.common.files.store import is_remote
 from src.data.example import BadRow
+from src.data.files.folder_walk import files_below
 from src.data.files.json_lines import text_of
-from src.data.files.left_out import LeftOut, ending_of, is_system_file, is_system_folder, is_unusual
+from src.data.files.left_out import LeftOut, is_system_file, kind_of_file
 
 TEXT = ".txt"
 TEXT_BYTES = 1 << 20
@@ -23,8 +23,12 @@ class TextPairs:
 
     def __init__(self, folder: epath.Path):
         self._folder, self.left = folder, LeftOut()
-        names = [name for name in _names(folder, self.left) if _is_kept(name, self.left)]
-        self._texts = {os.path.splitext(name)[0]: name for name in names if name.lower().endswith(TEXT)}
+        names = [name for name in sorted(files_below(folder, self.left)) if _is_kept(name, self.left)]
+        self._texts: dict[str, str] = {}
+        for name in (name for name in names if name.lower().endswith(TEXT)):
+            if before := self._texts.get(os.path.splitext(name)[0]):  # in capitals
+                self.left.add("second texts of an image", before)
+            self._texts[os.path.splitext(name)[0]] = name
         images = [name for name in names if name.lower().endswith(ENDINGS)]
         alone = self._texts.keys() - {os.path.splitext(name)[0] for name in images}
         self.pairs = len(self._texts) - len(alone)
@@ -51,37 +55,6 @@ class TextPairs:
         return {"image": name, "caption": text_of(data, text).strip()}
 
 
-def _names(folder: epath.Path, left: LeftOut) -> list[str]:
-    """Paths of all files below a folder, sorted, without those of the folders that are left out."""
-    top, names = "", []
-
-    def unreadable(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            left.add("folders that cannot be read", os.fspath(error.filename or folder))
-
-    walk = folder.walk(on_error=unreadable) if is_remote(folder) else os.walk(folder, onerror=unreadable)
-    for place, folders, files in walk:
-        place = os.fspath(place)
-        top = top or place  # a store's client may leave out how addresses begin
-        here = os.path.relpath(place, top)
-        if any(map(_is_closed, here.split("/"))):
-            continue  # not every client lets `folders` be shortened
-        below = lambda name, here=here: os.path.normpath(os.path.join(here, name))
-        for name in folders:
-            if os.path.islink(os.path.join(place, name)):
-                left.add("links to folders", below(name))
-            elif _is_closed(name) and not is_system_folder(name):
-                left.add("folders whose names begin as those of systems do", below(name))
-        folders[:] = [name for name in folders if not _is_closed(name)]
-        names += map(below, files)
-    return sorted(names)
-
-
-def _is_closed(name: str) -> bool:
-    """Whether a folder of this name is left out."""
-    return is_system_folder(name) or (is_unusual(name) and name != ".")
-
-
 def _is_kept(path: str, left: LeftOut) -> bool:
     """Whether a file is an image or a text."""
     name = os.path.basename(path)
@@ -89,5 +62,5 @@ def _is_kept(path: str, left: LeftOut) -> bool:
         return False
     kept = name.lower().endswith((*ENDINGS, TEXT)) and not name.startswith(".")
     if not kept:
-        left.add(f"{ending_of(name)}{' (hidden)' * name.startswith('.')}", path)
+        left.add(kind_of_file(name), path)
     return kept

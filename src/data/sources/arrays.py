@@ -18,8 +18,10 @@ from src.common.files.npy import read_npy
 from src.common.files.store import local_copy
 from src.common.files.strict_json import read_json
 from src.data.example import BadRow, Example
+from src.data.files.left_out import warn_beside
 from src.data.sources._files import FileSource
 
+NAMES = ("images.npy", "labels.npy", "names.json")
 WRONG = 0.05  # share of labels that are no class, from which a folder is refused
 
 
@@ -63,6 +65,7 @@ class Arrays(FileSource):
                 f" {labels.max(initial=0)} for {len(images)} images, and names.json has {classes}: give one class for"
                 " each image, from 0 to classes - 1"
             )
+        warn_beside(self.path("folder"), NAMES)
         return _Arrays(images, labels)
 
     @property

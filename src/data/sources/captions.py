@@ -7,14 +7,16 @@ The folder holds the images and one of
     metadata.csv, .tsv, captions.csv, .tsv    a table whose first line names such columns
     a/b.txt            beside each image a/b.png a text file of its name
 
-The first that is there is read. Paths of images are below the folder. Broken lines, captions that are empty or no text,
-images that are missing, lie outside the folder or cannot be decoded are bad rows (`BadRow`): named by their line, never
-replaced.
+The first that is there is read. Paths of images are below the folder; images that are not named there are counted, and
+a warning tells of them, of other such files and of all else that the folder holds. Broken lines, captions that are
+empty or no text, images that are missing, lie outside the folder or cannot be decoded are bad rows (`BadRow`): named by
+their line, never replaced.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -22,6 +24,7 @@ from src.data.example import BadRow, Example
 from src.data.files.csv_table import CsvTable
 from src.data.files.json_lines import LineFile
 from src.data.files.text_pairs import TextPairs
+from src.data.files.unnamed import warn_unnamed
 from src.data.sources._files import FileSource, image_path
 
 LINES = ("captions.jsonl", "metadata.jsonl")
@@ -43,7 +46,9 @@ class Captions(FileSource):
         folder = self.path("folder")
         for name in (*LINES, *TABLES):
             if (folder / name).exists():
-                return LineFile(folder / name) if name in LINES else _table(folder / name)
+                rows = LineFile(folder / name) if name in LINES else _table(folder / name)
+                warn_unnamed(folder, [folder / name], _images(rows))
+                return rows
         pairs = TextPairs(folder)
         if not pairs.pairs:
             raise FileNotFoundError(
@@ -65,6 +70,16 @@ class Captions(FileSource):
         texts = {name: text for name, text in row.items() if isinstance(text, str)}
         caption = next((texts[name] for name in CAPTION if name in texts), None)
         return Example(texts | ({} if caption is None else {"caption": caption}) | {"image": image}, where)
+
+
+def _images(rows: LineFile | CsvTable) -> Iterator[object]:
+    """What the rows say of their images' paths, as far as they can be read."""
+    for number in range(len(rows)):
+        try:
+            row = rows[number]
+        except BadRow:
+            continue
+        yield next((row[key] for key in IMAGE if key in row), None)
 
 
 def _table(path: epath.Path) -> CsvTable:

@@ -4,15 +4,18 @@ The folder has `documents.jsonl` (or files of other names, in the order of these
 
     {"parts": [{"text": "A cat"}, {"image": "a/cat.png", "role": "generate"}, {"text": "sleeps.", "loss": false}]}
 
-and the images, by paths below the folder.
+and the images, by paths below the folder. What else the folder holds, images that no document names too, is counted,
+and a warning tells of it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
-from src.data.example import Example
+from src.data.example import BadRow, Example
 from src.data.files.json_lines import JsonLines
+from src.data.files.unnamed import warn_unnamed
 from src.data.sources._files import FileSource, image_path
 
 
@@ -28,7 +31,9 @@ class Documents(FileSource):
     def open(self) -> JsonLines:
         """The lines. Raises FileNotFoundError."""
         line = '{"parts": [{"text": "words"}, {"image": "a.png"}]} for each document'
-        return JsonLines(self.path("folder"), [self.names], line)
+        rows = JsonLines(self.path("folder"), [self.names], line)
+        warn_unnamed(self.path("folder"), rows.paths, _images(rows))
+        return rows
 
     def identity(self) -> list[str]:
         """What changes when the files do."""
@@ -45,3 +50,13 @@ class Documents(FileSource):
         if not isinstance(part, dict) or "image" not in part:
             return part
         return part | {"image": image_path(self.path("folder"), part["image"], where)}
+
+
+def _images(rows: JsonLines) -> Iterator[object]:
+    """The paths of images that the documents name, as far as their lines can be read."""
+    for number in range(len(rows)):
+        try:
+            parts = rows[number][0].get("parts")
+        except BadRow:
+            continue
+        yield from (part.get("image") for part in parts if isinstance(part, dict)) if isinstance(parts, list) else ()

@@ -7,7 +7,6 @@ keeps its numbers (`_classes.py` says what the file holds).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 import numpy as np
 from absl import logging
@@ -17,7 +16,7 @@ from src.common.files.images import ENDINGS
 from src.common.files.store import is_remote
 from src.common.tree import listed
 from src.data.example import Example
-from src.data.files.left_out import LeftOut, cached_listing, ending_of, is_system_file, is_system_folder, is_unusual
+from src.data.files.left_out import LeftOut, cached_listing, is_system_file, is_system_folder, is_unusual, kind_of_file
 from src.data.sources._classes import named_classes, read_names
 from src.data.sources._files import FileSource
 
@@ -70,7 +69,7 @@ class _Images:
     """Name below the folder and class of each image."""
 
     def __init__(self, folder: epath.Path, names: str | os.PathLike[str], ambiguous: str):
-        found, left = _folders(folder, read_names(names) if os.fspath(names) else {})
+        found, left = _folders(folder, names)
         self.classes = named_classes(found, names, ambiguous, whole=True)
         self._folders = found
         numbers = {c["id"]: number for number, c in enumerate(self.classes)}
@@ -105,8 +104,11 @@ class _Images:
         return f"{self._folders[part]}/{os.fsdecode(row[NUMBER:].rstrip(bytes(1)))}", int(self._labels[part])
 
 
-def _folders(folder: epath.Path, named: Mapping[str, str]) -> tuple[list[str], LeftOut]:
-    """The folders of the classes, and the images beside them. Raises FileNotFoundError, ValueError."""
+def _folders(folder: epath.Path, names: str | os.PathLike[str]) -> tuple[list[str], LeftOut]:
+    """The folders of the classes, and the files beside them but for that of the names. Raises FileNotFoundError,
+    ValueError."""
+    named = read_names(names) if os.fspath(names) else {}
+    names = epath.Path(names)
     try:
         entries = [(p.name, p.is_dir()) for p in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -115,10 +117,10 @@ def _folders(folder: epath.Path, named: Mapping[str, str]) -> tuple[list[str], L
     classes = [name for name in folders if name in named or not (is_system_folder(name) or is_unusual(name))]
     left, here = LeftOut(), LeftOut()
     for name, is_folder in sorted(entries):
-        if not is_folder and not is_system_file(name):
-            here.add(ending_of(name), name)
-            if name.lower().endswith(ENDINGS):
-                left.add("images beside the folders of the classes", name)
+        if not is_folder and not is_system_file(name) and folder / name != names:
+            here.add(kind_of_file(name), name)
+            what = "images" if name.lower().endswith(ENDINGS) else kind_of_file(name)
+            left.add(f"{what} beside the folders of the classes", name)
     if not classes:
         told = f": it has {here}" if here else ""
         raise ValueError(f"{os.fspath(folder)!r} should hold one folder for each class, and has none{told}")
@@ -141,7 +143,7 @@ def _listing(parts: list[epath.Path]) -> tuple[np.ndarray, LeftOut]:
             elif name.lower().endswith(ENDINGS) and name[0] != ".":
                 kept.append(os.fsencode(name))
             elif not is_system_file(name):
-                left.add(f"{ending_of(name)}{' (hidden)' * name.startswith('.')}", f"{part.name}/{name}")
+                left.add(kind_of_file(name), f"{part.name}/{name}")
         rows += [number.to_bytes(NUMBER, "little") + name for name in sorted(kept)]
     width = max(map(len, rows), default=NUMBER)
     return np.frombuffer(b"".join(row.ljust(width, bytes(1)) for row in rows), np.uint8).reshape(len(rows), width), left

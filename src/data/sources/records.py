@@ -6,9 +6,12 @@ import os
 
 from src.data.example import Example
 from src.data.files.latent_shards import Moments
-from src.data.files.shards import Shards
+from src.data.files.left_out import warn_beside
+from src.data.files.shards import MANIFEST, Shards
 from src.data.sources._classes import distinct, read_names
 from src.data.sources._files import FileSource
+
+SKIPPED = "skipped.jsonl"  # the list of bad rows of the other source
 
 
 class Records(FileSource):
@@ -35,7 +38,9 @@ class Records(FileSource):
 
     def open(self) -> Shards:
         """The shards. Raises FileNotFoundError without a manifest, ValueError naming every damaged shard."""
-        return Shards(self.path("folder"))
+        shards = Shards(self.path("folder"))
+        warn_beside(shards.folder, (MANIFEST, SKIPPED, *shards.names))
+        return shards
 
     @property
     def kind(self) -> str:

@@ -25,7 +25,7 @@ from src.common.tree import listed
 from src.data.example import BadRow, Example
 from src.data.files.index_cache import stamp
 from src.data.files.json_lines import LINE_BYTES, parse_example, text_of
-from src.data.files.left_out import LeftOut, cached_listing, ending_of, is_system_file, is_system_folder
+from src.data.files.left_out import LeftOut, cached_listing, ending_of, is_system_file, is_system_folder, kind_of_file
 from src.data.sources._files import FileSource
 
 IMAGES = tuple(ending.removeprefix(".") for ending in ENDINGS)
@@ -128,7 +128,7 @@ def _archives(folder: epath.Path) -> tuple[list[str], list[str], LeftOut]:
         elif COMPRESSED.search(name) and not hidden and not is_folder:
             compressed.append(name)
         else:
-            left.add("folders" if is_folder else f"{ending_of(name)}{' (hidden)' * hidden}", name)
+            left.add("folders" if is_folder else kind_of_file(name), name)
     return found, compressed, left
 
 
@@ -145,7 +145,7 @@ def scan(path: str | os.PathLike[str]) -> tuple[np.ndarray, LeftOut]:
         if is_system_file(base) or any(map(is_system_folder, folder.split("/"))):
             continue
         if base.startswith(".") or ending_of(base)[1:] not in (*IMAGES, *TEXTS):
-            left.add(f"{ending_of(base)}{' (hidden)' * base.startswith('.')}", name)
+            left.add(kind_of_file(base), name)
         else:
             examples.add(name, *place)
     return np.array(examples.close(), np.int64).reshape(-1, HEADER), left
