@@ -13,12 +13,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from src.common.files.paths import at_home
+from src.common.files.paths import at_home, read_bounded
 from src.common.lookup import nearest
 from src.common.runtime import terminal
 from src.common.runtime.config_dict import UnknownKeyError
 from src.common.runtime.config_keys import CONFIGS
 
+BYTES = 1 << 20  # of a config file
 TEXTS = ("prompt", "task", "step", "grid", "config")  # flags with text that is no path
 
 
@@ -26,9 +27,11 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> Any:
     """The config that the command line names, None without one; `values` have its flag `config` and are parsed.
 
     A `~` at the beginning of a flag's path is the home folder. Raises ValueError, in one sentence, for a file that is
-    not there, flags or fields that are unknown, words that are no flags, and for what goes wrong in a config file.
+    not there, is a pipe or device or is longer than `BYTES`, flags or fields that are unknown, words that are no flags,
+    and for what goes wrong in a config file; OSError for a file that cannot be read.
     """
     answer_help(values, argv)
+    _check_flagfiles(argv)
     argv, file = _config_at_home(argv)
     find_configs()
     try:
@@ -51,6 +54,7 @@ def parse_plain(values: flags.FlagValues, argv: Sequence[str], example: str) -> 
     Raises ValueError, in one sentence, for flags that do not exist, wrong values, and words that are no flags.
     """
     answer_help(values, argv)
+    _check_flagfiles(argv)
     try:
         words = values(list(argv))
     except flags.Error as error:
@@ -90,7 +94,7 @@ def flags_at_home(values: flags.FlagValues) -> None:
 def _config_at_home(argv: Sequence[str]) -> tuple[list[str], str]:
     """The words, with the config's path as the system has it, and that path, "" without one.
 
-    Raises ValueError where there is no such file.
+    Raises ValueError where there is no such file, or one that is no config: a pipe, a device, more than `BYTES`.
     """
     words, found = list(argv), ""
     for place, (word, following) in enumerate(zip(argv, [*argv[1:], ""], strict=True)):
@@ -99,14 +103,24 @@ def _config_at_home(argv: Sequence[str]) -> tuple[list[str], str]:
         if not word.startswith("-") or flag != "config":
             continue
         found = at_home(path)
-        if not os.path.isfile(found):
+        if not os.path.exists(found) or os.path.isdir(found):
             example = os.path.relpath(os.path.join(CONFIGS, "digits.py"))
             raise ValueError(f"there is no config file {path!r}; give one such as --config={example}")
+        read_bounded(found, BYTES, "config file")  # before Python reads it whole, however long it is
         if equals:
             words[place] = f"--config={found}{colon}{name}"
         else:
             words[place + 1] = f"{found}{colon}{name}"
     return words, found
+
+
+def _check_flagfiles(argv: Sequence[str]) -> None:
+    """Raises ValueError or OSError for a file of flags that is no plain file, or longer than `BYTES`: absl reads it
+    whole."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and flag == "flagfile":
+            read_bounded(at_home(value if equals else following), BYTES, "file of flags")
 
 
 def _told(error: Exception, file: str) -> str:
@@ -137,7 +151,7 @@ def _line(error: Exception, file: str) -> str:
     if not file:
         return ""
     if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}: " if error.filename else ""
+        return f"{error.filename}, line {error.lineno}: " if error.filename else f"{file}: "
     frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
     frames += re.findall(r'File "([^"]+)", line (\d+)', str(error).replace("\\n", "\n").replace('\\"', '"'))
     lines = [line for name, line in frames if os.path.abspath(name) == os.path.abspath(file)]
