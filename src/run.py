@@ -19,7 +19,7 @@ from etils import epath
 from src.build import build_system
 from src.common.files.paths import stem
 from src.common.mesh.distributed import check_same, is_first
-from src.common.runtime import config_flag, stopping, streams, watchdog
+from src.common.runtime import config_flag, stopping, streams, watchdog, work_unit
 from src.common.runtime.compilation_cache import use_program_cache
 from src.common.runtime.tracing import Tracer, parse_steps
 from src.common.runtime.tracker import Tracker, tracker_classes
@@ -68,6 +68,7 @@ def train(flags: Any, started: float) -> None:
     with contextlib.ExitStack() as stack:
         release = stack.enter_context(lock.hold(checkpoints.workdir))
         stopping.before_leaving(release)
+        work_unit.announce(flags.workdir, "train")
         sweep(checkpoints.workdir)
         stack.enter_context(watchdog.watching(**config.watchdog))
         check_data(system)
@@ -98,6 +99,7 @@ def evaluate(flags: Any, started: float) -> None:
     trackers = tracker_classes(flags.config.log.trackers)
     workdir, system = _workdir(flags), _build(flags)
     check_evaluators(system)
+    work_unit.announce(flags.workdir, "eval")
     changed: dict[str, Any] = {}
     measured: dict[str, Any] = {}
     state = restore_checkpoint(system, str(workdir), flags.step, changed)

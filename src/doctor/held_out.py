@@ -84,13 +84,20 @@ class HeldOut:
         return self.heldout(with_extras(state, params))
 
     def heldout(self, params: PyTree) -> dict[str, float]:
-        """Mean of every term over the held-out rows, by "task/objective/term"."""
-        sums: dict[str, LossTerm] = {}
+        """Mean of every term over the held-out rows, by "task/objective/term".
+
+        The sums of a batch are added in float32 (docs/architecture/training.md says what that costs).
+        """
+        from clu.metrics import Average  # when it is needed: imports are most of the time of a start
+
+        means: dict[str, Average] = {}
         seed = np.uint32(self.system.config.seed)
         for number, batch in enumerate(self._rows()):
             terms = jax.device_get(self._measure(params, seed, np.int32(number), self.trainer.place(batch, number)))
-            sums = {name: sums[name] + term if name in sums else term for name, term in terms.items()}
-        return {name: float(term.total / term.count) for name, term in sums.items() if term.count}
+            for name, term in terms.items():
+                mean = Average(total=term.total, count=term.count)
+                means[name] = means[name].merge(mean) if name in means else mean
+        return {name: float(mean.compute()) for name, mean in means.items() if mean.count}
 
     @functools.cached_property
     def _measure(self) -> Any:
