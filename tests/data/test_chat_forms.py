@@ -6,6 +6,7 @@ import pytest
 
 from src.codecs.text import Bytes
 from src.data.example import BadRow
+from src.data.sources import _chats
 from src.data.sources.llava import Llava
 from src.data.sources.ultrachat import UltraChat
 from src.data.task import SourceTask
@@ -221,3 +222,32 @@ def test_a_bad_row_names_the_form_wanted(tmp_path):
     with pytest.raises(BadRow, match=r"a\.jsonl line 1: .*'prompt', 'chosen'.*\"messages\": \[") as error:
         source[0]
     assert BadRow.unpack(error.value.pack()).detail == error.value.detail  # not cut on its way to the report
+
+
+def test_what_is_left_out_of_chats_is_told_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(_chats, "_told", set())
+    ask, say = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    rows = [
+        {"messages": [ask, say], "id": "x7", "prompt_id": 3, "tags": [], "prompt": "a", "system": "two words"},
+        {"messages": [say, ask, say, ask]},
+        {"messages": [ask, say, {"role": "system", "content": "be kind"}]},
+        {"data": ["a", "b", "c"]},
+        {"messages": [ask, say], "data": ["c", "d"], "chosen": [say]},
+        {"messages": [ask, say | {"markdown": "b, but longer", "name": "B"}]},
+        {"messages": [], "conversations": [ask, say]},
+        {"instruction": "a", "output": "b", "completion": "b or c"},
+    ]
+    source = written(tmp_path, [*rows, *rows])
+    assert [source[n]["turns"][-2:] for n in range(len(source))] == [["two words\n\na", "b"], *[["a", "b"]] * 7] * 2
+    line = "a.jsonl line"
+    assert [r.getMessage().removesuffix(" (told once)") for r in caplog.records] == [
+        f"{line} 2: the answer before the first question is left out",
+        f"{line} 2: the last question has no answer and is left out",
+        f"{line} 3: what the system says behind the last answer is left out",
+        f"{line} 5: the key 'data' beside the turns is not read",
+        f"{line} 5: the key 'chosen' beside the turns is not read",
+        f"{line} 6: the key 'markdown' of a turn is not read",
+        f"{line} 8: the key 'completion' beside the turns is not read",
+    ]
+    with pytest.raises(BadRow, match=r"no list of texts \('output' is none; its keys are 'instruction', 'response'\)"):
+        _ = written(tmp_path, [{"instruction": "a", "response": "b"}])[0]

@@ -48,6 +48,15 @@ def test_endings_in_capitals_are_read_and_other_files_are_told_in_one_line(tmp_p
     assert len(Llava(tmp_path / "l.JSONL", tmp_path)) == 1 and told(caplog) == []
 
 
+def test_empty_files_and_lines_of_zeros_are_no_silence(tmp_path, caplog):
+    folder = made(tmp_path / "c", **{"a.jsonl": "", "b.jsonl": f"{ROW}\n\0\0\0\n \t\r\n{ROW}\n", "c.jsonl": "\n \n"})
+    source = UltraChat(folder)
+    assert len(source) == 3 and [source[n].where for n in (0, 2)] == ["b.jsonl line 1", "b.jsonl line 4"]
+    with pytest.raises(BadRow, match=r"b\.jsonl line 2: the line is not JSON"):
+        _ = source[1]
+    assert "2 files are left out: 2 files without a row (such as 'a.jsonl')" in told(caplog)[0]
+
+
 def test_a_folder_without_chats_is_refused_with_what_it_has(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"has no \*\.jsonl or \*\.json: .* \(it has 1 \.gz \(such as 'a\.jsonl"

@@ -23,6 +23,10 @@ OPEN = 64  # files at a time
 KEPT = 1 << 26  # bytes of a file from which on the places of its lines are kept in the cache
 
 
+INK = np.ones(256, bool)  # bytes that are no white space; zeros of a file that was not written to its end are none
+INK[list(b" \t\n\v\f\r")] = False
+
+
 class LineFile:
     """The lines of a local or remote file by number, found once and not kept; each should be a JSON object. Lines of
     white space alone are no rows.
@@ -82,7 +86,7 @@ def line_ends(path: str | os.PathLike[str]) -> np.ndarray:
             places = np.flatnonzero(_breaks(block, data, returned))
             returned = block.endswith(b"\r")
             ends.append(places + size + 1)
-            ink = data > ord(" ")
+            ink = INK[data]
             if not size and block.startswith(codecs.BOM_UTF8):
                 ink[: len(codecs.BOM_UTF8)] = False
             written = np.concatenate([[0], np.cumsum(ink)])  # characters that are no white space, before each place
@@ -183,6 +187,9 @@ class JsonLines:
             )
         self.paths = chosen
         self.files = [opened(path) for path in chosen]
+        for path, file in zip(chosen, self.files, strict=True):
+            if not len(file):
+                self.left.add("files without a row", path.name)
         self._starts = np.cumsum([0, *map(len, self.files)])
 
     def __len__(self) -> int:

@@ -7,8 +7,9 @@
 
 What a system says stands in front of the next question, or, behind a question, at its end, two line breaks between;
 `system` or `system_prompt` beside the turns stands in front of the first. An answer before the first question, a last
-question without answer and what a system says behind the last answer are left out. A chat is a bad row where one of the
-keys `CONTENT` holds something, and where an answer is marked (`MARKS`) as one that is not to be trained.
+question without answer, what a system says behind the last answer, and keys that are not known are left out; a warning
+tells the first place of each. A chat is a bad row where one of the keys `CONTENT` holds something, and where an answer
+is marked (`MARKS`) as one that is not to be trained.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from absl import logging
 
+from src.common.files.paths import shown
 from src.data.example import BadRow
 
 LISTS = ("messages", "conversations", "conversation", "data")
@@ -30,10 +32,12 @@ BESIDE = ("system", "system_prompt")
 # Keys of a chat, or of a turn, with a part of what was said that is no text of a turn.
 CONTENT = (
     *("image", "images", "video", "videos", "audio", "audios", "context", "documents"),
-    *("tools", "functions", "tool_calls", "function_call", "reasoning", "reasoning_content", "thinking"),
+    *("tools", "functions", "tool_calls", "function_call", "reasoning", "reasoning_content", "thinking", "refusal"),
 )
+ALPACA = ("instruction", "input", "output", "history")
 MARKS = ("weight", "loss", "train")
 GAP = "\n\n"
+KINDS = 32  # of what is left out, that a process tells of
 FORM = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} for each chat'
 
 
@@ -48,14 +52,18 @@ def read_turns(row: Mapping[str, Any], where: str, *, known: Sequence[str] = ())
         keys = ", ".join(map(repr, [*row][:6])) or "none"
         raise BadRow("there is no conversation", where, f"its keys are {keys}; write {FORM}")
     _check_keys(row, where, known)
+    used = next((key for key in found if isinstance(row[key], list) and row[key]), "")
+    _tell_keys(row, where, (used,) if found else ALPACA, "beside the turns")
     system = _joined([_system(row[key], key, where) for key in BESIDE if row.get(key) is not None])
     if not found:
         return _instruction(row, where, system)
-    said = next((row[key] for key in found if isinstance(row[key], list)), None)
+    said = row.get(used)
     if not said:
         raise BadRow("the turns are no list of texts", where, f"{found[0]!r}; write {FORM}")
     if all(isinstance(turn, dict) for turn in said):
         return conversation(said, where, system)
+    if len(said) % 2 and len(said) > 1:
+        _tell("the last question has no answer and is left out", where)
     return [_led([system], said[0]), *said[1 : len(said) - len(said) % 2]]
 
 
@@ -72,6 +80,8 @@ def conversation(said: Sequence[Mapping[str, Any]], where: str, system: str = ""
         asked, which = len(turns) % 2 == 1, f"turn {number}"
         if role in (*USER, *ASSISTANT, *SYSTEM):
             _check_keys(turn, where, (), f"{which}: ")
+            read = (next((name for name in names if name in turn), "") for names in (WHO, WHAT))
+            _tell_keys(turn, where, (*read, *MARKS), "of a turn")
         if role in SYSTEM:
             what = _system(what, which, where)
             if asked and _is_said(turns[-1]):
@@ -87,12 +97,16 @@ def conversation(said: Sequence[Mapping[str, Any]], where: str, system: str = ""
                 raise BadRow("an answer is marked as one that is not to be trained", where, found)
             turns.append(what)
         elif role in ASSISTANT and not turns:
-            logging.log_first_n(logging.WARNING, "%s begins with an answer, which is left out (told once)", 1, where)
+            _tell("the answer before the first question is left out", where)
         elif role in (*USER, *ASSISTANT):
             raise BadRow("the turns are not question and answer", where, f"{which} is of {who!r} again")
         else:
             known = ", ".join((*USER[:2], *ASSISTANT[:2], *SYSTEM[:1]))
             raise BadRow("the role of a turn is unknown", where, f"{which} is of {who!r}; known are {known}")
+    if len(turns) % 2 and len(turns) > 1:
+        _tell("the last question has no answer and is left out", where)
+    if len(turns) > 1 and _joined(waiting):
+        _tell("what the system says behind the last answer is left out", where)
     return turns[: len(turns) - len(turns) % 2]
 
 
@@ -102,7 +116,10 @@ def _instruction(row: Mapping[str, Any], where: str, system: str) -> list[Any]:
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise BadRow("the history is no list of questions with their answers", where)
     turns = [turn for pair in history for turn in pair]
-    first, *rest = [*turns, _joined([row["instruction"], row.get("input") or ""]), row.get("output")]
+    if not isinstance(row.get("output"), str):
+        keys = ", ".join(map(repr, [*row][:6]))
+        raise BadRow("the turns are no list of texts", where, f"'output' is none; its keys are {keys}")
+    first, *rest = [*turns, _joined([row["instruction"], row.get("input") or ""]), row["output"]]
     return [_led([system], first), *rest]
 
 
@@ -112,6 +129,25 @@ def _check_keys(told: Mapping[str, Any], where: str, known: Sequence[str], which
         raise BadRow(
             "a key holds what is no text of a turn", where, f"{which}{key!r}: put it into the text, or take it away"
         )
+
+
+def _tell_keys(told: Mapping[str, Any], where: str, read: Sequence[str], which: str) -> None:
+    """Tells of keys that may hold more of the chat and are not read: several words, a list or an object."""
+    for key, value in told.items():
+        if key in read or key in BESIDE or key in CONTENT:
+            continue
+        if " " in value.strip() if isinstance(value, str) else isinstance(value, list | dict) and value:
+            _tell(f"the key {shown(key)} {which} is not read", where)
+
+
+_told: set[str] = set()
+
+
+def _tell(what: str, where: str) -> None:
+    """A warning about what is left out, where it is first met in this process."""
+    if what not in _told and len(_told) < KINDS:
+        _told.add(what)
+        logging.warning("%s: %s (told once)", where, what)
 
 
 def _system(what: Any, which: str, where: str) -> str:
