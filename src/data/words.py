@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from src.data.example import BadRow, Row
+from src.data.told_once import tell_cut
 from src.interfaces import Field, Tokens
 from src.sequence.segment import Segment
 
@@ -92,6 +93,8 @@ def encode(
     whole = len(ids) <= room and len(text) <= most
     if not whole and skip:
         raise BadRow("the text is too long", where, f"{len(text):,} characters, and there is room for {room} tokens")
+    if not whole:
+        tell_cut("text", room, where)
     return ids[:room], whole
 
 

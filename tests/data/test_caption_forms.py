@@ -122,6 +122,9 @@ def test_halves_of_pairs_are_bad_rows_and_folders_without_captions_name_the_form
         ("b c/2.png", "there is no caption"),
         ("b c/9.txt", "the image is missing"),
     ]
+    (folder.parent / "secret.txt").write_text("of nobody")
+    (folder / "a/1.txt").symlink_to(folder.parent / "secret.txt")
+    assert captions(Captions(folder))[2] == ("a/1.png", "the caption cannot be read")
     (folder / "captions.jsonl").write_text('{"url": "http://x", "caption": "a"}\n')
     with pytest.raises(BadRow, match=r"line 1: the row names no image \(its keys are 'url', 'caption'; write \{"):
         Captions(folder)[0]

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from src.codecs.text import Bytes
+from src.data import told_once
 from src.data.example import BadRow
-from src.data.sources import _chats
 from src.data.sources.llava import Llava
 from src.data.sources.ultrachat import UltraChat
 from src.data.task import SourceTask
@@ -225,7 +225,7 @@ def test_a_bad_row_names_the_form_wanted(tmp_path):
 
 
 def test_what_is_left_out_of_chats_is_told_once(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(_chats, "_told", set())
+    monkeypatch.setattr(told_once, "_told", set())
     ask, say = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
     rows = [
         {"messages": [ask, say], "id": "x7", "prompt_id": 3, "tags": [], "prompt": "a", "system": "two words"},

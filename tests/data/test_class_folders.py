@@ -146,3 +146,11 @@ def test_files_that_name_no_classes_are_refused(tmp_path):
         (tmp_path / "names").write_bytes(text.encode("latin-1"))
         with pytest.raises(ValueError, match=reason):
             len(ImageFolders(folder, names=tmp_path / "names"))
+
+
+def test_links_to_another_class_are_told(tmp_path, caplog):
+    folder = made(tmp_path / "f", "cat/1.jpg", "dog/1.jpg")
+    (folder / "hound").symlink_to("dog")
+    assert rows(ImageFolders(folder)) == [("cat/1.jpg", 0), ("dog/1.jpg", 1), ("hound/1.jpg", 2)]
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert line == f"{folder}: folders of classes that are the same folder: dog = hound"

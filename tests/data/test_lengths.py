@@ -1,7 +1,11 @@
-"""A length that no machine has room for is refused in one sentence, before a row is made."""
+"""A length that no machine has room for is refused in one sentence, before a row is made; cut texts are told."""
 
+import numpy as np
 import pytest
 
+from src.data import told_once
+from src.data.example import BadRow, Example
+from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.chat import Chat
 from src.data.templates.class_prompt import ClassPrompt
@@ -39,3 +43,31 @@ def test_lengths_above_the_bound_are_refused(template, length):
 def test_the_bound_itself_is_possible():
     for template in (Chat(LONGEST), Text(LONGEST), Packed(LONGEST)):
         template.bind(table(), EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("template", "what", "room"),
+    [
+        (Chat, "chat", 32),
+        (Text, "text", 30),
+        (ImageToCaption, "text", 30),
+        (CaptionToImage, "text", 30),
+        (lambda length, **options: PictureChat(8, length, vision="image", **options), "text behind the image", 32),
+    ],
+)
+def test_the_first_text_that_is_cut_is_told(caplog, monkeypatch, template, what, room):
+    monkeypatch.setattr(told_once, "_told", set())
+    image, long = np.zeros((8, 8, 1), np.uint8), "x" * 40
+    texts = [{"text": text, "caption": text, "turns": ["a", text]} for text in ("short", long, long)]
+    source = [Example({"image": image} | text, f"row {n}") for n, text in enumerate(texts)]
+    source = source if what != "text behind the image" else [Example({"turns": e["turns"]}, e.where) for e in source]
+    task = SourceTask("t", source, template(32), table())
+    for row in range(3):
+        task.read("train", row)
+    (told,) = [r.getMessage() for r in caplog.records]
+    assert told.startswith(f"row 1: the {what} is cut to {room} tokens: give a larger length, or too_long='skip'")
+    task = SourceTask("t", source, template(32, too_long="skip"), table())
+    task.read("train", 0)
+    with pytest.raises(BadRow):
+        task.read("train", 1)
+    assert len(caplog.records) == 1

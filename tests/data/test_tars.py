@@ -285,3 +285,16 @@ def test_files_beside_the_archives_are_told(tmp_path, caplog):
     (folder / "0.tar").unlink()
     with pytest.raises(FileNotFoundError, match=r"no \*\.tar: .* \(it has 2 \.zip .*1 folders"):
         captions(folder)
+
+
+def test_empty_archives_and_entries_of_folders_are_told_for_what_they_are(tmp_path, caplog):
+    dumped, volume = tarfile.TarInfo("a/"), tarfile.TarInfo("z.jpg")
+    dumped.type, volume.type = b"D", b"M"  # of GNU tar: a folder of an incremental archive, a part of a file
+    folder = archive(tmp_path / "t/0.tar", {"a/": dumped} | pairs({"a/1": "one"}))
+    archive(folder / "1.tar", {})
+    assert captions(folder) == (["one"], [])
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{folder}: 1 files are left out: 1 archives without an example (such as '1.tar')"
+    ]
+    archive(folder / "1.tar", {"z.jpg": volume})
+    assert captions(folder) == (["one"], []) and "1 members of an unknown kind (such as 'z.jpg')" in caplog.text

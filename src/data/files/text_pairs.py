@@ -7,7 +7,7 @@ import os
 from etils import epath
 
 from src.common.files.images import ENDINGS
-from src.common.files.paths import read_bounded
+from src.common.files.paths import inside, read_bounded
 from src.data.example import BadRow
 from src.data.files.folder_walk import files_below
 from src.data.files.json_lines import text_of
@@ -49,7 +49,7 @@ class TextPairs:
         if text is None:
             raise BadRow("there is no caption", name, "no .txt is beside it")
         try:
-            data = read_bounded(self._folder / text, TEXT_BYTES, "caption")
+            data = read_bounded(inside(self._folder, text), TEXT_BYTES, "caption")
         except (OSError, ValueError) as error:
             raise BadRow("the caption cannot be read", name, error) from error
         return {"image": name, "caption": text_of(data, text).strip()}

@@ -17,10 +17,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import logging
-
 from src.common.files.paths import shown
 from src.data.example import BadRow
+from src.data.told_once import tell_once
 
 LISTS = ("messages", "conversations", "conversation", "data")
 WHO = ("from", "role", "speaker")
@@ -37,7 +36,6 @@ CONTENT = (
 ALPACA = ("instruction", "input", "output", "history")
 MARKS = ("weight", "loss", "train")
 GAP = "\n\n"
-KINDS = 32  # of what is left out, that a process tells of
 FORM = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} for each chat'
 
 
@@ -63,7 +61,7 @@ def read_turns(row: Mapping[str, Any], where: str, *, known: Sequence[str] = ())
     if all(isinstance(turn, dict) for turn in said):
         return conversation(said, where, system)
     if len(said) % 2 and len(said) > 1:
-        _tell("the last question has no answer and is left out", where)
+        tell_once("the last question has no answer and is left out", where)
     return [_led([system], said[0]), *said[1 : len(said) - len(said) % 2]]
 
 
@@ -97,16 +95,16 @@ def conversation(said: Sequence[Mapping[str, Any]], where: str, system: str = ""
                 raise BadRow("an answer is marked as one that is not to be trained", where, found)
             turns.append(what)
         elif role in ASSISTANT and not turns:
-            _tell("the answer before the first question is left out", where)
+            tell_once("the answer before the first question is left out", where)
         elif role in (*USER, *ASSISTANT):
             raise BadRow("the turns are not question and answer", where, f"{which} is of {who!r} again")
         else:
             known = ", ".join((*USER[:2], *ASSISTANT[:2], *SYSTEM[:1]))
             raise BadRow("the role of a turn is unknown", where, f"{which} is of {who!r}; known are {known}")
     if len(turns) % 2 and len(turns) > 1:
-        _tell("the last question has no answer and is left out", where)
+        tell_once("the last question has no answer and is left out", where)
     if len(turns) > 1 and _joined(waiting):
-        _tell("what the system says behind the last answer is left out", where)
+        tell_once("what the system says behind the last answer is left out", where)
     return turns[: len(turns) - len(turns) % 2]
 
 
@@ -137,17 +135,7 @@ def _tell_keys(told: Mapping[str, Any], where: str, read: Sequence[str], which: 
         if key in read or key in BESIDE or key in CONTENT:
             continue
         if " " in value.strip() if isinstance(value, str) else isinstance(value, list | dict) and value:
-            _tell(f"the key {shown(key)} {which} is not read", where)
-
-
-_told: set[str] = set()
-
-
-def _tell(what: str, where: str) -> None:
-    """A warning about what is left out, where it is first met in this process."""
-    if what not in _told and len(_told) < KINDS:
-        _told.add(what)
-        logging.warning("%s: %s (told once)", where, what)
+            tell_once(f"the key {shown(key)} {which} is not read", where)
 
 
 def _system(what: Any, which: str, where: str) -> str:

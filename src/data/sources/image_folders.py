@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 
 from src.common.files.images import ENDINGS
-from src.common.files.store import is_remote
+from src.common.files.store import identity, is_remote
 from src.common.tree import listed
 from src.data.example import Example
 from src.data.files.left_out import LeftOut, cached_listing, is_system_file, is_system_folder, is_unusual, kind_of_file
@@ -82,6 +82,7 @@ class _Images:
                 + (f"; they have {left}" if left else "")
             )
         left.warn(folder)
+        _warn_same(folder, found)
         filled = set(map(bytes, self._files[:, :NUMBER]))
         if empty := [name for place, name in enumerate(found) if place.to_bytes(NUMBER, "little") not in filled]:
             told = "%s: no image in the folders of %d classes, which keep their numbers: %s"
@@ -128,6 +129,15 @@ def _folders(folder: epath.Path, names: str | os.PathLike[str]) -> tuple[list[st
         told = "%s: folders that are no classes: %s (a file of names can make classes of them)"
         logging.log(logging.INFO if all(map(is_system_folder, other)) else logging.WARNING, told, folder, listed(other))
     return classes, left
+
+
+def _warn_same(folder: epath.Path, classes: list[str]) -> None:
+    """Tells of folders of classes that are one folder, by links: each of its images has several labels."""
+    names: dict[object, list[str]] = {}
+    for name in classes if not is_remote(folder) else ():
+        names.setdefault(identity(folder / name), []).append(name)
+    if same := [" = ".join(alike) for alike in names.values() if len(alike) > 1]:
+        logging.warning("%s: folders of classes that are the same folder: %s", folder, listed(same))
 
 
 def _listing(parts: list[epath.Path]) -> tuple[np.ndarray, LeftOut]:

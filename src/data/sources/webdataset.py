@@ -32,6 +32,7 @@ IMAGES = tuple(ending.removeprefix(".") for ending in ENDINGS)
 TEXTS = ("txt", "json")  # the first one there is used
 SHARD, IMAGE, IMAGE_SIZE, TEXT, TEXT_SIZE, IS_JSON, NAMED, HEADER = range(8)  # columns
 ABSENT = -1
+DUMPED_FOLDER = b"D"  # of an incremental archive of GNU tar
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
 
@@ -73,6 +74,8 @@ class WebDataset(FileSource):
                 f"the archives of {os.fspath(folder)!r} have no example, an image and its text (1.jpg, 1.txt):"
                 f" they have {left or 'nothing'}"
             )
+        for path in (path for path, table in zip(paths, tables, strict=True) if not len(table)):
+            left.add("archives without an example", path.name)
         left.warn(folder)
         return paths, np.concatenate(tables)
 
@@ -235,8 +238,9 @@ def _files(path: str | os.PathLike[str], left: LeftOut) -> Iterator[tuple[str, i
                 yield name, *place, entry.offset
             else:
                 left.add("links to what is not in the archive", name)
-        elif not entry.isdir():
-            left.add("sparse files" if entry.isreg() else "devices and pipes", name)
+        elif not entry.isdir() and entry.type != DUMPED_FOLDER:
+            kind = "devices and pipes" if entry.isdev() else "members of an unknown kind"
+            left.add("sparse files" if entry.isreg() else kind, name)
 
 
 def _linked(path: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:

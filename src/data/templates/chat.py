@@ -7,6 +7,7 @@ from typing import Any
 
 from src.data.example import MARKER, BadRow, Example, Row, Source, turns_of
 from src.data.templates._base import Request, Template
+from src.data.told_once import tell_cut
 from src.data.words import CHARACTERS, Words, check_too_long, text_codec
 from src.interfaces import Field
 
@@ -125,6 +126,8 @@ class Chat(Template):
         row = words.row(parts, prompt=request.prompt, make=make)
         if not request.prompt and not row[f"{self.text}/target"].any():
             raise BadRow("the question leaves no place for an answer", example.where, f"{len(turns[0]):,} characters")
+        if not whole:
+            tell_cut("chat", words.length, example.where)
         return row
 
 

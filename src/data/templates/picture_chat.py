@@ -8,6 +8,7 @@ from src.data.example import MARKER, BadRow, Example, Row, Source, turns_of
 from src.data.images import Images
 from src.data.templates._base import Request, Template
 from src.data.templates.chat import Part, asked, parts_of, size_of, unanswered
+from src.data.told_once import tell_cut
 from src.data.words import Words, check_too_long, field_of, text_codec
 from src.interfaces import Field
 
@@ -104,6 +105,8 @@ class PictureChat(Template):
             head = [(ids, False) for ids, _ in head]
         if size_of(head) > self.rooms[0]:
             raise BadRow("the text before the image is too long", where, f"{size_of(head)} of {self.rooms[0]} tokens")
-        if skip and not (whole and size_of(rest) <= self.rooms[1]):
-            raise BadRow("the chat is too long", where, f"{sum(map(len, turns)):,} characters")
+        if not (whole and size_of(rest) <= self.rooms[1]):
+            if skip:
+                raise BadRow("the chat is too long", where, f"{sum(map(len, turns)):,} characters")
+            tell_cut("text behind the image", self.rooms[1], where)
         return head, rest
