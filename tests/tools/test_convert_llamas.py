@@ -143,3 +143,26 @@ def test_other_llamas_are_refused_by_the_value_that_this_model_has_not(fields, w
     error = refused(capsys, tmp_path / "l")
     assert words in error and "give other weights (docs/weights.md)" in error and "belongs to the weights" not in error
     assert not (tmp_path / "l-out").exists()
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_files_of_weights_that_are_not_read_are_named(tmp_path, capsys, index):
+    tensors = llama(tmp_path / "l")
+    if index:
+        renamed(tmp_path / "l", str)
+    for name in ("adapter_model.safetensors", "model-00003-of-00003.safetensors"):
+        save_file({"lora_A": np.zeros((4, 4), np.float32)}, tmp_path / "l" / name)
+    for name in ("pytorch_model.BIN", "a.gguf", "tokenizer.json", "README.md"):
+        (tmp_path / "l" / name).write_bytes(b"{}")
+    named = "a.gguf, adapter_model.safetensors, model-00003-of-00003.safetensors, pytorch_model.BIN"
+    told = f"{tmp_path / 'l'}: other files of weights are not read: {named}"
+    code, said, error = run(capsys, source=tmp_path / "l", out=tmp_path / "l-out", new_words=0)
+    assert code == 0 and told in said.splitlines(), error
+    assert told in run(capsys, source=tmp_path / "l", info=True)[1].splitlines() and len(tensors)
+
+
+def test_floats_of_8_bits_are_refused_by_name(tmp_path, capsys):
+    tensors = llama(tmp_path / "l")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(tensors | {name: np.zeros((64, 32), ml_dtypes.float8_e4m3fn)}, tmp_path / "l/model.safetensors")
+    assert f"{name} is float8_e4m3fn, no float of 16 bits or more" in refused(capsys, tmp_path / "l")

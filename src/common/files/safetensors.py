@@ -101,6 +101,13 @@ class SafeTensors(Mapping[str, np.ndarray]):
             begin = entry.begin // mmap.PAGESIZE * mmap.PAGESIZE
             self._maps[file].madvise(mmap.MADV_DONTNEED, begin, entry.end - begin)
 
+    def beside(self) -> list[str]:
+        """Names of other files with weights in the folder, such as an adapter or a second checkpoint."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        read = {os.path.basename(file) for file in self._file_of.values()}
+        names = sorted({path.name for path in folder.iterdir()} - read)
+        return [name for name in names if name.lower().endswith((".safetensors", ".gguf", *FOREIGN))]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 

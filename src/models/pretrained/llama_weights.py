@@ -141,7 +141,8 @@ class Published:
         shape = self.entries[names[0]].shape
         shape = shape[::-1] if path.endswith("kernel") else shape
         shape = (len(names), *shape) if is_stacked(path) else shape
-        kinds = {self.entries[name].dtype for name in names}
+        kinds = {self.entries[name].dtype for name in names if self.entries[name].dtype.name in FLOATS}
+        kinds = kinds or {np.dtype(np.float32)}  # of tensors that are refused
         kind = functools.reduce(jnp.promote_types, kinds) if len(kinds) > 1 else kinds.pop()
         return jax.ShapeDtypeStruct(shape, "float32" if kind.name == "float64" else kind)
 

@@ -44,6 +44,7 @@ from src.models.pretrained.llama_weights import (
     expected,
 )
 from src.tools.conversion.hub import download, is_hub_name
+from src.tools.conversion.info import unread
 from src.tools.conversion.tokenizer import copy_tokenizer, name_special_tokens
 from src.tools.conversion.vision_tower import tower_tensors
 from src.tools.conversion.words import VocabularyRows, has_special_tokens, pieces_of, words_of
@@ -142,6 +143,7 @@ def _import(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str
         name = write_initial(target, leaves, made_for, fields, options.shard_bytes)
         told = summary(leaves.shapes)
         yield f"{target}: {told['parameters']:,} parameters, {_dtypes(told)}, hash {name}"
+    yield from (line for folder, _ in jobs for line in unread(SafeTensors(folder)))
     copied = copy_tokenizer(path, out)
     lacking = "" if not copied or "tokenizer.model" in copied else "; no tokenizer.model, which the text codecs read"
     yield f"tokenizer files: {', '.join(copied) or 'none there'}{lacking}"
@@ -156,11 +158,13 @@ def _import(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str
 
 
 def _import_dit(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str]:
-    leaves = PublishedDiT(SafeTensors(path), options.network, options.heads)
+    tensors = SafeTensors(path)
+    leaves = PublishedDiT(tensors, options.network, options.heads)
     told = summary(leaves.shapes)
     check_room(_existing(out), told["bytes"])
     name = write_initial(out, leaves, leaves.about(), None, options.shard_bytes)
     yield f"{out}: {told['parameters']:,} parameters, {_dtypes(told)}, hash {name}"
+    yield from unread(tensors)
 
 
 def _published(

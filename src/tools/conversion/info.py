@@ -33,6 +33,12 @@ def describe(source: Any) -> str:
     return "\n".join([*lines, *_table(shapes)])
 
 
+def unread(tensors: SafeTensors) -> list[str]:
+    """A line about the files of weights beside those that are read, if there are some."""
+    names = tensors.beside()
+    return [f"{tensors.path}: other files of weights are not read: {listed(names)}"] if names else []
+
+
 def _published(path: Any) -> tuple[list[str], Mapping[str, Any]]:
     config, tensors = read_config(path), SafeTensors(path)
     lines = [f"{config.architecture}, published", _fields(config)]
@@ -42,6 +48,7 @@ def _published(path: Any) -> tuple[list[str], Mapping[str, Any]]:
         lines.append(f"NOT SOUND: {error}")
     if (path / "ema" / "config.json").exists():
         lines.append("beside it: ema/, its averaged weights")
+    lines += unread(tensors)
     return lines, tensors.entries
 
 
