@@ -7,6 +7,7 @@ import pytest
 from src.codecs.text import Bytes
 from src.data import told_once
 from src.data.example import BadRow
+from src.data.sources.documents import Documents
 from src.data.sources.llava import Llava
 from src.data.sources.ultrachat import UltraChat
 from src.data.task import SourceTask
@@ -251,3 +252,19 @@ def test_what_is_left_out_of_chats_is_told_once(tmp_path, caplog, monkeypatch):
     ]
     with pytest.raises(BadRow, match=r"no list of texts \('output' is none; its keys are 'instruction', 'response'\)"):
         _ = written(tmp_path, [{"instruction": "a", "response": "b"}])[0]
+
+
+def test_a_marker_without_an_image_and_keys_beside_parts_are_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(told_once, "_told", set())
+    (tmp_path / "l.json").write_text(json.dumps([{"conversations": roles(["<image>\nWhy?", "So."])}] * 2))
+    source = Llava(tmp_path / "l.json", tmp_path)
+    assert [source[n]["turns"][0] for n in range(2)] == ["<image>\nWhy?"] * 2
+    parts = {"parts": [{"text": "a"}], "id": "x7", "title": "a title", "url": ""}
+    (tmp_path / "documents.jsonl").write_text(json.dumps(parts) + "\n" + json.dumps(parts) + "\n")
+    source = Documents(tmp_path)
+    assert [source[n]["parts"] for n in range(2)] == [[{"text": "a"}]] * 2
+    told = [r.getMessage() for r in caplog.records if "left out" not in r.getMessage()]
+    assert told == [
+        "l.json element 1: <image> stands in a chat without an image and is read as text (told once)",
+        "documents.jsonl line 1: the key 'title' beside the parts is not read (told once)",
+    ]

@@ -17,9 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.common.files.paths import shown
 from src.data.example import BadRow
-from src.data.told_once import tell_once
+from src.data.told_once import tell_keys, tell_once
 
 LISTS = ("messages", "conversations", "conversation", "data")
 WHO = ("from", "role", "speaker")
@@ -33,6 +32,7 @@ CONTENT = (
     *("image", "images", "video", "videos", "audio", "audios", "context", "documents"),
     *("tools", "functions", "tool_calls", "function_call", "reasoning", "reasoning_content", "thinking", "refusal"),
 )
+READ = (*BESIDE, *CONTENT)  # of a chat and of a turn, or refused
 ALPACA = ("instruction", "input", "output", "history")
 MARKS = ("weight", "loss", "train")
 GAP = "\n\n"
@@ -51,7 +51,7 @@ def read_turns(row: Mapping[str, Any], where: str, *, known: Sequence[str] = ())
         raise BadRow("there is no conversation", where, f"its keys are {keys}; write {FORM}")
     _check_keys(row, where, known)
     used = next((key for key in found if isinstance(row[key], list) and row[key]), "")
-    _tell_keys(row, where, (used,) if found else ALPACA, "beside the turns")
+    tell_keys(row, where, (*READ, used) if found else (*READ, *ALPACA), "beside the turns")
     system = _joined([_system(row[key], key, where) for key in BESIDE if row.get(key) is not None])
     if not found:
         return _instruction(row, where, system)
@@ -79,7 +79,7 @@ def conversation(said: Sequence[Mapping[str, Any]], where: str, system: str = ""
         if role in (*USER, *ASSISTANT, *SYSTEM):
             _check_keys(turn, where, (), f"{which}: ")
             read = (next((name for name in names if name in turn), "") for names in (WHO, WHAT))
-            _tell_keys(turn, where, (*read, *MARKS), "of a turn")
+            tell_keys(turn, where, (*READ, *read, *MARKS), "of a turn")
         if role in SYSTEM:
             what = _system(what, which, where)
             if asked and _is_said(turns[-1]):
@@ -127,15 +127,6 @@ def _check_keys(told: Mapping[str, Any], where: str, known: Sequence[str], which
         raise BadRow(
             "a key holds what is no text of a turn", where, f"{which}{key!r}: put it into the text, or take it away"
         )
-
-
-def _tell_keys(told: Mapping[str, Any], where: str, read: Sequence[str], which: str) -> None:
-    """Tells of keys that may hold more of the chat and are not read: several words, a list or an object."""
-    for key, value in told.items():
-        if key in read or key in BESIDE or key in CONTENT:
-            continue
-        if " " in value.strip() if isinstance(value, str) else isinstance(value, list | dict) and value:
-            tell_once(f"the key {shown(key)} {which} is not read", where)
 
 
 def _system(what: Any, which: str, where: str) -> str:
