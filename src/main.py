@@ -21,7 +21,7 @@ from absl import flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from src.common.files import store  # noqa: E402
-from src.common.runtime import background, config_flag, errors, limits, stopping, tracing  # noqa: E402
+from src.common.runtime import abort_note, background, config_flag, errors, limits, stopping, tracing  # noqa: E402
 
 FLAGS = flags.FLAGS
 WARNING = 30
@@ -95,6 +95,7 @@ def main(argv: list[str]) -> int:
         return 1
     finally:
         stopping.close()
+        abort_note.close()
 
 
 def _in_words(error: BaseException) -> str:

@@ -182,3 +182,20 @@ def test_a_process_that_is_gone_or_hangs_ends_the_other(folder, start, way):  # 
     if way == "watchdog":
         assert pair[0].returncode == 1 and "process 0 of 2 does not move" in said(folder, 0)
         assert "in the train step: " in said(folder, 0) and "another process does not come" in said(folder, 0)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_without_process_0_the_other_says_so_when_it_has_ended(folder, start):  # noqa: F811
+    pair = start("--config.steps=1000000")
+    end = time.monotonic() + 240
+    while not (folder / "run" / "log.jsonl").exists() or len(logged(folder)) < 3:
+        assert time.monotonic() < end and not any(p.poll() for p in pair), said(folder, 0) + said(folder, 1)
+        time.sleep(0.05)
+    pair[0].send_signal(signal.SIGKILL)
+    assert pair[1].wait(120) != 0
+    end = time.monotonic() + 30
+    while not (told := [line for line in said(folder, 1).splitlines() if line.startswith("error: process 0 of 2")]):
+        assert time.monotonic() < end, said(folder, 1)
+        time.sleep(0.1)
+    assert len(told) == 1 and "same command, which goes on from the last checkpoint" in told[0], told

@@ -1,7 +1,8 @@
 """Processes of a run that ended or do not answer: which they are, and what to do.
 
 JAX's service aborts every process, with a stack trace of C++, when it misses another one for JAX_HEARTBEAT_TIMEOUT
-seconds. A sentence comes before; where process 0 dies, which runs the service, JAX is faster.
+seconds. A sentence comes before; where process 0 dies, which runs the service, JAX is faster, and it comes behind
+(`abort_note.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import jax
 
-from src.common.runtime import streams
+from src.common.runtime import abort_note, stopping, streams
 
 LINKS = re.compile(
     r"gloo|connection (closed|reset|refused)|socket closed|heartbeat|unhealthy|broken pipe", re.IGNORECASE
@@ -81,6 +82,7 @@ class PeerWatch:
                 continue
             if dead and dead != self._told and not self._over.is_set():
                 streams.tell(f"error: {told(f'no sign of life for {self.seconds:.0f} s', dead)}")
+                abort_note.close()  # what comes is told
             self._told = dead
 
     def _look(self, count: int) -> list[int]:
@@ -106,8 +108,11 @@ _watch: PeerWatch | None = None
 def start() -> None:
     """Watches the processes of this run, if there are several; after `distributed.start`."""
     global _watch
-    if jax.distributed.is_initialized():
-        _watch = PeerWatch(SHARE * int(os.environ.get("JAX_HEARTBEAT_TIMEOUT") or 100))
+    if not jax.distributed.is_initialized():
+        return
+    _watch = PeerWatch(SHARE * int(os.environ.get("JAX_HEARTBEAT_TIMEOUT") or 100))
+    if _state().process_id and stopping.NOTE not in os.environ:  # whose launcher says it
+        abort_note.start(_state().coordinator_address, _state().process_id, _state().num_processes)
 
 
 def close() -> None:
