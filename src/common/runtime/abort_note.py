@@ -8,7 +8,6 @@ small process beside this one waits for its end, looks whether process 0 can be 
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import Any
 
@@ -34,6 +33,8 @@ _watch: Any = None
 def start(address: str, index: int, count: int) -> None:
     """Begins to watch process `index` of `count`, this one, whose process 0 has its service at `address`, host:port."""
     global _watch
+    import subprocess  # when it is needed
+
     host, _, port = address.rpartition(":")
     told = (
         f"error: process 0 of {count}, which runs JAX's service at {address}, ended or does not answer, and process"
@@ -50,6 +51,8 @@ def close() -> None:
     watch, _watch = _watch, None
     if watch is None:
         return
+    import subprocess
+
     try:
         watch.communicate(b".", timeout=ANSWER)
     except (OSError, subprocess.TimeoutExpired):  # it was killed, or the machine is busy
