@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import pytest
 
@@ -55,6 +56,19 @@ def test_empty_files_and_lines_of_zeros_are_no_silence(tmp_path, caplog):
     with pytest.raises(BadRow, match=r"b\.jsonl line 2: the line is not JSON"):
         _ = source[1]
     assert "2 files are left out: 2 files without a row (such as 'a.jsonl')" in told(caplog)[0]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_pipes_and_devices_are_not_opened(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name}' is not a plain file: give one, or remove it"):
+        len(UltraChat(tmp_path))
+    (tmp_path / "captions.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"captions\.jsonl' is not a plain file"):
+        len(Captions(tmp_path))
+    with pytest.raises(ValueError, match=rf"{name}' is not a plain file"):
+        len(Llava(tmp_path / name, tmp_path))
 
 
 def test_a_folder_without_chats_is_refused_with_what_it_has(tmp_path):

@@ -287,6 +287,13 @@ def test_files_beside_the_archives_are_told(tmp_path, caplog):
         captions(folder)
 
 
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_place_of_an_archive_is_not_opened(tmp_path, caplog):
+    folder = archive(tmp_path / "t/0.tar", pairs({"1": "one"}))
+    os.mkfifo(folder / "1.tar")
+    assert captions(folder) == (["one"], []) and "1 devices and pipes (such as '1.tar')" in caplog.text
+
+
 def test_empty_archives_and_entries_of_folders_are_told_for_what_they_are(tmp_path, caplog):
     dumped, volume = tarfile.TarInfo("a/"), tarfile.TarInfo("z.jpg")
     dumped.type, volume.type = b"D", b"M"  # of GNU tar: a folder of an incremental archive, a part of a file

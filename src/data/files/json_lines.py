@@ -142,9 +142,11 @@ def text_of(data: bytes, where: str) -> str:
 
 
 def check_utf8(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError for a folder, and for a file that begins as UTF-16 does."""
+    """Raises ValueError for a folder, a pipe or a device, and for a file that begins as UTF-16 does."""
     if os.path.isdir(path):
         raise ValueError(f"{os.fspath(path)!r} is a folder and should be a file: give the files in it, or rename it")
+    if not os.path.isfile(path):  # who opens a pipe waits
+        raise ValueError(f"{os.fspath(path)!r} is not a plain file: give one, or remove it")
     with open(path, "rb") as file:
         if is_wide(file.read(4)):
             raise ValueError(f"{os.fspath(path)!r} is UTF-16 text: save it as UTF-8")

@@ -126,7 +126,9 @@ def _archives(folder: epath.Path) -> tuple[list[str], list[str], LeftOut]:
         if is_system_file(name) or is_system_folder(name):
             continue
         is_folder = not is_remote(path) and path.is_dir()
-        if name.lower().endswith(".tar") and not hidden and not is_folder:
+        if not is_remote(path) and path.exists() and not (is_folder or os.path.isfile(path)):
+            left.add("devices and pipes", name)  # who opens a pipe waits
+        elif name.lower().endswith(".tar") and not hidden and not is_folder:
             found.append(name)
         elif COMPRESSED.search(name) and not hidden and not is_folder:
             compressed.append(name)
