@@ -121,12 +121,19 @@ class Joint(nn.Module):
                 found[f"{task}/{name}"] = torch.sigmoid(torch.randn(plan.rows, 1)), eps
         return found
 
-    def forward(self, batch: Mapping[str, Any], noise: Mapping[str, Any]) -> torch.Tensor:
-        """Weighted sum of the losses. noise: see the method of this name."""
+    def forward(self, batch: Mapping[str, Any], noise: Mapping[str, Any], as_published: bool = False) -> torch.Tensor:
+        """Weighted sum of the losses. noise: see the method of this name.
+
+        as_published   as MonoFormer's code does it: all rows padded to the longest, the text head on all of their slots
+        """
         rows, drawn = {}, {}
         for task, plan in self.plans.items():
             rows[task] = self.row(task, plan, batch[task], noise, drawn)
+        if as_published:
+            longest = max(x.shape[1] for x, _, _ in rows.values())
+            rows = {task: padded(*row, longest) for task, row in rows.items()}
         hidden = self.trunk(rows)
+        logits = self.logits(hidden) if as_published else {}
         total = torch.zeros(())
         for task, plan in self.plans.items():
             where = places(plan.layout)
@@ -137,7 +144,7 @@ class Joint(nn.Module):
                     error = (self.velocity(hidden[task][:, where[name]], vector) - target) ** 2
                     loss = error[batch[task][name]["target"]].mean()
                 else:
-                    loss = self.nll(hidden[task], [batch[task][name] for name in objective.names])
+                    loss = self.nll(hidden[task], [batch[task][name] for name in objective.names], logits.get(task))
                 total = total + self.weights[f"{task}/{label}"] * loss
         return total
 
@@ -183,14 +190,27 @@ class Joint(nn.Module):
         given = {"inputs_embeds": x, "attention_mask": mask, "position_ids": positions}
         return self.lm.model(**given, past_key_values=cache, use_cache=cache is not None).last_hidden_state
 
-    def nll(self, hidden: torch.Tensor, names: list[Any]) -> torch.Tensor:
-        """Mean cross-entropy of the targets, each predicted from the state before it."""
+    def logits(self, hidden: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The text head on all slots `[B, S, V]` of all tasks, whose rows have one length."""
+        whole = self.lm.lm_head(torch.cat(list(hidden.values())))
+        return dict(zip(hidden, whole.split([len(x) for x in hidden.values()]), strict=True))
+
+    def nll(self, hidden: torch.Tensor, names: list[Any], made: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean cross-entropy of the targets, each predicted from the state before it; `made`: logits of all slots."""
         total, count = 0.0, 0
         for tokens in names:
-            logits = self.lm.lm_head(hidden[:, tokens["before"]])
+            logits = self.lm.lm_head(hidden[:, tokens["before"]]) if made is None else made[:, tokens["before"]]
             total = total + F.cross_entropy(logits.flatten(0, 1), tokens["target"].flatten(), reduction="sum")
             count = count + (tokens["target"] != -100).sum()
         return total / count
+
+
+def padded(
+    x: torch.Tensor, valid: torch.Tensor, see: torch.Tensor, length: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A task's rows, as `Joint.row` gives them, with padding behind them up to a length."""
+    more = length - x.shape[1]
+    return F.pad(x, (0, 0, 0, more)), F.pad(valid, (0, more)), F.pad(see, (0, more, 0, more))
 
 
 def noised(plan: Any) -> set[str]:

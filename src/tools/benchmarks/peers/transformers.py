@@ -138,11 +138,13 @@ class Transformers:
 
     # ------------------------------------------------------------------ training
 
-    def train(self, batch: Any, noise: Any = None, *, compiled: bool = False) -> dict[str, torch.Tensor]:
+    def train(
+        self, batch: Any, noise: Any = None, *, compiled: bool = False, as_published: bool = False
+    ) -> dict[str, torch.Tensor]:
         """One step: loss, gradients, clipping, AdamW, average. Returns `total` and `grad_norm`."""
         c, ema = self.system.config.optim, self.system.config.ema
         self.optimizer.zero_grad(set_to_none=True)
-        total = (self.compiled if compiled else self.model)(batch, noise or self.model.noise())
+        total = (self.compiled if compiled else self.model)(batch, noise or self.model.noise(), as_published)
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, c.grad_clip or float("inf"), foreach=True)
         for group in self.optimizer.param_groups:
@@ -157,7 +159,8 @@ class Transformers:
     @property
     def steps(self) -> dict[str, Callable[..., dict[str, torch.Tensor]]]:
         """The ways to make a step, by name: (batch, noise or None) -> measurements."""
-        return {"eager": self.train, "compiled": functools.partial(self.train, compiled=True)}
+        published = functools.partial(self.train, as_published=True)
+        return {"eager": self.train, "compiled": functools.partial(self.train, compiled=True), "published": published}
 
     @staticmethod
     def noise(drawn: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
