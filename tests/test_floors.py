@@ -27,11 +27,11 @@ INSIDE = {  # rooms of a folder, from the ground up; those of one floor do not k
         {"checkpoints", "optim", "trainable"}, {"state"}, {"system"}, {"step"}, {"trainer"}, {"nonfinite"}, {"loop"},
     ],
     "tools": [
-        {"compile", "conversion", "datasets"},
+        {"compile", "conversion", "datasets", "reports"},
         {"benchmarks", "language"},
         {
             "aot", "bench", "bench_data", "convert", "goodput", "latents", "lm_eval", "perplexity", "prepare",
-            "show_batch",
+            "reproduce", "show_batch",
         },
     ],
 }  # fmt: skip

@@ -26,7 +26,7 @@ def keywords(monkeypatch):
 def test_requirements_are_those_of_the_files(keywords):
     assert "flax>=0.12.6,<0.13" in keywords["install_requires"]
     assert 'array-record>=0.8.1; sys_platform != "win32"' in keywords["install_requires"]  # without its comment
-    assert set(keywords["extras_require"]) == {"aot", "eval", "gpu", "peers", "test", "tpu", "trackers"}
+    assert set(keywords["extras_require"]) == {"aot", "eval", "gpu", "peers", "plots", "test", "tpu", "trackers"}
     assert keywords["extras_require"]["peers"] == ["torch>=2.9", "transformers>=5.0"]
     assert keywords["extras_require"]["eval"] == ["lm-eval==0.4.13"]
     everything = [keywords["install_requires"], *keywords["extras_require"].values()]

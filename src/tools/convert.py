@@ -4,12 +4,13 @@ python -m src.tools.convert --source=TinyLlama/TinyLlama-1.1B-Chat-v1.0 --out=da
 python -m src.tools.convert --source=downloads/MonoFormer_ImageNet_256 --out=data/monoformer
 python -m src.tools.convert --source=downloads/SiT-XL-2 --out=data/sit --network=sit
 python -m src.tools.convert --source=runs/imagenet256 --out=published --ema --step=best
+python -m src.tools.convert --source=runs/text --out=data/text --initial --ema
 python -m src.tools.convert --source=data/tinyllama --info
 
 What --source is decides: a published Llama or MonoFormer (a folder, or a name of the Hugging Face hub), DiT or SiT
 becomes initial weights for `config.init_from`; initial weights, or the workdir of a run, become a checkpoint that
-transformers and the official MonoFormer read. Needs neither torch nor transformers, no accelerator, and the memory of
-one block.
+transformers and the official MonoFormer read. With --initial a run, of any model, becomes initial weights of another
+one. Needs neither torch nor transformers, no accelerator, and the memory of one block.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer("seed", 0, "Of --new_rows=normal.", lower_bound=0, **common)
     flags.DEFINE_string("step", "latest", "Of a run, the checkpoint: a step, latest or best.", **common)
     flags.DEFINE_boolean("ema", False, "Of a run, the moving average of the parameters.", **common)
+    flags.DEFINE_boolean("initial", False, "Of a run, weights for config.init_from, of any model.", **common)
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of exported tensors; as they are.", **common)
     flags.DEFINE_integer("image_size", None, "Exported: pixels of a side, 8 times that of the latents.", **common)
     flags.DEFINE_string("tokenizer", None, "Exported: the folder whose tokenizer files are copied.", **common)
@@ -83,6 +85,7 @@ def _options(values: flags.FlagValues) -> Any:
     from src.tools.conversion.convert import Options
 
     names = ("new_words", "new_rows", "seed", "step", "ema", "dtype", "image_size", "tokenizer", "network", "heads")
+    names += ("initial",)
     return Options(shard_bytes=values.shard_mb * 10**6, **{name: values[name].value for name in names})
 
 

@@ -46,11 +46,9 @@ from src.models.pretrained.llama_weights import (
 from src.tools.conversion.hub import download, is_hub_name
 from src.tools.conversion.info import unread
 from src.tools.conversion.tokenizer import copy_tokenizer, name_special_tokens
+from src.tools.conversion.trained import find_trained, write_trained
 from src.tools.conversion.vision_tower import tower_tensors
 from src.tools.conversion.words import VocabularyRows, has_special_tokens, pieces_of, words_of
-from src.train.average import check_average
-from src.train.checkpoints.checkpointer import Checkpointer
-from src.train.checkpoints.read_params import CheckpointParams
 
 EMA = "ema"
 SPECIALS = len(WORDS)  # that a Llama gets
@@ -65,6 +63,7 @@ class Options:
     seed: int = 0
     step: str = "latest"
     ema: bool = False
+    initial: bool = False
     dtype: str | None = None
     image_size: int | None = None
     tokenizer: str | None = None
@@ -120,6 +119,10 @@ def convert(source: Weights, out: str, options: Options) -> Iterator[str]:
         yield from _import(source.path, epath.Path(out), options)
     elif source.kind == "dit":
         yield from _import_dit(source.path, epath.Path(out), options)
+    elif options.initial:
+        if source.kind != "run":
+            raise ValueError(f"--initial is for the workdir of a run, and {shown(source.path)} is none")
+        yield from write_trained(find_trained(source.path, options), out, options.shard_bytes)
     elif source.kind in ("initial", "run"):
         yield from _export(source, epath.Path(out), options)
     elif source.kind in ("vae", "clip"):
@@ -272,29 +275,6 @@ def _run_jobs(path: epath.Path, out: epath.Path, options: Options) -> tuple[list
     base |= {BIDIRECTIONAL: made_at_once(run.config, base.get(BIDIRECTIONAL, True))} if images else {}
     patch, side = _sizes(run.config, options.image_size) if images else (0, 0)
     return [Job(leaves, about_run(run.config, images), base, patch, side, out)], tokenizer
-
-
-def find_trained(workdir: epath.Path, options: Options) -> CheckpointParams:
-    """The parameters of the checkpoint that the options name.
-
-    Raises FileNotFoundError when there is none, and ValueError as `Checkpointer.choose` and `CheckpointParams` do.
-    """
-    opened = Checkpointer(workdir, readonly=True)
-    latest = opened.latest_step()
-    if latest is None:
-        raise FileNotFoundError(f"there is no checkpoint in {workdir}: train first, or correct --source")
-    if options.step == "best":
-        newest = CheckpointParams(opened.directory / str(latest))
-        step = Checkpointer(workdir, best=newest.config["checkpoint"]["best"], readonly=True).choose("best")
-    else:
-        step = opened.choose(options.step)
-    step = latest if step is None else step
-    if step not in opened.all_steps():
-        raise FileNotFoundError(f"there is no checkpoint of step {step} in {workdir}; there are {opened.all_steps()}")
-    found = CheckpointParams(opened.directory / str(step), options.ema)
-    if options.ema:
-        check_average(found.config["ema"], found.step, "the export")
-    return found
 
 
 def _base(config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
