@@ -43,6 +43,7 @@ from src.train.checkpoints.workdir import sweep
 from src.train.goodput import FILE, Goodput
 from src.train.restored import restore_checkpoint
 from src.train.saved_step import use_saved_step
+from src.train.setting import setting_of
 from src.train.state import with_extras
 from src.train.trainer import Trainer, check_data, check_evaluators, make_trainer
 
@@ -89,7 +90,7 @@ def train(flags: Any, started: float) -> None:
         checkpoints.check_there()
         goodput.record(int(state.step))
         facts |= goodput.scalars()
-        _report(workdir, scalars | facts, _how(flags, scalars, int(state.step), {}, measured))
+        _report(workdir, scalars | facts, _how(flags, scalars, state, {}, measured))
         checkpoints.close()
 
 
@@ -106,7 +107,7 @@ def evaluate(flags: Any, started: float) -> None:
     step = int(state.step)
     writer = _writer(flags, trackers)
     scalars = loop.evaluate(system, state, _with_pictures(writer, workdir), step, measured)
-    how = _how(flags, scalars, step, changed, measured)
+    how = _how(flags, scalars, state, changed, measured)
     writer.write_texts(step, {"eval/how": json.dumps(next(iter(how.values()), {}))})  # the curves alone do not tell
     writer.close()
     logging.info("evaluated after %.0f s", time.monotonic() - started)
@@ -283,7 +284,7 @@ class Pictures:
 
 
 def _how(
-    flags: Any, scalars: Any, step: int, changed: dict[str, Any], measured: dict[str, Any]
+    flags: Any, scalars: Any, state: Any, changed: dict[str, Any], measured: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """What was evaluated, and how, for each of the numbers of evaluators.
 
@@ -291,7 +292,8 @@ def _how(
     measured   by number, what an evaluator says that it depends on
     """
     config = flags.config
-    told = {"step": step, "ema": bool(config.eval.ema), "seed": int(config.seed)}
+    told = {"step": int(state.step), "seed": int(config.seed)} | setting_of(config, used_params(state, config))
+    told |= {"evaluators": plain(config.eval.evaluators)}
     told |= {"config": config_flag.name_of(flags), "overrides": plain(config_flag.overrides(flags))}
     if changed:
         told["trained_with"] = plain({field: was for field, (was, _) in sorted(changed.items())})

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from src import main, run
+from src.tools import report
+from src.train.checkpoints.read_params import CheckpointParams
 from src.train.goodput import PARTS
 from src.train.trainer import Trainer
 from tests.helpers.compiling import ENVIRONMENT
@@ -66,7 +68,11 @@ def test_training_leaves_metrics_pictures_and_logs(trained):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [line for line in lines if "loss" in line]
     told = {"step": 8, "ema": True, "seed": 0, "config": "configs/digits.py:debug", "overrides": {"optim.lr": 1e-3}}
-    assert metrics["how"]["digit_accuracy"] == told and "parameters" not in metrics["how"]
+    how = metrics["how"]["digit_accuracy"]
+    assert {name: how[name] for name in told} == told and "parameters" not in metrics["how"]
+    assert how["guidance"]["scale"] == 1.5 and how["decode"]["image"]["steps"] == 2
+    assert how["samplers"]["image"] == {"name": "gaussian:Euler"} and how["evaluators"]["digits"]["images"] == 20
+    assert how["weights"] == CheckpointParams(folder / "checkpoints" / "8", average=True).weights
     assert [line["step"] for line in losses] == [1, 2, 4, 6, 8]
     assert {"loss/caption_to_image/diffusion/mse", "tokens_per_second", "images_per_second"} <= set(losses[0])
     assert all({"step_seconds", "process_memory_gib", "goodput", "goodput/steps"} <= set(line) for line in losses)
@@ -77,6 +83,19 @@ def test_training_leaves_metrics_pictures_and_logs(trained):
     assert "step 8/8" in result.stderr and "left" in result.stderr
     said = [line for line in result.stderr.splitlines() if "doctor: " in line]
     assert len(said) == 2 and all(line.startswith("I") for line in said), "two notes on a healthy run, no warning"
+
+
+def test_a_report_has_every_score_with_its_setting(trained, tmp_path):
+    folder, _ = trained
+    assert report.main(["report", f"--workdir={folder}", f"--out={tmp_path}"]) == 0
+    (told,) = json.loads((tmp_path / "report.json").read_text())["runs"]
+    scores = {score["name"]: score for score in told["scores"]}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert scores["digit_accuracy"]["value"] == metrics["digit_accuracy"] and set(scores) == set(metrics["how"])
+    last = told["facts"]["checkpoints"]["8"]
+    assert all(score["setting"]["weights"] == last["average"] != last["last"] for score in told["scores"])
+    assert told["samples"]["eval-samples"][0] == 8 and told["time"]["goodput/steps"] > 0
+    assert [text for text in told["missing"] if "plots" not in text] == []
 
 
 def test_sampling_writes_pictures_and_text(trained, tmp_path, capsys, monkeypatch):

@@ -167,27 +167,18 @@ def _chosen(values: flags.FlagValues, labels: np.ndarray | None, benchmark: Any)
 
 def _restored(values: flags.FlagValues, system: Any) -> tuple[Any, Any, dict[str, Any]]:
     """The state, the parameters that draw, and what decides the images."""
-    from src.common.files.checksums import fingerprints
-    from src.common.tree import flatten
     from src.train.average import used_params
-    from src.train.checkpoints.config_changes import plain
-    from src.train.checkpoints.metadata import VERSION, checksum
     from src.train.restored import restore_checkpoint
+    from src.train.setting import setting_of
     from src.train.state import with_extras
 
     state = restore_checkpoint(system, values.workdir, values.step)
     params = used_params(state, system.config)
-    config = system.config
     about = {
-        "version": VERSION,
+        **setting_of(system.config, params),
         "config": config_flag.name_of(values),
         "workdir": values.workdir,
         "step": int(state.step),
-        "ema": bool(config.eval.ema),
-        "weights": checksum(fingerprints(flatten(params))),
-        "guidance": plain(config.guidance),
-        "decode": plain(config.decode),
-        "samplers": plain({name: group.get("step") for name, group in config.fields.items()}),
         "rounding": "nearest",
     }
     return state, with_extras(state, params), about

@@ -24,6 +24,7 @@ class CheckpointParams:
     average   the moving average of the parameters in place of the last ones
     config    of the run
     step      of the checkpoint
+    version   of the framework that wrote it
 
     The constructor and reading a leaf raise ValueError for a damaged checkpoint or another format.
     """
@@ -45,11 +46,17 @@ class CheckpointParams:
         self._moved: dict[str, str] = meta.get("moved", {})
         self.config: dict[str, Any] = meta["config"]
         self.step: int = meta["step"]
+        self.version = str(meta.get("version", "unknown"))
         parts = {path.partition("/")[::2]: leaf for path, leaf in meta["leaves"].items()}
         self._saved = {path: leaf for (part, path), leaf in parts.items() if part == self._part}
         self.shapes = {
             path: jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"]) for path, leaf in self._saved.items()
         }
+
+    @property
+    def weights(self) -> int:
+        """The checksum of these parameters that `train/setting.py` gives, without reading them."""
+        return metadata.checksum({path: leaf["print"] for path, leaf in self._saved.items()})
 
     @functools.cached_property
     def _reader(self) -> Any:
