@@ -32,13 +32,16 @@ def base() -> ConfigDict:
             "init_from": {"path": "", "ema": False, "skip": ()},
             "optim": optim(),
             # warmup: decay min(decay, (1 + step) / (10 + step)), so that a short run forgets its initial weights
-            "ema": {"decay": 0.9999, "warmup": True},
+            # more: decays of further averages; power: widths of power-function averages, two of them to make any width
+            # of afterwards (docs/architecture/training.md). Each takes the memory of the parameters.
+            "ema": {"decay": 0.9999, "warmup": True, "more": (), "power": ()},
             "sample": {"batch_size": 128},  # rows of one call of the network
             # How a field is made, by row: left_to_right or blocks (sampling/decoders)
             "decode": decode(),
             # Classifier-free guidance; features: the first so many of a token's outputs are guided, 0: all
             "guidance": {"scale": 2.0, "interval": (0.0, 1.0), "rescale": 0.0, "features": 0},
-            "eval": {"every": 0, "ema": True, "evaluators": {}},  # every 0: at the end only
+            # every 0: at the end only. ema: an average, of ema.decay, or of the decay or width that is given here
+            "eval": {"every": 0, "ema": True, "decay": 0.0, "width": 0.0, "evaluators": {}},
             "data": {
                 "workers": 0,  # processes per task that read ahead; 0 uses threads
                 # A run stops when more than this share of the rows that a task read is bad, and at least so many.

@@ -34,7 +34,7 @@ from src.evals.samples import SampleFiles, formats_of, is_image, name_of
 from src.interfaces import row_of
 from src.sampling.steps.next_token import Greedy
 from src.train import loop
-from src.train.average import used_params
+from src.train.average import check_chosen, used_params
 from src.train.checkpoints import lock
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.config_changes import fields, plain
@@ -57,6 +57,7 @@ def train(flags: Any, started: float) -> None:
     """Trains to the end, evaluates, and leaves metrics.json and pictures in the workdir."""
     use_program_cache(named=flags.profile is not None)
     config, workdir = flags.config, epath.Path(flags.workdir)
+    check_chosen(config)
     trackers = tracker_classes(config.log.trackers)
     system = _build(flags)
     trainer = make_trainer(system)

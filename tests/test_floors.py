@@ -31,7 +31,7 @@ INSIDE = {  # rooms of a folder, from the ground up; those of one floor do not k
         {"benchmarks", "language"},
         {
             "aot", "bench", "bench_data", "convert", "goodput", "latents", "lm_eval", "perplexity", "prepare",
-            "report", "reproduce", "show_batch",
+            "report", "reproduce", "show_batch", "sweep",
         },
     ],
 }  # fmt: skip

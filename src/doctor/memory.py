@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from src.common.tree import count_parameters
+from src.train.average import further
 from src.train.system import System
 from src.train.teacher import teacher_selector
 from src.train.trainable import split
@@ -34,7 +35,7 @@ def check_state(system: System) -> None:
     shapes = jax.eval_shape(system.init, jax.random.key(0))
     count, trained = count_parameters(shapes), count_parameters(split(shapes, system.config)[0])
     moments = jax.eval_shape(make_optimizer(system.config, shapes)[0].init, shapes)
-    need = count * FROZEN + trained * GRADIENT + _bytes(moments)
+    need = count * (FROZEN + 4 * len(further(system.config.ema))) + trained * GRADIENT + _bytes(moments)
     if (keep := teacher_selector(system)) is not None:
         need += _bytes(jax.eval_shape(keep, shapes))
     encoders = system.encoder_bytes() * (jax.local_device_count() if _shared() else jax.device_count())

@@ -38,6 +38,8 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer("seed", 0, "Of --new_rows=normal.", lower_bound=0, **common)
     flags.DEFINE_string("step", "latest", "Of a run, the checkpoint: a step, latest or best.", **common)
     flags.DEFINE_boolean("ema", False, "Of a run, the moving average of the parameters.", **common)
+    flags.DEFINE_float("decay", 0.0, "Of a run, the average of this decay, one of its ema.more.", **common)
+    flags.DEFINE_float("width", 0.0, "Of a run, the average of this width (ema.power).", **common)
     flags.DEFINE_boolean("initial", False, "Of a run, weights for config.init_from, of any model.", **common)
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of exported tensors; as they are.", **common)
     flags.DEFINE_integer("image_size", None, "Exported: pixels of a side, 8 times that of the latents.", **common)
@@ -85,7 +87,7 @@ def _options(values: flags.FlagValues) -> Any:
     from src.tools.conversion.convert import Options
 
     names = ("new_words", "new_rows", "seed", "step", "ema", "dtype", "image_size", "tokenizer", "network", "heads")
-    names += ("initial",)
+    names += ("initial", "decay", "width")
     return Options(shard_bytes=values.shard_mb * 10**6, **{name: values[name].value for name in names})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from src.common.rng import stream
 from src.interfaces import PyTree
 from src.models.model import STATES, TEACHER
 from src.train import skip_nonfinite
+from src.train.average import AVERAGES
 
 
 @struct.dataclass
@@ -22,8 +23,8 @@ class TrainState:
     """The arrays of a checkpoint.
 
     extra   `seed` of the run (an input of the compiled step, so that all seeds share a program), memory of the `guard`,
-            and if there are any the `teacher`'s parameters (`train/teacher.py`) and the `states` of adaptive processes
-            by field
+            and if there are any the `teacher`'s parameters (`train/teacher.py`), the `states` of adaptive processes by
+            field, and further `averages` by name (`train/average.py`)
     """
 
     step: Int[Array, ""]
@@ -42,12 +43,13 @@ def init_state(
     seed: int | UInt32[Array, ""],
     keep: TeacherSelector | None = None,
     states: PyTree = None,
+    averages: Iterable[str] = (),
 ) -> TrainState:
     """A fresh state; run it under `jax.jit` with output shardings, so that no device holds whole arrays.
 
     seed   below 2^32, may be traced
     """
-    return first_state(init_params(init, seed), optimizer, seed, keep, states)
+    return first_state(init_params(init, seed), optimizer, seed, keep, states, averages)
 
 
 def init_params(init: Any, seed: int | UInt32[Array, ""]) -> PyTree:
@@ -61,14 +63,18 @@ def first_state(
     seed: int | UInt32[Array, ""],
     keep: TeacherSelector | None = None,
     states: PyTree = None,
+    averages: Iterable[str] = (),
 ) -> TrainState:
     """The state of these parameters before the first step.
 
-    keep     selects the teacher's parameters
-    states   of adaptive processes, by field
+    keep       selects the teacher's parameters
+    states     of adaptive processes, by field
+    averages   names of further averages
     """
     extra = {"seed": jnp.asarray(seed, jnp.uint32), "guard": skip_nonfinite.new_guard()}
     extra |= {STATES: states} if states else {}
+    copies = {name: jax.tree.map(jnp.copy, params) for name in averages}
+    extra |= {AVERAGES: copies} if copies else {}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -18,6 +18,7 @@ from src.interfaces import Batch, LossTerm, PyTree
 from src.models.model import STACKED, STATES
 from src.objectives.diffusion import STATISTICS
 from src.train import trainable
+from src.train.average import AVERAGES, further, update_further
 from src.train.optim import ema_update
 from src.train.skip_nonfinite import COUNTS, accept_step, select
 from src.train.state import TrainState, with_extras
@@ -51,7 +52,7 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
     Random numbers are drawn for the whole batch before it is split, and counts are summed before dividing, so
     `accumulate` changes memory, not the result.
     """
-    accumulate, ema = config.accumulate, config.ema
+    accumulate, ema, names = config.accumulate, config.ema, tuple(further(config.ema))
 
     def step(state: TrainState, batch: Mapping[str, Batch]) -> tuple[TrainState, StepMetrics]:
         with jax.named_scope("draw"):
@@ -72,7 +73,9 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation, con
             updates, opt_state = optimizer.update(tree.joined(grads, still), state.opt_state, state.params)
             params = select(good, optax.apply_updates(state.params, updates), state.params)
             averaged = ema_update(state.ema, params, ema.decay, state.step, warmup=ema.warmup)
+            more = {AVERAGES: update_further(state.extra[AVERAGES], params, ema, state.step)} if names else {}
         terms, states = adapt(system, terms, state)
+        states |= more
         with jax.named_scope("guard"):
             new = state.replace(
                 step=state.step + 1,

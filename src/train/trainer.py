@@ -23,6 +23,7 @@ from src.data.pipeline.bad_rows import Ledger
 from src.data.pipeline.first_rows import check_rows
 from src.data.pipeline.stream import Mixture
 from src.interfaces import Batch, PyTree
+from src.train.average import further
 from src.train.optim import Schedule, build_optimizer
 from src.train.state import TrainState, first_state, init_params, init_state, with_extras
 from src.train.step import make_train_step
@@ -136,8 +137,9 @@ class Trainer:
     def _first_state(self) -> Callable[[PyTree, np.uint32], TrainState]:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         make = lambda params, seed: first_state(
-            params, self.optimizer, seed, teacher_selector(self.system), process_states(self.system)
-        )
+            params, self.optimizer, seed, teacher_selector(self.system), process_states(self.system),
+            tuple(further(self.system.config.ema)),
+        )  # fmt: skip
         return jax.jit(make, donate_argnums=0, out_shardings=shardings, compiler_options=self._once)
 
     @property
@@ -174,9 +176,8 @@ def make_trainer(system: System, devices: Sequence[Any] | None = None) -> Traine
         )
     shapes = jax.eval_shape(system.init, jax.random.key(0))
     optimizer, schedule = make_optimizer(config, shapes)
-    state = jax.eval_shape(
-        lambda: init_state(system.init, optimizer, config.seed, teacher_selector(system), process_states(system))
-    )
+    keep, names = teacher_selector(system), tuple(further(config.ema))
+    state = jax.eval_shape(lambda: init_state(system.init, optimizer, config.seed, keep, process_states(system), names))
     rules = ShardingRules(**config.sharding)
     rules.check(shapes, mesh)
     trunk, tensor = config.model.trunk, mesh.shape.get("tensor", 1)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from src.common.tree import count_parameters
+from src.train.average import further
 from src.train.flops import acting_counts
 from src.train.system import System
 
@@ -35,4 +36,5 @@ def estimate_bytes(system: System, mesh: Mapping[str, int], remat: str, batches:
     tokens = acting_counts(system)["tokens"] * batches / devices
     activations = tokens * (trunk.depth * (kept + size * trunk.width) + 2 * (matrices + scores))
     whole_layers = 2 * size * parameters / trunk.depth if split > 1 else size * parameters
-    return round((STATE + 4) * parameters / split + whole_layers + activations)
+    averages = 4 * len(further(system.config.ema))
+    return round((STATE + averages + 4) * parameters / split + whole_layers + activations)

@@ -23,6 +23,7 @@ from src.tools.compile.hlo import collectives
 from src.tools.compile.programs import seconds
 from src.tools.compile.roofline import ASSUMPTIONS, roofline
 from src.tools.compile.topology import Topology
+from src.train.average import AVERAGES
 from src.train.flops import acting_counts, images, step_flops
 from src.train.saved_step import SavedStep, own_packages, step_facts
 from src.train.state import with_extras
@@ -80,7 +81,8 @@ def train_report(
     program, encoder = compile_program(trainer.lower()), encoding_program(trainer, encoders)
     saved = _save(trainer, program, save) if save and program.text else {}
     state = trainer.abstract
-    known = {"parameters": state.params, "ema": state.ema, "optimizer": state.opt_state}
+    averages = (state.ema, state.extra.get(AVERAGES, {}))
+    known = {"parameters": state.params, "ema": averages, "optimizer": state.opt_state}
     known = {name: local_bytes(tree) for name, tree in known.items()}
     batch = local_bytes(trainer.batch())
     held = encoder_memory(trainer, encoder, batch) if encoder else {}

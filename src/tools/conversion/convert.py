@@ -63,6 +63,8 @@ class Options:
     seed: int = 0
     step: str = "latest"
     ema: bool = False
+    decay: float = 0.0
+    width: float = 0.0
     initial: bool = False
     dtype: str | None = None
     image_size: int | None = None

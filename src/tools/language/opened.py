@@ -28,6 +28,7 @@ from src.models.pretrained.llama_weights import Published, check_complete
 from src.train.average import used_params
 from src.train.checkpoints.metadata import VERSION, checksum
 from src.train.restored import restore_checkpoint
+from src.train.setting import setting_of
 from src.train.state import with_extras
 
 FIELD = "text"  # of published weights
@@ -69,12 +70,9 @@ def open_run(
         )
     state = restore_checkpoint(system, workdir, step)
     params = used_params(state, system.config)
-    told = {
-        "workdir": str(workdir),
-        "step": int(state.step),
-        "ema": bool(system.config.eval.ema),
-        "weights": checksum(fingerprints(flatten(params))),
-    }
+    kept = ("ema", "decay", "width", "weights")
+    told = {name: value for name, value in setting_of(system.config, params).items() if name in kept}
+    told = {"workdir": str(workdir), "step": int(state.step)} | told
     dtype = jnp.dtype(config.model.dtype)
     network = TextNetwork(
         system.architecture.bind,

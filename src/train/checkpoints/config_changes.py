@@ -19,6 +19,8 @@ FREE = (
 PLACES = ("path", "folder")  # options of codec links that may differ if the fingerprint is the same (see `_elsewhere`)
 # Values of fields that older or newer configs lack.
 ASSUMED: dict[str, Any] = {
+    "ema.more": (),
+    "ema.power": (),
     "model.lora.alpha": 16.0,
     "model.lora.rank": 0,
     "model.lora.targets": "attention/(q|k|v|out)|mlp/(gate|up|down)",

@@ -21,7 +21,7 @@ from src.train.checkpoints.integrity import DamageError, check_marker, describe_
 class CheckpointParams:
     """The parameters of one checkpoint (`<workdir>/checkpoints/<step>`) as `Leaves`, verified when read.
 
-    average   the moving average of the parameters in place of the last ones
+    average   the moving average of the parameters in place of the last ones, or the name of a further average
     config    of the run
     step      of the checkpoint
     version   of the framework that wrote it
@@ -29,9 +29,10 @@ class CheckpointParams:
     The constructor and reading a leaf raise ValueError for a damaged checkpoint or another format.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], average: bool = False):
+    def __init__(self, folder: str | os.PathLike[str], average: bool | str = False):
         folder = epath.Path(folder)
-        self.folder, self._part = folder, "ema" if average else "params"
+        further = f"extra/averages/{average}" if isinstance(average, str) else ""
+        self.folder, self._part = folder, further or ("ema" if average else "params")
         try:
             check_marker(folder, metadata.ITEMS)
             meta = metadata.checked_meta(metadata.read_item(folder / "meta"))
@@ -47,8 +48,10 @@ class CheckpointParams:
         self.config: dict[str, Any] = meta["config"]
         self.step: int = meta["step"]
         self.version = str(meta.get("version", "unknown"))
-        parts = {path.partition("/")[::2]: leaf for path, leaf in meta["leaves"].items()}
-        self._saved = {path: leaf for (part, path), leaf in parts.items() if part == self._part}
+        begin = f"{self._part}/"
+        self._saved = {p.removeprefix(begin): leaf for p, leaf in meta["leaves"].items() if p.startswith(begin)}
+        if not self._saved:
+            raise ValueError(f"the checkpoint {folder} keeps no {self._part}: see ema.more and ema.power of its config")
         self.shapes = {
             path: jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"]) for path, leaf in self._saved.items()
         }
