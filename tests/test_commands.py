@@ -12,6 +12,7 @@ from absl import flags
 from src import main
 from src.common.runtime import config_flag
 from src.common.runtime.config_keys import check_keys
+from src.tools.reports import sweep_axes
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -58,6 +59,8 @@ def check(command, monkeypatch):
     program, words = found
     values = flags_of(program)
     words = [word.replace("…", "x") for word in words if word not in ("…", "...")]
+    words, axes = sweep_axes.split_axes(["", *words]) if program == "src.tools.sweep" else (["", *words], [])
+    words = words[1:]
     named = [word for word in words if word.startswith("--config=")]
     own = not named or any(word.removeprefix("--config=").startswith((*OTHERS, *SLOW, "x")) for word in named)
     words = [f"--config={EXAMPLE}" if own and word in named else word for word in words]
@@ -70,6 +73,8 @@ def check(command, monkeypatch):
         config = config_flag.parse(values, sys.argv)
         if config is not None:
             check_keys(config)
+            if axes:
+                sweep_axes.parse_axes(axes, config)
     else:
         config_flag.parse_plain(values, [program, *words], "out")
 
@@ -105,6 +110,7 @@ def test_every_command_is_understood(page, monkeypatch):
         ("bash launch/local.sh --mode=paint", "paint"),
         (".venv/bin/python -m src.tools.goodput --workdri=x", "workdri"),
         ("python -m src.tools.scores --splits=0", "splits"),
+        ("python -m src.tools.sweep --config=configs/digits.py guidence=1", "did you mean guidance"),
         ("python -m src.tools.nothing --splits=0", "nothing"),
     ],
 )
