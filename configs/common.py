@@ -328,7 +328,7 @@ def debug(config: ConfigDict) -> ConfigDict:
     if "steps" in config.decode.image:
         config.decode.image.steps = 2
     config.sample.batch_size = 20
-    counts = {"images": 20, "captions": 20, "sentences": 20, "canvases": 20}
+    counts = {"images": 20, "captions": 20, "sentences": 20, "canvases": 20, "rows": 20}
     for evaluator in config.eval.evaluators.values():
         evaluator.update({k: min(v, evaluator[k]) for k, v in counts.items() if k in evaluator})
     return config

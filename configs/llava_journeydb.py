@@ -48,6 +48,7 @@ def get_config(name: str | None = None):
         clip = {"name": "clip_vision", "path": "data/clip-vit-large-patch14", "dtype": "float32"}
         config.fields.vision = common.vision(frozen=clip)
     config.decode.text.max_new_tokens = 128
+    config.eval.evaluators = {"answers": {"name": "answers", "task": "picture_chat", "rows": 1000}}
     others = {"paper": paper, "vae": vae, "pixels": papers.journeydb_pixels}
     return common.variant(config, name, official=official, **others, debug=debug)
 

@@ -35,6 +35,8 @@ def define() -> flags.FlagValues:
     flags.DEFINE_string("reference", None, "Of src.tools.scores: real images, or their moments.", **common)
     flags.DEFINE_enum("network", "inception", ["inception", "pixels"], "--reference: whose features.", **common)
     flags.DEFINE_string("weights", None, "--reference: the file of the network.", **common)
+    flags.DEFINE_string("task", None, "--reference: the task that draws, where there are several.", **common)
+    flags.DEFINE_string("prompts", None, "--reference: a text file with a prompt in each line, not classes.", **common)
     flags.DEFINE_integer("count", 10_000, "--reference: images of each combination.", 1, **common)
     flags.DEFINE_integer("seed", None, "Of the noise; the config's, with --reference 0, unless given.", 0, **common)
     flags.DEFINE_integer("cpu_devices", None, "Devices on a CPU; unless given, one a core.", **common)

@@ -3,9 +3,11 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from configs import digits
+from src.evals.grid import save_png
 from src.tools import sweep
 from src.tools.reports import plots, sweeping
 from src.tools.reports.sweep_axes import Axis, changed, overrides, parse_axes, points_of, split_axes
@@ -117,7 +119,7 @@ def test_lines_have_points_that_differ_in_one_axis():
 @pytest.mark.timeout(1200)
 def test_a_run_is_swept_by_evaluators_and_by_drawn_images(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    keeps = ("--config.checkpoint.keep_every=4", "--config.ema.power=(0.05,0.1)", "--config.ema.more=(0.5,)")
+    keeps = ("--config.checkpoint.keep_every=4", "--config.ema.power=(0.05,0.1)", "--config.ema.more=(0.1,)")
     with Process(tmp_path, *keeps, "--config.eval.evaluators.digits.captions=0") as process:
         assert process.wait() == 0, process.said()
     base = ["sweep", "--config=configs/digits.py:debug", f"--workdir={tmp_path}/run", *keeps[1:]]
@@ -127,9 +129,20 @@ def test_a_run_is_swept_by_evaluators_and_by_drawn_images(tmp_path, monkeypatch,
         assert sweep.main(sys.argv) == 0, capsys.readouterr().err
         return json.loads((tmp_path / "run" / "sweep" / "sweep.json").read_text())["points"]
 
-    points = swept("ema=0.995,0.5,last", "step=4,8", "--config.eval.evaluators.digits.captions=0")
+    points = swept("ema=0.995,0.1,last", "step=4,8", "--config.eval.evaluators.digits.captions=0")
     assert len({each["setting"]["weights"] for each in points}) == 6
     assert [each["setting"]["step"] for each in points] == [4, 4, 4, 8, 8, 8]
     points = swept("width=0.05,0.07", "steps=2,3", "--config.eval.evaluators.digits.captions=0")[6:]
     assert [each["setting"]["width"] for each in points] == [0.05, 0.05, 0.07, 0.07]
     assert [each["setting"]["decode"]["image"]["steps"] for each in points] == [2, 3, 2, 3]
+    for number in range(3):
+        save_png(tmp_path / "real" / f"{number}.png", np.full((8, 8, 3), 90 * number, np.uint8))
+    (tmp_path / "prompts.txt").write_text("seven\nthree\n")
+    words = [f"--reference={tmp_path}/real", "--network=pixels", f"--prompts={tmp_path}/prompts.txt", "--count=6"]
+    monkeypatch.setattr(sys, "argv", [*base, "guidance=1,2", f"--out={tmp_path}/drawn", *words])
+    assert sweep.main(sys.argv) == 0, capsys.readouterr().err
+    one, two = json.loads((tmp_path / "drawn" / "sweep.json").read_text())["points"]
+    assert set(one["numbers"]) >= {"fid"} and one["numbers"] != two["numbers"]
+    drawn = [each["setting"]["images"]["drawn"] for each in (one, two)]
+    assert [each["guidance"]["scale"] for each in drawn] == [1.0, 2.0] and drawn[0]["count"] == 6
+    assert drawn[0]["weights"] == drawn[1]["weights"]

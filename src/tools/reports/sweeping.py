@@ -79,7 +79,7 @@ def about_of(values: Any, config: Any) -> dict[str, Any]:
     about["newest"] = {"step": newest, "weights": weights}
     about |= {"overrides": plain(config_flag.overrides(values))}
     if values.reference:
-        names = ("reference", "network", "weights", "count", "seed")
+        names = ("reference", "network", "weights", "count", "seed", "task", "prompts")
         return about | {name: values[name].value for name in names}
     return about | {"evaluators": plain(config.eval.evaluators), "seed": int(config.seed)}
 
@@ -126,15 +126,16 @@ def evaluator(values: Any, config: Any) -> Measure:
 
 def scorer(values: Any, out: str) -> Measure:
     """Draws images and scores them, each by its own command in a process of its own; both go on after a stop."""
-    name = config_flag.name_of(values)
+    file = config_flag.name_of(values)
     given = [f"--config.{path}={value}" for path, value in config_flag.overrides(values).items()]
     config = values["config"].value
 
     def measure(point: Point) -> tuple[dict[str, float], dict[str, Any]]:
         mark = hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:8]
         folder = os.path.join(out, f"drawn-{mark}")
-        draw = ["src.tools.draw", f"--config={name}", f"--workdir={values.workdir}", f"--out={folder}", *given]
+        draw = ["src.tools.draw", f"--config={file}", f"--workdir={values.workdir}", f"--out={folder}", *given]
         draw += [f"--count={values.count}", f"--seed={values.seed or 0}", f"--step={point.get(STEP, 'latest')}"]
+        draw += [f"--{name}={values[name].value}" for name in ("task", "prompts") if values[name].value]
         draw += [f"--cpu_devices={values.cpu_devices}"] if values.cpu_devices else []
         draw += [f"--config.{path}={value}" for path, value in overrides(point, config).items()]
         report = os.path.join(out, f"scores-{mark}.json")
