@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from configs import common
 from src.build import build_system
 from src.common.mesh.fsdp import Placement
+from src.common.runtime.config_keys import check_keys
 from src.common.tree import flatten
 from src.models.pretrained.initial_weights import Initial
 from src.train.average import AVERAGES, check_chosen, further, name_of, update_further, used_params
@@ -163,6 +164,12 @@ def test_runs_from_before_further_averages_go_on():
         for key in keys:
             del old[name][key]
     check_config(old, new)
+    config = averaged()
+    with config.unlocked():
+        config.ema = {"decay": 0.9, "warmup": True}
+        del config.eval["decay"], config.eval["width"]
+    check_keys(config)
+    assert not further(config.ema) and used_params(first_state({}, optax.sgd(1.0), 0), config) == {}
     with pytest.raises(ValueError, match=r"ema\.more"):
         check_config(old, new | {"ema": new["ema"] | {"more": (0.5,)}})
 

@@ -21,6 +21,7 @@ FORMER = {"share": "weight", "data": "source and template"}  # of a task, before
 DEFAULTS = ("compiled_step", "teacher", "mesh", "model", "optim", "sharding", "checkpoint", "watchdog", "doctor")
 NEEDED = ("mesh", "model", "optim", "sharding", "checkpoint", "watchdog", "doctor", "model.dtype", "model.trunk")
 NEEDED += ("model.conditioning", "model.time", "model.trunk.width", "model.trunk.depth", "model.trunk.heads")
+LATER = ("ema.more", "ema.power", "eval.decay", "eval.width")  # keys that configs from before do not have
 
 
 @functools.cache
@@ -100,7 +101,7 @@ def _check(group: Any, model: Any, where: str, root: Any) -> None:
     for key in model:
         at = join(where, key)
         if key not in group:
-            if at in NEEDED or at.partition(".")[0] not in DEFAULTS:
+            if at in NEEDED or (at not in LATER and at.partition(".")[0] not in DEFAULTS):
                 raise ValueError(f"the config has no {at}; add it, as in configs/common.py")
             continue
         if isinstance(model[key], ConfigDict):
