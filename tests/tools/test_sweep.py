@@ -135,8 +135,8 @@ def test_a_run_is_swept_by_evaluators_and_by_drawn_images(tmp_path, monkeypatch,
     points = swept("width=0.05,0.07", "steps=2,3", "--config.eval.evaluators.digits.captions=0")[6:]
     assert [each["setting"]["width"] for each in points] == [0.05, 0.05, 0.07, 0.07]
     assert [each["setting"]["decode"]["image"]["steps"] for each in points] == [2, 3, 2, 3]
-    for number in range(3):
-        save_png(tmp_path / "real" / f"{number}.png", np.full((8, 8, 3), 90 * number, np.uint8))
+    for number in range(5):
+        save_png(tmp_path / "real" / f"{number}.png", np.full((8, 8, 3), 50 * number, np.uint8))
     (tmp_path / "prompts.txt").write_text("seven\nthree\n")
     words = [f"--reference={tmp_path}/real", "--network=pixels", f"--prompts={tmp_path}/prompts.txt", "--count=6"]
     monkeypatch.setattr(sys, "argv", [*base, "guidance=1,2", f"--out={tmp_path}/drawn", *words])

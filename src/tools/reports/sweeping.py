@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
+from etils import epath
 
 from src.common.files.store import write_named
 from src.common.files.strict_json import read_json
@@ -36,7 +37,7 @@ class Results:
     def __init__(self, folder: str, about: Mapping[str, Any]):
         self.folder, self.path = folder, os.path.join(folder, FILE)
         self._told: dict[str, Any] = {"about": json.loads(json.dumps(about)), "points": []}
-        if os.path.exists(self.path):
+        if epath.Path(self.path).exists():
             before = read_json(self.path, finite=False, what="results")
             wrong = [name for name, value in self._told["about"].items() if before.get("about", {}).get(name) != value]
             if wrong:
@@ -107,19 +108,23 @@ def evaluator(values: Any, config: Any) -> Measure:
     from src.train.average import used_params
     from src.train.restored import restore_checkpoint
     from src.train.setting import setting_of
+    from src.train.trainer import check_evaluators
 
     read: dict[Any, Any] = {}
 
     def measure(point: Point) -> tuple[dict[str, float], dict[str, Any]]:
         now = changed(config, point)
         system, key = build_system(now), (str(point.get(STEP, "latest")), now.eval.width)
+        if not read:
+            check_evaluators(system)
         if key not in read:
             read.clear()
             read[key] = restore_checkpoint(system, values.workdir, key[0])
         state = read[key]
-        found = loop.evaluate(system, state, Many([]), int(state.step))
+        measured: dict[str, Any] = {}  # what the evaluators say that their numbers depend on
+        found = loop.evaluate(system, state, Many([]), int(state.step), measured)
         setting = {"step": int(state.step), "seed": int(now.seed)} | setting_of(now, used_params(state, now))
-        return found, setting
+        return found, setting | ({"measured": measured} if measured else {})
 
     return measure
 
