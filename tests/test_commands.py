@@ -1,5 +1,6 @@
 """Every command of the pages is one that its program understands: flags, values, config files, variants and fields."""
 
+import ast
 import importlib
 import pathlib
 import re
@@ -97,6 +98,20 @@ def test_every_command_is_understood(page, monkeypatch):
         except (ValueError, flags.Error) as error:
             wrong.append(f"{command}\n    {error}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_command_of_a_programs_own_text_is_understood(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    wrong, count = [], 0
+    for path in (ROOT / "src" / "main.py", *(ROOT / "src" / "tools").glob("*.py"), *(ROOT / "configs").glob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        for command in commands(f"```\n{text}\n```\n"):
+            count += 1
+            try:
+                check(command, monkeypatch)
+            except (ValueError, flags.Error) as error:
+                wrong.append(f"{path.name}: {command}\n    {error}")
+    assert not wrong and count > 40, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(
