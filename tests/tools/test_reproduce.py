@@ -6,13 +6,17 @@ import math
 import numpy as np
 import pytest
 
+from configs import ablations_digits
+from src.build import build_system
 from src.common.files.lazy_arrays import LazyArrays
 from src.models.pretrained.initial_weights import Initial
 from src.models.pretrained.llama_weights import TABLE
 from src.tools import reproduce
 from src.tools.conversion import convert as conversion
 from src.tools.reports import ablations, jobs, plots
+from src.tools.reports.ablations import ARMS
 from src.tools.reports.run_files import read_curves
+from src.train.checkpoints.config_changes import fields, plain
 from tests.helpers import published
 from tests.helpers.one_run import ROOT
 
@@ -32,6 +36,28 @@ def test_a_difference_is_one_above_two_standard_errors():
     same = ablations.compare(HIGHER, [1.0, 1.0], [1.0, 1.0], ("one", "two"))
     assert same.verdict == "no difference" and ablations.compare(HIGHER, [2.0, 2.1], [1.0, 1.1], "ab").verdict[0] == "a"
     assert ablations.compare(HIGHER, [1.0], [0.0], ("one", "two")).verdict == "one seed"
+
+
+def test_an_arm_differs_from_the_base_in_one_thing():
+    def options(variant):
+        return fields(plain(ablations_digits.get_config(variant)))
+
+    base = options("")
+    apart = {arm: {k: v for k, v in options(variant).items() if base.get(k) != v} for arm, variant in ARMS.items()}
+    assert apart == {
+        "base": {},
+        "pretrained": {"init_from.path": "runs/ablations/text-0/initial"},
+        "causal": {
+            "tasks.caption_to_image.template.segment.blocks": "causal",
+            "tasks.image_to_caption.template.blocks": "causal",
+        },
+        "dead": {"model.conditioning.init": "official"},
+    }
+    text = options("text")
+    assert {key: text[key] for key in base if key.startswith("model.")} == {k: base[k] for k in base if "model." in k}
+    assert not [key for key in text if "image" in key and not key.startswith(("decode.", "eval.", "model.mot_fields"))]
+    layouts = [build_system(ablations_digits.get_config(v)).tasks["caption_to_image"].layout for v in ("", "causal")]
+    assert [layout.segments[1].blocks for layout in layouts] == [0, 1]
 
 
 def test_what_is_known_of_one_arm_alone_is_not_compared():
@@ -77,6 +103,8 @@ def test_one_command_makes_the_table_and_repeats_nothing(tmp_path, started, monk
             raise KeyboardInterrupt
         return original(words, job, log)
 
+    monkeypatch.setattr(jobs, "_started", lambda *words: iter(()))  # as a run that is asked to stop, and saves
+    assert reproduce.main(flags) == 1 and "text-0 was stopped before its end" in capsys.readouterr().err
     monkeypatch.setattr(jobs, "_started", broken)
     assert reproduce.main(flags) == 130
     done = len(started)

@@ -26,6 +26,7 @@ from src.train.checkpoints.metadata import VERSION
 DONE = "done.json"
 STEP = re.compile(r"\bstep (\d+)/(\d+)")
 PROGRESS = 10.0  # seconds between two lines about one run
+KNOWN = 0.3  # share of the first run from which on the time of all is estimated: before, it is mostly compilation
 LINES = 5  # of the output of a run that failed
 
 
@@ -86,7 +87,10 @@ def run_all(jobs: Sequence[TrainingJob], logs: str, say: Callable[[str], None]) 
             now, part = time.monotonic(), done + job.weight * share
             if now - last >= PROGRESS and part:
                 last = now
-                say(f"  {job.name}: {text}; about {(now - began) / part * (whole - part) / 60:.1f} minutes left of all")
+                left = (
+                    f"about {(now - began) / part * (whole - part) / 60:.1f} minutes" if share > KNOWN or done else "?"
+                )
+                say(f"  {job.name}: {text}; {left} left of all")
         done += job.weight
         _note(job, time.monotonic() - start)
 
