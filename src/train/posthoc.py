@@ -37,10 +37,16 @@ class PosthocAverage:
         self.shapes, self.config, self.step, self.version = newest.shapes, newest.config, step, newest.version
 
     def blocks(self, path: str) -> Iterator[np.ndarray]:
-        """See `Leaves`."""
-        dtype = self.shapes[path].dtype
-        for pieces in zip(*(part.blocks(path) for part in self._parts), strict=True):
-            yield np.tensordot(self.weights, np.stack([piece.astype(np.float64) for piece in pieces]), 1).astype(dtype)
+        """See `Leaves`. Checkpoints are read one after the other, and added up in float64."""
+        sums: list[np.ndarray] = []
+        for weight, part in zip(self.weights, self._parts, strict=True):
+            for number, piece in enumerate(part.blocks(path)):
+                added = weight * np.asarray(piece, np.float64)
+                if number == len(sums):
+                    sums.append(added)
+                else:
+                    sums[number] += added
+        return (block.astype(self.shapes[path].dtype) for block in sums)
 
 
 def read_posthoc(workdir: str | os.PathLike[str], width: float, step: int) -> PosthocAverage:
