@@ -24,6 +24,8 @@ from absl import flags
 from src.common.runtime import command, config_flag
 from src.tools.datasets.sources import flags_of_config
 
+NETWORKS = ["inception", "dinov2", "clip", "pixels"]  # those of src.tools.scores
+
 
 def define() -> flags.FlagValues:
     """The flags."""
@@ -33,7 +35,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_string("out", None, "The folder of the results; <workdir>/sweep unless given.", **common)
     flags.DEFINE_list("metrics", [], "What is shown, the first one against the others; all unless given.", **common)
     flags.DEFINE_string("reference", None, "Of src.tools.scores: real images, or their moments.", **common)
-    flags.DEFINE_enum("network", "inception", ["inception", "pixels"], "--reference: whose features.", **common)
+    flags.DEFINE_enum("network", "inception", NETWORKS, "--reference: whose features.", **common)
     flags.DEFINE_string("weights", None, "--reference: the file of the network.", **common)
     flags.DEFINE_string("task", None, "--reference: the task that draws, where there are several.", **common)
     flags.DEFINE_string("prompts", None, "--reference: a text file with a prompt in each line, not classes.", **common)
@@ -68,8 +70,8 @@ def run(values: flags.FlagValues, config: Any, words: list[str]) -> None:
     points = points_of(axes)
     if not values.reference and not config.eval.evaluators:
         raise ValueError("the config has no evaluators, so that nothing is measured: give --reference, real images")
-    if values.reference and values.network == "inception" and not values.weights:
-        raise ValueError("--reference needs --weights, the file of the Inception network, or --network=pixels")
+    if values.reference and values.network != "pixels" and not values.weights:
+        raise ValueError("--reference needs --weights, the file of the network, or --network=pixels")
     if not values.reference and values.seed is not None:
         config.seed = values.seed
     out = values.out or os.path.join(values.workdir, "sweep")

@@ -119,7 +119,7 @@ def _of_images(told: Mapping[str, Any], source: str) -> list[RecordedScore]:
     network = told.get("network")
     network = {k: v for k, v in network.items() if k != "path"} if isinstance(network, dict) else network
     setting = {k: v for k, v in images.items() if k != "path"} | drawn | {"count": images.get("count")}
-    setting |= {"reference": reference, "network": network}
+    setting |= {"reference": reference, "network": network} | ({"prompts": p} if (p := told.get("prompts")) else {})
     return [RecordedScore(k, float(v), source, setting) for k, v in told["scores"].items() if type(v) in (int, float)]
 
 

@@ -146,6 +146,7 @@ def scorer(values: Any, out: str) -> Measure:
         report = os.path.join(out, f"scores-{mark}.json")
         score = ["src.tools.scores", f"--images={folder}", f"--reference={values.reference}", f"--json={report}"]
         score += [f"--network={values.network}"] + ([f"--weights={values.weights}"] if values.weights else [])
+        score += [f"--prompts={values.prompts}"] if values.network == "clip" and values.prompts else []
         for words in (draw, score):
             _started(words)
         found = read_json(report, finite=False, what="report")
