@@ -60,7 +60,8 @@ def scores(found: Sequence[RecordedScore]) -> str:
 
 def setting(told: Mapping[str, Any]) -> list[str]:
     """A setting in lines: single values in one, each group in one of its own."""
-    single = [f"{name} {_text(value)}" for name, value in told.items() if not isinstance(value, dict)]
+    plain = {name: str(value) if name == "weights" else _text(value) for name, value in told.items()}  # as in files
+    single = [f"{name} {plain[name]}" for name, value in told.items() if not isinstance(value, dict)]
     groups = [f"{PARTS.get(name, name)}: {_inside(value)}" for name, value in told.items() if isinstance(value, dict)]
     return [", ".join(single), *(line for line in groups if not line.endswith(": "))]
 
