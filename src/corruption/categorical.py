@@ -6,16 +6,17 @@
    the vocabulary, the mask ids get c_ts = (m_t - m_s) / (1 - m_s) and the vocabulary 1 - a_ts - c_ts.
 3. Bayes, for a token x_t and p(x_0) = p(x_0 | x_t):  with r(x_0) = p(x_0) / q(x_t | x_0) and R = sum r,
        p(x_s = j | x_t) = q(x_t | x_s = j) (a_s r(j) + b_s(j) R),   q(x_t | x_s = j) = a_ts [j = x_t] + b_ts(x_t).
-   At s = 0 this is p(j) itself.
+   At s = 0 this is p(j) itself. Kernels of another form override `likelihood`, `spread` and `arrival` (`distance.py`).
 
 Sources: Austin et al. 2021 "D3PM" (absorbing, uniform), Gu et al. 2022 "VQ-Diffusion" (mask + uniform, absorbing),
 Sahoo et al. 2024 "MDLM" (known tokens carried over), Vignac et al. 2023 "DiGress" (marginal distribution), von Rütte et
-al. 2025 "GIDD" (2 in this form).
+al. 2025 "GIDD" (2 in this form), Ma et al. 2025 "ReDDiT" (several mask ids, rehash).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,8 +43,10 @@ class Categorical(ProcessBase):
     masks       number of mask ids, drawn evenly
     marginal    distribution over the vocabulary, `vocab` weights; None: uniform
     absorbing   a mask stays a mask in every jump; no effect on q(x_t | x_0), nor with one mask id and mask = 1
+    rehash      and draws its mask id anew in every jump (ReDDiT); no effect on q(x_t | x_0), nor with one mask id
 
-    Raises ValueError for a field without a vocabulary, a share outside [0, 1], or weights that cannot be normalized.
+    Raises ValueError for a field without a vocabulary, a share outside [0, 1], weights that cannot be normalized, and a
+    schedule by place that is not of the field's tokens.
     """
 
     field: FieldSpec
@@ -52,12 +55,20 @@ class Categorical(ProcessBase):
     masks: int = 1
     marginal: Sequence[float | int] | None = None
     absorbing: bool = False
+    rehash: bool = False
 
     def __post_init__(self):
         if self.field.vocab is None:
             raise ValueError(f"Categorical: the field must have ids (a vocab), but it has {self.field}.")
         if not 0 <= self.mask <= 1 or self.masks < 1:
             raise ValueError(f"Categorical: mask={self.mask} must lie in [0, 1], and masks={self.masks} be at least 1.")
+        if self.schedule.places not in (None, math.prod(self.field.grid)) or (
+            self.schedule.places is not None and (self.field.features is not None or not self.field.grid)
+        ):
+            raise ValueError(
+                f"Categorical: the schedule has {self.schedule.places} places, but the field is {self.field}; give one "
+                "number for each token of a fixed grid of single ids."
+            )
         if self.marginal is None:
             return
         weights = tuple(float(w) for w in self.marginal)
@@ -162,14 +173,37 @@ class Categorical(ProcessBase):
         """For the jump s -> t: a_ts, b_ts(x_t), and q(x_t | x_s) for a mask x_s other than x_t."""
         (keep_t, mask_t, rest_t), (keep_s, mask_s, rest_s) = self.masses(t), self.masses(s)
         keep = jnp.where(keep_s > 0, keep_t / jnp.maximum(keep_s, TINY), 1.0)  # 0/0 if no token is kept at s
-        if not self.absorbing:
+        if not (self.absorbing or self.rehash):
             mask, rest = (jnp.maximum(x, 0.0) for x in (mask_t - keep * mask_s, rest_t - keep * rest_s))
             b = self.mass_at(xt, mask, rest)
             return keep, b, b
         mask = (mask_t - mask_s) / jnp.maximum(1 - mask_s, TINY)
         rest = jnp.maximum(rest_t - rest_s * (1 - mask), 0.0)  # joint with "not masked at s"
         rest = jnp.where(keep_s > 0, rest / jnp.maximum(keep_s, TINY), 0.0)
-        return keep, self.mass_at(xt, mask, rest), jnp.zeros(xt.shape)
+        renamed = self.rehash & (t > s) & (xt >= self.field.vocab)
+        return keep, self.mass_at(xt, mask, rest), jnp.where(renamed, 1 / self.masks, 0.0)
+
+    def likelihood(self, xt: Int[Array, "*B"], t: Float[Array, "..."]) -> Float[Array, "*B V"]:
+        """q(x_t | x_0) for every x_0."""
+        keep, mask, rest = self.masses(t)
+        same = xt[..., None] == jnp.arange(self.field.vocab)
+        return keep[..., None] * same + self.mass_at(xt, mask, rest)[..., None]
+
+    def spread(self, r: Float[Array, "*B V"], s: Float[Array, "..."]) -> Float[Array, "*B K"]:
+        """The sum over x_0 of r(x_0) q(x_s = j | x_0), for every id j."""
+        keep, mask, rest = (x[..., None] for x in self.masses(s))
+        drawn = self.mass_at(jnp.arange(self.ids), mask, rest) * r.sum(axis=-1, keepdims=True)
+        return drawn + jnp.pad(keep * r, [(0, 0)] * (r.ndim - 1) + [(0, self.ids - self.field.vocab)])
+
+    def arrival(self, xt: Int[Array, "*B"], t: Float[Array, "..."], s: Float[Array, "..."]) -> Float[Array, "*B K"]:
+        """q(x_t | x_s = j) for every id j."""
+        every = jnp.arange(self.ids)
+        kept, drawn, from_mask = (x[..., None] for x in self.jump(xt, t, s))
+        stays = kept
+        if self.absorbing or self.rehash:
+            mask = jnp.where((t > s)[..., None], 0.0, 1.0) if self.rehash else 1.0
+            stays = jnp.where(every < self.field.vocab, kept, mask)
+        return stays * (xt[..., None] == every) + jnp.where(every < self.field.vocab, drawn, from_mask)
 
     def reverse(
         self, xt: Int[Array, "*B"], p: Float[Array, "*B V"], t: ArrayLike, s: ArrayLike
@@ -179,19 +213,11 @@ class Categorical(ProcessBase):
         A token with q(x_t | x_0) = 0 for every x_0 is kept.
         """
         t, s = expand(t, xt), expand(s, xt)
-        vocab, every = self.field.vocab, jnp.arange(self.ids)
-        same = xt[..., None] == every
-        keep, mask, rest = self.masses(t)
-        q = keep[..., None] * same[..., :vocab] + self.mass_at(xt, mask, rest)[..., None]
+        q = self.likelihood(xt, t)
         r = jnp.where(q > 0, p / jnp.maximum(q, TINY), 0.0)
-        keep, mask, rest = (x[..., None] for x in self.masses(s))
-        before = self.mass_at(every, mask, rest) * r.sum(axis=-1, keepdims=True)
-        before = before + jnp.pad(keep * r, [(0, 0)] * (r.ndim - 1) + [(0, self.ids - vocab)])
-        kept, drawn, from_mask = (x[..., None] for x in self.jump(xt, t, s))
-        stays = jnp.where(every < vocab, kept, 1.0) if self.absorbing else kept
-        joint = before * (stays * same + jnp.where(every < vocab, drawn, from_mask))
+        joint = self.spread(r, s) * self.arrival(xt, t, s)
         total = joint.sum(axis=-1, keepdims=True)
-        return jnp.where(total > 0, joint / jnp.maximum(total, TINY), same)
+        return jnp.where(total > 0, joint / jnp.maximum(total, TINY), xt[..., None] == jnp.arange(self.ids))
 
     def posterior(
         self, key: Array, xt: Int[Array, "*B"], estimate: Float[Array, "*B V"], t: ArrayLike, s: ArrayLike

@@ -11,6 +11,7 @@ import pytest
 
 from src.corruption import keep
 from src.corruption.categorical import TINY, Categorical
+from src.corruption.mask_and_uniform import GIDD, VQDiffusion
 from src.interfaces import FieldSpec, Process
 from tests.helpers.family import fixed_logits, golden
 
@@ -29,16 +30,6 @@ PAIRS = [
 ]
 
 
-class Hybrid(Categorical):
-    """A law that moves in time: uniform at first, masks in the end (von Rütte et al. 2025 "GIDD")."""
-
-    share = 0.2
-
-    def masses(self, t):
-        c = 2 * self.share / (1 - self.share) * jnp.sqrt(t * (1 - t))
-        return (1 - t) / (1 + c), t / (1 + c), c / (1 + c)
-
-
 KERNELS = {
     "mask": Categorical(field=FIELD),
     "masks": Categorical(field=FIELD, masks=3),
@@ -48,7 +39,10 @@ KERNELS = {
     "marginal": Categorical(field=FIELD, mask=0.0, marginal=(1, 2, 0, 5), schedule=keep.CosineDecay()),
     "mixed": Categorical(field=FIELD, mask=0.8, masks=2),
     "absorbing": Categorical(field=FIELD, mask=0.8, masks=2, absorbing=True),
-    "hybrid": Hybrid(field=FIELD),
+    "rehash": Categorical(field=FIELD, masks=3, rehash=True),
+    "rehash, mixed": Categorical(field=FIELD, mask=0.8, masks=2, rehash=True),
+    "gidd": GIDD(field=FIELD, share=0.2),
+    "vqdiffusion": VQDiffusion(field=FIELD, steps=10, keep=(0.9, 0.0), masked=(0.06, 0.8)),
 }
 each_kernel = pytest.mark.parametrize("name", KERNELS)
 REVERSE = jax.jit(Categorical.reverse, static_argnums=0)
@@ -67,15 +61,17 @@ def jump_matrix(process, t, s):
     (a_t, m_t, u_t), (a_s, m_s, u_s) = ([float(x) for x in process.masses(jnp.float32(time))] for time in (t, s))
     a = a_t / a_s if a_s else 1.0
     m, u = m_t - a * m_s, u_t - a * u_s
-    if process.absorbing:
-        m = (m_t - m_s) / (1 - m_s)
+    if process.absorbing or process.rehash:
+        m = (m_t - m_s) / max(1 - m_s, TINY)
         u = 1 - a - m
     law = np.full(V, 1 / V) if process.marginal is None else np.array(process.marginal)
     masks = process.ids - V
     added = np.maximum(np.concatenate([u * law, np.full(masks, m / max(masks, 1))]), 0)
     jump = a * np.eye(process.ids) + added
-    if process.absorbing:
+    if process.absorbing or process.rehash:
         jump[V:] = np.eye(process.ids)[V:]
+    if process.rehash and t > s:
+        jump[V:, V:] = 1 / masks
     return jump
 
 
@@ -107,11 +103,7 @@ def test_jumps_compose(name):
     process = KERNELS[name]
 
     def jump(t, s):
-        ids = jnp.arange(process.ids)
-        kept, added, from_mask = process.jump(ids, jnp.float32(t), jnp.float32(s))
-        rows = np.where(np.arange(process.ids)[:, None] < V, added, from_mask)
-        stays = np.where((np.arange(process.ids) >= V) & process.absorbing, 1.0, kept)
-        return rows + np.diag(np.broadcast_to(stays, process.ids))
+        return np.asarray(process.arrival(jnp.arange(process.ids), jnp.float32(t), jnp.float32(s))).T
 
     def law(t):
         _, mask, rest = process.masses(jnp.float32(t))
@@ -240,13 +232,30 @@ def test_the_contract_and_its_refusals():
 
 
 @pytest.mark.parametrize(
-    "schedule", [keep.LinearDecay(), keep.LinearDecay(least=0.1), keep.CosineDecay(), keep.PowerDecay(exponent=3.0)]
+    "schedule",
+    [
+        keep.LinearDecay(),
+        keep.LinearDecay(least=0.1),
+        keep.CosineDecay(),
+        keep.PowerDecay(exponent=3.0),
+        keep.CosinePower(exponent=2),
+        keep.EarlyDecay(exponent=1.5),
+        keep.ExponentialDecay(total=9),
+        keep.LogDecay(total=256),
+        keep.ByPlace(importance=(3, 1, 1), base=keep.CosineDecay(), strength=0.0),
+    ],
 )
 def test_schedules_begin_at_exactly_1_and_their_slope_is_autodiff(schedule):
-    assert schedule.keep(0.0) == 1
+    assert (np.asarray(schedule.keep(0.0)) == 1).all()
     t = jnp.linspace(0.01, 0.99, 50)
+    if schedule.places:
+        t = t[:, None]
+        np.testing.assert_allclose(schedule.keep(t), jnp.repeat(schedule.base.keep(t), 3, axis=1))
+        np.testing.assert_allclose(schedule.slope(t), jnp.repeat(schedule.base.slope(t), 3, axis=1), rtol=1e-6)
+        return
     np.testing.assert_allclose(schedule.slope(t), jax.vmap(jax.grad(schedule.keep))(t), rtol=1e-4, atol=1e-6)
-    assert schedule.keep(1.0) == getattr(schedule, "least", 0.0) or schedule == keep.LinearDecay(least=0.1)
+    ends = {keep.LinearDecay(least=0.1): 0.1, keep.ExponentialDecay(total=9): 1 / 9}
+    np.testing.assert_allclose(schedule.keep(1.0), ends.get(schedule, 0.0), rtol=1e-6)
 
 
 # --------------------------------------------------------------------------- published numbers
@@ -257,9 +266,22 @@ def test_published_schedules():
     for form, schedule in [
         ("cosine", keep.CosineDecay()),
         ("uniform", keep.LinearDecay()),
+        *((f"pow{n}".replace(".", "p"), keep.EarlyDecay(exponent=n)) for n in (2, 3, 2.5)),
+        ("log", keep.LogDecay(total=int(arrays["total"]))),
+        ("exp", keep.ExponentialDecay(total=int(arrays["total"]))),
     ]:
-        np.testing.assert_allclose(1 - schedule.keep(1 - arrays["ratio"]), arrays[f"mask_{form}"], atol=2e-6)
+        masked = 1 - schedule.keep(1 - arrays["ratio"])
+        np.testing.assert_allclose(masked, arrays[f"mask_{form}"], atol=2e-6)
     arrays = golden("mdlm/schedules")
+    inside = arrays["t"] > 0
+    for form, schedule in [
+        ("cosine", keep.CosinePower(least=1e-3)),
+        ("cosinesqr", keep.CosinePower(exponent=2, least=1e-3)),
+        ("geometric", keep.GeometricRate()),
+    ]:
+        sigma, rate = -jnp.log(schedule.keep(arrays["t"])), -schedule.slope(arrays["t"]) / schedule.keep(arrays["t"])
+        np.testing.assert_allclose(sigma[inside], arrays[f"{form}_sigma"][inside], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(rate[inside], arrays[f"{form}_dsigma"][inside], rtol=2e-3, atol=2e-4)
     process = Categorical(field=FIELD, schedule=keep.LinearDecay(least=1e-3))
     np.testing.assert_allclose(1 - process.schedule.keep(arrays["t"]), arrays["loglinear_move"], atol=1e-6)
     np.testing.assert_allclose(process.rate(arrays["t"]), arrays["loglinear_weight"], rtol=5e-5)
@@ -310,19 +332,13 @@ def test_published_md4_steps(form, grid):
         np.testing.assert_array_equal(drawn, states[k + 1])
 
 
-class VQDiffusion(Categorical):
-    """The published tables; index k of 10 stands at t = (k + 1) / 10."""
-
-    def masses(self, t):
-        tables, index = golden("vqdiffusion/tables"), jnp.round(t * 10).astype(jnp.int32) - 1  # -1: no noise
-        keep, mask, law = (jnp.asarray(tables[name])[index] for name in ("att", "ctt", "btt"))
-        return keep, mask, self.field.vocab * law
-
-
 def test_published_vq_diffusion():
-    """Absorbing masks and a little uniform noise: one-step tables, posterior, model and draw."""
-    process = VQDiffusion(field=FieldSpec((6,), vocab=5), absorbing=True)
+    """Absorbing masks and a little uniform noise: tables, one-step tables, posterior, model and draw."""
+    process = VQDiffusion(field=FieldSpec((6,), vocab=5), steps=10)
     tables, k = golden("vqdiffusion/tables"), jnp.arange(10)
+    for time, index in [((k + 1) / 10, k), (jnp.zeros(1), jnp.array([-1]))]:
+        for found, name, scale in zip(process.masses(time), ("att", "ctt", "btt"), (1, 1, 5), strict=True):
+            np.testing.assert_allclose(found, scale * tables[name][index], rtol=1e-5, atol=2e-7)
     for x, name in [(2, "bt"), (5, "ct")]:
         keep_in_one, added, _ = process.jump(jnp.full(10, x), (k + 1) / 10, k / 10)
         np.testing.assert_allclose(keep_in_one, tables["at"], rtol=1e-5)
@@ -342,8 +358,7 @@ def test_published_vq_diffusion():
 @pytest.mark.parametrize("share, name", [(float(np.exp(-20)), "pu0"), (0.1, "pu0p1"), (0.2, "pu0p2")])
 def test_published_gidd(share, name):
     """The law that moves, and the step of masked tokens (of others GIDD does not take the mean of posteriors)."""
-    process = Hybrid(field=FieldSpec((6,), vocab=6))
-    object.__setattr__(process, "share", share)
+    process = GIDD(field=FieldSpec((6,), vocab=6), share=share)
     arrays = golden("gidd/hybrid")
     alpha, mask, rest = process.masses(jnp.asarray(arrays["t"][:, None]))
     np.testing.assert_allclose(alpha, arrays[f"{name}_alpha"], rtol=1e-6)

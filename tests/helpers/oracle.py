@@ -41,9 +41,9 @@ class CategoricalOracle(Oracle):
         return np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
 
     def estimate(self, xt, t):
-        keep, mask, rest = self.process.masses(t)
-        q = self.process.mass_at(xt, mask, rest)[:, None] + keep * (xt[:, None] == self.states())
-        weights = self.weights(jnp.log(jnp.maximum(q, 1e-37)).sum(axis=-1))
+        given = jnp.maximum(self.process.likelihood(xt, expand(t, xt)), 1e-37)  # [B, 3 tokens, x_0]
+        logs = jnp.log(given)[:, np.arange(3), self.states()]
+        weights = self.weights(logs.sum(axis=-1))
         p = jnp.einsum("bs,snv->bnv", weights, jax.nn.one_hot(self.states(), 3))
         return self.process.estimate(jnp.log(jnp.maximum(p, 1e-37)), xt, t)
 

@@ -8,15 +8,12 @@ from collections.abc import Callable
 from jaxtyping import Array
 
 from src.interfaces import Process, PyTree
-from src.sampling.steps.base import StepBase
+from src.sampling.steps.base import TimelineBase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ancestral(StepBase):
-    """x_s ~ p(x_s | x_t).
-
-    shift   of the times towards noise, 1 = none
-    """
+class Ancestral(TimelineBase):
+    """x_s ~ p(x_s | x_t). Options: those of `TimelineBase`."""
 
     def step(
         self,

@@ -71,7 +71,7 @@ class Confidence(StepBase):
         places = jnp.where(places > 0, places, total)
         level = s.max(axis=1, keepdims=True)
         scale = scale * level if self.compound else self.gumbel * level
-        share = jnp.floor(places * (1 - process.schedule.keep(level))).astype(jnp.int32)
+        share = jnp.floor(places * (1 - _mean_keep(process, level))).astype(jnp.int32)
         count = jnp.where(level > 0, jnp.maximum(1, jnp.minimum(unknown - 1, share)), 0)
         gumbel = jax.random.gumbel(draw_key, estimate.shape)
         choice = scale * jax.random.gumbel(choice_key, known.shape)
@@ -95,6 +95,11 @@ def choose(
     sure = sure.reshape(*known.shape, -1).sum(axis=-1) + choice
     sure = jnp.where(known, jnp.inf, sure)
     return drawn, sure < jnp.take_along_axis(jnp.sort(sure, axis=1), count, axis=1)
+
+
+def _mean_keep(process: Categorical, level: Float[Array, "B 1"]) -> Float[Array, "B 1"]:
+    """The mean of abar over the tokens of a row."""
+    return process.masses(level)[0].mean(axis=1, keepdims=True)
 
 
 def _every_number(known: Bool[Array, "B N *P"]) -> Bool[Array, "B N"]:
