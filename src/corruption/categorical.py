@@ -227,12 +227,14 @@ class Categorical(ProcessBase):
         logs = jnp.where(p > 0, jnp.log(jnp.maximum(p, TINY)), -jnp.inf)
         return jax.random.categorical(key, logs, axis=-1).astype(xt.dtype)
 
-    def rate(self, t: ArrayLike) -> Float[Array, "..."]:
-        """-abar' / (1 - abar), the weight of a masked token's log-likelihood in the bound; 0 at t = 0.
+    def rate(self, t: ArrayLike, soften: float = 0.0) -> Float[Array, "..."]:
+        """-abar' / (1 - abar + soften abar); without `soften` the weight of a masked token's log-likelihood in the
+        bound, 0 at t = 0.
 
         Raises ValueError unless mask = 1, since other processes have another bound.
         """
         if self.mask != 1:
             raise ValueError(f"The bound is a weighted cross-entropy only for mask=1, not for mask={self.mask}.")
         t = jnp.asarray(t)
-        return jnp.where(t > 0, -self.schedule.slope(t) / jnp.maximum(1 - self.schedule.keep(t), TINY), 0.0)
+        keep = self.schedule.keep(t)
+        return jnp.where(t > 0, -self.schedule.slope(t) / jnp.maximum(1 - keep + soften * keep, TINY), 0.0)

@@ -28,7 +28,7 @@ class MaskAndUniform(Categorical):
         if self.mask != 1 or self.schedule != LinearDecay():
             raise ValueError(f"{type(self).__name__} has its own schedule and share of masks: give neither of the two.")
 
-    def rate(self, t: ArrayLike) -> Float[Array, "..."]:
+    def rate(self, t: ArrayLike, soften: float = 0.0) -> Float[Array, "..."]:
         """Raises ValueError: the bound is no weighted cross-entropy."""
         raise ValueError(
             f"The bound of {type(self).__name__} is no weighted cross-entropy: take posterior_kl, or gidd for GIDD."
@@ -89,12 +89,6 @@ class GIDD(MaskAndUniform):
         super().__post_init__()
         if not 0 <= self.share < 1:
             raise ValueError(f"GIDD: share is {self.share}; give one of [0, 1).")
-
-    def replaced(self, t: ArrayLike) -> tuple[Array, Array]:
-        """c and its derivative, of the shape of t; the derivative is infinite at both ends."""
-        t, scale = as_time(t), 2 * self.share / (1 - self.share)
-        root = jnp.sqrt(t * (1 - t))
-        return scale * root, scale * (1 - 2 * t) / (2 * root)
 
     def masses(self, t: Float[Array, "..."]) -> tuple[Array, Array, Array]:
         """Probabilities of a kept, a masked and a replaced token."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,10 @@ import pytest
 from src.corruption import keep
 from src.corruption.categorical import Categorical
 from src.corruption.counts import Counts
+from src.corruption.mask_and_uniform import GIDD, VQDiffusion
 from src.interfaces import Corrupted, FieldSpec
 from src.objectives.losses.cross_entropy import CrossEntropy
+from src.objectives.losses.gidd import MixtureBound
 from src.objectives.losses.poisson import Poisson
 from src.objectives.losses.posterior_kl import PosteriorKL
 from tests.helpers.family import fixed_logits, golden
@@ -43,6 +45,8 @@ class Cut:
     """MD4 keeps its schedules away from 0 and 1."""
 
     base: Any
+
+    places: ClassVar[None] = None
 
     def keep(self, t):
         return self.base.keep(t) * (1 - 2e-4) + 1e-4
@@ -86,6 +90,53 @@ def test_the_weighted_cross_entropy_is_the_limit_of_the_posterior_kl():
         assert bound[0, 1] == 0  # it is known
 
 
+@pytest.mark.parametrize("kernel", [GIDD(field=FieldSpec((2,), vocab=V), share=0.3), process(mask=0.6), process()])
+def test_the_bound_of_a_mixture_is_the_limit_of_small_steps(kernel):
+    """GIDD, theorem 3.1: T KL(q(x_s | x_t, x_0) || q(x_s | x_t, p)), the mean over x_t, in float64 for T = 10^5."""
+    k, p, length = kernel.ids, np.array([0.5, 0.2, 0.3]), 1e-5
+    for t, x0 in [(0.2, 0), (0.7, 1), (0.9, 2)]:
+
+        def law(time):  # [V, K] in float64; masses are float32 in the process
+            if isinstance(kernel, GIDD):
+                c = 2 * kernel.share / (1 - kernel.share) * np.sqrt(time * (1 - time))
+                a, m, u = (1 - time) / (1 + c), time / (1 + c), c / (1 + c)
+            else:
+                a, m, u = 1 - time, kernel.mask * time, (1 - kernel.mask) * time
+            return a, np.concatenate([np.full(V, u / V), np.full(k - V, m / max(k - V, 1))])
+
+        (a, b), (a_s, b_s) = law(t), law(t - length)
+        jump = a / a_s * np.eye(k) + (b - a / a_s * b_s)  # [x_s, x_t]
+
+        def back(start, jump=jump, a_s=a_s, b_s=b_s):  # [x_s, x_t] given a law of x_0
+            joint = (np.pad(a_s * start, (0, k - V)) + b_s)[:, None] * jump
+            return joint / np.maximum(joint.sum(0), 1e-300)
+
+        truth, model = back(np.eye(V)[x0]), back(p)
+        kl = (truth * (np.log(np.maximum(truth, 1e-300)) - np.log(np.maximum(model, 1e-300)))).sum(0) / length
+        shares = a * np.eye(V, k)[x0] + b
+        ids = jnp.arange(k)[None]
+        c = Corrupted(x0=jnp.full((1, k), x0), xt=ids, t=jnp.full((1, 1), t), noise=None)
+        output = jnp.broadcast_to(jnp.log(jnp.asarray(p, jnp.float32)), (1, k, V))
+        each = np.asarray(loss_of(MixtureBound(), kernel, output, c, c.x0)["bound"])[0]
+        np.testing.assert_allclose((shares * each).sum(), (shares * kl).sum(), rtol=2e-3)
+        if kernel.mask == 1 and not isinstance(kernel, GIDD):
+            nll = loss_of(CrossEntropy(elbo=True), kernel, output, c, c.x0)["nll"][0]
+            np.testing.assert_allclose(each[V:], nll[V:], rtol=1e-4)
+
+
+def test_weights_of_the_bound():
+    """Softened and clipped; smoothed targets lose what the mean over the vocabulary says."""
+    kernel, output = process(), jax.random.normal(jax.random.key(0), (1, 2, V))
+    c = Corrupted(x0=jnp.array([[0, 1]]), xt=jnp.array([[V, V]]), t=jnp.array([[0.1, 0.8]]), noise=None)
+    run = lambda **options: loss_of(CrossEntropy(**options), kernel, output, c, c.x0)["nll"]
+    plain = run()
+    np.testing.assert_allclose(run(elbo=True), plain / c.t, rtol=1e-5)
+    np.testing.assert_allclose(run(elbo=True, clip=2), plain * np.array([2, 1.25]), rtol=1e-5)
+    np.testing.assert_allclose(run(elbo=True, soften=0.2), plain / (c.t + 0.2 * (1 - c.t)), rtol=1e-5)
+    logs = jax.nn.log_softmax(output)
+    np.testing.assert_allclose(run(smoothing=0.1), 0.9 * plain - 0.1 * logs.mean(-1), rtol=1e-5)
+
+
 def test_cross_entropy_on_changed_or_all_tokens():
     kernel = Categorical(field=FieldSpec((2,), vocab=V, features=2))
     x0 = jnp.array([[[0, 1], [2, 2]]])
@@ -105,7 +156,8 @@ def test_losses_and_gradients_are_finite_at_the_ends():
     output = jnp.asarray([[[300.0, -300, 0], [0, 0, -1e4]], [[0, -1e4, -1e4], [0, 0, 0]]])
     for kernel in (process(), process(mask=0.0), process(mask=0.5, masks=2, absorbing=True)):
         losses = [CrossEntropy(), CrossEntropy(on="all"), PosteriorKL(steps=100, auxiliary=0.1)]
-        losses += [CrossEntropy(elbo=True)] if kernel.mask == 1 else []
+        losses += [CrossEntropy(elbo=True), CrossEntropy(elbo=True, soften=0.2)] if kernel.mask == 1 else []
+        losses += [] if kernel.absorbing else [MixtureBound(clip=2.0)]
         for t in (0.0, 1e-6, 0.01, 1.0):
             times = jnp.full((2, 1), t)
             c = kernel.corrupt(x0, kernel.noise(jax.random.key(1), (2, 2)), times)
@@ -142,6 +194,9 @@ def test_refusals():
     for words, make in [
         ("'none' is unknown", lambda: CrossEntropy(on="none")),
         ("on='changed'", lambda: CrossEntropy(on="all", elbo=True)),
+        ("give elbo=True", lambda: CrossEntropy(clip=2.0)),
+        ("smoothing=1", lambda: CrossEntropy(smoothing=1.0)),
+        ("clip is -1", lambda: MixtureBound(clip=-1)),
         ("steps is 0", lambda: PosteriorKL(steps=0)),
         ("'half' is unknown", lambda: Poisson(weight="half")),
     ]:
@@ -150,6 +205,8 @@ def test_refusals():
     c = Corrupted(x0=jnp.zeros((1, 2), int), xt=jnp.zeros((1, 2), int), t=jnp.full((1, 1), 0.5), noise=None)
     with pytest.raises(ValueError, match="only for mask=1"):
         CrossEntropy(elbo=True)(process(mask=0.0), jnp.zeros((1, 2, V)), c, c.x0)
+    with pytest.raises(ValueError, match="not that of Categorical: take posterior_kl"):
+        MixtureBound()(process(mask=0.5, absorbing=True), jnp.zeros((1, 2, V)), c, c.x0)
 
 
 # --------------------------------------------------------------------------- published numbers
@@ -203,9 +260,7 @@ def test_published_show_o():
 
 def test_published_vq_diffusion():
     """T KL and the auxiliary term, whose weight 0.0005 falls with t from 2 to 1 there."""
-    from tests.corruption.test_categorical import VQDiffusion
-
-    kernel = VQDiffusion(field=FieldSpec((6,), vocab=5), absorbing=True)
+    kernel = VQDiffusion(field=FieldSpec((6,), vocab=5), steps=10)
     arrays = golden("vqdiffusion/posterior_and_loss")
     x0, xt, k = (jnp.asarray(arrays[name]) for name in ("x0", "x_t", "t"))
     c = Corrupted(x0=x0, xt=xt, t=(k[:, None] + 1) / 10, noise=None)
@@ -215,6 +270,37 @@ def test_published_vq_diffusion():
         for auxiliary in (0.0, 10 * 0.0005)
     )
     np.testing.assert_allclose(kl + (2 - k / 10) * (more - kl), arrays["loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("masks", [1, 4])
+def test_published_reddit(masks):
+    """The softened weight; the auxiliary term of features is not here."""
+    arrays = golden(f"reddit/loss_m{masks}")
+    vocab = int(arrays["classes"])
+    linear = keep.LinearDecay(least=1e-3)
+    kernel = Categorical(field=FieldSpec((9,), vocab=vocab), schedule=linear, masks=masks, rehash=True)
+    x0, t = jnp.asarray(arrays["x0"]), arrays["t"][:, None]
+    noise = {"uniform": 1 - jnp.asarray(arrays["u_mask"]), "mask": jnp.asarray(arrays["mask_draw"]), "other": x0}
+    noise["mask"] = jnp.where(noise["mask"] < vocab, noise["mask"] + vocab, noise["mask"])
+    c = kernel.corrupt(x0, noise, t)
+    np.testing.assert_array_equal(c.xt, arrays["x_t"])
+    np.testing.assert_allclose(kernel.rate(t[:, 0], 0.2), arrays["weight"], rtol=1e-4)
+    output = fixed_logits(arrays, arrays["x_t"], vocab)
+    nll = loss_of(CrossEntropy(elbo=True, soften=0.2), kernel, output, c, x0)["nll"]
+    np.testing.assert_allclose(nll, arrays["nll"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(nll.mean(), arrays["loss_ce"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("share, name", [(float(np.exp(-20)), "pu0"), (0.1, "pu0p1"), (0.2, "pu0p2")])
+def test_published_gidd(share, name):
+    """The bound and its clipped form."""
+    arrays = golden("gidd/hybrid")
+    kernel = GIDD(field=FieldSpec((6,), vocab=6), share=share)
+    c = Corrupted(jnp.asarray(arrays["x0"]), jnp.asarray(arrays[f"{name}_x_t"]), arrays["t"][:, None], None)
+    output = jnp.asarray(arrays["logits"][..., :6])
+    for loss, told in [(MixtureBound(), "elbo"), (MixtureBound(clip=2), "loss_clip")]:
+        found = loss_of(loss, kernel, output, c, c.x0)["bound"]
+        np.testing.assert_allclose(found, arrays[f"{name}_{told}"], rtol=2e-3, atol=1e-6)
 
 
 def test_published_blackout():
