@@ -44,6 +44,8 @@ class Categorical(ProcessBase):
     marginal    distribution over the vocabulary, `vocab` weights; None: uniform
     absorbing   a mask stays a mask in every jump; no effect on q(x_t | x_0), nor with one mask id and mask = 1
     rehash      and draws its mask id anew in every jump (ReDDiT); no effect on q(x_t | x_0), nor with one mask id
+    carry_over  known tokens have probability 1 in `estimate` (MDLM's SUBS); False: what the head says, for samplers
+                that take tokens back
 
     Raises ValueError for a field without a vocabulary, a share outside [0, 1], weights that cannot be normalized, and a
     schedule by place that is not of the field's tokens.
@@ -56,6 +58,7 @@ class Categorical(ProcessBase):
     marginal: Sequence[float | int] | None = None
     absorbing: bool = False
     rehash: bool = False
+    carry_over: bool = True
 
     def __post_init__(self):
         if self.field.vocab is None:
@@ -159,8 +162,10 @@ class Categorical(ProcessBase):
         return jax.nn.log_softmax(output, axis=-1)
 
     def estimate(self, output: Float[Array, "... O"], xt: Int[Array, "*B"], t: ArrayLike) -> Float[Array, "*B V"]:
-        """log p(x_0 | x_t), at least log TINY; a known token has probability 1 whatever the head's output."""
+        """log p(x_0 | x_t), at least log TINY; with `carry_over` a known token has probability 1."""
         logs = jnp.maximum(self.logits(output), np.log(TINY))
+        if not self.carry_over:
+            return logs
         certain = jnp.where(jnp.arange(self.field.vocab) == xt[..., None], 0.0, np.log(TINY))
         return jnp.where(self.known(xt, t)[..., None], certain, logs)
 

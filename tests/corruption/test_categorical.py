@@ -184,6 +184,17 @@ def test_known_tokens_are_carried_over():
         np.testing.assert_allclose(process.hint(jnp.asarray(estimate)).sum(-1), 1, rtol=1e-5)
 
 
+def test_without_carry_over_the_head_says_what_it_thinks_and_the_posterior_is_the_same():
+    """A known token stays known in every reverse step, whatever probability the head gives it."""
+    process, other = KERNELS["mask"], dataclasses.replace(KERNELS["mask"], carry_over=False)
+    logits, xt = jax.random.normal(jax.random.key(0), (1, 3, V)), jnp.array([[1, V, 3]])
+    ours, theirs = (p.estimate(logits, xt, 0.5) for p in (process, other))
+    np.testing.assert_allclose(theirs, jax.nn.log_softmax(logits), rtol=1e-6)
+    np.testing.assert_allclose(
+        process.reverse(xt, jnp.exp(ours), 0.5, 0.2), other.reverse(xt, jnp.exp(theirs), 0.5, 0.2), atol=1e-6
+    )
+
+
 def test_numbers_of_a_token_are_independent():
     """A field of 3 numbers below V is three fields of ids side by side."""
     one = KERNELS["mixed"]
