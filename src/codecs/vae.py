@@ -48,7 +48,7 @@ class VaeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Parts:
+class ConvParts:
     """Makes the layers of one network: f32 parameters, computing in `dtype`."""
 
     groups: int
@@ -77,7 +77,7 @@ class _Parts:
 class ResnetBlock(nnx.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1 x 1 convolution on x where the widths differ."""
 
-    def __init__(self, d_in: int, d_out: int, parts: _Parts):
+    def __init__(self, d_in: int, d_out: int, parts: ConvParts):
         self.norm1, self.conv1 = parts.norm(d_in), parts.conv(d_in, d_out)
         self.norm2, self.conv2 = parts.norm(d_out), parts.conv(d_out, d_out)
         self.conv_shortcut = parts.conv(d_in, d_out, 1) if d_in != d_out else None
@@ -91,7 +91,7 @@ class ResnetBlock(nnx.Module):
 class SpatialAttention(nnx.Module):
     """x + attention over all h · w places with a single head; scores and their softmax in f32."""
 
-    def __init__(self, width: int, parts: _Parts):
+    def __init__(self, width: int, parts: ConvParts):
         self.group_norm, self.precision = parts.norm(width), parts.precision
         self.to_q, self.to_k, self.to_v = (parts.linear(width) for _ in range(3))
         self.to_out = parts.linear(width)
@@ -108,7 +108,7 @@ class SpatialAttention(nnx.Module):
 class MidBlock(nnx.Module):
     """Resnet, attention, resnet at the lowest resolution."""
 
-    def __init__(self, width: int, attention: bool, parts: _Parts):
+    def __init__(self, width: int, attention: bool, parts: ConvParts):
         self.resnets = nnx.List([ResnetBlock(width, width, parts) for _ in range(2)])
         self.attentions = nnx.List([SpatialAttention(width, parts)] if attention else [])
 
@@ -125,7 +125,7 @@ class Level(nnx.Module):
     Halving pads a row below and a column on the right only; doubling repeats pixels.
     """
 
-    def __init__(self, d_in: int, d_out: int, depth: int, parts: _Parts, *, down: bool = False, up: bool = False):
+    def __init__(self, d_in: int, d_out: int, depth: int, parts: ConvParts, *, down: bool = False, up: bool = False):
         self.resnets = nnx.List([ResnetBlock(d_in if i == 0 else d_out, d_out, parts) for i in range(depth)])
         one_sided = ((0, 1), (0, 1))
         self.downsamplers = nnx.List([parts.conv(d_out, d_out, stride=2, padding=one_sided)] if down else [])
@@ -144,7 +144,7 @@ class Level(nnx.Module):
 class VaeEncoder(nnx.Module):
     """Images -> means and log-variances, side by side."""
 
-    def __init__(self, config: VaeConfig, parts: _Parts):
+    def __init__(self, config: VaeConfig, parts: ConvParts):
         widths = config.block_out_channels
         pairs = list(zip((widths[0], *widths), widths, strict=False))
         self.conv_in = parts.conv(config.in_channels, widths[0])
@@ -165,7 +165,7 @@ class VaeEncoder(nnx.Module):
 class VaeDecoder(nnx.Module):
     """Latents -> images."""
 
-    def __init__(self, config: VaeConfig, parts: _Parts):
+    def __init__(self, config: VaeConfig, parts: ConvParts):
         widths = config.block_out_channels[::-1]
         pairs = list(zip((widths[0], *widths), widths, strict=False))
         self.conv_in = parts.conv(config.latent_channels, widths[0])
@@ -187,7 +187,7 @@ class Autoencoder(nnx.Module):
     """Encoder, decoder and the 1 x 1 convolutions between them."""
 
     def __init__(self, config: VaeConfig, dtype: Any, rngs: nnx.Rngs, init: Any = RANDOM):
-        parts, latents = _Parts(config.norm_num_groups, dtype, rngs, init), config.latent_channels
+        parts, latents = ConvParts(config.norm_num_groups, dtype, rngs, init), config.latent_channels
         self.encoder, self.decoder = VaeEncoder(config, parts), VaeDecoder(config, parts)
         self.quant_conv = parts.conv(2 * latents, 2 * latents, 1) if config.use_quant_conv else None
         self.post_quant_conv = parts.conv(latents, latents, 1) if config.use_post_quant_conv else None
