@@ -9,28 +9,21 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
 import math
-import os
-import re
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jaxtyping import Array, Float, Int
 
-from src.common.files.npy import read_npy
-from src.common.files.store import cache_folder, local_copy, write_whole
+from src.codecs.learned_table import LearnedTable
 from src.interfaces import FieldSpec
 
-NAME = re.compile(r"kmeans-[0-9a-f]{16}\.npy")
 ROWS = 1 << 16  # samples whose distances are in memory at a time
 
 
-class KMeans:
+class KMeans(LearnedTable):
     """Vectors as ids of `codes` centroids. Without a `path`, `fit` has to be called before the first use.
 
     before       the link in front, whose tokens are vectors
@@ -43,86 +36,29 @@ class KMeans:
     than `codes` centroids of their length; FileNotFoundError without the file.
     """
 
-    where: ClassVar[str] = "device"
-    learns: ClassVar[str] = "values"
+    kind: ClassVar[str] = "kmeans"
+    what: ClassVar[str] = "the codes of kmeans, its centroids"
 
     def __init__(self, codes: int, before: Any, seed: int = 0, iterations: int = 100, path: str = "", folder: str = ""):
         if codes < 2 or iterations < 1:
             raise ValueError(f"codes={codes} must be at least 2, and iterations={iterations} at least 1")
-        if before.spec is None or before.spec.features is None or before.spec.vocab is not None:
-            raise ValueError("kmeans needs a link in front whose tokens are vectors, as {'name': 'patch', 'size': 2}")
-        self.codes, self.before, self.seed, self.iterations = codes, before, seed, iterations
-        self.folder = folder or os.path.join(cache_folder(), "kmeans")
+        self.codes, self.seed, self.iterations = codes, seed, iterations
+        self.open(before, (codes, getattr(before.spec, "features", None)), path, folder)
         self.spec: FieldSpec = dataclasses.replace(before.spec, vocab=codes, features=None)
         self.shape: tuple[int, ...] = before.shape[:1]
-        self._centroids = self._read(path) if path else None
-
-    @property
-    def unfitted(self) -> bool:
-        """Whether the codes have to be learned before the first use."""
-        return self._centroids is None
 
     @property
     def centroids(self) -> Float[np.ndarray, "codes P"]:
         """The vectors of the codes, f32. Raises ValueError before `fit`."""
-        if self._centroids is None:
-            raise ValueError(
-                f"the {self.codes} codes of kmeans are not learned yet: call `fit` with vectors of the training data"
-            )
-        return self._centroids
+        return self.table
 
-    def fit(self, samples: Float[np.ndarray, "n P"], about: str = "") -> KMeans:
-        """Learns the centroids, at the first time, and else reads them from `folder`; gives the link itself.
+    def options(self) -> str:
+        """Codes, seed, iterations."""
+        return f"{self.codes} {self.seed} {self.iterations}"
 
-        The file's name contains a hash of the samples and options, so that other samples never find old centroids.
-        `about` is what `recall` may find them by.
-        Raises ValueError for samples of another length than the tokens, for some that are not finite, and for less
-        different ones than codes; OSError where the folder cannot be written.
-        """
-        samples = np.ascontiguousarray(samples, np.float32)
-        if samples.shape[1] != self.before.spec.features or not np.isfinite(samples).all():
-            raise ValueError(
-                f"kmeans learns from finite vectors of {self.before.spec.features} numbers, not from samples of "
-                f"{samples.shape[1]}, or from some that are not finite"
-            )
-        options = f"{self.codes} {self.seed} {self.iterations} {samples.shape}"
-        name = f"kmeans-{hashlib.sha256(options.encode() + samples.tobytes()).hexdigest()[:16]}.npy"
-        path = epath.Path(self.folder) / name
-        try:
-            if not path.exists():
-                file = io.BytesIO()
-                np.save(file, _learn(samples.astype(np.float64), self.codes, self.seed, self.iterations))
-                write_whole(path, file.getvalue())
-            if about and _text(self._note(about)) != name:
-                write_whole(self._note(about), name.encode())
-        except OSError as error:
-            raise OSError(
-                f"the centroids cannot be kept in {self.folder} ({error}); set XDG_CACHE_HOME to a writable folder"
-            ) from error
-        self._centroids = self._read(path)
-        return self
-
-    def recall(self, about: str) -> bool:
-        """Takes the centroids that were learned last with this `about`, without samples; False where there are none."""
-        path = epath.Path(self.folder) / (_text(self._note(about)) or "none")
-        if not NAME.fullmatch(path.name) or not path.exists():
-            return False
-        self._centroids = self._read(path)
-        return True
-
-    def _note(self, about: str) -> epath.Path:
-        """The file with the name of the centroids' file that was used last."""
-        return epath.Path(self.folder) / f"last-{hashlib.sha256(about.encode()).hexdigest()[:16]}.txt"
-
-    def _read(self, path: Any) -> Float[np.ndarray, "codes P"]:
-        found, wanted = read_npy(local_copy(path)), (self.codes, self.before.spec.features)
-        if found.shape != wanted or not np.isfinite(found).all():
-            raise ValueError(f"{os.fspath(path)!r} has no finite centroids of {wanted}, but an array of {found.shape}")
-        return found.astype(np.float32)
-
-    def fingerprint(self) -> str:
-        """Sixteen hex digits of the centroids: another one where a code stands for something else."""
-        return hashlib.sha256(self.centroids.tobytes()).hexdigest()[:16]
+    def learn(self, samples: Float[np.ndarray, "n P"]) -> Float[np.ndarray, "codes P"]:
+        """Centroids. Raises ValueError for less different samples than codes."""
+        return _learn(samples.astype(np.float64), self.codes, self.seed, self.iterations)
 
     def encode(self, value: Float[Array, "*B N P"]) -> Int[Array, "*B N"]:
         """Ids of the nearest centroids; the first of equals."""
@@ -133,11 +69,6 @@ class KMeans:
     def decode(self, tokens: Int[Array, "*B N"]) -> Float[Array, "*B N P"]:
         """The centroids of ids."""
         return jnp.asarray(self.centroids)[tokens]
-
-
-def _text(path: epath.Path) -> str:
-    """What a small file says; "" without one."""
-    return path.read_text() if path.exists() else ""
 
 
 def _learn(samples: Float[np.ndarray, "n P"], codes: int, seed: int, iterations: int) -> Float[np.ndarray, "codes P"]:

@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.cluster import KMeans as Reference
 from sklearn.datasets import load_digits
 
+from src.codecs.bins import Bins
 from src.codecs.chain import Link, build_chain
 from src.codecs.kmeans import KMeans
 from src.codecs.levels import Levels
@@ -199,3 +200,42 @@ def test_samples_need_no_training_data(cache):
             other()
     kept = next((cache / "cache" / "monoformer-jax" / "kmeans").glob("kmeans-*.npy"))
     assert make("elsewhere", path=str(kept)).fingerprint == first
+
+
+# --------------------------------------------------------------------------- bins
+
+
+def test_bins_lie_between_the_quantiles_and_come_back_to_half_a_bin(tmp_path):
+    """Each dimension has its own limits; numbers beyond them go to the ends; limits are kept like centroids."""
+    samples = np.random.default_rng(0).normal(size=(5000, 3)).astype(np.float32) * [1, 10, 0.1] + [0, 5, 0]
+    make = lambda **options: Bins(64, vectors((8, 1), 3), folder=str(tmp_path), **options)
+    codec = make().fit(np.float32(samples))
+    assert isinstance(codec, Link) and codec.spec == FieldSpec((8, 3), vocab=64) and codec.shape == (24,)
+    low, high = np.quantile(samples, (0.01, 0.99), axis=0)
+    np.testing.assert_allclose(codec.table, np.stack([low, high], axis=-1), rtol=1e-5)
+    value = jnp.asarray(samples[:4000].reshape(500, 8, 3), jnp.float32)
+    ids = jax.jit(codec.encode)(value)
+    assert ids.shape == (500, 24) and ids.min() == 0 and ids.max() == 63
+    back, inside = np.asarray(codec.decode(ids)), np.clip(value, low, high)
+    assert (np.abs(back - inside) <= (high - low) / 128 * (1 + 1e-4)).all()
+    np.testing.assert_array_equal(codec.encode(codec.decode(ids)), ids)
+    assert len({each.fit(np.float32(samples)).fingerprint() for each in (make(), make(low=0.0), make(high=1.0))}) == 3
+    path = next(tmp_path.glob("bins-*.npy"))
+    assert not make(path=str(path)).unfitted
+
+
+def test_what_bins_refuse(tmp_path):
+    make = lambda bins=8, **options: Bins(bins, vectors((5,), 2), folder=str(tmp_path), **options)
+    np.save(tmp_path / "limits.npy", np.array([[0, 1], [2, 2]], np.float32))
+    np.save(tmp_path / "three.npy", np.array([[0, 1]] * 3, np.float32))
+    for words, call in [
+        ("bins=1", lambda: make(1)),
+        ("low=0.5, high=0.5", lambda: make(low=0.5, high=0.5)),
+        ("limits are not learned yet", lambda: make().table),
+        ("cannot divide dimension 1, whose limits are 3 and 3", lambda: make().fit(np.float32([[0, 3], [1, 3]]))),
+        ("cannot divide dimension 1", lambda: make(path=str(tmp_path / "limits.npy"))),
+        (r"no finite limits of \(2, 2\), but an array of \(3, 2\)", lambda: make(path=str(tmp_path / "three.npy"))),
+        ("tokens are vectors", lambda: Bins(8, types.SimpleNamespace(spec=None, shape=(8, 8, 1)))),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            call()
