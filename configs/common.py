@@ -38,8 +38,9 @@ def base() -> ConfigDict:
             "sample": {"batch_size": 128},  # rows of one call of the network
             # How a field is made, by row: left_to_right or blocks (sampling/decoders)
             "decode": decode(),
-            # Classifier-free guidance; features: the first so many of a token's outputs are guided, 0: all
-            "guidance": {"scale": 2.0, "interval": (0.0, 1.0), "rescale": 0.0, "features": 0},
+            # Classifier-free guidance; features: the first so many of a token's outputs are guided, 0: all; ramp 1: it
+            # rises from none at t = 1 to `scale` at t = 0
+            "guidance": {"scale": 2.0, "interval": (0.0, 1.0), "ramp": 0.0, "rescale": 0.0, "features": 0},
             # every 0: at the end only. ema: an average, of ema.decay, or of the decay or width that is given here
             "eval": {"every": 0, "ema": True, "decay": 0.0, "width": 0.0, "evaluators": {}},
             "data": {

@@ -1,6 +1,7 @@
 """Classifier-free guidance: guided = null + scale (cond - null) on the outputs of a head.
 
-Sources: Ho & Salimans 2022; Kynkäänniemi et al. 2024 (interval); Lin et al. 2023, section 3.4 (rescale).
+Sources: Ho & Salimans 2022; Kynkäänniemi et al. 2024 (interval); Lin et al. 2023, section 3.4 (rescale); Chang
+et al. 2023 "Muse" (ramp).
 """
 
 import dataclasses
@@ -17,15 +18,17 @@ class Guidance:
 
     scale      1: the conditional output, 0: the unconditional one
     interval   times (lo, hi), inclusive, with guidance; at other times the output is the conditional one
+    ramp       in [0, 1]: at time t the scale is scale - ramp (scale - 1) t, so that with 1 it rises from none
     rescale    phi in [0, 1]: interpolates the guided outputs to the standard deviation of the conditional ones
     features   number of features of vectors that are guided, the first ones (official DiT and MonoFormer: those of 3 of
                4 channels); 0: all
 
-    Raises ValueError for an empty interval, a rescale outside [0, 1] and a negative number of features.
+    Raises ValueError for an empty interval, a rescale or ramp outside [0, 1] and a negative number of features.
     """
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    ramp: float = 0.0
     rescale: float = 0.0
     features: int = 0
 
@@ -34,6 +37,8 @@ class Guidance:
             raise ValueError(f"guidance.interval={tuple(self.interval)} is empty; give (lo, hi) with lo <= hi")
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"guidance.rescale={self.rescale}; give a value between 0 and 1")
+        if not 0 <= self.ramp <= 1:
+            raise ValueError(f"guidance.ramp={self.ramp}; give a value between 0 and 1")
         if self.features < 0:
             raise ValueError(f"guidance.features={self.features}; give 0 for all, or a number of features")
         object.__setattr__(self, "interval", tuple(self.interval))
@@ -44,7 +49,7 @@ class Guidance:
         """The guided output at the scalar time t; only the first `guided` numbers differ from `cond`."""
         width = cond.shape[-1] if guided is None else guided
         c, n = cond[..., :width], null[..., :width]
-        full = self._rescaled(n + self.scale * (c - n), c)
+        full = self._rescaled(n + (self.scale - self.ramp * (self.scale - 1) * t) * (c - n), c)
         inside = (jnp.asarray(t) >= self.interval[0]) & (jnp.asarray(t) <= self.interval[1])
         return jnp.concatenate([jnp.where(inside, full, c), cond[..., width:]], axis=-1)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from src.sampling.guidance import Guidance
+from tests.helpers.family import golden
 from tests.helpers.small import close
 
 A, B = jax.random.split(jax.random.key(0))
@@ -30,6 +31,18 @@ def test_interval_is_closed_and_works_on_traced_times():
         close(guide(t), expected)
 
 
+def test_a_ramp_rises_from_no_guidance_as_published():
+    """ReDDiT's scale of the step from t to s is ours at s."""
+    for masks in (1, 4):
+        arrays = golden(f"reddit/step_m{masks}")
+        scale = arrays["cfg2p5_linear_scale"]
+        s = arrays["t"] - arrays["dt"]
+        close(Guidance(scale=2.5, ramp=1.0)(COND, NULL, s), NULL + scale * (COND - NULL))
+    for t, expected in [(1.0, COND), (0.0, 3 * COND - 2 * NULL), (0.5, 2 * COND - NULL)]:
+        close(Guidance(scale=3.0, ramp=1.0)(COND, NULL, t), expected)
+    close(Guidance(scale=3.0, ramp=0.5)(COND, NULL, 1.0), 2 * COND - NULL)
+
+
 def test_rescale_matches_the_standard_deviation_of_each_row():
     full = Guidance(scale=7.0)(COND, NULL, 0.5)
     matched = Guidance(scale=7.0, rescale=1.0)(COND, NULL, 0.5)
@@ -45,5 +58,7 @@ def test_meaningless_options_are_refused():
         Guidance(interval=(0.8, 0.2))
     with pytest.raises(ValueError, match=r"guidance.rescale=1\.5"):
         Guidance(rescale=1.5)
+    with pytest.raises(ValueError, match=r"guidance.ramp=-0\.5"):
+        Guidance(ramp=-0.5)
     with pytest.raises(ValueError, match=r"guidance.features=-1"):
         Guidance(features=-1)
