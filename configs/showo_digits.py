@@ -11,7 +11,7 @@ from configs import common
 
 
 def get_config(name: str | None = None):
-    """Variants: debug."""
+    """Variants: learned (codes that are trained with the network, in place of k-means), debug."""
     image = common.image(8, 8, 1) | {
         "embed": {"name": "tokens", "init": "normal:0.125", "positions": "sincos"},
         "process": {"name": "categorical", "mask": 1.0, "schedule": {"name": "keep:CosineDecay"}},
@@ -27,4 +27,14 @@ def get_config(name: str | None = None):
     config.steps = 1500
     config.decode.image.steps = 16
     config.guidance.scale = 1.5
-    return common.variant(config, name)
+    return common.variant(config, name, learned=learned)
+
+
+def learned(config):
+    """A vector quantiser over the whole image."""
+    with config.unlocked():
+        del config.fields.image.codec["codes"]
+        config.fields.image.learned = {"name": "vector_quantizer", "codes": 64}
+        for task in config.tasks.values():
+            task.objectives.codec = {"name": "codec", "names": ("image",), "weight": 1.0}
+    return config

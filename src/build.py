@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,13 +62,15 @@ def build_field(name: str, group: Any, samples: Any) -> Field:
     """A row of the table. Raises ValueError for parts that do not fit."""
     where = f"fields.{name}"
     codec = build_chain(group.codec, f"{where}.codec", samples)
-    process = step = None
+    process, step, spec = None, None, codec.spec
+    if group.get("learned"):  # the process corrupts its ids
+        spec = dataclasses.replace(spec, vocab=group.learned.codes, features=None)
     if group.get("process"):
-        process = build("corruption", group.process, where=f"{where}.process", field=codec.spec)
+        process = build("corruption", group.process, where=f"{where}.process", field=spec)
     if group.get("step"):
         step = build("sampling/steps", group.step, where=f"{where}.step")
     flags = {key: group[key] for key in ("hint", "timed", "time_token") if key in group}
-    return Field(name, codec.spec, codec, process, step, **flags)
+    return Field(name, codec.spec, codec, process, step, learned=bool(group.get("learned")), **flags)
 
 
 def build_plan(name: str, config: Any, task: SourceTask, rows: int, fields: Mapping[str, Field]) -> TaskPlan:

@@ -142,6 +142,7 @@ class Field:
     noise       (key, (B, N)) -> all that the `nll` of its head draws
     hint        its embedder has a self-conditioning input
     timed       noisy tokens are told their time
+    learned     its codec has a last part among the parameters, which gives what the process corrupts
     time_token  a time token stands before its segments, where the conditioning makes some
     """
 
@@ -154,6 +155,7 @@ class Field:
     hint: bool = False
     timed: bool = True
     time_token: bool = False
+    learned: bool = False
 
 
 @struct.dataclass
@@ -195,7 +197,9 @@ class Hidden:
 class BoundField(Head, Protocol):
     """A row of the table with its parameters and its state; it is the field's head, too.
 
-    encode   clean tokens as the process corrupts them: themselves, or what a learned codec makes of them; `decode` back
+    encode         clean tokens as the process corrupts them: themselves, or what a learned codec makes of them;
+                   `decode` back
+    codec_losses   what a learned codec is trained on, by name, [B, N] each
     """
 
     field: Field
@@ -203,6 +207,7 @@ class BoundField(Head, Protocol):
 
     def encode(self, value: Array) -> PyTree: ...
     def decode(self, x0: PyTree) -> Array: ...
+    def codec_losses(self, value: Array) -> dict[str, Array]: ...
 
 
 @runtime_checkable

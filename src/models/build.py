@@ -89,7 +89,8 @@ def _parts(options: Mapping[str, Any], field: Field, key: jax.Array, shared: dic
         hint = nnx.Linear(process.guided, shared["width"], use_bias=False, dtype=shared["dtype"], rngs=rngs)
     embed = part("embed", "models/embedders", spec=inputs)
     head = part("head", "models/heads", spec=field.spec, outputs=outputs)
-    return FieldParts(embed, head, hint=hint)
+    learned = part("learned", "models", spec=field.spec)
+    return FieldParts(embed, head, codec=learned, hint=hint)
 
 
 def numbers_of(spec: FieldSpec) -> int:

@@ -27,6 +27,7 @@ from src.sequence.segment import Segment
 STACKED = "trunk/layers/"  # where parameters have a first axis of layers
 TEACHER = "teacher"  # beside the parts of a model: parameters that the run began with
 STATES = "states"  # and: the states of adaptive processes, by field
+Part = nnx.Module | None
 
 
 class FieldParts(nnx.Module):
@@ -34,17 +35,11 @@ class FieldParts(nnx.Module):
 
     embed   value -> vectors [B, N, D]; of a condition [B, D]
     head    hidden states -> outputs
-    codec   learned: ids -> the vectors that the process corrupts
+    codec   learned: clean tokens <-> what the process corrupts
     hint    self-conditioning -> what is added to the embedding; linear without bias, so that none is a hint of zeros
     """
 
-    def __init__(
-        self,
-        embed: nnx.Module | None = None,
-        head: nnx.Module | None = None,
-        codec: nnx.Module | None = None,
-        hint: nnx.Module | None = None,
-    ):
+    def __init__(self, embed: Part = None, head: Part = None, codec: Part = None, hint: Part = None):
         self.embed, self.head, self.codec, self.hint = embed, head, codec, hint
 
 
@@ -96,6 +91,10 @@ class ModelField:
     def decode(self, x0: PyTree) -> Array:
         """Clean tokens again."""
         return x0 if self.parts.codec is None else self.parts.codec.decode(x0)
+
+    def codec_losses(self, value: Array) -> dict[str, Array]:
+        """What the learned codec is trained on."""
+        return self.parts.codec.losses(value)
 
     def _scoped(self, call: Callable[..., Array], *arguments: Any) -> Array:
         with jax.named_scope(f"head_{self.field.name}"):  # of the head's operations in a trace

@@ -20,6 +20,13 @@ def check_objectives(
             raise ValueError(f"{at} is about {missing}, but the task has {have}")
         if getattr(objective, "predicts_next", False):
             _check_next(at, layout, objective)
+        if getattr(objective, "trains_codec", False):
+            for name in objective.names:
+                if not fields[row_of(name)].learned:
+                    raise ValueError(
+                        f"{at} trains the codec of {name!r}, but fields.{row_of(name)} has no learned one: give it the"
+                        " group `learned`"
+                    )
         if getattr(objective, "adds_noise", False):
             _check_noise(at, layout, objective, fields)
             for name in objective.names:

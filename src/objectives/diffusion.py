@@ -114,6 +114,8 @@ class Diffusion:
             c, tokens = aux[name], hidden.view.batch.tokens[name]
             process, outer = net.field(name).process, tokens.valid.ndim - 1
             target, value = _fold((tokens.target & tokens.valid, tokens.value), outer)
+            if c.x0.ndim < value.ndim:  # a learned codec makes ids of vectors
+                value = c.x0
             found = self.losses[name](process, self._output(net, hidden, name), c, value)
             prefix = "" if len(self.names) == 1 else f"{name}/"
             for number, (label, each) in enumerate(found.items()):

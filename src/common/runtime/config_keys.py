@@ -15,7 +15,7 @@ from src.common.runtime.config_dict import TABLES, join, matches, suggestion
 
 CONFIGS = os.path.join(os.path.abspath(__file__ + "/../../../.."), "configs")
 TASK = ("weight", "source", "template", "objectives")
-FIELD = ("codec", "embed", "head", "process", "step", "hint", "timed", "time_token")
+FIELD = ("codec", "embed", "head", "process", "step", "learned", "hint", "timed", "time_token")
 FORMER = {"share": "weight", "data": "source and template"}  # of a task, before tasks had sources and templates
 # Groups whose keys may be left out, because what reads them has defaults.
 DEFAULTS = ("compiled_step", "teacher", "mesh", "model", "optim", "sharding", "checkpoint", "watchdog", "doctor")
