@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from src.common.rng import stream
@@ -24,7 +25,8 @@ class Diffusion:
 
     loss        of all names, or by name (`objectives/losses`)
     timesteps   (key, shape) -> process times (`corruption/timesteps.py`)
-    per         draw one time for each `row` (in packed rows, each part), `block` of the noisy copy, or `token`
+    per         draw one time for each `row` (in packed rows, each part), `block` of the noisy copy (in packed rows,
+                each block of each example), or `token`
     given       some tokens of the names may be given: these keep time 0 and get no noise; every token has a time
     hint        probability that a row reads its own first estimate (self-conditioning, Chen et al. 2022, arXiv
                 2208.04202); it needs a second pass of the trunk, without gradient
@@ -57,10 +59,11 @@ class Diffusion:
         first = view.batch.tokens[self.names[0]]
         outer, length = first.valid.shape[:-1], first.valid.shape[-1]
         rows = math.prod(outer)
-        sizes = view.layout.segment(self.names[0]).sizes(noisy=True)
-        times = self.timesteps(time_key, (rows, {"row": 1, "block": len(sizes), "token": length}[self.per]))
+        block = view.layout.block_of(view.batch, self.names[0]) if self.per == "block" else np.zeros(1, np.int32)
+        blocks = int(block.max()) + 1 if isinstance(block, np.ndarray) else length  # as many as there may be
+        times = self.timesteps(time_key, (rows, length if self.per == "token" else blocks))
         if self.per == "block":
-            times = jnp.repeat(times, jnp.asarray(sizes), axis=1, total_repeat_length=length)
+            times = jnp.take_along_axis(times, jnp.broadcast_to(block, (rows, length)), axis=1)
         noise = {}
         for number, name in enumerate(self.names):  # the first name uses the key itself
             own = noise_key if number == 0 else stream(noise_key, name)

@@ -105,7 +105,7 @@ class FixedLayout:
             sizes = segment.sizes(noisy=copy == "noisy")
             begins = np.repeat(np.cumsum((0, *sizes[:-1])), sizes)
             ends = np.repeat(np.cumsum(sizes) - 1, sizes)
-            blocks = np.repeat(np.arange(len(sizes)), sizes)
+            blocks = segment.block_numbers(noisy=copy == "noisy")
             copied = first != start
             read[here] = first + begins - 1 if copied else first + ends
             write[here] = NEVER if copied else first + ends
@@ -137,6 +137,11 @@ class FixedLayout:
                 own = (2 * number + copied + 1) * NEVER // 128 + 1 + block  # different from all static groups
                 group = group.at[:, here].set(own if alone else 0)
         return read, write, group
+
+    def block_of(self, batch: Batch, name: str) -> Int[Array | np.ndarray, "*B N"]:
+        """Number of the noisy block of each token: numpy [N], or [B, N] where rows have blocks of their own."""
+        block = batch.tokens[name].block
+        return self.segment(name).block_numbers(noisy=True) if block is None else block
 
     def valid(self, batch: Batch) -> Bool[Array, "B S"]:
         """Slots that are not padding; leads are valid if the first token of their segment is."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 ROLES = ("clean", "noisy", "copies")
 MODES = {"causal": 1, "bidirectional": 0}
 Blocks = int | tuple[int, ...]
@@ -58,6 +61,11 @@ class Segment:
         size = blocks or self.length
         whole, rest = divmod(self.length, size)
         return (size,) * whole + ((rest,) if rest else ())
+
+    def block_numbers(self, noisy: bool = False) -> Int[np.ndarray, " N"]:
+        """Number of the block of each token of one copy."""
+        sizes = self.sizes(noisy)
+        return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
 
 
 def block_sizes(mode: Any, length: int, where: str) -> Blocks:

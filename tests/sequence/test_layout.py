@@ -8,6 +8,7 @@ from src.interfaces import Batch, SequenceSpec, Tokens
 from src.sequence.layout import FixedLayout
 from src.sequence.mask import visible
 from src.sequence.segment import Segment
+from tests.helpers.family import golden
 
 
 def draw(mask):
@@ -89,6 +90,19 @@ def test_a_noisy_copy_reads_the_clean_blocks_before_its_own_and_nobody_reads_it(
     ]  # fmt: skip
     position = layout.spec(batch_of(layout)).position[0, :, 0]
     assert position.tolist() == [0, 1, 2, 3, 4, 5, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("length, size", [(6, 1), (6, 2), (6, 3), (6, 6), (8, 4)])
+def test_the_published_mask_of_block_diffusion(length, size):
+    """BD3-LM has the noisy tokens first; both halves have the same positions."""
+    layout = FixedLayout((Segment("i", length, size, role="copies"),))
+    swapped = np.roll(np.arange(2 * length), length)
+    wanted = golden("bd3lm/block_mask")[f"mask_n{length}_b{size}"]
+    np.testing.assert_array_equal(mask_of(layout)[np.ix_(swapped, swapped)], wanted)
+    position = layout.spec(batch_of(layout)).position[0, :, 0]
+    np.testing.assert_array_equal(position, np.tile(np.arange(length), 2))
+    beside = mask_of(FixedLayout((Segment("i", length, 1, role="copies", noisy_blocks=size),)))
+    np.testing.assert_array_equal(beside[length:], mask_of(layout)[length:])
 
 
 def test_both_copies_of_a_markov_segment_see_none_of_its_earlier_blocks():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from src.interfaces import Batch, Packing, Tokens
+from src.sequence.layout import FixedLayout
 from src.sequence.mask import visible
 from src.sequence.packed import PackedLayout
 from src.sequence.segment import Segment
@@ -89,6 +90,30 @@ def test_parts_are_joined_into_their_slots():
     assert joined[:12] == [100, 50, 0, 1, 51, 2, 3, 107, 108, 70, 71, 111]
     owner = layout.join(batch, {("image", "clean"): np.arange(3)[:, None].repeat(2, axis=1)}, fill=-1)
     assert owner[0].tolist() == [-1, -1, 0, 0, -1, 1, 1, *[-1] * 9]
+
+
+def test_noisy_copies_have_the_blocks_of_each_example():
+    """Examples of 5 and 3 tokens and a slot of padding: the mask is that of each alone."""
+    sizes, slots = (5, 3), 9
+    example = jnp.asarray(np.repeat([1, 2, 0], [*sizes, 1])[None])
+    text = Segment("text", slots, 1, "copies", noisy_blocks=2)
+    layout, there = PackedLayout((text,), slots), np.asarray(example > 0)
+    batch = Batch({"text": Tokens(jnp.zeros((1, slots), jnp.int32), there, there)}, packing=Packing(example, {}))
+    spec, wanted = layout.spec(batch), np.zeros((2 * slots, 2 * slots), bool)
+    start = 0
+    for size in sizes:
+        alone = FixedLayout((Segment("text", size, 1, "copies", noisy_blocks=2),))
+        flags = np.ones((1, size), bool)
+        one = alone.spec(Batch({"text": Tokens(np.zeros((1, size), np.int32), flags, flags)}))
+        here = np.concatenate([start + np.arange(size), slots + start + np.arange(size)])
+        wanted[np.ix_(here, here)] = visible(one, one)[0]
+        np.testing.assert_array_equal(spec.position[0, here], one.position[0])
+        start += size
+    np.testing.assert_array_equal(visible(spec, spec)[0], wanted)
+    assert layout.block_of(batch, "text")[0].tolist() == [0, 0, 1, 1, 2, 3, 3, 4, 5]
+    assert not spec.contiguous and layout.length == 2 * slots == layout.static_orders()[0].size
+    with pytest.raises(ValueError, match="blocks of one size, and no other segments"):
+        PackedLayout((Segment("text", 16, 1, "copies"), IMAGE), slots=16)
 
 
 @pytest.mark.parametrize(
