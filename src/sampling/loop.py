@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int
 
 from src.interfaces import Process, PyTree, StepSampler
 
@@ -43,12 +44,24 @@ def integrate_all(
     times: Array,
     hints: Mapping[str, Array] | None = None,
 ) -> dict[str, PyTree]:
-    """x by name at the last of the decreasing `times` [T + 1], from x at the first, in one scan, in at least float32.
+    """x by name at the last of the decreasing `times` [T + 1], from x at the first, in one loop, in at least float32.
 
     hints   of the first step, for fields with self-conditioning; later steps use the estimates of the step before
 
     A second evaluation within a step changes x of one field only; the others keep theirs at the start of the step.
     """
+    return integrate_counted(samplers, denoise, xts, times, hints)[0]
+
+
+def integrate_counted(
+    samplers: Mapping[str, FieldSampler],
+    denoise: DenoiseAll,
+    xts: Mapping[str, PyTree],
+    times: Array,
+    hints: Mapping[str, Array] | None = None,
+) -> tuple[dict[str, PyTree], Int[Array, "*B"]]:
+    """The same, and the number of steps: of each row, where all step samplers can say that a row is `finished`. Then
+    the loop ends with the last row; else it has all steps."""
 
     def body(carry: PyTree, now: tuple[Array, Array, Array]) -> tuple[PyTree, None]:
         (xts, states, hints), (number, t, s) = carry, now
@@ -69,7 +82,27 @@ def integrate_all(
     xts = {name: one.keep_given(min_float32(xts[name])) for name, one in samplers.items()}
     states = {name: one.sampler.init(one.process, xts[name]) for name, one in samplers.items()}
     steps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
-    return jax.lax.scan(body, (xts, states, dict(hints or {})), steps)[0][0]
+    start = (xts, states, dict(hints or {}))
+    if not all(hasattr(one.sampler, "finished") for one in samplers.values()):
+        return jax.lax.scan(body, start, steps)[0][0], jnp.asarray(len(times) - 1)
+
+    def unfinished(carry: PyTree) -> Bool[Array, " B"]:
+        """Rows that need another step."""
+        done = [one.sampler.finished(one.process, carry[0][name], carry[1][name]) for name, one in samplers.items()]
+        return ~functools.reduce(jnp.logical_and, done)
+
+    def again(loop: PyTree) -> Array:
+        number, carry, _ = loop
+        return (number < len(times) - 1) & unfinished(carry).any()
+
+    def step(loop: PyTree) -> PyTree:
+        number, carry, taken = loop
+        taken = taken + unfinished(carry)
+        return number + 1, body(carry, jax.tree.map(lambda a: a[number], steps))[0], taken
+
+    taken = unfinished(start).astype(jnp.int32) * 0
+    _, (xts, *_), taken = jax.lax.while_loop(again, step, (jnp.int32(0), start, taken))
+    return xts, taken
 
 
 def integrate(sampler: StepSampler, process: Process, denoise: Denoise, key: Array, xt: PyTree, times: Array) -> PyTree:

@@ -21,11 +21,11 @@ from src.common.mesh.distributed import to_host
 from src.common.mesh.fsdp import Placement
 from src.common.rng import stream
 from src.common.runtime import stopping
-from src.interfaces import Batch, Field, Layout, Net, PyTree, Task, Tokens, View, row_of
+from src.interfaces import Batch, Field, Layout, Net, PyTree, Task, View, row_of
 from src.sampling.frozen_links import FrozenLinks
 from src.sampling.guidance import Guidance
 from src.sampling.raw_values import decoded
-from src.sampling.rows import abstract, chunk, mesh_of, put, specs_of
+from src.sampling.rows import abstract, chunk, mesh_of, put, resized, specs_of
 from src.sampling.walk import Decoder, SamplingPlan, Walk, fill, plan_of
 
 
@@ -112,25 +112,40 @@ class Pipeline:
         task: str,
         given: Sequence[Mapping[str, Any]],
         seed: int,
-        scale: float | None = None,
-        decoders: Mapping[str, Decoder] | None = None,
+        *more: Any,
+        **options: Any,
     ) -> dict[str, Any]:
         """The same by name, before the host link's `decode`: images float32 [n, h, w, C] about in [-1, 1], or a list if
         shapes differ; texts as lists of ids."""
+        return self.counted(task, given, seed, *more, **options)[0]
+
+    def counted(
+        self,
+        task: str,
+        given: Sequence[Mapping[str, Any]],
+        seed: int,
+        scale: float | None = None,
+        decoders: Mapping[str, Decoder] | None = None,
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """`values`, and how many passes of the network each row needed, [n]."""
         request, mesh = self._request(task, given, scale, decoders), mesh_of(self.params)
-        name, count, parts = request.program.plan.made[0], len(given), []
+        name, count, parts, calls = request.program.plan.made[0], len(given), [], []
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             for number, size in enumerate(self.sizes(count)):
                 stopping.check()
                 start = number * self.batch_size
                 rows = put(chunk((request.batch, request.null), start, size, mesh), mesh)
                 key = np.uint32(seed), np.int32(start)
-                part = _fill(request.program, name, self.params, *rows, *key)
+                part, needed = _fill(request.program, name, self.params, *rows, *key)
                 parts.append({n: to_host(v)[:size] for n, v in part.items()})
+                calls.append(
+                    np.broadcast_to(to_host(needed), (size,)) if not np.ndim(needed) else to_host(needed)[:size]
+                )
         tokens = {n: np.concatenate([part[n] for part in parts])[:count] for n in request.program.plan.made}
         frozen = lambda row, values: self.frozen.decode(row, values, mesh)
         rows = request.batch.tokens
-        return {n: decoded(self.fields[row_of(n)], value, rows[n], frozen) for n, value in tokens.items()}
+        values = {n: decoded(self.fields[row_of(n)], value, rows[n], frozen) for n, value in tokens.items()}
+        return values, np.concatenate(calls)[:count]
 
     def sizes(self, count: int) -> list[int]:
         """Rows of each call of the network that `count` rows need. The noise of a row is the same in all sizes."""
@@ -223,7 +238,7 @@ class Pipeline:
                 begin = max(int(b.max()) for b in begins.values())
                 fitted = decoders[row].fit(segment, begin, free=not self.fields[row].spec.grid)
                 if fitted.length != segment.length:
-                    new = {n: _resized(tokens[n], fitted.length, fitted.length - begin) for n in segment.names}
+                    new = {n: resized(tokens[n], fitted.length, fitted.length - begin) for n in segment.names}
                     tokens |= new
                 segment = fitted
             segments.append(segment)
@@ -303,14 +318,15 @@ def check_times(fields: Mapping[str, Field], layouts: Mapping[str, Layout]) -> N
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fill(
     program: _Program, name: str, params: PyTree, batch: Batch, null: Batch | None, seed: Array, start: Array
-) -> dict[str, Array]:
-    """Generated tokens by name. The key depends on seed, first generated name (`name`) and first row (`start`)."""
+) -> tuple[dict[str, Array], Array]:
+    """Generated tokens by name, and the passes that each row needed. The key depends on seed, first generated name
+    (`name`) and first row (`start`)."""
     placement = Placement(dict(program.specs), program.dtype) if program.specs else None
     net = program.bind(params, placement)
     view = _view(net, batch, program)
     free = None if null is None else _view(net, null, program)
     walk = Walk.begin(net, view, program.plan, free, program.guidance)
-    return fill(walk, stream(jax.random.key(seed), name, start), dict(program.decoders))
+    return fill(walk, stream(jax.random.key(seed), name, start), dict(program.decoders)), walk.calls
 
 
 def _view(net: Net, batch: Batch, program: _Program) -> View:
@@ -324,17 +340,6 @@ def _view(net: Net, batch: Batch, program: _Program) -> View:
         else:
             tokens[name] = encoded(field.codec, old)
     return View(jax.tree.map(jnp.asarray, batch.replace(tokens=tokens)), program.layout)
-
-
-def _resized(tokens: Tokens, length: int, most: int) -> Tokens:
-    """Texts in a segment of another length, with up to `most` new tokens after the given ones."""
-    rows, given = len(tokens.valid), (tokens.valid & ~tokens.target).sum(axis=1)[:, None]
-    number = np.arange(length)
-    value = np.zeros((rows, length, *tokens.value.shape[2:]), tokens.value.dtype)
-    shared = min(length, tokens.valid.shape[1])
-    value[:, :shared] = tokens.value[:, :shared]
-    target = (number >= given) & (number < given + most)
-    return tokens.replace(value=value, valid=number < given + most, target=target)
 
 
 def _raw(host: Any, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Host arrays as rows sharded over the mesh of the parameters."""
+"""Host arrays as rows of one size, sharded over the mesh of the parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from src.common.mesh.sharding import BATCH_AXES, batch_sharding
 from src.common.tree import flatten
-from src.interfaces import PyTree
+from src.interfaces import PyTree, Tokens
 
 
 def mesh_of(params: PyTree) -> Mesh | None:
@@ -59,3 +59,14 @@ def abstract(arrays: PyTree, mesh: Mesh | None) -> PyTree:
     """The result of `put` as abstract arrays."""
     split = None if mesh is None else batch_sharding(mesh)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split), arrays)
+
+
+def resized(tokens: Tokens, length: int, most: int) -> Tokens:
+    """Texts in a segment of another length, with up to `most` new tokens after the given ones."""
+    rows, given = len(tokens.valid), (tokens.valid & ~tokens.target).sum(axis=1)[:, None]
+    number = np.arange(length)
+    value = np.zeros((rows, length, *tokens.value.shape[2:]), tokens.value.dtype)
+    shared = min(length, tokens.valid.shape[1])
+    value[:, :shared] = tokens.value[:, :shared]
+    target = (number >= given) & (number < given + most)
+    return tokens.replace(value=value, valid=number < given + most, target=target)

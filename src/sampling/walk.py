@@ -82,6 +82,7 @@ class Walk:
     spec       `SequenceSpec` of the view
     cache      keys and values of the tokens so far
     last       state of each row's last valid token in the cache [B, D], None at the start of the rows
+    calls      passes of the network that each generated row needed so far, or all of them; decoders count them
     """
 
     net: Net
@@ -91,6 +92,7 @@ class Walk:
     spec: SequenceSpec
     cache: PyTree
     last: Array | None = None
+    calls: Array | int = 0
 
     @classmethod
     def begin(
@@ -122,12 +124,18 @@ class Walk:
     @property
     def arrays(self) -> PyTree:
         """The arrays that change during sampling."""
-        return self.view, self.cache, self.last
+        return self.view, self.cache, self.last, self.calls
 
     def at(self, arrays: PyTree) -> Walk:
         """The walk with other `arrays`."""
-        view, cache, last = arrays
-        return dataclasses.replace(self, view=view, spec=view.layout.spec(view.batch), cache=cache, last=last)
+        view, cache, last, calls = arrays
+        spec = view.layout.spec(view.batch)
+        return dataclasses.replace(self, view=view, spec=spec, cache=cache, last=last, calls=calls)
+
+    def become(self, arrays: PyTree) -> None:
+        """Takes other `arrays`, after a loop."""
+        self.view, self.cache, self.last, self.calls = arrays
+        self.spec = self.view.layout.spec(self.view.batch)
 
     # ------------------------------------------------------------------ rows with guidance
 
@@ -194,6 +202,7 @@ class Walk:
     def read(self, segment: Segment) -> None:
         """Puts a given segment into the cache."""
         self.run(segment, "noisy" if segment.role == "noisy" else "clean", 0, segment.length, keep=True)
+        self.calls = self.calls + 1
 
     def with_noisy(self, segment: Segment, tokens: Mapping[str, NoisyTokens], start: Any) -> Walk:
         """The walk whose network reads these noisy tokens from `start` on."""
