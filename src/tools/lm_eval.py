@@ -8,6 +8,9 @@ python -m src.tools.lm_eval --download
 Without --tasks these are the seven of MonoFormer's table (arXiv 2409.16280): PIQA, HellaSwag, WinoGrande, ARC easy and
 challenge, BoolQ and OpenBookQA, without examples in front. lm-eval fetches their data from the Hugging Face hub;
 --download does this alone, for machines without a network. --include_path is a folder of tasks of your own.
+
+--likelihood=elbo scores a run by the bound of its masked diffusion, from --draws draws for each answer, and tells the
+standard errors beside the scores.
 """
 
 from __future__ import annotations
@@ -75,10 +78,11 @@ def run(values: flags.FlagValues, config: Any) -> None:
         apply_chat_template=values.chat, fewshot_as_multiturn=values.chat, log_samples=False,
     )  # fmt: skip
     setting = {name: values[name].value for name in ("tasks", "num_fewshot", "limit", "chat", "seed")}
-    report = {"model": text.about, "setting": setting, "lm_eval": lm_eval.__version__}
+    about = dict(text.about) | text.uncertainty()
+    report = {"model": about, "setting": setting, "lm_eval": lm_eval.__version__}
     report |= {name: found[name] for name in KEPT if name in found}
     if distributed.is_first():
-        print(f"{table(found)}\nmodel    {text.about}\nsetting  {setting}")
+        print(f"{table(found)}\nmodel    {about}\nsetting  {setting}")
         if values.json:
             from src.common.files.store import write_named
 

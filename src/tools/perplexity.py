@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte of a text file under next-token prediction.
+"""Perplexity and bits per byte of a text file under next-token prediction, or a bound under masked diffusion.
 
 python -m src.tools.perplexity --config=configs/tinyllama_finetune.py --workdir=runs/tinyllama --text=wiki.txt
 python -m src.tools.perplexity --weights=data/tinyllama --text=wiki.txt --context=1024 --json=wiki.json
@@ -6,6 +6,8 @@ python -m src.tools.perplexity --weights=data/tinyllama --text=wiki.txt --contex
 The file is one text; with --lines each line that is not empty is one. Each text is read behind <s>, in windows of at
 most --max_length tokens, and each of its tokens is predicted once, from at least --context tokens before it (behind the
 first window). A larger context is slower and gives lower numbers, so name it beside them.
+
+--likelihood=elbo measures the bound of masked diffusion, with its standard error, in place of next-token prediction.
 
 perplexity = exp(nats / tokens), bits per byte = nats / (bytes · ln 2); tokens are those of the tokenizer without <s>,
 bytes those of the texts in UTF-8.
@@ -100,6 +102,7 @@ def measure(model: Any, texts: list[str], context: int = 1) -> dict[str, Any]:
         "tokens": tokens,
         "bytes": size,
         "texts": len(texts),
+        **model.uncertainty(),
         "lost": sum(model.codec.decode(part) != text for part, text in zip(ids, texts, strict=True)),
     }
 
@@ -109,6 +112,10 @@ def _show(report: dict[str, Any], setting: dict[str, Any], about: dict[str, Any]
     print(f"nats           {report['nats']:,.4f} of {report['tokens']:,} tokens, {report['bytes']:,} bytes, "
           f"{report['texts']:,} texts")  # fmt: skip
     print(f"setting        {setting}\nmodel          {about}")
+    if "standard_error" in report:
+        error = report["standard_error"] * report["bounds"] ** 0.5
+        draws = f"{report['bounds']:,} windows of {report['draws']} draws"
+        print(f"an upper bound, with a standard error of {error:.4f} nats ({draws})")
     if report["lost"]:
         print(
             f"warning: {report['lost']:,} texts do not come back from their ids as they were (white space that the"

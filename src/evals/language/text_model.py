@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from src.evals.language.continuation import Choose, continue_rows
+from src.evals.language.elbo import Bound, Elbo, check_field
 from src.evals.language.likelihood import log_likelihoods, windows
 from src.evals.language.network import TextNetwork
 
@@ -23,6 +25,8 @@ class TextModel:
     add_bos  whether a text begins with the begin-of-text id: every row of training does
     headers  whether "### Human: " and "### Assistant: " stand before the turns of a chat, as in training
     about    what the scores depend on, for reports
+    elbo     likelihoods are bounds under masked diffusion, see `elbo.Elbo`; None: exact, under next-token prediction
+    bounds   those that were estimated so far
 
     Raises ValueError for a field whose codec is no tokenizer.
     """
@@ -31,11 +35,15 @@ class TextModel:
     add_bos: bool = True
     headers: bool = False
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    elbo: Elbo | None = None
+    bounds: list[Bound] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         if not hasattr(self.codec, "bos"):
             name = self.network.field.name
             raise ValueError(f"fields.{name} has no tokenizer, its first codec is {type(self.codec).__name__}")
+        if self.elbo is not None:
+            check_field(self.network)
 
     @property
     def codec(self) -> Any:
@@ -60,15 +68,30 @@ class TextModel:
         return list(self.codec.encode(text)) if text else []
 
     def log_likelihoods(self, pairs: Sequence[Any], told: Told | None = None) -> list[tuple[float, bool]]:
-        """See `likelihood.log_likelihoods`."""
-        return log_likelihoods(self.network, pairs, told)
+        """See `likelihood.log_likelihoods`; with `elbo` the negative bounds, and False for the most likely."""
+        if self.elbo is None:
+            return log_likelihoods(self.network, pairs, told)
+        found = self.elbo(self.network, pairs, told)
+        self.bounds.extend(found)
+        return [(-bound.nats, False) for bound in found]
+
+    def uncertainty(self) -> dict[str, Any]:
+        """Of the bounds so far: how many, the draws of each, and the root mean square and the largest of their
+        standard errors, in nats. Empty for exact likelihoods."""
+        errors = [bound.error for bound in self.bounds]
+        if not errors:
+            return {}
+        square = math.fsum(error**2 for error in errors) / len(errors)
+        about = {"bounds": len(errors), "draws": self.bounds[0].draws}
+        return about | {"standard_error": square**0.5, "largest_standard_error": max(errors)}
 
     def whole(
         self, texts: Sequence[Sequence[int]], context: int = 1, told: Told | None = None
     ) -> list[tuple[float, int]]:
         """Of the ids of each text: the sum of log p (nats) of all of them behind the begin-of-text id, and how many
         there are. See `likelihood.windows`."""
-        cut = [list(windows(ids, self.codec.bos, self.network.length, context)) for ids in texts]
+        length = self.network.length - (self.elbo is not None)  # a bound reads the last token, too, as a mask
+        cut = [list(windows(ids, self.codec.bos, length, context)) for ids in texts]
         found = iter(self.log_likelihoods([pair for pairs in cut for pair in pairs], told))
         return [(sum(next(found)[0] for _ in pairs), len(ids)) for pairs, ids in zip(cut, texts, strict=True)]
 

@@ -46,6 +46,8 @@ class HarnessModel(TemplateLM):
                                  that is what lm-eval's `hf` does with a Llama
     headers                      whether chats have "### Human: " and "### Assistant: ", as in training
     seed                         of draws with a temperature
+    likelihood, draws            "elbo": bounds under the diffusion of a run, from so many draws each; their standard
+                                 errors are in `get_model_info`
     model                        a `TextModel` that is open already, in place of all of them
 
     All processes compute the same requests together, each some rows. Raises ValueError, in one sentence.
@@ -67,6 +69,8 @@ class HarnessModel(TemplateLM):
         headers: bool | None = None,
         dtype: str = "float32",
         seed: int = 0,
+        likelihood: str = "exact",
+        draws: int = 64,
         model: TextModel | None = None,
         max_batch_size: Any = None,
         device: Any = None,
@@ -77,10 +81,13 @@ class HarnessModel(TemplateLM):
         shared = {"length": max_length, "batch_size": int(batch_size), "add_bos": add_bos_token}
         if model is None and bool(config and workdir) == bool(weights):
             raise ValueError("model_args need a run (config=…,workdir=…) or a folder of weights (weights=…)")
+        if likelihood not in ("exact", "elbo") or (likelihood == "elbo" and weights):
+            raise ValueError(f"likelihood={likelihood} is not possible: give exact, or elbo for a run with diffusion")
         if model is None and weights:
             model = open_weights(weights, tokenizer=tokenizer, headers=bool(headers), dtype=dtype, **shared)
         elif model is None:
             parsed = config_flag.parse(flags_of_config("The config."), ["lm_eval", f"--config={config}"])
+            shared["draws"] = int(draws) if likelihood == "elbo" else 0
             model = open_run(parsed, workdir, str(step), ema=ema, field=field, headers=headers, **shared)
         self.text, self.seed, self._new = model, seed, max_gen_toks
 
@@ -116,7 +123,8 @@ class HarnessModel(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What the scores depend on, for the harness's report."""
-        return {f"monoformer_{name}": value for name, value in self.text.about.items()}
+        about = self.text.about | self.text.uncertainty()
+        return {f"monoformer_{name}": value for name, value in about.items()}
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """See `TextModel.encode`."""

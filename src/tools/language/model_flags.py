@@ -21,6 +21,9 @@ def define_model() -> flags.FlagValues:
     flags.DEFINE_string("weights", None, "Instead of a run: a folder of published or converted weights.", **common)
     flags.DEFINE_string("tokenizer", "", "--weights: tokenizer.model, where it is not in the folder.", **common)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "--weights: of the computation.", **common)
+    ways = ["exact", "elbo"]
+    flags.DEFINE_enum("likelihood", "exact", ways, "Next-token prediction, or a bound under diffusion.", **common)
+    flags.DEFINE_integer("draws", 64, "--likelihood=elbo: draws of each bound.", 8, **common)
     flags.DEFINE_integer("batch_size", 8, "Rows of one call.", 1, **common)
     flags.DEFINE_integer("cpu_devices", None, "Devices on a CPU; unless given, one a core.", **common)
     flags.DEFINE_integer("max_length", None, "Tokens of a row; as the config has them.", 1, **common)
@@ -30,6 +33,11 @@ def define_model() -> flags.FlagValues:
 def check_model(values: flags.FlagValues) -> None:
     """Raises ValueError unless the flags name one model."""
     run = bool(values["config"].value and values.workdir)
+    if values.likelihood == "elbo" and (values.weights or values.draws % 4):
+        raise ValueError(
+            f"--likelihood=elbo with --draws={values.draws} is not possible: give a run that was trained by diffusion"
+            " (--config, --workdir), and a multiple of 4 draws"
+        )
     if run == bool(values.weights):
         raise ValueError(
             "give a run, --config=… and its --workdir=…, or --weights, a folder of published or converted weights"
@@ -56,6 +64,7 @@ def open_model(values: flags.FlagValues, config: Any, add_bos: bool = True) -> A
     shared = {"length": values.max_length, "batch_size": values.batch_size, "add_bos": add_bos}
     if values.weights:
         return open_weights(values.weights, tokenizer=values.tokenizer, dtype=values.dtype, **shared)
-    model = open_run(config, values.workdir, values.step, ema=values.ema, field=values.field, **shared)
+    draws = values.draws if values.likelihood == "elbo" else 0
+    model = open_run(config, values.workdir, values.step, ema=values.ema, field=values.field, draws=draws, **shared)
     model.about["config"] = config_flag.name_of(values)
     return model

@@ -17,6 +17,7 @@ from src.common.files.paths import shown
 from src.common.files.safetensors import SafeTensors
 from src.common.mesh.sharding import make_mesh, replicated
 from src.common.tree import flatten, listed, unflatten
+from src.evals.language.elbo import Elbo, options_of
 from src.evals.language.network import TextNetwork
 from src.evals.language.text_model import TextModel
 from src.interfaces import Field, FieldSpec, row_of
@@ -25,6 +26,7 @@ from src.models.pretrained.about import RESERVED, about
 from src.models.pretrained.hf_config import parse_config, read_config
 from src.models.pretrained.initial_weights import Initial, is_initial
 from src.models.pretrained.llama_weights import Published, check_complete
+from src.sequence.segment import Segment
 from src.train.average import used_params
 from src.train.checkpoints.metadata import VERSION, checksum
 from src.train.restored import restore_checkpoint
@@ -45,6 +47,7 @@ def open_run(
     batch_size: int = 8,
     add_bos: bool = True,
     headers: bool | None = None,
+    draws: int = 0,
 ) -> TextModel:
     """The language model of a run's checkpoint.
 
@@ -52,6 +55,8 @@ def open_run(
     field    whose texts are scored; "": the one that the config trains by next-token prediction
     length   tokens of a row; None: the longest one of a task that trains the field so
     headers  see `TextModel`; None: as the templates of the config say
+    draws    of the bound of each likelihood, under the diffusion that the config trains; 0: exact likelihoods, under
+             next-token prediction
 
     Raises ValueError and FileNotFoundError, in one sentence, before parameters are read.
     """
@@ -59,15 +64,16 @@ def open_run(
         config = config.copy_and_resolve_references()
         config.eval.ema = ema
     system = build_system(config)
-    lengths = _trained(system)
-    name = field or next(iter(lengths), "")
-    if len(lengths) > 1 and not field:
-        raise ValueError(f"next-token prediction trains the fields {', '.join(lengths)}: name one (field=…)")
-    if name not in lengths:
+    trained, way = _trained(system, bool(draws)), "diffusion" if draws else "next-token prediction"
+    name = field or next(iter(trained), "")
+    if len(trained) > 1 and not field:
+        raise ValueError(f"{way} trains the fields {', '.join(trained)}: name one (field=…)")
+    if name not in trained:
         raise ValueError(
-            f"no task of the config trains {name or 'a field of texts'} by next-token prediction, so it has no"
-            f" likelihoods; {listed(list(lengths)) or 'no field'} can be scored"
+            f"no task of the config trains {name or 'a field of texts'} by {way}, so it has no such likelihoods;"
+            f" {listed(list(trained)) or 'no field'} can be scored"
         )
+    elbo = Elbo(options_of(trained[name]), draws) if draws else None
     state = restore_checkpoint(system, workdir, step)
     params = used_params(state, system.config)
     kept = ("ema", "decay", "width", "weights")
@@ -79,12 +85,13 @@ def open_run(
         system.fields[name],
         with_extras(state, params),
         dtype,
-        length or lengths[name],
+        length or trained[name].length,
         batch_size,
     )
     if headers is None:
         headers = any(task.template.get("headers", False) for task in config.tasks.values())
-    return TextModel(network, add_bos, headers, told | _setting(network, add_bos))
+    told |= _setting(network, add_bos) | ({"likelihood": "elbo", "draws": draws} if draws else {})
+    return TextModel(network, add_bos, headers, told, elbo)
 
 
 def open_weights(
@@ -151,15 +158,19 @@ def _setting(network: TextNetwork, add_bos: bool) -> dict[str, Any]:
     }
 
 
-def _trained(system: Any) -> dict[str, int]:
-    """The longest row of a task that trains each field of ids by next-token prediction."""
-    found: dict[str, int] = {}
+def _trained(system: Any, noised: bool) -> dict[str, Segment]:
+    """By field of ids, the longest segment that a task trains by next-token prediction, or, `noised`, by diffusion."""
+    found: dict[str, Segment] = {}
     for plan in system.tasks.values():
         for objective, _ in plan.objectives.values():
-            names = {row_of(name) for name in objective.names} if getattr(objective, "predicts_next", False) else ()
-            for name in names:
-                if hasattr(system.fields[name].codec.host, "bos"):
-                    found[name] = max(found.get(name, 0), plan.layout.length)
+            if not getattr(objective, "adds_noise" if noised else "predicts_next", False):
+                continue
+            for name in objective.names:
+                row, length = row_of(name), sum(each.length + each.lead for each in plan.layout.segments)
+                whole = Segment((name,), min(length, plan.layout.length))  # without noisy copies
+                whole = plan.layout.segment(name) if noised else whole
+                if hasattr(system.fields[row].codec.host, "bos"):
+                    found[row] = max(found.get(row, whole), whole, key=lambda each: each.length)
     return found
 
 
