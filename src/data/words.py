@@ -14,6 +14,7 @@ from src.sequence.segment import Segment
 
 CHARACTERS = 32  # of a text that are looked at for each token that it may have
 ENDLESS = 2**16  # characters: no caption of an image, whatever `too_long` says
+MASK = "<mask>"  # a token of a text that is to be filled in
 LONGEST = 2**20  # tokens of a text of a row: each row has arrays of that length
 Parts = Sequence[tuple[Sequence[int], bool]]  # (ids, are they targets?)
 
@@ -48,6 +49,13 @@ class Words:
 
     def check(self, source: Any) -> None:
         """Nothing."""
+
+    def filled(self, parts: Parts) -> list[tuple[Sequence[int], bool]]:
+        """Some parts with further </s> up to the end of their last noisy block, all of them targets."""
+        used = sum(len(ids) for ids, _ in parts)
+        ends = np.cumsum(self.segment.sizes(noisy=True))
+        left = next((int(end) - used for end in ends if end >= used), 0)
+        return [*parts, ([self.codec.eos] * left, True)]
 
     def row(self, parts: Parts, *, prompt: bool = False, make: bool = False) -> Row:
         """The arrays of a text that is given as parts; nothing of a `prompt` is a target, but what is to be made
@@ -96,6 +104,20 @@ def encode(
     if not whole:
         tell_cut("text", room, where)
     return ids[:room], whole
+
+
+def encode_masked(codec: Any, text: str, room: int, where: str) -> list[tuple[list[int], bool]]:
+    """The parts of a text with `<mask>` in place of each unknown token, which are the targets.
+
+    Raises BadRow for a text that cannot be encoded, or is too long.
+    """
+    parts: list[tuple[list[int], bool]] = []
+    for number, given in enumerate(text.split(MASK)):
+        parts += [([0], True)] * (number > 0)
+        parts.append((encode(codec, given.strip(), room, where, skip=True)[0], False))
+    if (count := sum(len(ids) for ids, _ in parts)) > room:
+        raise BadRow("the text is too long", where, f"{count} tokens, and there is room for {room}")
+    return parts
 
 
 def check_lengths(**lengths: int) -> None:

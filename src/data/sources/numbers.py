@@ -160,3 +160,15 @@ class Numbers:
     def texts(self) -> tuple[str, ...]:
         """What a tokenizer of digits and numbers is trained on, the same for both sources."""
         return texts()
+
+    def asked(self, split: str) -> list[_Sentence]:
+        """The sentences of a split; each has a `prompt`."""
+        return sentences(split, self.relations)
+
+    def right(self, prompt: str, answer: str) -> bool:
+        """Whether an answer is the right one, white space aside. Raises KeyError for an unknown prompt."""
+        return answer.split() == self._answers[prompt].split()
+
+    @functools.cached_property
+    def _answers(self) -> dict[str, str]:
+        return {said.prompt: said.answer for said in self.sentences}

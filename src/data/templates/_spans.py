@@ -171,3 +171,10 @@ def lay_out(turns: Sequence[Turn], codec: Any, room: Room, lengths: dict[str, in
 
     whole = all(turn(parts) for parts in turns)
     return Spans(np.asarray(ids, np.int32), np.asarray(kind, np.int8), np.asarray(loss, bool), images, whole)
+
+
+def filled(found: Spans, count: int, eos: int, slots: int) -> Spans:
+    """An example with so many further </s>, as far as a row takes them: targets, where its last token is one."""
+    count = min(count, slots - len(found.ids))
+    more = lambda array, value: np.concatenate([array, np.full(count, value, array.dtype)])
+    return found._replace(ids=more(found.ids, eos), kind=more(found.kind, TEXT), loss=more(found.loss, found.loss[-1]))

@@ -46,6 +46,8 @@ class Packed(Template):
     prompt_length  tokens of a prompt for an image
     buckets        grids (rows, columns) of tokens of the images that are made, the first one the field's
     segment        of the images that are made: `blocks`; `vision_blocks` of the others
+    text_segment   of the text: `role` and `noisy_blocks`, for rows without images
+    filled         an example goes on with </s> up to the end of its noisy block, see `text`
     text, image, vision   fields
 
     A prompt is one example: of an image, "prompt", the words before it; of text alone, `turns` whose last one is a
@@ -64,6 +66,8 @@ class Packed(Template):
         buckets: Sequence[Sequence[int]] = (),
         segment: Mapping[str, Any] | None = None,
         vision_blocks: Any = "causal",
+        text_segment: Mapping[str, Any] | None = None,
+        filled: bool = False,
         text: str = "text",
         image: str = "image",
         vision: str = "vision",
@@ -78,6 +82,7 @@ class Packed(Template):
         self.room, self.too_long, self.drop = Room(length, images, visions), too_long, drop
         self.prompt_length, self.text, self.names = prompt_length, text, {"image": image, "vision": vision}
         self.options = segment_options(segment, blocks="bidirectional", role="noisy") | {"buckets": buckets}
+        self.text_options, self.filled = segment_options(text_segment, blocks="causal"), filled
         self.vision_blocks, self.draws = vision_blocks, images if drop else 0
         self.fill = (image,) if images else (text,)
         self._plans: dict[str, Plan] = {}
@@ -104,9 +109,13 @@ class Packed(Template):
     @property
     def layout(self) -> Layout:
         """Packed rows."""
-        segments = (Segment((self.text,), self.room.slots), *(part.segment for part in self.parts.values()))
+        segments = (self._text, *(part.segment for part in self.parts.values()))
         most = tuple((part.name, self.room[1 + KINDS.index(kind)]) for kind, part in self.parts.items())
         return PackedLayout(segments, self.room.slots, most)
+
+    @property
+    def _text(self) -> Segment:
+        return Segment((self.text,), self.room.slots, **self.text_options)
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process does not plan again.
@@ -128,6 +137,7 @@ class Packed(Template):
             about = None
             if hasattr(source, "identity"):
                 about = [source.identity(), self.codec.fingerprint(), list(self.room), self._lengths, self.too_long]
+                about += [self._text.sizes(noisy=True)[0]] if self.filled else []
             self._sizes = measure(len(source), lambda number: self._spans(example_of(source, number)), about)
         return self._sizes
 
@@ -136,6 +146,9 @@ class Packed(Template):
         turns, whole = spans.encode(spans.turns_of_example(example), self.codec, self.room, example.where)
         found = spans.lay_out(turns, self.codec, self.room, self._lengths)
         whole = whole and found.whole
+        if self.filled and whole:
+            size = self._text.sizes(noisy=True)[0]
+            found = spans.filled(found, -len(found.ids) % size, self.codec.eos, self.room.slots)
         if not whole and self.too_long == "skip":
             raise BadRow("the document is too long", example.where, f"more than {self.room}")
         if not found.loss.any() and not found.images["image"]:
@@ -234,7 +247,8 @@ class Packed(Template):
         image = self.parts.get("image")
         if image is None and self.parts:
             raise ValueError(f"documents with {self.names['vision']} cannot be completed: use a task of picture_chat")
-        words = Words(self.text, self.codec, self.prompt_length if image else self.room.slots)
+        length = self.prompt_length if image else self.room.slots
+        words = Words(self.text, self.codec, length, **({} if image else self.text_options))
         rows = [self._prompt_row(words, image, example, null) for example in examples]
         columns = [words] if image is None else [words, image]
         batch = Batch({column.name: column.tokens(stack(rows)) for column in columns})
