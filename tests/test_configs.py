@@ -6,7 +6,15 @@ import pathlib
 import jax
 import pytest
 
-from configs import digits, imagenet256, journeydb_ultrachat, llava_journeydb, sit_xl2_imagenet256, tinyllama_finetune
+from configs import (
+    digits,
+    imagenet256,
+    journeydb_ultrachat,
+    llada_8b,
+    llava_journeydb,
+    sit_xl2_imagenet256,
+    tinyllama_finetune,
+)
 from src.build import build_system
 from src.common.tree import count_parameters, flatten
 from src.data.pipeline.stream import split_batch
@@ -39,6 +47,14 @@ def test_every_config_builds(name, variant):
         (imagenet256.get_config("paper"), 1_121_673_248),
         # the published 675,129,632 hold a fixed table of 256 positions x 1152, which is no parameter here
         (sit_xl2_imagenet256.get_config("official"), 675_129_632 - 256 * 1152),
+        # without the row of the head for the mask id
+        (llada_8b.get_config(), 8_015_581_184 - 4096),
+        # without the layers for the time (a network of 128 numbers, adaLN in 12 blocks and before the head), the biases
+        # of the feed-forward layers and the head, the scales of 25 norms, and the head's column for the mask id
+        (
+            llada_8b.get_config("bd3lm"),
+            169_627_218 - 49_408 - 12 * 594_432 - 198_144 - 12 * 3_840 - 50_258 - 25 * 768 - 768,
+        ),
         # without the published model's unused variance outputs
         (sit_xl2_imagenet256.get_config(), 675_129_632 - 256 * 1152 - 16 * 1153),
     ],
