@@ -7,6 +7,8 @@ ema    use its averaged weights (its folder `ema`) in place of the last ones
 skip   regexes: leaves with a matching path are initialized at random, though the folder has them
 
 Leaves that the folder lacks are initialized at random, and leaves that the model lacks are ignored; both are logged.
+The embedding of a field whose process has mask ids has rows for them behind those of the folder, which are random: so
+diffusion of text begins from a model of next tokens.
 The hash of the weights is part of a run's identity (`System.identity`), so a resumed run does not need the folder.
 """
 
@@ -23,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
 from src.common import tree
 from src.common.files.checksums import fingerprint, fingerprint_in_parts
@@ -34,6 +37,7 @@ from src.models.pretrained.about import SCALING, key_of, other_attention, parame
 from src.models.pretrained.initial_weights import Initial, read_meta
 
 EMA = "ema"
+EMBEDDING = "/embed/table/embedding"
 LARGE, PART = 2**24, 2**22  # elements
 
 
@@ -78,18 +82,23 @@ class InitFrom:
         found, wanted = self._opened(), tree.flatten(abstract)
         skipped = [path for path in found.shapes if any(re.search(rule, path) for rule in self.skip)]
         taken = [path for path in wanted if path in found.shapes and path not in skipped]
+        grown = [path for path in taken if self._masks(path) and _rows(found, path) < wanted[path].shape[0]]
         self._check(found, wanted, taken)
         self._hash = found.hash
         check_same({"the initial weights": found.hash})
         fresh = [path for path in wanted if path not in taken]
-        leaves = dict(init(fresh)) if fresh else {}
-        leaves |= {path: place(found, path, wanted[path].dtype, wanted[path].sharding) for path in taken}
+        leaves = dict(init([*fresh, *grown])) if fresh or grown else {}
+        with_masks = {path: _put_rows(leaves[path], found, path) for path in grown}
+        whole = [path for path in taken if path not in grown]
+        leaves |= {path: place(found, path, wanted[path].dtype, wanted[path].sharding) for path in whole}
+        leaves |= with_masks
         for path in fresh:  # copies of a mixture of transformers start from the trunk's weights
             if mot.is_copy(path) and mot.original(path) in taken:
                 leaves[path] = jnp.copy(leaves[mot.original(path)])
         if told := other_attention(found.meta["published"], self.config):
             logging.warning("%s", told)
-        found.check(_prints({path: leaves[path] for path in taken}, found))
+        read = {path: leaves[path][: _rows(found, path)] if path in grown else leaves[path] for path in taken}
+        found.check(_prints(read, found))
         self._tell(found, wanted, taken, fresh, skipped)
         return tree.rebuild(leaves, abstract)
 
@@ -112,7 +121,8 @@ class InitFrom:
                 wrong.append(f"{key} is {value!r} there and {now!r} here")
                 advice.append(f"{key}={tuple(value) if isinstance(value, list) else value}")
         for path in taken:
-            if found.shapes[path].shape != wanted[path].shape:
+            rows, *rest = wanted[path].shape or (0,)
+            if found.shapes[path].shape not in (wanted[path].shape, (rows - self._masks(path), *rest)):
                 wrong.append(f"{path} is {list(found.shapes[path].shape)} there and {list(wanted[path].shape)} here")
         if not taken:
             wrong.append("they have no parameter of this model")
@@ -126,6 +136,12 @@ class InitFrom:
         if idle:
             raise ValueError(f"init_from.skip has rules without a match in {shown(self.folder)}: {tree.listed(idle)}")
 
+    def _masks(self, path: str) -> int:
+        """Rows of an embedding for the mask ids of its field's process."""
+        row = path.removeprefix("fields/").removesuffix(EMBEDDING)
+        process = self.config.get("fields", {}).get(row, {}).get("process") or {}
+        return process.get("masks", 1) if path == f"fields/{row}{EMBEDDING}" and process.get("mask", 0) else 0
+
     def _tell(
         self, found: Initial, wanted: Mapping[str, Any], taken: list[str], fresh: list[str], skipped: list[str]
     ) -> None:
@@ -137,6 +153,19 @@ class InitFrom:
         unused = [path for path in found.shapes if path not in wanted]
         if unused or skipped:
             logging.info("not used of the initial weights: %s", ", ".join(sorted({*unused, *skipped})))
+
+
+def _rows(found: Initial, path: str) -> int:
+    """The length of a leaf's first axis."""
+    return (found.shapes[path].shape or (0,))[0]
+
+
+def _put_rows(leaf: jax.Array, found: Initial, path: str) -> jax.Array:
+    """A leaf with the first rows of the folder's, which has fewer."""
+    sharding, rows = leaf.sharding, _rows(found, path)
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
+    put = jax.jit(lambda leaf, read: leaf.at[:rows].set(read), out_shardings=sharding)
+    return put(leaf, place(found, path, leaf.dtype, everywhere))
 
 
 def _parts(paths: list[str]) -> list[str]:
