@@ -130,7 +130,10 @@ def test_mistakes_of_sampling_are_told_before_parameters_are_read(trained, tmp_p
         (["--given=three"], "--given=three is no name=value"),
         (["--prompt=a", "--given=prompt=b"], "prompt is given twice"),
         (["--label=3"], "no task starts from --label: caption_to_image from --prompt"),
-        (["--task=number_sentences", f"--image={image}"], "task number_sentences starts from --prompt, not --image"),
+        (
+            ["--task=number_sentences", f"--image={image}"],
+            "number_sentences starts from --prompt and --given masked=…, not --image",
+        ),
         (["--given=caption=3", f"--given=image={image}"], "task caption_to_image generates image"),
         (["--prompt=a", "--grid=2x8"], "--grid=2x8 is no bucket of task caption_to_image; it has none"),
         (["--task=poems", "--prompt=a"], "there is no task 'poems'"),
