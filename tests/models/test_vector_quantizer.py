@@ -45,6 +45,7 @@ def trained(train, steps, far=0, **options):
     return nnx.merge(graph, fit(params))
 
 
+@pytest.mark.faults
 def test_codes_over_whole_images_lose_no_more_than_those_of_patches(tmp_path):
     """Held-out digits: 64 codes, learned by gradients in 1000 steps, against 64 centroids of k-means."""
     images = patches()
@@ -56,6 +57,7 @@ def test_codes_over_whole_images_lose_no_more_than_those_of_patches(tmp_path):
     assert len(np.unique(codec.encode(train))) == 64
 
 
+@pytest.mark.faults
 def test_dead_codes_are_revived():
     train = jnp.asarray(patches()[:1437])
     used = {weight: len(np.unique(trained(train, 600, far=32, revive=weight).encode(train))) for weight in (0.0, 0.1)}

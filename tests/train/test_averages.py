@@ -207,6 +207,7 @@ def trained(folder):
     return whole, again
 
 
+@pytest.mark.faults
 def test_a_run_keeps_its_averages_and_makes_others(tmp_path, capsys):
     """Resumed it has the same bits; evaluations and exports take the average that they name."""
     whole, again = trained(tmp_path / "whole")
