@@ -145,7 +145,7 @@ class Trainer:
     @property
     def _once(self) -> dict[str, Any]:
         """Compiler options of programs that run once: on a CPU, compiling them takes half the time at this level."""
-        fast = jax.config.jax_disable_most_optimizations  # level 0 already
+        fast = jax.config.read("jax_disable_most_optimizations")  # level 0 already
         cpu = self.mesh.devices.flat[0].platform == "cpu"
         return {"xla_backend_optimization_level": 1} if cpu and not fast else {}
 
