@@ -1,16 +1,19 @@
-"""The compiled train step in the workdir, so that a run that starts again on new machines does not compile.
+"""The compiled train step as a file, so that a run that starts again neither traces nor compiles it.
 
-`<workdir>/compiled/train_step` is the step for the devices that the run had last (`common/runtime/executables.py`). It
-is loaded if everything that it depends on is as it was, without tracing; else a line tells what differs, the step is
-compiled, and the file is written anew. A failure here never stops a run.
+`<workdir>/compiled/train_step` is the step for the devices that the run had last (`common/runtime/executables.py`), for
+starts on new machines. Runs in a local workdir have their steps in the cache of programs of this machine, a file for
+each digest of what the step depends on. A step is loaded if everything that it depends on is as it was; else a line
+tells what differs, the step is compiled, and the file is written anew. A failure here never stops a run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pathlib
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -28,6 +31,9 @@ from src.train.step import StepMetrics
 from src.train.trainer import Trainer
 
 FILE = "compiled/train_step"
+FOLDER = "train_steps"  # in the cache of programs
+KEPT = 16  # files there, at most
+HIT = "/jax/compilation_cache/cache_hits"
 CHOICES = ("auto", "on", "off")
 # Options that the step does not depend on.
 OUTSIDE = ("seed", "init_from", "log", "eval", "checkpoint", "watchdog", "doctor", "sample", "decode",
@@ -38,6 +44,8 @@ PACKAGES = ("flax", "optax", "numpy")
 class SavedStep:
     """The compiled step of a trainer, from the workdir where there is one."""
 
+    level = logging.INFO  # of lines that say why there is no step
+
     def __init__(self, trainer: Trainer, workdir: Any):
         self.trainer, self.path = trainer, epath.Path(workdir) / FILE
 
@@ -47,12 +55,16 @@ class SavedStep:
         try:
             return self.load(facts)
         except FileNotFoundError:
-            logging.info("there is no compiled step in %s yet", self.path)
+            logging.log(self.level, "there is no compiled step in %s yet", self.path)
         except Exception as error:  # of any kind: the step can be compiled
             told = " ".join(str(error).split())[:300] or type(error).__name__
             logging.warning("the compiled step in %s is not used, because %s: compiling", self.path, told)
-        compiled = self.trainer.lower().compile()
-        if is_first():
+        with _cache_hits() as hits:
+            compiled = self.trainer.lower().compile()
+        if hits:  # written again, such a program lacks functions (jaxlib 0.10.2 on CPU)
+            told = "the compiled step is not written to %s, since it came from JAX's cache of programs"
+            logging.log(self.level, told, self.path)
+        elif is_first():
             background.begin(lambda: self.save(compiled, facts), "saved step")
         return compiled
 
@@ -83,22 +95,61 @@ class SavedStep:
         return executables.write_program(self.path, compiled, facts, about)
 
 
+class CachedStep(SavedStep):
+    """The compiled step of a trainer, from the cache of programs of this machine: one of `KEPT` steps."""
+
+    level = logging.DEBUG
+
+    def __init__(self, trainer: Trainer, folder: Any):
+        self.trainer, self.folder = trainer, epath.Path(folder)
+        self.path = self.folder / executables.digest(step_facts(trainer))
+
+    def write(self, compiled: Any, facts: Mapping[str, str]) -> int:
+        """As `SavedStep.write`; of too many files the oldest go."""
+        size = super().write(compiled, facts)
+        files = sorted(self.folder.iterdir(), key=lambda file: file.stat().mtime)
+        for file in files[:-KEPT]:
+            file.unlink(missing_ok=True)
+        return size
+
+
 def use_saved_step(trainer: Trainer, workdir: Any) -> Trainer:
-    """The trainer, which takes its compiled step from the workdir if `compiled_step` of the config says so: "on", or
-    "auto" for a workdir in a store.
+    """The trainer, which takes its compiled step from a file if `compiled_step` of the config says so: "on" from the
+    workdir, "auto" from a workdir in a store, else from the cache of programs, where there is one.
 
     Raises ValueError for another word.
     """
     choice = trainer.system.config.get("compiled_step", "auto")
     if choice not in CHOICES:
         raise ValueError(f"compiled_step={choice!r} is unknown; use one of {', '.join(CHOICES)}")
-    if choice == "off" or (choice == "auto" and not is_remote(workdir)):
+    kept, cache = choice == "on" or is_remote(workdir), jax.config.jax_compilation_cache_dir
+    # Processes that share a cache may see a file or not: each must do what the others do.
+    if choice == "off" or not (kept or (cache and jax.process_count() == 1)):
         return trainer
     if own := own_packages(trainer.system.config):
-        logging.info("the compiled step is not kept, since %s may change without being seen", tree.listed(own))
+        if kept:
+            logging.info("the compiled step is not kept, since %s may change without being seen", tree.listed(own))
         return trainer
-    trainer.compile = SavedStep(trainer, workdir).compile
+    saved = SavedStep(trainer, workdir) if kept else CachedStep(trainer, epath.Path(cache) / FOLDER)
+    trainer.compile = saved.compile
     return trainer
+
+
+@contextlib.contextmanager
+def _cache_hits() -> Iterator[list[str]]:
+    """Gets an entry for each program that this thread finds in JAX's cache."""
+    hits: list[str] = []
+    thread = threading.get_ident()
+
+    def listen(event: str, **_: Any) -> None:
+        if event == HIT and threading.get_ident() == thread:
+            hits.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield hits
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
 
 
 def own_packages(config: Any) -> list[str]:

@@ -1,7 +1,11 @@
 """The compiled step as a file: the same bits when it is loaded, and never one that is stale, damaged or foreign."""
 
 import json
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +21,13 @@ from src.common.mesh.fsdp import Placement
 from src.common.runtime import background, executables
 from src.interfaces import LossTerm
 from src.train import saved_step
-from src.train.saved_step import SavedStep, own_packages, step_facts, use_saved_step
+from src.train.saved_step import CachedStep, SavedStep, own_packages, step_facts, use_saved_step
 from src.train.state import TrainState
 from src.train.step import StepMetrics
 from src.train.trainer import Trainer, make_trainer
+from tests.helpers.compiling import ENVIRONMENT
 from tests.helpers.numbers import bare
+from tests.helpers.one_run import losses
 from tests.helpers.runs import config_of
 
 DEVICES = jax.devices()[:2]
@@ -167,6 +173,57 @@ def test_a_folder_that_cannot_be_written_stops_nothing(saved, tmp_path, monkeypa
     assert "unknown structure" in caplog.text and not (tmp_path / "other").exists()
 
 
+def test_a_step_from_the_cache_of_programs_is_not_written_again(saved, tmp_path, monkeypatch, caplog):
+    """XLA's CPU programs that were loaded once lack functions when they are written and loaded a second time."""
+    trainer, compiled, _ = saved
+    caplog.set_level("INFO", "absl")
+    monkeypatch.setattr(background, "begin", lambda work, name: work())
+
+    def compile(self):
+        jax.monitoring.record_event(saved_step.HIT)
+        return compiled
+
+    monkeypatch.setattr(trainer, "lower", lambda: type("Lowered", (), {"compile": compile})())
+    assert SavedStep(trainer, tmp_path).compile() is compiled and not (tmp_path / saved_step.FILE).exists()
+    assert "it came from JAX's cache" in caplog.text
+    jax.monitoring.record_event(saved_step.HIT)  # of another program
+    monkeypatch.setattr(trainer, "lower", lambda: type("Lowered", (), {"compile": lambda self: compiled})())
+    SavedStep(trainer, tmp_path).compile()
+    assert (tmp_path / saved_step.FILE).exists()
+
+
+def test_the_cache_keeps_the_newest_steps(saved, tmp_path, monkeypatch):
+    trainer, compiled, _ = saved
+    monkeypatch.setattr(saved_step, "KEPT", 2)
+    for number in range(4):
+        monkeypatch.setattr(saved_step, "step_facts", lambda trainer, number=number: {"step": str(number)})
+        step = CachedStep(trainer, tmp_path / "steps")
+        step.save(compiled, saved_step.step_facts(trainer))
+        os.utime(step.path, (number, number))
+        assert step.path.exists() and len(list(step.folder.iterdir())) == min(number + 1, 2)
+    monkeypatch.setattr(trainer, "lower", lambda: pytest.fail("it was traced"))
+    assert CachedStep(trainer, tmp_path / "steps").compile() is not compiled
+
+
+@pytest.mark.faults
+def test_starts_on_one_machine_go_on_from_what_was_compiled(tmp_path):
+    """With a step in the cache, with a program alone there, and with a step in the workdir."""
+    said, steps = [], tmp_path / "cache/monoformer-jax/xla" / saved_step.FOLDER
+    for workdir, choice in (("a", "auto"), ("b", "auto"), ("c", "on"), ("d", "auto")):
+        command = [sys.executable, "-m", "src.main", "--config=configs/digits.py:debug", "--config.steps=3"]
+        command += [f"--workdir={tmp_path / workdir}", f"--config.compiled_step={choice}"]
+        found = os.environ | ENVIRONMENT | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        done = subprocess.run(command, env=found, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert losses(tmp_path / workdir) == losses(tmp_path / "a")
+        said.append(done.stderr)
+        if workdir == "c":  # from now on there is the program alone
+            shutil.rmtree(steps)
+    assert "the compiled step was read from" not in said[0] and f"the compiled step was read from {steps}" in said[1]
+    assert "since it came from JAX's cache" in said[2] and not (tmp_path / "c" / saved_step.FILE).exists()
+    assert not steps.exists(), "a program that was loaded is not written"
+
+
 def test_every_fact_that_matters_is_told_apart(monkeypatch):
     """And what does not change the step is no reason to compile."""
     before = step_facts(trainer_of())
@@ -189,17 +246,24 @@ def test_every_fact_that_matters_is_told_apart(monkeypatch):
     assert executables.machine_facts(devices[:1])["jaxlib"] == "0.0" != flags["jaxlib"]
 
 
-def test_where_a_step_is_kept(tmp_path):
+def test_where_a_step_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(saved_step, "step_facts", lambda trainer: {})
+    cache = jax.config.jax_compilation_cache_dir
     config = config_of()
-    for choice, workdir, kept in (
-        ("auto", tmp_path, False),
-        ("auto", "gs://bucket/run", True),
-        ("on", tmp_path, True),
-        ("off", "gs://bucket/run", False),
-    ):
-        config.compiled_step = choice
-        compile = use_saved_step(trainer_with(config), workdir).compile
-        assert isinstance(compile.__self__, SavedStep) == kept, choice
+    try:
+        for choice, workdir, folder, kept in (
+            ("auto", tmp_path, None, Trainer),
+            ("auto", tmp_path, tmp_path / "xla", CachedStep),
+            ("auto", "gs://bucket/run", tmp_path / "xla", SavedStep),
+            ("on", tmp_path, tmp_path / "xla", SavedStep),
+            ("off", "gs://bucket/run", tmp_path / "xla", Trainer),
+            ("off", tmp_path, tmp_path / "xla", Trainer),
+        ):
+            config.compiled_step = choice
+            jax.config.update("jax_compilation_cache_dir", str(folder) if folder else None)
+            assert type(use_saved_step(trainer_with(config), workdir).compile.__self__) is kept, choice
+    finally:
+        jax.config.update("jax_compilation_cache_dir", cache)
     config.compiled_step = "yes"
     with pytest.raises(ValueError, match="compiled_step='yes' is unknown; use one of auto, on, off"):
         use_saved_step(trainer_with(config), tmp_path)
