@@ -62,7 +62,7 @@ def slow_down():
     around(checkpointer.Checkpointer, "save", lambda self, step, *_: f"save {step}", 0.05)
     around(metadata, "read", lambda *_: "restore", 0.1, 0.2)
     around(retention, "remove", lambda folder: f"remove {folder.name}", 0.1, 0.1)
-    around(loop, "evaluate", lambda system, state, writer, step: f"evaluate {step}")
+    around(loop, "evaluate", lambda system, state, writer, step, *_: f"evaluate {step}")
     around(type(epath.Path("/")), "replace", lambda draft, *_: drafted(draft.name), 0.3)
 
     def drafted(name):
