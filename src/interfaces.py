@@ -295,7 +295,7 @@ class Task(Protocol):
     rows        how many rows a split has, bad ones included
     questions   examples of a split as prompts, without what is made; `invented_question`: one that needs no data
     prompt      rows to be completed, and their layout: a name in `fill` that an example lacks is to be made, one that
-                it has is given; `null` drops the conditions, for guidance
+                it has is given; `null` drops the conditions, for guidance, where the task is `conditional`
 
     It may also have `latents_of`, the hash of the codec whose moments of latents its files hold; reading it opens them,
     and so it is no member that a type check would look at.
@@ -306,6 +306,7 @@ class Task(Protocol):
     layout: Layout
     fill: tuple[str, ...]
     draws: int
+    conditional: bool
 
     @property
     def buckets(self) -> Any: ...

@@ -32,6 +32,7 @@ class SourceTask:
             raise ValueError(f"tasks.{name}.template: {error}") from error
         self.draws = template.draws + getattr(source, "draws", 0)
         self.fill: tuple[str, ...] = template.fill
+        self.conditional: bool = template.conditional
         self.layout: Layout = template.layout
 
     @property

@@ -2,6 +2,8 @@
 
 import importlib
 
+import jax
+import numpy as np
 import pytest
 
 from configs import digits, sit_digits
@@ -27,11 +29,15 @@ def test_a_made_up_prompt_fits_every_task_and_reads_no_data(config):
         assert makes_all(plan.task, batch), name
 
 
-def test_held_out_examples_are_prompts():
+def test_held_out_examples_are_prompts_and_conditions_can_be_dropped_where_there_are_some():
     for module in (digits, sit_digits):
         for name, plan in build_system(config_of(module)).tasks.items():
             given = plan.task.questions(5)
-            assert len(given) == 5 and makes_all(plan.task, plan.task.prompt(given)[1]), name
+            asked = plan.task.prompt(given)[1]
+            assert len(given) == 5 and makes_all(plan.task, asked), name
+            free = jax.tree.leaves(plan.task.prompt(given, null=True)[1])
+            same = all(map(np.array_equal, jax.tree.leaves(asked), free))
+            assert same != plan.task.conditional, f"{name}: guidance makes rows without conditions where there are some"
 
 
 @pytest.mark.parametrize("template", [Chat(64), PictureChat(16, 64), Packed(64)], ids=lambda t: type(t).__name__)

@@ -39,6 +39,7 @@ class Template:
     optional  values that a prompt may have besides
     targets   names of `columns` whose tokens may be targets
     columns   `Words` and `Images`, in the order of their segments; `bind` makes them
+    conditional   whether a prompt without its conditions (`null`) is another row
     """
 
     fill: tuple[str, ...] = ()
@@ -46,6 +47,7 @@ class Template:
     needs: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    conditional: bool = True
     columns: tuple[Any, ...] = ()
 
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:

@@ -83,6 +83,7 @@ class Chat(Template):
     """
 
     needs = answers = ("turns",)
+    conditional = False
 
     def __init__(
         self,

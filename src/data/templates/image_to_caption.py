@@ -26,6 +26,8 @@ class ImageToCaption(Template):
     blocks       how the tokens of the image see each other
     """
 
+    conditional = False
+
     def __init__(
         self,
         length: int | None = None,

@@ -31,6 +31,7 @@ class PictureChat(Template):
 
     needs = answers = ("turns",)
     optional = ("image",)
+    conditional = False
 
     def __init__(
         self,

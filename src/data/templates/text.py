@@ -25,6 +25,7 @@ class Text(Template):
     """
 
     optional = ("masked",)
+    conditional = False
 
     def __init__(
         self,
