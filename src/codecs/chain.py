@@ -30,7 +30,7 @@ from src.interfaces import FieldSpec, Tokens
 @runtime_checkable
 class Link(Protocol):
     """One step of a codec. A host link has what its template calls; a device link has `encode` and `decode` of values
-    with a leading axis of rows; a frozen one is described in `vae_latents.py`.
+    with a leading axis of rows; a frozen one is described in `_frozen.py`.
 
     where   "host", "frozen" or "device"
     shape   of one value behind this link, such as (h, w, C); () for text, whose length is the template's

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable
-from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -15,13 +14,14 @@ from etils import epath
 from jaxtyping import Array, Float, UInt8
 
 from src.codecs import clip
+from src.codecs._frozen import FrozenLink
 from src.codecs.clip_files import read_clip, read_clip_config
 from src.common.files.weight_mapping import content_hash
 from src.common.tree import flatten
 from src.interfaces import FieldSpec, PyTree
 
 
-class ClipVision:
+class ClipVision(FrozenLink):
     """CLIP's vision tower: the states before the last block, without the class token (MonoFormer, LLaVA).
 
     A frozen link, the first of its chain: the data deliver what `preprocess` makes of an image's pixels.
@@ -31,7 +31,9 @@ class ClipVision:
     dtype, rows   of the computation, and images that a device encodes at a time
     """
 
-    where: ClassVar[str] = "frozen"
+    kind = "vision tower"
+    link = "clip_vision"
+    files = "config.json and model.safetensors"
 
     def __init__(
         self,
@@ -43,24 +45,17 @@ class ClipVision:
         dtype: str = "float32",
         rows: int = 32,
     ):
-        self.path, self.dtype, self.rows, self.features = path, dtype, rows, features
+        super().__init__(path, dtype, rows)
+        self.features = features
         self.takes = (size, size, 3)
         self.shape = ((size // patch) ** 2, features)
         self.spec = FieldSpec((size // patch, size // patch), features=features)
         self._wanted = {"image_size": size, "patch_size": patch, "hidden_size": features}
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A data worker prepares images; it needs no parameters.
-        return {name: value for name, value in self.__dict__.items() if name not in ("params", "fingerprint")}
-
     @functools.cached_property
     def tower(self) -> clip.Clip:
         """The tower without its parameters. Raises as `read_clip_config`, and ValueError if it is another one."""
-        if not os.fspath(self.path) or not epath.Path(self.path).exists():
-            raise FileNotFoundError(
-                f"the vision tower's folder {os.fspath(self.path)!r} does not exist: set path of clip_vision"
-                " (fields.<name>.codec) to a folder with config.json and model.safetensors (docs/weights.md)"
-            )
+        self.check_path()
         config = read_clip_config(epath.Path(self.path) / "config.json")
         for name, value in self._wanted.items():
             if getattr(config, name) != value:
@@ -86,7 +81,7 @@ class ClipVision:
 
     def sketch(self) -> tuple[ClipVision, str]:
         """This tower for shapes alone, and what was assumed: without its folder it is a ViT-L of the wanted sizes."""
-        if os.fspath(self.path) and epath.Path(self.path).exists():
+        if self.there:
             return self, ""
         width = self.features
         sizes = {"intermediate_size": 4 * width, "num_attention_heads": max(width // 64, 1)}

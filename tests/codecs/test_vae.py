@@ -256,7 +256,7 @@ def test_the_link_between_pixels_and_patches(golden):
     moments = net.compute(net.params, want["image"])
     np.testing.assert_allclose(moments, jnp.concatenate([want["mean"], want["logvar"]], axis=-1), atol=1e-5)
     mean = net.draw(moments, None)
-    np.testing.assert_allclose(mean, want["mean"] * net.vae.config.scaling_factor, atol=1e-5)
+    np.testing.assert_allclose(mean, want["mean"] * net.network.config.scaling_factor, atol=1e-5)
     assert (net.takes, net.shape, net.moments) == ((size, size, 3), mean.shape[1:], moments.shape[1:])
     for kept in (moments, mean):
         assert net.compute(None, kept) is kept
@@ -267,6 +267,6 @@ def test_the_link_between_pixels_and_patches(golden):
     np.testing.assert_array_equal(codec.decode(tokens), mean)
     decoded = jnp.clip(want["decoded"], -1, 1)
     np.testing.assert_allclose(net.decode(net.params, mean), decoded, atol=1e-5)
-    assert codec.fingerprint == {"VaeLatents": net.vae.latents_hash(net.params)}
+    assert codec.fingerprint == {"VaeLatents": net.network.latents_hash(net.params)}
     with pytest.raises(ValueError, match="are neither pixels"):
         net.encodes((size, size, 5))

@@ -44,7 +44,7 @@ def test_published_tokenizers(system):
     def run(params, images, given):
         latents = network.draw(network.compute(params, images), None)
         ids = codes.encode(latents)
-        return latents, ids, *(network.vqgan.decode(params, codes.decode(i)) for i in (ids, given))
+        return latents, ids, *(network.network.decode(params, codes.decode(i)) for i in (ids, given))
 
     given = jnp.asarray(arrays["given_ids"].reshape(2, -1))
     latents, ids, decoded, decoded_given = run(network.params, last(arrays["image"]), given)
@@ -78,8 +78,8 @@ def test_what_is_refused(tmp_path):
     before = types.SimpleNamespace(shape=(16, 16, 3), spec=None)
     source, latents = FOLDER / "taming_vqgan", types.SimpleNamespace(shape=(8, 8, 10), spec=None)
     for words, make in [
-        ("makes codes of 10 numbers for 2 x 2 pixels", lambda: VqLatents(source, before).params),
-        (r"makes codes of 10 numbers", lambda: VqLatents(source, before, channels=10, factor=4).params),
+        ("makes 10 channels for 2 x 2 pixels", lambda: VqLatents(source, before).params),
+        (r"makes 10 channels", lambda: VqLatents(source, before, channels=10, factor=4).params),
         (
             r"no table .* of \(21, 10\) codes and numbers, but one of \(20, 10\)",
             lambda: Codebook(21, latents, source).table,
@@ -89,7 +89,7 @@ def test_what_is_refused(tmp_path):
         ("lookup='far'", lambda: Codebook(4, latents, lookup="far")),
         ("needs a link in front", lambda: Codebook(4, types.SimpleNamespace(shape=(4, 4), spec=None))),
         ("at most 24 bits", lambda: Signs(types.SimpleNamespace(shape=(8, 8, 32), spec=None))),
-        ("16 x 16 x 3 have no codes", lambda: VqLatents(source, before, factor=3)),
+        ("16 x 16 x 3 have no latents", lambda: VqLatents(source, before, factor=3)),
         ("neither pixels", lambda: VqLatents(source, before).encodes((16, 16, 4))),
     ]:
         with pytest.raises(ValueError, match=words):

@@ -69,12 +69,12 @@ def test_moments_are_drawn_from_and_latents_stay(folder):
     moments = codec.compute(codec.params, values)
     assert codec.shape == (2, 2, 4) and codec.moments == moments.shape[1:]
     drawn = codec.draw(codec.compute(codec.params, moments), jax.random.key(0))
-    np.testing.assert_array_equal(drawn, codec.vae.encode(codec.params, values, jax.random.key(0)))
+    np.testing.assert_array_equal(drawn, codec.network.encode(codec.params, values, jax.random.key(0)))
     np.testing.assert_array_equal(codec.draw(drawn, jax.random.key(1)), drawn)
     with pytest.raises(ValueError, match=r"\(5, 4, 4\) are neither pixels \(4, 4, 3\)"):
         codec.encodes((5, 4, 4))
     with pytest.raises(ValueError, match=r"makes 4 channels for 2 x 2 pixels: .* factor of vae_latents"):
-        _ = VaeLatents(folder / "vae", types.SimpleNamespace(shape=(8, 8, 3))).vae
+        _ = VaeLatents(folder / "vae", types.SimpleNamespace(shape=(8, 8, 3))).network
     with pytest.raises(FileNotFoundError, match=r"path of vae_latents \(fields"):
         _ = VaeLatents(folder / "nothing", PIXELS, factor=2).params
 

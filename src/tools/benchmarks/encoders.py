@@ -113,7 +113,7 @@ def measure_latents(net: Any, size: int, batch: int, files: int, calls: int) -> 
 
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        write_vae(folder / "vae", net.vae, random_params(net))
+        write_vae(folder / "vae", net.network, random_params(net))
         values = latents.define()
         values(["latents", f"--vae={folder}/vae", f"--size={size}", f"--dtype={net.dtype}", f"--batch={batch}"])
         plan = latents.plan(values)

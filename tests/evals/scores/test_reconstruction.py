@@ -65,7 +65,7 @@ def test_an_autoencoder_gives_the_scores_of_what_comes_back(tmp_path):
     images = np.concatenate(blocks)
     assert images.shape == (5, 8, 12, 3) and [len(block) for block in blocks] == [2, 2, 1]
     back = reconstruction.through_codec(field)
-    vae = chain.frozen.vae
+    vae = chain.frozen.network
     floats = jnp.asarray(images) / 127.5 - 1
     expected = jax.jit(lambda params, x: jnp.clip(vae.decode(params, vae.encode(params, x)), -1, 1))
     expected = expected(chain.frozen.params, floats)
