@@ -58,8 +58,8 @@ class FrozenLink:
 
 
 class FrozenAutoencoder(FrozenLink):
-    """A network between the pixels [h, w, 3] of the link before and latents [h/f, w/f, D]. Subclasses have `network`, the
-    network without its parameters.
+    """A network between the pixels [h, w, 3] of the link before and latents [h/f, w/f, D]. Subclasses have `network`:
+    it without its parameters.
 
     channels, factor   D and f
 
