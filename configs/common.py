@@ -56,7 +56,8 @@ def base() -> ConfigDict:
             # keep: the newest that stay; keep_every: those at multiples of it stay too (0: none); best: and so many of
             # the best by a scalar of an evaluator, known where eval.every is (no metric: none; mode: max | min)
             "checkpoint": {"every": 1000, "keep": 2, "keep_every": 0, "best": {"metric": "", "mode": "max", "keep": 1}},
-            # The compiled step is kept in the workdir and loaded by the next start: on | off | auto (in a store alone)
+            # The compiled step is kept and loaded by the next start: on (in the workdir) | off | auto (in a workdir
+            # that is in a store, else in the cache of programs of this machine)
             "compiled_step": "auto",
             # A run that hangs is ended: seconds for the batch or the steps of one log line, for everything before the
             # second step, for one save, for one evaluator; 0: for ever.

@@ -12,6 +12,7 @@ from configs import (
     journeydb_ultrachat,
     llada_8b,
     llava_journeydb,
+    showo,
     sit_xl2_imagenet256,
     tinyllama_finetune,
 )
@@ -55,6 +56,9 @@ def test_every_config_builds(name, variant):
             llada_8b.get_config("bd3lm"),
             169_627_218 - 49_408 - 12 * 594_432 - 198_144 - 12 * 3_840 - 50_258 - 25 * 768 - 768,
         ),
+        # Phi-1.5 with Show-o's 58,498 ids and norms of queries and keys, 1,448,176,770, without scales and shifts of
+        # the norms (shifts alone of those of queries and keys), the text head's biases and the head's mask id
+        (showo.get_config(), 1_448_176_770 - 24 * (4096 + 128) - 4096 - 50_305 - 2049),
         # without the published model's unused variance outputs
         (sit_xl2_imagenet256.get_config(), 675_129_632 - 256 * 1152 - 16 * 1153),
     ],

@@ -242,9 +242,27 @@ def _llava(folder: pathlib.Path) -> None:
 
 
 # By source: the option that is a path, the file of a form, and what makes the form
+def _documents(folder: pathlib.Path) -> None:
+    """`documents.jsonl` of texts."""
+    folder.mkdir()
+    _lines(
+        folder / "documents.jsonl", [{"parts": [{"text": f"Page {i}: {TEXTS[i % len(TEXTS)]}"}]} for i in range(ROWS)]
+    )
+
+
+def _captions(folder: pathlib.Path) -> None:
+    """`captions.jsonl` and `<i>.jpg`."""
+    folder.mkdir()
+    for i in range(ROWS):
+        (folder / f"{i}.jpg").write_bytes(_jpeg(i))
+    _lines(folder / "captions.jsonl", [{"image": f"{i}.jpg", "caption": f"a red fox {i}"} for i in range(ROWS)])
+
+
 FORMS: dict[str, tuple[tuple[str, str, Callable[[pathlib.Path], None]], ...]] = {
     "image_folders": (("folder", "train", _imagenet), ("names", "names.json", _imagenet)),
     "journeydb": (("annotations", "train_anno.jsonl", _journeydb), ("images", "imgs", _journeydb)),
+    "documents": (("folder", "", _documents),),
+    "captions": (("folder", "", _captions),),
     "ultrachat": (("folder", "", _ultrachat),),
     "llava": (("annotations", "llava_v1_5_mix665k.json", _llava), ("images", "", _llava)),
 }
