@@ -48,6 +48,7 @@ OF_DINOV2 = {
     "fid": "fd_dinov2", "kid": "kd_dinov2", "kid_std": "kd_dinov2_std", "precision": "precision_dinov2",
     "recall": "recall_dinov2",
 }  # fmt: skip
+REGISTERS = "the network has registers, and published distances of DINOv2 are of one without"
 TEXTS = 64  # whose embeddings are computed at a time
 ROWS, MOST_ROWS = 64, 1024  # images of a device at a time, and of all
 
@@ -175,7 +176,8 @@ def fid_inception(path: str) -> FeatureNetwork:
 
 
 def dinov2(folder: str) -> FeatureNetwork:
-    """DINOv2 in a folder as transformers has it: config.json and model.safetensors. Raises as `read_dinov2`."""
+    """DINOv2 in a folder as transformers has it, with registers or without: config.json and model.safetensors. Raises
+    as `read_dinov2`."""
     network, params = read_dinov2(folder)
     params = whole(params)
     prepare = lambda images: np.stack([prepare_for_dinov2(each) for each in images])
@@ -184,7 +186,8 @@ def dinov2(folder: str) -> FeatureNetwork:
         return {"pool": by_rows(lambda rows: dinov2_features(network, params, rows), images, prepare)}
 
     outputs, about = {"pool": network.config.hidden_size}, _about("dinov2", folder)
-    return FeatureNetwork(about, outputs, compute, names=OF_DINOV2, identity=_identity("dinov2", params))
+    told = REGISTERS if network.config.num_register_tokens else ""
+    return FeatureNetwork(about, outputs, compute, told, OF_DINOV2, _identity("dinov2", params))
 
 
 # Compiled once for all networks of the same sizes, however often their files are opened.
