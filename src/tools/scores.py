@@ -42,6 +42,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer("splits", 10, "Parts of the images for the inception score.", 1, **common)
     flags.DEFINE_integer("seed", 0, "Of the random subsets of kid.", 0, **common)
     flags.DEFINE_string("write_statistics", None, "A file that gets the moments of --images.", **common)
+    flags.DEFINE_boolean("with_images", False, "--write_statistics: the images, too, as in ADM's files.", **common)
     flags.DEFINE_string("json", None, "A file that gets the report.", **common)
     flags.DEFINE_boolean("traceback", False, "Show the whole traceback of an error.", **common)
     return values
@@ -92,7 +93,9 @@ def run(values: flags.FlagValues) -> None:
     made = suite.look(images, network, [*names, *kept], _teller("images"))
     if values.write_statistics and distributed.is_first():
         spatial = suite.statistics_of(made, "spatial") if has_spatial else None
-        write_statistics(values.write_statistics, suite.statistics_of(made, "pool"), spatial, network.identity())
+        kept_images = images.blocks if values.with_images else None
+        pool = suite.statistics_of(made, "pool")
+        write_statistics(values.write_statistics, pool, spatial, network.identity(), kept_images)
         _say(f"the moments of {made.count:,} images are in {values.write_statistics}")
     real, moments = suite.look_at_reference(reference, moments, names, network, _teller("real images"))
     texts = network.texts(prompts.lines)[prompts.of_images(made.count)] if "clip_score" in names else None

@@ -58,6 +58,15 @@ def test_moments_of_a_file_stand_for_its_images(folder, capsys):
     expected = frechet_distance(flat(MADE), flat(REAL))
     assert code == 0 and float(told.out.split()[1]) == pytest.approx(expected, abs=1e-3)
     assert "left out: precision_recall needs real images" in told.err, "nothing is left out in silence"
+    whole = f"--write_statistics={folder}/whole.npz"
+    assert run(capsys, f"--images={folder}/real", whole, "--with_images")[0] == 0
+    np.testing.assert_array_equal(np.load(folder / "whole.npz")["arr_0"], REAL)
+    found = []
+    for reference in ("whole.npz", "real"):
+        flags = f"--images={folder}/made.npz", f"--reference={folder}/{reference}", f"--json={folder}/s.json"
+        assert run(capsys, *flags, "--metrics=fid,kid,precision_recall")[0] == 0
+        found.append(json.loads((folder / "s.json").read_text())["scores"])
+    assert found[0] == pytest.approx(found[1], rel=1e-9), "one file stands for the folder"
     other = Statistics(np.zeros(72), np.eye(72))
     write_statistics(folder / "other.npz", other)
     arrays = dict(np.load(folder / "other.npz")) | {"arr_0": REAL}
