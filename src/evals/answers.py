@@ -10,7 +10,7 @@ from absl import logging
 
 from src.data.example import BadRow, Example, texts_of, turns_of
 from src.data.splits import example_of, numbers_of
-from src.evals.language.text_scores import bleu, normalized, rouge_l, vqa_accuracy
+from src.evals.language.text_scores import bleu, cider_d, normalized, rouge_l, vqa_accuracy
 from src.evals.result import Result, bullets, check_counts, same_words, spread
 from src.evals.tasks import texts_of as made_of
 
@@ -28,6 +28,7 @@ class AnswersEvaluator:
     vqa_accuracy  the same after VQA v2's normalization; of several references min(matches / 3, 1)
     bleu_4        of the whole set
     rouge_l       mean
+    cider_d       of the whole set
     rows          rows that were answered; bad ones, and questions that are too long, are left out and logged
 
     References are the last turn of a chat, all captions of an image, or the example's `answers` (a list of texts),
@@ -61,6 +62,7 @@ class AnswersEvaluator:
             "vqa_accuracy": float(np.mean([vqa_accuracy(text, meant) for text, meant in pairs])),
             "bleu_4": bleu(said, references),
             "rouge_l": float(np.mean([rouge_l(text, meant) for text, meant in pairs])),
+            "cider_d": cider_d(said, references),
             "rows": float(len(pairs)),
         }
         lines = [self._line(given[i], *pairs[i]) for i in spread(len(pairs), SHOWN)]

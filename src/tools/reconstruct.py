@@ -47,9 +47,9 @@ def run(values: flags.FlagValues, config: Any) -> None:
     """Prints what is lost. Raises ValueError and OSError, in one sentence, for flags that do not fit."""
     if config is None:
         raise ValueError("give --config, whose codec is measured, as --config=configs/showo_digits.py")
-    from src.common.mesh.distributed import skip_absent_tpu
+    from src.common.mesh import distributed
 
-    skip_absent_tpu()
+    distributed.start()
     from src.build import build_system
     from src.common.runtime.compilation_cache import use_program_cache
     from src.evals.scores import networks, reconstruction
@@ -78,7 +78,9 @@ def run(values: flags.FlagValues, config: Any) -> None:
         "network": network and network.about,
         "setting": {"config": config_flag.name_of(values), "ssim_window": window(height, width), "rounding": "nearest"},
     }
-    _show(values, report)
+    if distributed.is_first():
+        _show(values, report)
+    distributed.stop()
 
 
 def chosen_source(system: Any, values: flags.FlagValues) -> tuple[dict[str, Any], Any]:

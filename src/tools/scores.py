@@ -10,7 +10,7 @@ python -m src.tools.scores --images=drawn --network=pixels --reference=real/ --m
 --images and --reference are folders that `src.tools.draw` wrote, folders of image files of one size, or .npz files of
 samples as ADM's evaluator takes them; --reference may also be an .npz of moments. The report names the images, the
 network's file and the reference by their digests, and warns of what makes the numbers differ from published ones
-(docs/scores.md).
+(docs/scores.md). All devices compute features, those of all processes, too, each of its share of the images.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer("splits", 10, "Parts of the images for the inception score.", 1, **common)
     flags.DEFINE_integer("seed", 0, "Of the random subsets of kid.", 0, **common)
     flags.DEFINE_string("write_statistics", None, "A file that gets the moments of --images.", **common)
+    flags.DEFINE_boolean("with_images", False, "--write_statistics: the images, too, as in ADM's files.", **common)
     flags.DEFINE_string("json", None, "A file that gets the report.", **common)
     flags.DEFINE_boolean("traceback", False, "Show the whole traceback of an error.", **common)
     return values
@@ -60,19 +61,19 @@ def main(argv: list[str]) -> int:
 
 def run(values: flags.FlagValues) -> None:
     """Scores what the flags say, and prints the report."""
-    from src.common.mesh.distributed import skip_absent_tpu
+    from src.common.mesh import distributed
 
-    skip_absent_tpu()
+    if not values.images:
+        raise ValueError(
+            "give --images, the folder or .npz of the images, and --reference, what they are compared with"
+        )
+    distributed.start()
     from src.evals.scores import suite
     from src.evals.scores.drawn_images import check_expected
     from src.evals.scores.image_sets import open_images, open_reference
     from src.evals.scores.prompts import ImagePrompts
     from src.evals.scores.statistics import write_statistics
 
-    if not values.images:
-        raise ValueError(
-            "give --images, the folder or .npz of the images, and --reference, what they are compared with"
-        )
     images = open_images(values.images)
     check_expected(images.about.get("drawn"), values.expect)
     network = _network(values, images)
@@ -90,9 +91,11 @@ def run(values: flags.FlagValues) -> None:
     has_spatial = "spatial" in network.outputs
     kept = (["fid", "sfid"] if has_spatial else ["fid"]) if values.write_statistics else []
     made = suite.look(images, network, [*names, *kept], _teller("images"))
-    if values.write_statistics:
+    if values.write_statistics and distributed.is_first():
         spatial = suite.statistics_of(made, "spatial") if has_spatial else None
-        write_statistics(values.write_statistics, suite.statistics_of(made, "pool"), spatial, network.identity())
+        kept_images = images.blocks if values.with_images else None
+        pool = suite.statistics_of(made, "pool")
+        write_statistics(values.write_statistics, pool, spatial, network.identity(), kept_images)
         _say(f"the moments of {made.count:,} images are in {values.write_statistics}")
     real, moments = suite.look_at_reference(reference, moments, names, network, _teller("real images"))
     texts = network.texts(prompts.lines)[prompts.of_images(made.count)] if "clip_score" in names else None
@@ -108,7 +111,9 @@ def run(values: flags.FlagValues) -> None:
         "prompts": prompts and prompts.about,
         "warnings": warnings,
     }
-    _show(values, report)
+    if distributed.is_first():
+        _show(values, report)
+    distributed.stop()
 
 
 def _network(values: flags.FlagValues, images: Any) -> Any:
@@ -174,7 +179,10 @@ def _teller(what: str) -> Any:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    from src.common.mesh.distributed import is_first
+
+    if is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

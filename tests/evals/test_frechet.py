@@ -27,6 +27,22 @@ def test_closed_form_and_matrix_root():
     assert frechet_of_moments(np.zeros(6), np.full(6, 0.5), a, b) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [12, 60])
+def test_ill_conditioned_and_singular_covariances_against_scipy(size):
+    """Eigenvalues from 1e-12 to 1e3, along the same axes (a closed form) and others; and fewer rows than features."""
+    rng, zero = np.random.default_rng(3), np.zeros(size)
+    axes, others = (np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2))
+    values = np.logspace(-12, 3, size)
+    mixed = rng.permutation(values)
+    turned = lambda values, axes: axes * values @ axes.T
+    found = frechet_of_moments(zero, zero, turned(values, axes), turned(mixed, axes))
+    assert found == pytest.approx(np.sum((values**0.5 - mixed**0.5) ** 2), rel=1e-9)
+    few = [np.cov(rng.standard_normal((size // 2, size)), rowvar=False) for _ in range(2)]
+    for a, b in ((turned(values, axes), turned(values, others)), few):
+        expected = np.trace(a + b) - 2 * np.trace(scipy.linalg.sqrtm(a @ b)).real
+        assert frechet_of_moments(zero, zero, a, b) == pytest.approx(expected, rel=1e-6)
+
+
 def test_zero_for_equal_even_if_singular_and_never_negative():
     rng = np.random.default_rng(1)
     x = rng.standard_normal((5, 45)) * 1e3  # 5 rows: the covariance has rank 4

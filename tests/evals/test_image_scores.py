@@ -97,7 +97,7 @@ def test_options_that_cannot_be_are_refused_when_the_system_is_built(options, to
         ({"network": "inception", "weights": "none.pth"}, "none.pth does not exist: download pt_inception"),
         ({"network": "dinov2", "weights": "{g}/dinov2"}, ""),
         ({"network": "dinov2", "weights": "{g}/dinov2", "reference": "{f}/other.npz"}, r"of another network: mu \[2\]"),
-        ({"network": "dinov2", "weights": "{g}/clip_pair"}, "of model_type 'clip', and read is dinov2"),
+        ({"network": "dinov2", "weights": "{g}/clip_pair"}, "of model_type 'clip', and read are dinov2"),
         ({"reference": "none.npz"}, "does not exist"),
         ({"reference": "{f}/cut.npz"}, "is damaged|cannot be read"),
         ({"reference": "{f}/other.npz"}, r"of another network: mu \[2\]"),

@@ -3,16 +3,42 @@
 import importlib.util
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from src.build import build_system
+from src.evals.language.elbo import Elbo
 from src.tools import lm_eval as tool
+from src.tools.language.opened import open_run
+from src.train.state import init_state
+from src.train.trainer import make_trainer
 from tests.golden.lm_eval.texts import TASKS, write_tasks
 from tests.helpers.language import GOLDEN, TOKENIZER, expected, golden
+from tests.helpers.weights import with_checkpoint
 
 harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed (requirements-eval.txt)"
 )
+
+
+# Block diffusion of bytes with a step of random weights, and a task of its questions.
+BLOCKS = """
+from configs import text_blocks
+
+def get_config():
+    config = text_blocks.get_config("{variant}").unlock()
+    config.fields.text.codec = {{"name": "text:Bytes"}}
+    config.tasks = {{"number_sentences": config.tasks.number_sentences}}
+    config.tasks.number_sentences.template.length = 48
+    config.batch, config.eval.evaluators, config.eval.ema = 8, {{}}, False
+    return config.lock()
+"""
+QUESTIONS = [
+    {"question": "2 + 2 is", "choices": ["4", "five", "ten"], "answer": 0},
+    {"question": "so many words that a row of bytes is too short for them", "choices": ["no", "y"], "answer": 1},
+    {"question": "-", "choices": ["a longer answer", "-"], "answer": 1},
+]
 
 
 def run(capsys, *flags):
@@ -93,6 +119,65 @@ def test_all_questions_are_answered_as_by_the_peer(offline, tmp_path):
         for metric, value in scores[task].items():
             if isinstance(value, float):
                 assert found["results"][task][metric] == pytest.approx(value, rel=1e-5), metric
+
+
+@harness
+@pytest.mark.faults
+@pytest.mark.parametrize(("variant", "block"), [("debug", 4), ("whole,debug", 0)])
+def test_bounds_through_the_harness_are_those_of_the_library(variant, block, capsys, offline, tmp_path):
+    """Log-likelihoods of a multiple-choice task under block and masked diffusion, by the model's name and by the
+    command, are minus the bounds of the same pairs from the same draws."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    import src.tools.language.harness  # noqa: F401 - makes the name known
+
+    (tmp_path / "config.py").write_text(BLOCKS.format(variant=variant))
+    (tmp_path / "local.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": f"{tmp_path}/local.jsonl"}}}
+    task = {
+        "task": "local",
+        "test_split": "test",
+        **source,
+        "output_type": "multiple_choice",
+        "doc_to_target": "answer",
+    }
+    task |= {"doc_to_text": "{{question}}", "doc_to_choice": "choices", "metric_list": [{"metric": "acc"}]}
+    (tmp_path / "local.yaml").write_text(json.dumps(task))
+    spec = importlib.util.spec_from_file_location("config", tmp_path / "config.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    trainer = make_trainer(build_system(module.get_config()))
+    state = jax.jit(lambda: init_state(trainer.system.init, trainer.optimizer, 0))()
+    with_checkpoint(tmp_path / "run", trainer, state)
+
+    arguments = {"config": f"{tmp_path}/config.py", "workdir": f"{tmp_path}/run", "likelihood": "elbo", "draws": 16}
+    found = lm_eval.simple_evaluate(
+        "monoformer", arguments, tasks=["local"], bootstrap_iters=0,
+        task_manager=TaskManager(include_path=str(tmp_path)),
+    )  # fmt: skip
+    samples = sorted(found["samples"]["local"], key=lambda row: row["doc_id"])
+    scored = [[float(nats) for nats, _ in row["filtered_resps"]] for row in samples]
+    text = open_run(module.get_config(), f"{tmp_path}/run")
+    ids = text.codec.encode
+    pairs = [([text.codec.bos, *ids(q["question"])], ids(f" {each}")) for q in QUESTIONS for each in q["choices"]]
+    bounds = Elbo({"role": "copies", "blocks": 1, "noisy_blocks": block}, draws=16)(text.network, pairs)
+    assert [nats for row in scored for nats in row] == [-bound.nats for bound in bounds], "the same draws"
+    exact = text.log_likelihoods(pairs)
+    assert all(abs(b.nats + nats) > 1e-3 for b, (nats, _) in zip(bounds, exact, strict=True)), (
+        "no next-token prediction"
+    )
+    right = [int(np.argmax(row)) == q["answer"] for row, q in zip(scored, QUESTIONS, strict=True)]
+    assert found["results"]["local"]["acc,none"] == pytest.approx(np.mean(right))
+
+    flags = [f"--{name}={value}" for name, value in arguments.items()]
+    code, told = run(capsys, *flags, "--tasks=local", f"--include_path={tmp_path}", f"--json={tmp_path}/s.json")
+    assert code == 0, told.err
+    report = json.loads((tmp_path / "s.json").read_text())
+    assert report["results"]["local"]["acc,none"] == found["results"]["local"]["acc,none"]
+    assert report["model"]["likelihood"] == "elbo" and report["model"]["bounds"] == len(pairs)
+    errors = [bound.error for bound in bounds]
+    assert report["model"]["standard_error"] == pytest.approx(np.sqrt(np.mean(np.square(errors))))
+    assert report["model"]["largest_standard_error"] == max(errors) > 0
 
 
 @harness

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -58,6 +59,15 @@ def test_moments_of_a_file_stand_for_its_images(folder, capsys):
     expected = frechet_distance(flat(MADE), flat(REAL))
     assert code == 0 and float(told.out.split()[1]) == pytest.approx(expected, abs=1e-3)
     assert "left out: precision_recall needs real images" in told.err, "nothing is left out in silence"
+    whole = f"--write_statistics={folder}/whole.npz"
+    assert run(capsys, f"--images={folder}/real", whole, "--with_images")[0] == 0
+    np.testing.assert_array_equal(np.load(folder / "whole.npz")["arr_0"], REAL)
+    found = []
+    for reference in ("whole.npz", "real"):
+        flags = f"--images={folder}/made.npz", f"--reference={folder}/{reference}", f"--json={folder}/s.json"
+        assert run(capsys, *flags, "--metrics=fid,kid,precision_recall")[0] == 0
+        found.append(json.loads((folder / "s.json").read_text())["scores"])
+    assert found[0] == pytest.approx(found[1], rel=1e-9), "one file stands for the folder"
     other = Statistics(np.zeros(72), np.eye(72))
     write_statistics(folder / "other.npz", other)
     arrays = dict(np.load(folder / "other.npz")) | {"arr_0": REAL}
@@ -133,3 +143,15 @@ def test_a_job_that_is_killed_goes_on_with_the_images_of_one_that_was_not(tmp_pa
     assert sum(map(len, read_samples(tmp_path / "all.npz"))) == 50
     code, said = draw("parts", "--config.guidance.scale=3")
     assert code == 1 and "holds other images (guidance" in said and "give another --out" in said
+
+    # Two processes of one device each draw the same images together, but for roundings.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{probe.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
+    both = [*command, f"--out={tmp_path}/both"]
+    pair = [subprocess.Popen(both, cwd=ROOT, env=env | {"JAX_PROCESS_ID": str(index)}) for index in range(2)]
+    assert [job.wait(300) for job in pair] == [0, 0]
+    for number in range(7):
+        whole, parts = (np.load(tmp_path / f"{name}/{number:05d}.npz") for name in ("whole", "both"))
+        assert np.abs(whole["arr_0"].astype(int) - parts["arr_0"]).max() <= 1
+        np.testing.assert_array_equal(whole["arr_1"], parts["arr_1"])

@@ -1,4 +1,4 @@
-"""Scores of generated answers and captions against reference texts: VQA accuracy, BLEU and ROUGE-L."""
+"""Scores of generated answers and captions against reference texts: VQA accuracy, BLEU, ROUGE-L and CIDEr-D."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ ARTICLES = ("a", "an", "the")
 SIGNS = ';/[]"{}()=+\\_-><@`,?!'
 PERIOD, COMMA = re.compile(r"\.(?!\d)"), re.compile(r"\d,\d")
 BETA = 1.2  # of ROUGE-L: the weight of recall
+DEVIATION = 6.0  # of CIDEr-D: words that two texts may differ in length by
 
 
 def _spellings(word: str) -> Iterable[str]:
@@ -65,7 +66,7 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text for BLEU and ROUGE-L: small letters and digits, without signs."""
+    """The words of a text for BLEU, ROUGE-L and CIDEr-D: small letters and digits, without signs."""
     return re.findall(r"\w+(?:'\w+)*", text.lower())
 
 
@@ -100,6 +101,54 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
     if not precision or not recall:
         return 0.0
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+
+
+def cider_d(answers: Sequence[str], references: Sequence[Sequence[str]], most: int = 4) -> float:
+    """CIDEr-D of a whole set (Vedantam et al. 2015), 0 to 10: the mean over answers, their references and 1 to `most`
+    words in a row of the cosine of the weighted counts, 10 times and less for a reference of another length.
+
+    A count is weighted by log(rows / rows that have it in a reference), so that what every row has counts nothing, and
+    a set of one row is 0. It counts up to how often the reference has it. Counts are not divided by the length of the
+    text, as in the published code (pycocoevalcap) and not in the paper.
+    """
+    cooked = [[_all_grams(text, most) for text in each] for each in references]
+    rows = collections.Counter(gram for each in cooked for gram in set().union(*(set(found) for found in each)))
+    total = sum(
+        sum(_cosines(_all_grams(answer, most), other, rows, len(cooked)) for other in each) / len(each)
+        for answer, each in zip(answers, cooked, strict=True)
+    )
+    return 10.0 * total / (most * len(cooked))
+
+
+def _cosines(
+    said: collections.Counter[tuple[str, ...]],
+    meant: collections.Counter[tuple[str, ...]],
+    rows: collections.Counter[tuple[str, ...]],
+    count: int,
+) -> float:
+    """The sum over the lengths of grams of the clipped cosine, and less for texts of another length."""
+    weight = lambda gram: math.log(count / max(rows[gram], 1))
+    dot: collections.Counter[int] = collections.Counter()
+    squares = [collections.Counter(), collections.Counter()]
+    for counts, square in zip((said, meant), squares, strict=True):
+        for gram, times in counts.items():
+            square[len(gram)] += (times * weight(gram)) ** 2
+    for gram, times in (said & meant).items():
+        dot[len(gram)] += times * meant[gram] * weight(gram) ** 2
+    apart = _length(said) - _length(meant)
+    found = sum(value / math.sqrt(squares[0][order] * squares[1][order]) for order, value in dot.items() if value)
+    return found * math.exp(-(apart**2) / (2 * DEVIATION**2))
+
+
+def _length(counts: collections.Counter[tuple[str, ...]]) -> int:
+    """The number of words."""
+    return sum(times for gram, times in counts.items() if len(gram) == 1)
+
+
+def _all_grams(text: str, most: int) -> collections.Counter[tuple[str, ...]]:
+    """How often each 1 to `most` words in a row occur."""
+    words = words_of(text)
+    return sum((_grams(words, order) for order in range(1, most + 1)), collections.Counter())
 
 
 def _grams(words: Sequence[str], order: int) -> collections.Counter[tuple[str, ...]]:

@@ -2,6 +2,9 @@
 
 Stein et al. 2023 compare these features of ViT-L/14. The blocks are those of `codecs/clip.py`, each part scaled by a
 learned vector. The positions, which are of 37 x 37 patches, are interpolated to the image's 16 x 16.
+
+Networks with registers (Darcet et al. 2024; transformers' `Dinov2WithRegistersModel`) have learned tokens without
+positions behind the class token, and their positions are interpolated with anti-aliasing.
 """
 
 from __future__ import annotations
@@ -31,6 +34,12 @@ SIDE = 224  # pixels of the images that are compared
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green and blue in [0, 1], ImageNet's
 OFFSET = 0.1  # patches that the published code adds to the size of the grid that positions are interpolated to
 SHARPNESS = -0.75  # of PyTorch's cubic interpolation
+SMOOTH = -0.5  # the same with anti-aliasing
+# Kinds of networks in transformers, and what it takes where these fields are absent.
+KINDS = {
+    "dinov2": {"num_register_tokens": 0, "patch_size": 14},
+    "dinov2_with_registers": {"num_register_tokens": 4, "patch_size": 16},
+}
 # What transformers takes where a field is absent, and lowest and highest value.
 FIELDS: dict[str, tuple[Any, int | float, int | float]] = {
     "hidden_size": (768, 1, 2**15),
@@ -40,10 +49,12 @@ FIELDS: dict[str, tuple[Any, int | float, int | float]] = {
     "image_size": (224, 1, 2**13),
     "patch_size": (14, 1, 2**10),
     "num_channels": (3, 3, 3),
+    "num_register_tokens": (0, 0, 64),
     "layer_norm_eps": (1e-6, 1e-12, 0.1),
 }
 SINGLE = {
     "class_token": "embeddings.cls_token",
+    "registers": "embeddings.register_tokens",
     "positions": "embeddings.position_embeddings",
     "patch_embedding/kernel": "embeddings.patch_embeddings.projection.weight",
     "patch_embedding/bias": "embeddings.patch_embeddings.projection.bias",
@@ -55,7 +66,7 @@ INSIDE |= {"v_proj": "attention.attention.value", "out_proj": "attention.output.
 INSIDE |= {"layer_norm1": "norm1", "layer_norm2": "norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 SCALES = {"scale1": "layer_scale1.lambda1", "scale2": "layer_scale2.lambda1"}
 LATER = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value", "o_proj": "output.dense"}
-PREFIX = "dinov2."  # where the network was saved with a head
+PREFIX = re.compile(r"^dinov2(_with_registers)?\.")  # where the network was saved with a head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +80,7 @@ class Dinov2Config:
     image_size: int = 518
     patch_size: int = 14
     num_channels: int = 3
+    num_register_tokens: int = 0
     layer_norm_eps: float = 1e-6
     hidden_act: str = "gelu"
 
@@ -96,7 +108,7 @@ class ScaledBlock(TowerBlock):
 
 
 class Dinov2Tower(nnx.Module):
-    """Patches and a class token with learned positions, stacked blocks `[L]`, a norm; f32."""
+    """Patches and a class token with learned positions, registers without, stacked blocks `[L]`, a norm; f32."""
 
     def __init__(self, config: Dinov2Config, rngs: nnx.Rngs):
         width, patch = config.hidden_size, (config.patch_size,) * 2
@@ -105,21 +117,26 @@ class Dinov2Tower(nnx.Module):
         normal = nnx.initializers.normal(0.02)
         self.class_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
         self.positions = nnx.Param(normal(rngs.params(), (1, config.grid**2 + 1, width)))
+        if config.num_register_tokens:
+            self.registers = nnx.Param(normal(rngs.params(), (1, config.num_register_tokens, width)))
         make = lambda keys: ScaledBlock(config, jnp.float32, keys)
         self.layers = nnx.split_rngs(splits=config.num_hidden_layers)(nnx.vmap(make))(rngs)
         self.norm = nnx.LayerNorm(width, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs)
         self.grid = config.grid
 
     def hidden(self, images: Float[Array, "B h w 3"], depth: int, offset: float) -> Float[Array, "B T D"]:
-        """States after `depth` blocks, the class token first."""
+        """States after `depth` blocks, the class token first, then the registers."""
         x = self.patch_embedding(images)
         places = self.positions[...][0, 1:].reshape(self.grid, self.grid, -1)
         for axis in (0, 1):
-            matrix = interpolation(self.grid, x.shape[1 + axis], offset)
+            size = x.shape[1 + axis]
+            smooth = hasattr(self, "registers")
+            matrix = smoothed(self.grid, size) if smooth else interpolation(self.grid, size, offset)
             places = jnp.moveaxis(jnp.tensordot(matrix, places, (1, axis), precision="highest"), 0, axis)
         x = (x + places).reshape(x.shape[0], -1, x.shape[-1])
-        first = self.class_token[...] + self.positions[...][:, :1]
-        x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[-1])), x], axis=1)
+        first = [self.class_token[...] + self.positions[...][:, :1]]
+        first += [self.registers[...]] if hasattr(self, "registers") else []
+        x = jnp.concatenate([*(jnp.repeat(each, x.shape[0], axis=0) for each in first), x], axis=1)
         return run_blocks(self.layers, x, depth)
 
 
@@ -133,18 +150,35 @@ def interpolation(have: int, want: int, offset: float = OFFSET) -> Float[np.ndar
     found = np.zeros((want, have))
     for step in range(-1, 3):
         distance = np.abs(places - low - step)
-        a = SHARPNESS
-        near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
-        far = a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
-        np.add.at(found, (np.arange(want), np.clip(low + step, 0, have - 1)), np.where(distance <= 1, near, far))
+        np.add.at(found, (np.arange(want), np.clip(low + step, 0, have - 1)), _cubic(distance, SHARPNESS))
     return found.astype(np.float32)
+
+
+def smoothed(have: int, want: int) -> Float[np.ndarray, "{want} {have}"]:
+    """The matrix of PyTorch's cubic interpolation of `have` values to `want` with anti-aliasing: where there are fewer,
+    each is a mean over as many more; the identity where both are equal."""
+    if have == want:
+        return np.eye(have, dtype=np.float32)
+    scale = have / want
+    wide = max(scale, 1.0)
+    distance = np.abs(np.arange(have) + 0.5 - scale * (np.arange(want)[:, None] + 0.5)) / wide
+    found = _cubic(distance, SMOOTH)
+    return (found / found.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _cubic(distance: np.ndarray, sharpness: float) -> np.ndarray:
+    """The weight of a value so far away (Keys 1981): 1 at 0, 0 from 2 on."""
+    a, d = sharpness, distance
+    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Dinov2:
     """The network as pure functions of its parameters, a nested dict of f32 arrays.
 
-    offset   of `interpolation`: the published code's, or 0 as transformers has it
+    offset   of `interpolation`: the published code's, or 0 as transformers has it; of no use with registers
     """
 
     config: Dinov2Config = Dinov2Config()
@@ -190,14 +224,15 @@ def read_dinov2(folder: str | os.PathLike[str]) -> tuple[Dinov2, Any]:
 def read_dinov2_config(folder: str | os.PathLike[str]) -> Dinov2Config:
     """The sizes in a folder's `config.json`.
 
-    Raises FileNotFoundError, and ValueError, in one sentence, for another network, also one with registers or gated
-    blocks (ViT-g), and for sizes that cannot be.
+    Raises FileNotFoundError, and ValueError, in one sentence, for another network, also one with gated blocks (ViT-g),
+    and for sizes that cannot be.
     """
     path = epath.Path(folder) / "config.json"
     fields, where = read_json(path, limit=BYTES, what="config"), f"the config {shown(path)}"
     kind = fields.get("model_type") if isinstance(fields, dict) else None
-    if kind != "dinov2":
-        raise ValueError(f"{where} is of model_type {shown(kind)}, and read is dinov2, without registers")
+    if kind not in KINDS:
+        raise ValueError(f"{where} is of model_type {shown(kind)}, and read are {' and '.join(KINDS)}")
+    fields = KINDS[kind] | fields | ({} if kind != "dinov2" else {"num_register_tokens": 0})
     given = {name: fields.get(name, default) for name, (default, _, _) in FIELDS.items()}
     wrong = wrong_fields(given | {"hidden_act": fields.get("hidden_act", "gelu")}, FIELDS)
     if fields.get("hidden_act", "gelu") != "gelu" or fields.get("use_swiglu_ffn", False):
@@ -213,7 +248,7 @@ def read_dinov2_config(folder: str | os.PathLike[str]) -> Dinov2Config:
 
 def canonical(name: str) -> str | None:
     """The published name of a tensor: without a prefix, and as before transformers 5; None for what is not read."""
-    name = name.removeprefix(PREFIX)
+    name = PREFIX.sub("", name)
     later = re.fullmatch(r"(encoder\.layer\.\d+\.attention)\.([qkvo]_proj)\.(weight|bias)", name)
     if later:
         return f"{later[1]}.{LATER[later[2]]}.{later[3]}"

@@ -17,7 +17,7 @@ from src.common.files.npz import Npz
 from src.common.files.paths import shown
 from src.common.tree import listed
 from src.evals.scores.drawn_images import ABOUT, read_about, read_drawn
-from src.evals.scores.networks import FeatureNetwork
+from src.evals.scores.networks import FeatureNetwork, rows_at_once
 from src.evals.scores.statistics import SAMPLES, Statistics, check_network, read_samples, read_statistics
 
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
@@ -37,12 +37,12 @@ class ImageSet:
     warning: str = ""
 
 
-def open_images(path: str, block: int = 64) -> ImageSet:
-    """The images at `path`.
+def open_images(path: str, block: int = 0) -> ImageSet:
+    """The images at `path`, in blocks of so many (0: as many as are computed at a time).
 
     Raises FileNotFoundError, and ValueError, in one sentence, for what holds no images, or images of several sizes.
     """
-    place, about = epath.Path(path), {"path": path}
+    place, about, block = epath.Path(path), {"path": path}, block or rows_at_once()
     if place.is_dir() and (place / ABOUT).exists():
         return ImageSet(about | {"drawn": read_about(place)}, lambda: read_drawn(place, block))
     if place.is_dir():

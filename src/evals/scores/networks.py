@@ -18,6 +18,8 @@ from src.codecs.clip_files import FILES
 from src.common.files.safetensors import SafeTensors
 from src.common.files.torch_tensors import read_tensors
 from src.common.files.weight_mapping import content_hash
+from src.common.mesh.distributed import to_host
+from src.common.mesh.sharding import batch_sharding, make_mesh, replicated
 from src.common.tree import flatten
 from src.evals.networks import inception
 from src.evals.networks.clip_pair import ClipPair, read_clip_pair
@@ -46,7 +48,9 @@ OF_DINOV2 = {
     "fid": "fd_dinov2", "kid": "kd_dinov2", "kid_std": "kd_dinov2_std", "precision": "precision_dinov2",
     "recall": "recall_dinov2",
 }  # fmt: skip
+REGISTERS = "the network has registers, and published distances of DINOv2 are of one without"
 TEXTS = 64  # whose embeddings are computed at a time
+ROWS, MOST_ROWS = 64, 1024  # images of a device at a time, and of all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,7 @@ class FeatureNetwork:
 
     about     name and file, for the report
     outputs   numbers of each output
-    compute   images of one size -> by output, float32 [n, numbers]
+    compute   images of one size -> by output, float32 [n, numbers]; see `by_rows` for several devices and processes
     warning   what may change a score, or ""
     names     what its scores are called, where that is not the metric's name
     identity  a digest of its parameters and of how it resizes images, which statistics made with it keep; "" where
@@ -112,6 +116,42 @@ def pixels(height: int, width: int) -> FeatureNetwork:
     return FeatureNetwork({"name": "pixels"}, {"pool": count}, compute)
 
 
+def rows_at_once() -> int:
+    """Images whose features are computed at a time."""
+    return min(ROWS * jax.device_count(), MOST_ROWS)
+
+
+def whole(params: Any) -> Any:
+    """Parameters, equal on all processes, on every device of all of them."""
+    if jax.device_count() == 1:
+        return jax.device_put(params)
+    sharding = replicated(make_mesh({"data": -1}))
+
+    def put(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, params)
+
+
+def by_rows(
+    run: Callable[[Any], Any], rows: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray] = lambda rows: rows
+) -> Any:
+    """The arrays of `run(prepare(rows))` on the host, `run` being compiled with parameters of `whole`.
+
+    Rows are equal on all processes, which must all call it. Each device computes its share of them, which its process
+    alone prepares, and every process gets all results.
+    """
+    count, devices = len(rows), jax.device_count()
+    if devices == 1:
+        return jax.tree.map(np.asarray, run(prepare(rows)))
+    padded = np.minimum(np.arange(-(-count // devices) * devices), count - 1)
+    shape = (len(padded), *prepare(rows[:1]).shape[1:])
+    share = lambda index: prepare(rows[padded[index[0]]])
+    placed = jax.make_array_from_callback(shape, batch_sharding(make_mesh({"data": -1})), share)
+    return jax.tree.map(lambda array: to_host(array)[:count], run(placed))
+
+
 def fid_inception(path: str) -> FeatureNetwork:
     """The Inception of the FID, from `pt_inception-2015-12-05-6726825d.pth`, the same tensors as safetensors, or
     TensorFlow's own `classify_image_graph_def.pb`.
@@ -121,7 +161,7 @@ def fid_inception(path: str) -> FeatureNetwork:
     check_file("inception", path)
     readers = {".safetensors": lambda name: dict(SafeTensors(name)), ".pb": read_inception_graph}
     ending = os.path.splitext(path)[1]
-    params = jax.device_put(inception.prepare(readers.get(ending, read_tensors)(path)))
+    params = whole(inception.prepare(readers.get(ending, read_tensors)(path)))
     run = jax.jit(inception.features)
     outputs = {"pool": inception.POOL, "spatial": inception.SPATIAL, "logits": inception.LOGITS}
     digest = sha256(path)
@@ -129,26 +169,25 @@ def fid_inception(path: str) -> FeatureNetwork:
     told = "" if known else f"{path} is not the published file (its sha256 begins with {digest[:8]}, not {PUBLISHED})"
 
     def compute(images: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: np.asarray(value) for name, value in run(params, images)._asdict().items()}
+        return by_rows(lambda rows: run(params, rows), images)._asdict()
 
     about = {"name": "inception", "file": os.path.basename(path), "sha256": digest, "resizing": RESIZING["inception"]}
     return FeatureNetwork(about, outputs, compute, told, identity=_identity("inception", params))
 
 
 def dinov2(folder: str) -> FeatureNetwork:
-    """DINOv2 in a folder as transformers has it: config.json and model.safetensors. Raises as `read_dinov2`."""
+    """DINOv2 in a folder as transformers has it, with registers or without: config.json and model.safetensors. Raises
+    as `read_dinov2`."""
     network, params = read_dinov2(folder)
-    params = jax.device_put(params)
+    params = whole(params)
+    prepare = lambda images: np.stack([prepare_for_dinov2(each) for each in images])
 
     def compute(images: np.ndarray) -> dict[str, np.ndarray]:
-        return {
-            "pool": np.asarray(
-                dinov2_features(network, params, np.stack([prepare_for_dinov2(each) for each in images]))
-            )
-        }
+        return {"pool": by_rows(lambda rows: dinov2_features(network, params, rows), images, prepare)}
 
     outputs, about = {"pool": network.config.hidden_size}, _about("dinov2", folder)
-    return FeatureNetwork(about, outputs, compute, names=OF_DINOV2, identity=_identity("dinov2", params))
+    told = REGISTERS if network.config.num_register_tokens else ""
+    return FeatureNetwork(about, outputs, compute, told, OF_DINOV2, _identity("dinov2", params))
 
 
 # Compiled once for all networks of the same sizes, however often their files are opened.
@@ -164,17 +203,16 @@ def clip(folder: str) -> FeatureNetwork:
     too long the beginning is read. Raises as `read_clip_pair`.
     """
     pair, params, tokens = read_clip_pair(folder)
-    params, size = jax.device_put(params), pair.vision.config.image_size
+    params, size = whole(params), pair.vision.config.image_size
+    prepare = lambda images: np.stack([preprocess(each, size) for each in images])
 
     def compute(images: np.ndarray) -> dict[str, np.ndarray]:
-        return {
-            "embedding": np.asarray(clip_images(pair, params, np.stack([preprocess(each, size) for each in images])))
-        }
+        return {"embedding": by_rows(lambda rows: clip_images(pair, params, rows), images, prepare)}
 
     def texts(lines: Sequence[str]) -> np.ndarray:
         rows = tokens.rows(lines, pair.text.max_position_embeddings)
-        parts = [np.asarray(clip_texts(pair, params, rows[i : i + TEXTS])) for i in range(0, len(rows), TEXTS)]
-        return np.concatenate(parts)
+        run = lambda some: clip_texts(pair, params, some)
+        return np.concatenate([by_rows(run, rows[i : i + TEXTS]) for i in range(0, len(rows), TEXTS)])
 
     return FeatureNetwork(_about("clip", folder), {"embedding": pair.text.dimension}, compute, texts=texts)
 

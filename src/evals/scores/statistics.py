@@ -4,7 +4,7 @@
 |---|---|---|
 | `VIRTUAL_imagenet256_labeled.npz` and the like | mu, sigma, mu_s, sigma_s, arr_0 | ADM's evaluator: pool and spatial |
 | moments | mu, sigma | pytorch-fid, and many repositories |
-| moments | mu, sigma, mu_s, sigma_s, network uint8 [32] | `src.tools.scores --write_statistics` |
+| moments | mu, sigma, mu_s, sigma_s, network uint8 [32], perhaps arr_0 | `src.tools.scores --write_statistics` |
 | clean-fid | mu, sigma | clean-fid, whose resizing differs |
 | samples | arr_0 uint8 [n, h, w, 3], perhaps labels arr_1 | ADM's evaluator |
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from src.common.files.npz import Npz
+from src.common.files.npz import Npz, write_npz
 from src.common.files.paths import shown
 from src.common.files.store import write_named
 
@@ -76,15 +76,28 @@ def check_network(path: str | os.PathLike[str], identity: Callable[[], str]) -> 
 
 
 def write_statistics(
-    path: str | os.PathLike[str], pool: Statistics, spatial: Statistics | None = None, identity: str = ""
+    path: str | os.PathLike[str],
+    pool: Statistics,
+    spatial: Statistics | None = None,
+    identity: str = "",
+    images: Callable[[], Iterator[UInt8[np.ndarray, "n h w 3"]]] | None = None,
 ) -> None:
-    """A file of moments that `read_statistics`, pytorch-fid and ADM's evaluator read; `identity`: of the network, in
-    hexadecimals."""
+    """A file of moments that `read_statistics`, pytorch-fid and ADM's evaluator read.
+
+    identity  of the network, in hexadecimals
+    images    reads those that the moments are of, where they are kept, too, as in ADM's references
+    """
     arrays = {"mu": pool.mean, "sigma": pool.covariance}
     if identity:
         arrays[NETWORK] = np.frombuffer(bytes.fromhex(identity), np.uint8)
     if spatial is not None:
         arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
+    if images is not None:
+        count = sum(map(len, images()))
+        shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        shapes[SAMPLES] = ((count, *next(images()).shape[1:]), np.dtype(np.uint8))
+        write_npz(path, shapes, lambda name: images() if name == SAMPLES else [arrays[name]])
+        return
     data = io.BytesIO()
     np.savez(data, **arrays)
     write_named(path, data.getvalue(), "the file of statistics")

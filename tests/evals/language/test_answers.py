@@ -1,4 +1,4 @@
-"""Answers and captions against the texts of the data: VQA accuracy, BLEU, ROUGE-L, and the evaluator of a task."""
+"""Answers and captions against the texts of the data: VQA accuracy, BLEU, ROUGE-L, CIDEr-D, and the evaluator."""
 
 import types
 
@@ -10,7 +10,7 @@ from src.data.templates.image_to_caption import ImageToCaption
 from src.data.templates.picture_chat import PictureChat
 from src.data.templates.text import Text
 from src.evals.answers import AnswersEvaluator
-from src.evals.language.text_scores import bleu, normalized, rouge_l, vqa_accuracy
+from src.evals.language.text_scores import bleu, cider_d, normalized, rouge_l, vqa_accuracy
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,25 @@ def test_bleu_and_rouge_by_hand():
     assert rouge_l(said[0], [meant[0][0]]) == pytest.approx(2.44 * precision * recall / (recall + 1.44 * precision))
     assert rouge_l("a b c", ["c b a"]) == pytest.approx(1 / 3) and rouge_l("", ["a"]) == 0 == rouge_l("x", ["a"])
     assert rouge_l("a b", ["a b c d", "z a"]) == pytest.approx(2.44 * 1 * 0.5 / (0.5 + 1.44))
+
+
+def test_cider_by_hand_and_as_the_published_code():
+    """A word or pair that one of two rows has weighs log 2, one that both have nothing, one of no reference log 2."""
+    # a: the same; of four lengths two have grams. b: 1 of 2 weighted words, 1 of 2 pairs, one word too long
+    found = cider_d(["A cat.", "a dog runs"], [["a cat"], ["a dog"]])
+    assert found == pytest.approx(10 / 4 * (2 + 2 / np.sqrt(2) * np.exp(-1 / 72)) / 2)
+    # the second "cat" counts no more: 2 * 1 and not 2 * 2 of 2 * 2; of two references the mean
+    clipped = cider_d(["cat cat", "-"], [["cat", "x"], ["dog"]])
+    assert clipped == pytest.approx(10 / 4 * 0.5 * np.exp(-1 / 72) / 2 / 2)
+    assert cider_d(["a cat"], [["a cat"]]) == 0 == cider_d(["", "x"], [["a"], ["b"]]), "of one row nothing is rare"
+    # pycocoevalcap 1.2, Cider().compute_score of the same words
+    meant = [
+        ["A red fox sits on the mat", "the fox is on a mat, sitting"],
+        ["two dogs run in the park", "a dog runs near a big dog", "dogs"],
+        ["the cat sleeps"],
+    ]
+    said = ["a red fox on the mat", "a dog and a dog run in the park", "the cat sleeps on the sofa all day"]
+    assert cider_d(said, meant) == pytest.approx(2.576981649169976, rel=1e-12)
 
 
 class Rows(list):
@@ -98,7 +117,8 @@ def test_the_last_turn_of_a_chat_is_what_is_meant():
     assert [each["turns"] for each in pipeline.asked] == [["What?", "A fox.", "Which colour?"], ["How many?"]]
     assert pipeline.asked[0]["image"] == "1.jpg"
     assert found.scalars == {"a_exact_match": 0, "a_vqa_accuracy": (1 + (3 * 2 / 3 + 1) / 4) / 2, "a_rows": 2,
-                             "a_bleu_4": found.scalars["a_bleu_4"], "a_rouge_l": 0.5}  # fmt: skip
+                             "a_bleu_4": found.scalars["a_bleu_4"], "a_rouge_l": 0.5,
+                             "a_cider_d": found.scalars["a_cider_d"]}  # fmt: skip
     assert found.texts["a_answers"].splitlines()[0] == "- Which colour? **red dark red**"
 
 
@@ -109,6 +129,8 @@ def test_all_captions_of_an_image_are_references():
     found = evaluator(pipeline, 0)
     assert [each["image"] for each in pipeline.asked] == ["0", "2"] and "caption" not in pipeline.asked[0]
     assert found.scalars["exact_match"] == 1 and found.scalars["rouge_l"] == 1 and found.scalars["rows"] == 2
+    said, meant = ["fox number 0", "a fox 2"], [["a fox 0", "fox number 0"], ["a fox 2", "fox number 2"]]
+    assert found.scalars["cider_d"] == cider_d(said, meant) > 0
 
 
 def test_a_beginning_that_is_given_is_no_part_of_the_answer():

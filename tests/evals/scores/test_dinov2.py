@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from src.common.tree import count_parameters
 from src.evals.frechet import frechet_distance
-from src.evals.networks.dinov2 import Dinov2, interpolation, preprocess, read_dinov2
+from src.evals.networks.dinov2 import Dinov2, Dinov2Config, canonical, interpolation, preprocess, read_dinov2, smoothed
 from src.tools import scores
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden/dinov2"
@@ -23,10 +23,11 @@ def close(found, want, message="", share=2e-6):
     np.testing.assert_allclose(found, want, rtol=0, atol=share * np.abs(want).max(), err_msg=message)
 
 
-def test_states_and_features_are_those_of_transformers():
-    network, params = read_dinov2(GOLDEN)
+@pytest.mark.parametrize("folder", [GOLDEN, GOLDEN / "registers"], ids=["plain", "registers"])
+def test_states_and_features_are_those_of_transformers(folder):
+    network, params = read_dinov2(folder)
     network = Dinov2(network.config, offset=0.0)  # as transformers interpolates positions
-    want = np.load(GOLDEN / "expected.npz")
+    want = np.load(folder / "expected.npz")
     images = jnp.moveaxis(want["images"], 1, -1)
     for depth, states in enumerate(want["hidden"]):
         close(network.hidden(params, images, depth), states, f"after {depth} blocks")
@@ -39,11 +40,16 @@ def test_positions_are_interpolated_as_the_published_code_does():
     matrix = interpolation(37, 16)
     close(matrix @ want["places"] @ matrix.T, want["fewer"], share=5e-6)
     np.testing.assert_array_equal(interpolation(16, 16), np.eye(16))
+    want = np.load(GOLDEN / "registers/expected.npz")  # fewer of one axis, more of the other
+    close(smoothed(37, 16) @ want["places"] @ smoothed(37, 40).T, want["fewer"], share=5e-6)
+    np.testing.assert_array_equal(smoothed(16, 16), np.eye(16))
 
 
 def test_published_sizes():
-    """ViT-L/14 has 304,368,640 parameters (torch.hub's dinov2_vitl14), its mask token of 1,024 included."""
+    """ViT-L/14 has 304,368,640 parameters (torch.hub's dinov2_vitl14), its mask token of 1,024 included; registers are
+    four more tokens."""
     assert count_parameters(Dinov2().shapes()) == 304_368_640 - 1024
+    assert count_parameters(Dinov2(Dinov2Config(num_register_tokens=4)).shapes()) == 304_368_640 + 3 * 1024
 
 
 def test_images_are_prepared_as_by_pillow():
@@ -67,6 +73,7 @@ def test_names_of_later_files_and_a_head(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     shutil.copy(GOLDEN / "config.json", tmp_path)
     jax.tree.map(np.testing.assert_array_equal, read_dinov2(tmp_path), read_dinov2(GOLDEN))
+    assert canonical("dinov2_with_registers.embeddings.register_tokens") == "embeddings.register_tokens"
 
 
 def test_the_distance_by_the_command(tmp_path, capsys):
@@ -85,7 +92,8 @@ def test_the_distance_by_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"model_type": "dinov2_with_registers"}, "of model_type 'dinov2_with_registers', and read is dinov2, without"),
+        ({"model_type": "vit"}, "of model_type 'vit', and read are dinov2 and dinov2_with_registers"),
+        ({"model_type": "dinov2_with_registers"}, "embeddings.register_tokens"),
         ({"use_swiglu_ffn": True}, "its blocks are gated"),
         ({"num_attention_heads": 5}, "num_attention_heads=5 does not divide 12"),
         ({"hidden_size": 16}, r"\[1, 1, 12\], the model \[1, 1, 16\]"),
