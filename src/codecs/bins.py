@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Float, Int
 
 from src.codecs.learned_table import LearnedTable
@@ -60,6 +61,21 @@ class Bins(LearnedTable):
         limits = np.float32(np.quantile(samples.astype(np.float64), (self.low, self.high), axis=0).T)
         _check(limits)
         return limits
+
+    def fit(self, samples: Float[np.ndarray, "n P"], about: str = "") -> Bins:
+        """As `LearnedTable.fit`. A warning tells of samples that lie further outside the limits than they are wide."""
+        super().fit(samples, about)
+        lower, upper = self.table.T
+        far = np.maximum(lower - samples, samples - upper) > upper - lower
+        if far.any():
+            at = int(far.sum(axis=0).argmax())
+            logging.warning(
+                "%d of %d numbers of dimension %d lie far outside its limits %g and %g, such as %g: they become the"
+                " first or the last bin; widen low=%g and high=%g if they are meant",
+                *(far[:, at].sum(), len(samples), at, lower[at], upper[at], samples[far[:, at], at][0]),
+                *(self.low, self.high),
+            )
+        return self
 
     def encode(self, value: Float[Array, "*B N P"]) -> Int[Array, "*B M"]:
         """Ids, the P numbers of a vector side by side."""

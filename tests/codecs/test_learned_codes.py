@@ -224,6 +224,18 @@ def test_bins_lie_between_the_quantiles_and_come_back_to_half_a_bin(tmp_path):
     assert not make(path=str(path)).unfitted
 
 
+def test_numbers_far_outside_the_quantiles_are_told_at_every_start(tmp_path, caplog):
+    samples = np.float32(np.random.default_rng(0).uniform(size=(1000, 2)))
+    make = lambda: Bins(8, vectors((5,), 2), folder=str(tmp_path))
+    make().fit(samples)
+    assert not caplog.text, "what lies just outside is meant to"
+    samples[3:5, 1] = 7.0
+    for _ in range(2):
+        caplog.clear()
+        make().fit(samples)
+        assert "2 of 1000 numbers of dimension 1 lie far outside its limits" in caplog.text and "as 7:" in caplog.text
+
+
 def test_what_bins_refuse(tmp_path):
     make = lambda bins=8, **options: Bins(bins, vectors((5,), 2), folder=str(tmp_path), **options)
     np.save(tmp_path / "limits.npy", np.array([[0, 1], [2, 2]], np.float32))
