@@ -99,7 +99,8 @@ def texts_of(example: Example, name: str = "caption") -> list[str]:
     value = example.get(name)
     texts = list(value) if isinstance(value, list | tuple) else [value]
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise BadRow(f"there is no {name}", example.where)
+        found = "" if value is None else f"it is {shown(value, 40)}, no text"
+        raise BadRow(f"there is no {name}", example.where, found)
     if not all(text.strip() for text in texts):
         raise BadRow(f"the {name} is empty", example.where)
     return texts

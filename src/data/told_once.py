@@ -28,9 +28,9 @@ def tell_once(what: str, where: str) -> None:
 def tell_keys(
     told: Mapping[str, Any], where: str, read: Collection[str], which: str, marks: Collection[str] = ()
 ) -> None:
-    """`tell_once` for the keys of an object, but for those of `read`, that may hold more of a row: a text that is no id,
-    a list or an object; and for the keys `marks`. `which` says where they stand, such as "of a turn". Behind `KEYS` of
-    them one warning says that there are more."""
+    """`tell_once` for the keys of an object, but for those of `read`, that may hold more of a row: a text that is no
+    id, a list or an object; and for the keys `marks`. `which` says where they stand, such as "of a turn". Behind `KEYS`
+    of them one warning says that there are more."""
     for key, value in told.items():
         if key in read or not (key in marks or _says_more(value)):
             continue

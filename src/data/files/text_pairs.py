@@ -10,7 +10,7 @@ from src.common.files.images import ENDINGS
 from src.common.files.paths import inside, read_bounded
 from src.data.example import BadRow
 from src.data.files.folder_walk import files_below
-from src.data.files.json_lines import text_of
+from src.data.files.json_lines import caption_of
 from src.data.files.left_out import LeftOut, is_system_file, kind_of_file
 
 TEXT = ".txt"
@@ -52,7 +52,7 @@ class TextPairs:
             data = read_bounded(inside(self._folder, text), TEXT_BYTES, "caption")
         except (OSError, ValueError) as error:
             raise BadRow("the caption cannot be read", name, error) from error
-        return {"image": name, "caption": text_of(data, text).strip()}
+        return {"image": name, "caption": caption_of(data, text)}
 
 
 def _is_kept(path: str, left: LeftOut) -> bool:

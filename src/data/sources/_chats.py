@@ -104,9 +104,8 @@ def conversation(said: Sequence[Mapping[str, Any]], where: str, system: str = ""
             raise BadRow("the turns are not question and answer", where, f"{which} is of {who!r} again")
         else:
             known = ", ".join((*USER[:2], *ASSISTANT[:2], *SYSTEM[:1]))
-            said = (
-                f"is of {who!r}" if who is not None else f"has the keys {', '.join(map(repr, [*turn][:6])) or 'none'}"
-            )
+            keys = ", ".join(map(repr, [*turn][:6])) or "none"
+            said = f"has the keys {keys}" if who is None else f"is of {who!r}"
             raise BadRow("the role of a turn is unknown", where, f"{which} {said}; known are {known}")
     if len(turns) % 2 and len(turns) > 1:
         tell_once("the last question has no answer and is left out", where)

@@ -25,12 +25,11 @@ from src.data.files.csv_table import CsvTable
 from src.data.files.json_lines import LineFile
 from src.data.files.text_pairs import TextPairs
 from src.data.files.unnamed import warn_unnamed
-from src.data.sources._files import FileSource, image_path
+from src.data.sources._files import CAPTION, FileSource, image_path, texts_of_row
 
 LINES = ("captions.jsonl", "metadata.jsonl")
 TABLES = ("captions.csv", "captions.tsv", "metadata.csv", "metadata.tsv")
 IMAGE = ("image", "file_name", "filepath", "image_path")
-CAPTION = ("caption", "text")
 
 
 class Captions(FileSource):
@@ -67,9 +66,7 @@ class Captions(FileSource):
             wanted = '{"image": "a.png", "caption": "words"}'
             raise BadRow("the row names no image", where, f"its keys are {keys}; write {wanted}")
         image = image_path(self.path("folder"), row.pop(key), where)
-        texts = {name: text for name, text in row.items() if isinstance(text, str)}
-        caption = next((texts[name] for name in CAPTION if name in texts), None)
-        return Example(texts | ({} if caption is None else {"caption": caption}) | {"image": image}, where)
+        return Example(texts_of_row(row) | {"image": image}, where)
 
 
 def _images(rows: LineFile | CsvTable) -> Iterator[object]:

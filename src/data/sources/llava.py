@@ -30,7 +30,7 @@ class Llava(FileSource):
         """The list, or the lines. Raises FileNotFoundError, and ValueError for a list that is none."""
         self.path("images")
         path = self.path("annotations")
-        return LineFile(path) if path.suffix.lower() == ".jsonl" else ListFile(path)
+        return LineFile(path, lists=True) if path.suffix.lower() == ".jsonl" else ListFile(path)
 
     def __getitem__(self, number: int) -> Example:
         where, element = self.files.where(number), self.files[number]
