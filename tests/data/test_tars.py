@@ -181,6 +181,19 @@ def test_a_name_that_is_there_again_is_told(tmp_path, caplog):
         assert "1 examples have a name that is there before in their archive, such as '0.tar 1.jpg'" in line
 
 
+def test_incremental_archives_have_times_where_others_have_names(tmp_path, caplog):
+    folder = written(tmp_path / "f", pairs({"1": "one", "a/2": "two"}))
+    os.link(folder / "1.jpg", folder / "3.jpg")
+    (folder / "3.txt").write_bytes(b"three")
+    for number, path in enumerate(sorted(folder.rglob("*.*"))):
+        os.utime(path, (10**9 + number, 10**9))  # read at other times
+    (tmp_path / "t").mkdir()
+    command = ["tar", "--sort=name", "-g", str(tmp_path / "snap"), "-C", str(folder), "-cf", str(tmp_path / "t/0.tar")]
+    subprocess.run([*command, "."], check=True)
+    assert captions(tmp_path / "t") == (["one", "three", "two"], []) and not caplog.records
+    assert WebDataset(tmp_path / "t")[2].where == "0.tar a/2.jpg"
+
+
 def test_captions_of_text_files_and_json(tmp_path):
     texts = {
         "1.txt": b"\xef\xbb\xbfa red\r\npear\r\n",

@@ -124,7 +124,8 @@ def _name(path: pathlib.Path, row: np.ndarray) -> str:
     try:
         with open(path, "rb") as file:
             file.seek(int(row[HEADER]))
-            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="replace") as archive:
+            options = {"encoding": "utf-8", "errors": "replace", "tarinfo": _Entry}
+            with tarfile.open(fileobj=file, mode="r:", **options) as archive:
                 return archive.firstmember.name.removeprefix("./")
     except (tarfile.TarError, AttributeError):
         return f"byte {row[HEADER]}"
@@ -276,9 +277,23 @@ def _plain(entry: tarfile.TarInfo) -> bool:
     return entry.isreg() and not entry.issparse()
 
 
+class _Entry(tarfile.TarInfo):
+    """A file of an archive. In incremental archives of GNU tar, times lie where others have the beginning of a name,
+    which Python's reader puts before it."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        """See `tarfile.TarInfo`."""
+        entry = super().frombuf(buf, encoding, errors)
+        if buf[257:265] == tarfile.GNU_MAGIC and entry.type not in tarfile.GNU_TYPES:
+            name = tarfile.nts(buf[:100], encoding, errors)
+            entry.name = name.rstrip("/") if entry.isdir() else name
+        return entry
+
+
 def _entries(path: str | os.PathLike[str]) -> Iterator[tarfile.TarInfo]:
     """What an archive has, in its order."""
-    with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+    with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Entry) as archive:
         size, last = os.fstat(file.fileno()).st_size, -1
         while (entry := archive.next()) is not None:
             archive.members.clear()  # or all names are kept
