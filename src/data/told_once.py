@@ -15,6 +15,7 @@ KEYS = 32  # that a process tells of: those of a hostile file have no end
 KEY = "the key"
 SENTENCE = re.compile(r"\S\s+\S|[.!?…]$")  # words with space between, or an end; an id has neither
 SPECIAL = ("<s>", "</s>", "<PAD>", "<|im_start|>", "<|im_end|>")  # as tokens are called that no text becomes
+TESTS = ("test", "tests", "testing", "val", "valid", "validation", "dev", "eval", "held_out", "heldout")
 _told: set[str] = set()
 
 
@@ -26,17 +27,22 @@ def tell_once(what: str, where: str) -> None:
 
 
 def tell_keys(
-    told: Mapping[str, Any], where: str, read: Collection[str], which: str, marks: Collection[str] = ()
+    told: Mapping[str, Any],
+    where: str,
+    read: Collection[str],
+    which: str,
+    marks: Collection[str] = (),
+    what: str = "is not read",
 ) -> None:
     """`tell_once` for the keys of an object, but for those of `read`, that may hold more of a row: a text that is no
-    id, a list or an object; and for the keys `marks`. `which` says where they stand, such as "of a turn". Behind `KEYS`
-    of them one warning says that there are more."""
+    id, a list or an object; and for the keys `marks`. `which` says where they stand, such as "of a turn", and `what`
+    what becomes of them. Behind `KEYS` of them one warning says that there are more."""
     for key, value in told.items():
         if key in read or not (key in marks or _says_more(value)):
             continue
-        what = f"{KEY} {shown(key)} {which} is not read"
-        if what in _told or sum(known.startswith(KEY) for known in _told) < KEYS:
-            tell_once(what, where)
+        full = f"{KEY} {shown(key)} {which} {what}"
+        if full in _told or sum(known.startswith(KEY) for known in _told) < KEYS:
+            tell_once(full, where)
         else:
             tell_once(f"further keys {which} are not read, either", where)
 
@@ -48,6 +54,14 @@ def _says_more(value: Any) -> bool:
         text = value.strip()
         return bool(SENTENCE.search(text)) or any(unicodedata.category(c) == "Lo" for c in text[:64])
     return isinstance(value, list | dict) and bool(value)
+
+
+def tell_split(told: Mapping[str, Any], where: str) -> None:
+    """`tell_once` for a row that says that it is for tests: a source knows them by files and `held_out` alone."""
+    for key in ("split", "subset", "partition", "set"):
+        value = told.get(key)
+        if isinstance(value, str) and value.strip().lower() in TESTS:
+            tell_once(f"a row with {key}={shown(value)} is one like the others: put such rows elsewhere", where)
 
 
 def tell_special(text: str, where: str) -> None:

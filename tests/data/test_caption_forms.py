@@ -10,7 +10,9 @@ from src.codecs.text import Bytes
 from src.data import told_once
 from src.data.example import BadRow
 from src.data.sources.captions import Captions
+from src.data.sources.documents import Documents
 from src.data.sources.journeydb import JourneyDB
+from src.data.sources.ultrachat import UltraChat
 from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.image_to_caption import ImageToCaption
@@ -163,3 +165,30 @@ def test_the_advice_about_a_list_can_be_followed(folder):
                 source[0]
             assert ("*.json" in str(error.value)) == isinstance(source, JourneyDB)
         assert [JourneyDB(folder / "anno.json", folder)[row]["prompt"] for row in range(4)] == SAID
+
+
+def test_what_rows_hold_beside_the_caption_is_told(folder, caplog, monkeypatch):
+    """Further texts, which a template may name, and rows that are for tests by their own account."""
+    monkeypatch.setattr(told_once, "_told", set())
+    row = {"file_name": "3.png", "text": "a red pear", "id": "x7", "url": "https://x.org/3.png?a=1", "width": 8}
+    rows = [row, row | {"caption_2": "two words", "crop": [0, 8], "split": "train"}, row | {"split": "Test"}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows * 2)))
+    assert captions(Captions(folder)) == ["a red pear"] * 6
+    (folder / "documents.jsonl").write_text(json.dumps({"parts": [{"text": "a"}], "partition": "val"}))
+    (folder / "anno.jsonl").write_text(json.dumps({"img_path": "3.png", "prompt": "a", "set": "dev"}))
+    (folder / "chats").mkdir()
+    (folder / "chats/a.jsonl").write_text(json.dumps({"data": ["a", "b"], "subset": "validation"}))
+    for source in (Documents(folder), JourneyDB(folder / "anno.jsonl", folder), UltraChat(folder / "chats")):
+        assert source[0]
+    end = "is one like the others: put such rows elsewhere"
+    assert [r.getMessage() for r in caplog.records if "told once" in r.getMessage()] == [
+        f"{told} (told once)"
+        for told in (
+            "metadata.jsonl line 2: the key 'crop' beside the caption is not read",
+            "metadata.jsonl line 2: the key 'caption_2' beside the caption is read where a template names it, alone",
+            f"metadata.jsonl line 3: a row with split='Test' {end}",
+            f"documents.jsonl line 1: a row with partition='val' {end}",
+            f"anno.jsonl line 1: a row with set='dev' {end}",
+            f"a.jsonl line 1: a row with subset='validation' {end}",
+        )
+    ]

@@ -19,7 +19,7 @@ from typing import Any
 
 from src.common.files.paths import shown
 from src.data.example import MARKER, BadRow
-from src.data.told_once import tell_keys, tell_once
+from src.data.told_once import tell_keys, tell_once, tell_split
 
 LISTS = ("messages", "conversations", "conversation", "data")
 WHO = ("from", "role", "speaker")
@@ -52,6 +52,7 @@ def read_turns(row: Mapping[str, Any], where: str, *, known: Sequence[str] = ())
         raise BadRow("there is no conversation", where, f"its keys are {keys}; write {FORM}")
     _check_keys(row, where, known)
     used = next((key for key in found if isinstance(row[key], list) and row[key]), found[0] if found else "")
+    tell_split(row, where)
     marks = [key for key in MARKS if row.get(key) not in (None, 1)]
     tell_keys(row, where, (*READ, used) if found else (*READ, *ALPACA), "beside the turns", marks)
     system = _joined([_system(row[key], key, where) for key in BESIDE if row.get(key) is not None])

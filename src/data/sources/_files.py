@@ -11,6 +11,7 @@ from etils import epath
 
 from src.common.files.paths import inside
 from src.data.example import BadRow
+from src.data.told_once import tell_keys, tell_split
 
 CAPTION = ("caption", "text")
 
@@ -50,9 +51,15 @@ class FileSource:
         return epath.Path(value)
 
 
-def texts_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def texts_of_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The texts of a row by name; the first of `CAPTION` that it has as "caption", too, which may be a list of several
-    texts, and is left as it is where it is no text, for `texts_of` to refuse."""
+    texts, and is left as it is where it is no text, for `texts_of` to refuse. Other keys are told."""
+    tell_split(row, where)
+    beside = {True: {}, False: {}}
+    for name, value in row.items():
+        beside[isinstance(value, str)][name] = value
+    tell_keys(beside[False], where, CAPTION, "beside the caption")
+    tell_keys(beside[True], where, CAPTION, "beside the caption", what="is read where a template names it, alone")
     texts = {name: text for name, text in row.items() if isinstance(text, str)}
     said = [row[name] for name in CAPTION if row.get(name) is not None]
     text = next((text for text in said if isinstance(text, str | list)), said[0] if said else None)

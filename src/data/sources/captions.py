@@ -66,7 +66,7 @@ class Captions(FileSource):
             wanted = '{"image": "a.png", "caption": "words"}'
             raise BadRow("the row names no image", where, f"its keys are {keys}; write {wanted}")
         image = image_path(self.path("folder"), row.pop(key), where)
-        return Example(texts_of_row(row) | {"image": image}, where)
+        return Example(texts_of_row(row, where) | {"image": image}, where)
 
 
 def _images(rows: LineFile | CsvTable) -> Iterator[object]:

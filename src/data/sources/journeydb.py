@@ -13,6 +13,7 @@ from src.data.example import Example
 from src.data.files.json_lines import LineFile
 from src.data.files.json_list import ListFile, open_rows
 from src.data.sources._files import FileSource, image_path
+from src.data.told_once import tell_split
 
 
 class JourneyDB(FileSource):
@@ -29,6 +30,7 @@ class JourneyDB(FileSource):
 
     def __getitem__(self, number: int) -> Example:
         where, line = self.files.where(number), self.files[number]
+        tell_split(line, where)
         task2 = line.get("Task2")
         texts = {"prompt": line.get("prompt"), "caption": task2.get("Caption") if isinstance(task2, dict) else None}
         texts = {name: text for name, text in texts.items() if text is not None}

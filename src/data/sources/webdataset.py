@@ -100,7 +100,9 @@ class WebDataset(FileSource):
         if row[TEXT_SIZE] > LINE_BYTES or row[IMAGE_SIZE] > LIMITS.bytes:
             raise BadRow("the file is too long", where, f"{max(row[TEXT_SIZE], row[IMAGE_SIZE]):,} bytes")
         text = _read(path, row[TEXT], row[TEXT_SIZE])
-        texts = texts_of_row(parse_example(text, where)) if row[IS_JSON] else {"caption": caption_of(text, where)}
+        texts = (
+            texts_of_row(parse_example(text, where), where) if row[IS_JSON] else {"caption": caption_of(text, where)}
+        )
         return Example(texts | {"image": _read(path, row[IMAGE], row[IMAGE_SIZE])}, where)
 
 
