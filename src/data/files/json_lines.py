@@ -16,7 +16,7 @@ from src.common.files.store import is_remote, local_copy
 from src.common.files.strict_json import is_wide, parse_json
 from src.data.example import BadRow
 from src.data.files.index_cache import cached_table, stamp
-from src.data.files.left_out import LeftOut, is_system_file, is_system_folder, kind_of_file
+from src.data.files.left_out import LeftOut, is_system_file, is_system_folder, kind_of_file, warn_tests
 
 LINE_BYTES = 4 << 20  # longer lines are not read
 OPEN = 64  # files at a time
@@ -186,8 +186,10 @@ class JsonLines:
         paths, self.left = sorted(paths, key=lambda path: path.name), LeftOut()
         found = (_called(name, folder, paths) for name in names)
         chosen = next(filter(None, found), [])
+        warn_tests(folder, [os.path.relpath(path, folder) for path in chosen])
+        above = {parent for path in chosen for parent in path.parents}  # of names with a slash
         for path in paths:
-            if path not in chosen and not is_system_folder(path.name):
+            if path not in chosen and path not in above and not is_system_folder(path.name):
                 is_folder = not is_remote(path) and path.is_dir()
                 self.left.add("folders" if is_folder else kind_of_file(path.name), path.name)
         if not chosen:

@@ -23,6 +23,7 @@ from etils import epath
 from src.data.example import BadRow, Example
 from src.data.files.csv_table import CsvTable
 from src.data.files.json_lines import LineFile
+from src.data.files.left_out import warn_tests
 from src.data.files.text_pairs import TextPairs
 from src.data.files.unnamed import warn_unnamed
 from src.data.sources._files import CAPTION, FileSource, image_path, texts_of_row
@@ -56,6 +57,7 @@ class Captions(FileSource):
                 " file_name and text, or an a.txt beside each a.png" + (f" (it has {pairs.left})" if pairs.left else "")
             )
         pairs.left.warn(folder)
+        warn_tests(folder, pairs.folders)
         return pairs
 
     def __getitem__(self, number: int) -> Example:

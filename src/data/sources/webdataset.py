@@ -28,7 +28,15 @@ from src.common.tree import listed
 from src.data.example import BadRow, Example
 from src.data.files.index_cache import stamp
 from src.data.files.json_lines import LINE_BYTES, caption_of, parse_example
-from src.data.files.left_out import LeftOut, cached_listing, ending_of, is_system_file, is_system_folder, kind_of_file
+from src.data.files.left_out import (
+    LeftOut,
+    cached_listing,
+    ending_of,
+    is_system_file,
+    is_system_folder,
+    kind_of_file,
+    warn_tests,
+)
 from src.data.sources._files import FileSource, texts_of_row
 
 IMAGES = tuple(ending.removeprefix(".") for ending in ENDINGS)
@@ -80,6 +88,7 @@ class WebDataset(FileSource):
         for path in (path for path, table in zip(paths, tables, strict=True) if not len(table)):
             left.add("archives without an example", path.name)
         left.warn(folder)
+        warn_tests(folder, found)
         table = np.concatenate(tables)
         _warn_again(folder, paths, table)
         return paths, table
@@ -112,7 +121,7 @@ def _warn_again(folder: epath.Path, paths: list[pathlib.Path], table: np.ndarray
     again = table[table[:, AGAIN] == 1]
     if len(again) and multiprocessing.parent_process() is None:
         first = f"{paths[again[0, SHARD]].name} {_name(paths[again[0, SHARD]], again[0])}"
-        told = "%s: %d examples have a name that is there before in their archive, such as %s; all of both are read"
+        told = "%s: %d examples have a name that is there before in their archive, such as %s: both are read"
         logging.warning(told, os.fspath(folder), len(again), shown(first))
 
 
