@@ -149,12 +149,14 @@ class Llama(SentencePiece):
     """Llama's tokenizer file, opened at the first text only: its ids are known before (unk 0, <s> 1, </s> 2).
 
     A model can so be built, counted and compiled where the file is not. Raises, at the first text, what `SentencePiece`
-    raises, and ValueError when the file has another number of pieces.
+    raises, and ValueError when the file has another number of pieces, or other ids of these three.
     """
+
+    ids: ClassVar[tuple[int, int, int]] = (1, 2, 0)  # of <s>, </s> and unk
 
     def __init__(self, path: str | os.PathLike, pieces: int = 32_000, reserved: int = 0):
         self.path, self.reserved = path, reserved
-        self._number(pieces, 1, 2, 0)
+        self._number(pieces, *self.ids)
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("_model", "_proto"):
@@ -165,6 +167,12 @@ class Llama(SentencePiece):
             raise ValueError(
                 f"tokenizer {str(self.path)!r} has {found} pieces, the config says {self.pieces}"
                 ": give the tokenizer of the weights, or set its pieces"
+            )
+        if (ids := (self._model.bos_id(), self._model.eos_id(), self._model.unk_id())) != self.ids:
+            del self._model, self._proto
+            raise ValueError(
+                f"tokenizer {str(self.path)!r} has the pieces {listed(ids)} as <s>, </s> and unknown, and Llama's has "
+                f"{listed(self.ids)}: read it by text:SentencePiece, which takes them from the file"
             )
         return self.__dict__[name]
 

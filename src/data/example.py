@@ -34,6 +34,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from src.common.files.paths import shown
+
 Row = dict[str, np.ndarray]  # the arrays of a row, by name
 MARKER = "<image>"
 FLAW_BYTES = 384  # of what a worker may tell about a row
@@ -97,7 +99,8 @@ def texts_of(example: Example, name: str = "caption") -> list[str]:
     value = example.get(name)
     texts = list(value) if isinstance(value, list | tuple) else [value]
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise BadRow(f"there is no {name}", example.where)
+        found = "" if value is None else f"it is {shown(value, 40)}, no text"
+        raise BadRow(f"there is no {name}", example.where, found)
     if not all(text.strip() for text in texts):
         raise BadRow(f"the {name} is empty", example.where)
     return texts
@@ -107,7 +110,9 @@ def turns_of(example: Example) -> list[str]:
     """The turns of a chat: texts that are not empty, user and assistant, at least one of each. Raises BadRow."""
     turns, where = example.get("turns"), example.where
     if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
-        raise BadRow("the turns are no list of texts", where)
+        told = enumerate(turns, 1) if isinstance(turns, list) else ()
+        found = next((f"turn {n} is {shown(turn, 40)}" for n, turn in told if not isinstance(turn, str)), "")
+        raise BadRow("the turns are no list of texts", where, found)
     if len(turns) < 2 or len(turns) % 2:
         raise BadRow("the turns are not question and answer", where, f"{len(turns)} turns")
     empty = [place for place, turn in enumerate(turns) if not turn.strip()]

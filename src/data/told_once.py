@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,24 +11,63 @@ from absl import logging
 
 from src.common.files.paths import shown
 
-KINDS = 32  # of loss, that a process tells of: keys of a hostile file have no end
+KEYS = 32  # that a process tells of: those of a hostile file have no end
+KEY = "the key"
+SENTENCE = re.compile(r"\S\s+\S|[.!?…]$")  # words with space between, or an end; an id has neither
+SPECIAL = ("<s>", "</s>", "<PAD>", "<|im_start|>", "<|im_end|>")  # as tokens are called that no text becomes
+TESTS = ("test", "tests", "testing", "val", "valid", "validation", "dev", "eval", "held_out", "heldout")
 _told: set[str] = set()
 
 
 def tell_once(what: str, where: str) -> None:
     """A warning about a kind of loss, where it is first met in this process."""
-    if what not in _told and len(_told) < KINDS:
+    if what not in _told:
         _told.add(what)
         logging.warning("%s: %s (told once)", where, what)
 
 
-def tell_keys(told: Mapping[str, Any], where: str, read: Collection[str], which: str) -> None:
-    """`tell_once` for the keys of an object, but for those of `read`, that may hold more of a row: several words, a
-    list or an object. `which` says where they stand, such as "of a turn"."""
+def tell_keys(
+    told: Mapping[str, Any],
+    where: str,
+    read: Collection[str],
+    which: str,
+    marks: Collection[str] = (),
+    what: str = "is not read",
+) -> None:
+    """`tell_once` for the keys of an object, but for those of `read`, that may hold more of a row: a text that is no
+    id, a list or an object; and for the keys `marks`. `which` says where they stand, such as "of a turn", and `what`
+    what becomes of them. Behind `KEYS` of them one warning says that there are more."""
     for key, value in told.items():
-        full = " " in value.strip() if isinstance(value, str) else isinstance(value, list | dict) and value
-        if full and key not in read:
-            tell_once(f"the key {shown(key)} {which} is not read", where)
+        if key in read or not (key in marks or _says_more(value)):
+            continue
+        full = f"{KEY} {shown(key)} {which} {what}"
+        if full in _told or sum(known.startswith(KEY) for known in _told) < KEYS:
+            tell_once(full, where)
+        else:
+            tell_once(f"further keys {which} are not read, either", where)
+
+
+def _says_more(value: Any) -> bool:
+    """Whether a value may hold words: a list or an object, or a text that is no id. Scripts without capitals (Chinese,
+    Thai, Arabic) have no ids; some of them have no space between words."""
+    if isinstance(value, str):
+        text = value.strip()
+        return bool(SENTENCE.search(text)) or any(unicodedata.category(c) == "Lo" for c in text[:64])
+    return isinstance(value, list | dict) and bool(value)
+
+
+def tell_split(told: Mapping[str, Any], where: str) -> None:
+    """`tell_once` for a row that says that it is for tests: a source knows them by files and `held_out` alone."""
+    for key in ("split", "subset", "partition", "set"):
+        value = told.get(key)
+        if isinstance(value, str) and value.strip().lower() in TESTS:
+            tell_once(f"a row with {key}={shown(value)} is one like the others: put such rows elsewhere", where)
+
+
+def tell_special(text: str, where: str) -> None:
+    """`tell_once` for a text that spells a special token, as one does that went through a template before."""
+    if "<" in text and (found := next((name for name in SPECIAL if name in text), None)):
+        tell_once(f"{found} stands in a text and is read as text, not as a special token", where)
 
 
 def tell_cut(what: str, room: int, where: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from src.data.example import BadRow, Row
-from src.data.told_once import tell_cut
+from src.data.told_once import tell_cut, tell_special
 from src.interfaces import Field, Tokens
 from src.sequence.segment import Segment
 
@@ -94,6 +94,7 @@ def encode(
     most = CHARACTERS * (room + 2)
     if limit is not None and len(text) > limit:
         raise BadRow(f"the text is longer than {limit:,} characters", where, f"{len(text):,} characters")
+    tell_special(text[:most], where)
     try:
         ids = list(codec.encode(text[:most])) if text else []  # a long text is cut before it costs anything
     except ValueError as error:

@@ -53,6 +53,22 @@ def test_ids_are_llamas(model):
         )
 
 
+def test_other_ids_of_the_special_pieces_are_refused(tmp_path):
+    """As Gemma numbers them: its piece 1, the `<s>` of Llama, ends a text."""
+    file = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=file, model_type="bpe", vocab_size=340, byte_fallback=True,
+        hard_vocab_limit=False, pad_id=0, eos_id=1, bos_id=2, unk_id=3, num_threads=1, minloglevel=3,
+    )  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes(file.getvalue())
+    whole = SentencePiece(tmp_path / "tokenizer.model")
+    assert (whole.bos, whole.eos, whole.unk) == (2, 1, 3)
+    codec = Llama(tmp_path / "tokenizer.model", pieces=whole.pieces)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"has the pieces 2, 1, 3 as <s>, .*text:SentencePiece"):
+            codec.encode("a")
+
+
 def test_any_text_comes_back(model):
     codec = SentencePiece(model)
     for text in ("an image of a goldfish.", " two  spaces ", "line\nbreak\ttab", "naïve 金魚 🐟", ""):

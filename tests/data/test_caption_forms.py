@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 
 from src.codecs.text import Bytes
+from src.data import told_once
 from src.data.example import BadRow
 from src.data.sources.captions import Captions
+from src.data.sources.documents import Documents
+from src.data.sources.journeydb import JourneyDB
+from src.data.sources.ultrachat import UltraChat
 from src.data.task import SourceTask
+from src.data.templates.caption_to_image import CaptionToImage
 from src.data.templates.image_to_caption import ImageToCaption
 from tests.helpers import formats
 from tests.helpers.fields import table
@@ -128,3 +133,62 @@ def test_halves_of_pairs_are_bad_rows_and_folders_without_captions_name_the_form
     (folder / "captions.jsonl").write_text('{"url": "http://x", "caption": "a"}\n')
     with pytest.raises(BadRow, match=r"line 1: the row names no image \(its keys are 'url', 'caption'; write \{"):
         Captions(folder)[0]
+
+
+def test_several_captions_of_an_image(folder, caplog, monkeypatch):
+    monkeypatch.setattr(told_once, "_told", set())
+    several = {"image": "3.png", "caption": ["one", "two"]}
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, [several, several | {"caption": {"en": "x"}}])))
+    fields = table(CODEC, (8, 8, 3))
+    drawn = SourceTask("t", Captions(folder), CaptionToImage(16, drop=0.0), fields)
+    rows = build(drawn, "train", [0] * 4, np.array([[0.1, 0.9], [0.6, 0.9]] * 2)).tokens["text.prompt"]
+    assert [words(CODEC, rows, row) for row in range(4)] == ["<s>one<i>", "<s>two<i>"] * 2
+    with pytest.raises(BadRow, match=r"there is no caption \(it is {'en': 'x'}, no text\)"):
+        drawn.read("train", 1, None)
+    assert not [r for r in caplog.records if "told once" in r.getMessage()]
+    first = build(SourceTask("t", Captions(folder), ImageToCaption(16), fields), "train", [0]).tokens
+    assert words(CODEC, first["text.caption"]) == "</i>[one</s>]"
+    assert "captions.jsonl line 1: of several texts under 'caption' only the first is learned" in caplog.text
+
+
+def test_the_advice_about_a_list_can_be_followed(folder):
+    """Of the files with captions no list is read, of JourneyDB's annotations one is."""
+    for indent in (None, 1):
+        rows = json.dumps(
+            [{"image": n, "img_path": n, "caption": "x", "prompt": s} for n, s in zip(NAMES, SAID, strict=True)],
+            indent=indent,
+        )
+        for name in ("captions.jsonl", "anno.jsonl", "anno.json"):
+            (folder / name).write_text(rows)
+        for source in (Captions(folder), JourneyDB(folder / "anno.jsonl", folder)):
+            with pytest.raises((BadRow, ValueError), match=r"list.*write each element in a line") as error:
+                source[0]
+            assert ("*.json" in str(error.value)) == isinstance(source, JourneyDB)
+        assert [JourneyDB(folder / "anno.json", folder)[row]["prompt"] for row in range(4)] == SAID
+
+
+def test_what_rows_hold_beside_the_caption_is_told(folder, caplog, monkeypatch):
+    """Further texts, which a template may name, and rows that are for tests by their own account."""
+    monkeypatch.setattr(told_once, "_told", set())
+    row = {"file_name": "3.png", "text": "a red pear", "id": "x7", "url": "https://x.org/3.png?a=1", "width": 8}
+    rows = [row, row | {"caption_2": "two words", "crop": [0, 8], "split": "train"}, row | {"split": "Test"}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows * 2)))
+    assert captions(Captions(folder)) == ["a red pear"] * 6
+    (folder / "documents.jsonl").write_text(json.dumps({"parts": [{"text": "a"}], "partition": "val"}))
+    (folder / "anno.jsonl").write_text(json.dumps({"img_path": "3.png", "prompt": "a", "set": "dev"}))
+    (folder / "chats").mkdir()
+    (folder / "chats/a.jsonl").write_text(json.dumps({"data": ["a", "b"], "subset": "validation"}))
+    for source in (Documents(folder), JourneyDB(folder / "anno.jsonl", folder), UltraChat(folder / "chats")):
+        assert source[0]
+    end = "is one like the others: put such rows elsewhere"
+    assert [r.getMessage() for r in caplog.records if "told once" in r.getMessage()] == [
+        f"{told} (told once)"
+        for told in (
+            "metadata.jsonl line 2: the key 'crop' beside the caption is not read",
+            "metadata.jsonl line 2: the key 'caption_2' beside the caption is read where a template names it, alone",
+            f"metadata.jsonl line 3: a row with split='Test' {end}",
+            f"documents.jsonl line 1: a row with partition='val' {end}",
+            f"anno.jsonl line 1: a row with set='dev' {end}",
+            f"a.jsonl line 1: a row with subset='validation' {end}",
+        )
+    ]

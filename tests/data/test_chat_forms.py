@@ -254,11 +254,61 @@ def test_what_is_left_out_of_chats_is_told_once(tmp_path, caplog, monkeypatch):
         _ = written(tmp_path, [{"instruction": "a", "response": "b"}])[0]
 
 
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": "天空为什么是蓝色的"}, "the key 'prompt' beside the turns is not read"),
+        ({"hint": "one\ntwo"}, "the key 'hint' beside the turns is not read"),
+        ({"style": "Rhyme!"}, "the key 'style' beside the turns is not read"),
+        ({"weight": 0}, "the key 'weight' beside the turns is not read"),
+        ({"turn": {"trainable": False}}, "the key 'trainable' of a turn is not read"),
+        ({"parts": {"note": "two words"}}, "the key 'note' of a part is not read"),
+        ({"id": "x-7_a.json", "lang": "en", "weight": 1, "score": 3, "ok": False, "turn": {"id": "b7"}}, ""),
+    ],
+)
+def test_a_key_that_may_say_more_is_told(tmp_path, caplog, monkeypatch, row, told):
+    """Words without a space between, and marks of what is to be trained under other names."""
+    monkeypatch.setattr(told_once, "_told", set())
+    ask, turn, part = spoken("user: a")[0], row.pop("turn", {}), row.pop("parts", None)
+    ask |= {"content": [{"type": "text", "text": "a"} | part]} if part else {}
+    assert read(written(tmp_path, [row | {"messages": [ask, spoken("assistant: b")[0] | turn]}]), 0) == ["a", "b"]
+    assert [r.getMessage() for r in caplog.records] == [f"a.jsonl line 1: {told} (told once)"] * bool(told)
+
+
+def test_many_keys_do_not_hide_what_is_cut(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(told_once, "_told", set())
+    chat = {"messages": spoken("user: a", "assistant: b")}
+    source = written(tmp_path, [{f"k{n}": "two words" for n in range(99)} | chat, {"data": ["a", "b", "</s>"]}])
+    assert [source[n]["turns"] for n in range(2)] == [["a", "b"]] * 2
+    build(SourceTask("t", written(tmp_path, [{"data": ["a", "b </s>"]}]), Chat(4), table(CODEC)), "train", [0])
+    assert [r.getMessage().removesuffix(" (told once)") for r in caplog.records][told_once.KEYS :] == [
+        "a.jsonl line 1: further keys beside the turns are not read, either",
+        "a.jsonl line 2: the last question has no answer and is left out",
+        "a.jsonl line 1: </s> stands in a text and is read as text, not as a special token",
+        "a.jsonl line 1: the chat is cut to 4 tokens: give a larger length, or too_long='skip' to refuse such rows",
+    ]
+
+
+def test_bad_rows_of_chats_say_what_is_no_text(tmp_path):
+    rows = [
+        {"instruction": "Add one.", "input": 0, "output": "1"}, {"instruction": "a", "output": 6},
+        {"data": ["a", None]}, {"data": [{"data": ["a", "b"]}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "image": "x.png"}]}]},
+    ]  # fmt: skip
+    said = ["'input' is 0, no text", "'output' is 6, no text", "turn 2 is None", "turn 1 has the keys 'data'; known"]
+    source = written(tmp_path, rows)
+    for row, match in enumerate([*said, "turn 1: 'image': put it"]):
+        with pytest.raises(BadRow, match=match):
+            source[row]
+
+
 def test_a_marker_without_an_image_and_keys_beside_parts_are_told(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(told_once, "_told", set())
     (tmp_path / "l.json").write_text(json.dumps([{"conversations": roles(["<image>\nWhy?", "So."])}] * 2))
     source = Llava(tmp_path / "l.json", tmp_path)
     assert [source[n]["turns"][0] for n in range(2)] == ["<image>\nWhy?"] * 2
+    monkeypatch.setattr(told_once, "_told", set())
+    assert read(written(tmp_path / "c", [{"data": ["<image>\nWhy?", "So."]}]), 0)[0] == "<image>\nWhy?"
     parts = {"parts": [{"text": "a"}], "id": "x7", "title": "a title", "url": ""}
     (tmp_path / "documents.jsonl").write_text(json.dumps(parts) + "\n" + json.dumps(parts) + "\n")
     source = Documents(tmp_path)
@@ -266,5 +316,6 @@ def test_a_marker_without_an_image_and_keys_beside_parts_are_told(tmp_path, capl
     told = [r.getMessage() for r in caplog.records if "left out" not in r.getMessage()]
     assert told == [
         "l.json element 1: <image> stands in a chat without an image and is read as text (told once)",
+        "a.jsonl line 1: <image> stands in a chat without an image and is read as text (told once)",
         "documents.jsonl line 1: the key 'title' beside the parts is not read (told once)",
     ]

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 
 import pytest
 from etils import epath
@@ -146,6 +148,16 @@ def test_files_that_name_no_classes_are_refused(tmp_path):
         (tmp_path / "names").write_bytes(text.encode("latin-1"))
         with pytest.raises(ValueError, match=reason):
             len(ImageFolders(folder, names=tmp_path / "names"))
+
+
+def test_a_folder_that_was_made_anew_with_its_old_time_is_read_anew(tmp_path):
+    """As archives and copies set the time of a folder."""
+    for names in (["cat/1.jpg", "dog/1.jpg"], ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"]):
+        shutil.rmtree(tmp_path / "f", ignore_errors=True)
+        folder = made(tmp_path / "f", *names)
+        for name in ("cat", "dog"):
+            os.utime(folder / name, (10**9, 10**9))
+        assert [name for name, _ in rows(ImageFolders(folder))] == names
 
 
 def test_links_to_another_class_are_told(tmp_path, caplog):

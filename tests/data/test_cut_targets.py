@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from src.codecs.text import Bytes
-from src.data.example import BadRow
+from src.data import told_once
+from src.data.example import BadRow, Example
 from src.data.sources.llava import Llava
 from src.data.task import SourceTask
 from src.data.templates.caption_to_image import CaptionToImage
@@ -77,3 +78,23 @@ def test_the_published_loss_on_questions_has_targets_wherever_the_row_ends(tmp_p
     fields = table(CODEC, vision=field("vision", Eye()))
     task = SourceTask("t", Llava(tmp_path / "l.json", tmp_path), PictureChat(8, 16, train_on_source=True), fields)
     assert build(task, "train", [0]).tokens["text.rest"].target[0].all()
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_an_answer_before_the_image_is_told_where_it_is_no_target(caplog, monkeypatch, published):
+    monkeypatch.setattr(told_once, "_told", set())
+    seen = Example({"image": PICTURE["image"], "turns": ["q", "a dog", "<image>", "a cat"]}, "row 1")
+    tokens = build(made(PictureChat(32, 64, train_on_source=published), PICTURE, seen), "train", [1]).tokens
+    assert tokens["text.head"].target.any() == published and tokens["text.rest"].target.any()
+    told = "row 1: the answers before the image are no targets, which those behind it are (told once)"
+    assert [r.getMessage() for r in caplog.records] == [told] * (not published)
+
+
+def test_chats_that_are_cut_to_a_row_are_a_warning(caplog):
+    caplog.set_level("INFO")
+    for turns, level in ((["q", "a"], "INFO"), (["q", "a" * 90], "WARNING"), (["q" * 90, "a"], "WARNING")):
+        caplog.clear()
+        made(Packed(64), {"turns": turns}).rows("train")
+        assert [(r.levelname, "1 are cut" in r.getMessage(), "1 cannot" in r.getMessage()) for r in caplog.records] == [
+            (level, len(turns[1]) > 1, len(turns[0]) > 1)
+        ]

@@ -135,7 +135,7 @@ def test_one_value_over_several_lines_is_one_hint(tmp_path, name, data, what):
 
 
 def test_a_list_in_one_line_and_folders_called_as_files(tmp_path):
-    with pytest.raises(BadRow, match=r"not a JSON object \(it is a list: call the file \*\.json"):
+    with pytest.raises(BadRow, match=r"not a JSON object \(it is a list: write .*, or call the file \*\.json"):
         UltraChat(made(tmp_path / "c", **{"a.jsonl": f"[{ROW}]"}))[0]
     for name, source in (("train.jsonl", UltraChat), ("train.json", UltraChat), ("captions.jsonl", Captions)):
         (tmp_path / name / name).mkdir(parents=True)

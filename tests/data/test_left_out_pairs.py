@@ -2,11 +2,15 @@
 
 import logging
 import os
+import tarfile
 
 import pytest
 from etils import epath
 
 from src.data.sources.captions import Captions
+from src.data.sources.ultrachat import UltraChat
+from src.data.sources.webdataset import WebDataset
+from tests.helpers import formats
 
 READ = ("#1.jpg", "@2.png", "$3.JPG", "__4.webp", "a/#5.png", "a.b/6.v2.gif", "_7.png", "sub/@8.jpeg")
 LEFT = ("#tag/1.png", "__x/2.png", ".hid/3.png", "a/@new/4.png")
@@ -66,3 +70,34 @@ def test_a_folder_without_pairs_is_refused_with_what_it_has(tmp_path):
         len(Captions(folder))
     with pytest.raises(FileNotFoundError, match=r"beside each a\.png$"):
         len(Captions(tmp_path / "none"))
+
+
+def test_files_that_are_named_for_tests_are_told_where_others_are_read(tmp_path, caplog):
+    chat, image = '{"data": ["a", "b"]}\n', formats.encoded(formats.picture(0))
+    for name in ("train", "contest", "val_2"):
+        (tmp_path / "chats" / name).mkdir(parents=True)
+        (tmp_path / f"chats/{name}/{name}.jsonl").write_text(chat)
+        (tmp_path / f"chats/{name}.jsonl").write_text(chat)
+        (tmp_path / "pairs" / name).mkdir(parents=True)
+        (tmp_path / f"pairs/{name}/test.txt").write_text("a test")
+        (tmp_path / f"pairs/{name}/test.png").write_bytes(image)
+        (tmp_path / "tars").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / f"tars/{name}.tar", "w") as archive:
+            formats.add_file(archive, "1.jpg", image)
+            formats.add_file(archive, "1.txt", b"a")
+
+    def said(source):
+        caplog.clear()
+        assert len(source)
+        return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+    end = "files that are read are named for tests, such as"
+    (told,) = said(Captions(tmp_path / "pairs"))
+    assert f"2 of 6 {end} 'val_2'" in told
+    (told,) = said(WebDataset(tmp_path / "tars"))
+    assert f"1 of 3 {end} 'val_2.tar'" in told
+    assert f"1 of 3 {end} 'val_2.jsonl'" in said(UltraChat(tmp_path / "chats"))[0]
+    # of folders some of whose files are read, and of files for tests alone, nothing is told
+    (told,) = said(UltraChat(tmp_path / "chats", names="train/*.jsonl"))
+    assert "5 files are left out: 3 .jsonl (such as 'contest.jsonl'), 2 folders (such as 'contest')" in told
+    assert not [line for line in said(UltraChat(tmp_path / "chats", names="val*.jsonl")) if "for tests" in line]

@@ -165,6 +165,48 @@ def test_an_ambiguous_name_is_no_pair(tmp_path):
     assert told.count("0.tar 1.jpg: there is no caption") == 2
 
 
+def test_a_name_that_is_there_again_is_told(tmp_path, caplog):
+    """As `tar -r` and `tar -u` put a changed pair behind the old one."""
+    (tmp_path / "t").mkdir()
+    folder = written(tmp_path / "f", pairs({"1": "old", "2": "two"}))
+    command = ["tar", "--sort=name", "-C", str(folder), "-f", str(tmp_path / "t/0.tar")]
+    subprocess.run([*command, "-c", "."], check=True)
+    assert captions(tmp_path / "t") == (["old", "two"], []) and not caplog.records
+    (folder / "1.txt").write_bytes(b"new")
+    subprocess.run([*command, "-r", "./1.jpg", "./1.txt"], check=True)
+    for _ in range(2):  # the second time of the cache
+        caplog.clear()
+        assert captions(tmp_path / "t") == (["old", "two", "new"], [])
+        (line,) = [r.getMessage() for r in caplog.records]
+        assert "1 examples have a name that is there before in their archive, such as '0.tar 1.jpg'" in line
+
+
+def test_incremental_archives_have_times_where_others_have_names(tmp_path, caplog):
+    folder = written(tmp_path / "f", pairs({"1": "one", "a/2": "two"}))
+    os.link(folder / "1.jpg", folder / "3.jpg")
+    (folder / "3.txt").write_bytes(b"three")
+    for number, path in enumerate(sorted(folder.rglob("*.*"))):
+        os.utime(path, (10**9 + number, 10**9))  # read at other times
+    (tmp_path / "t").mkdir()
+    command = ["tar", "--sort=name", "-g", str(tmp_path / "snap"), "-C", str(folder), "-cf", str(tmp_path / "t/0.tar")]
+    subprocess.run([*command, "."], check=True)
+    assert captions(tmp_path / "t") == (["one", "three", "two"], []) and not caplog.records
+    assert WebDataset(tmp_path / "t")[2].where == "0.tar a/2.jpg"
+
+
+def test_captions_of_text_files_and_json(tmp_path):
+    texts = {
+        "1.txt": b"\xef\xbb\xbfa red\r\npear\r\n",
+        "2.json": b'{"text": "two"}',
+        "3.json": b'{"caption": ["a", "b"]}',
+    }
+    texts |= {"4.json": b'{"caption": 7}', "5.json": b'["five"]', "6.json": b'{"caption": null, "text": "six"}'}
+    members = {name: data for text, said in texts.items() for name, data in ((f"{text[0]}.jpg", JPEG), (text, said))}
+    good, told = captions(archive(tmp_path / "t/0.tar", members))
+    assert good == ["a red\npear", "two", ["a", "b"], 7, "six"]  # no text is refused by the template that wants one
+    assert told == ["0.tar 5.jpg: the line is not a JSON object (it is a list)"]
+
+
 def test_names_with_dots_are_pairs_where_no_name_is_without(tmp_path, caplog):
     members = pairs({"1": "one"}) | {"1.seg.png": JPEG, "1.seg.json": b"{}", "1.png": JPEG, "2.a.jpg": JPEG}
     members |= {"3.b.txt": b"x"} | pairs({"4.v1.0": "four"}, "webp", "json") | {"4.v1.0.json": b'{"caption": "four"}'}

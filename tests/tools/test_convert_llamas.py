@@ -72,6 +72,7 @@ def test_a_head_that_is_tied_and_another_tensor_is_refused(tmp_path, capsys):
         ({"rope_parameters": LLAMA3 | {"rope_theta": 5e5}}, ["llama3", 8.0, 1.0, 4.0, 32], LLAMA3),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["linear", 2.0], {"type": "linear", "factor": 2.0}),
         ({"rope_scaling": None}, None, None),
+        ({"rope_scaling": {"rope_type": "default", "factor": 1.0, "attention_factor": None}}, None, None),
     ],
 )
 def test_a_scaled_rotation_is_an_option_of_the_trunk(fields, scaling, written, tmp_path, capsys):
@@ -133,6 +134,8 @@ def test_two_halves_become_float32_and_one_stays(tmp_path, capsys):
     [
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling is of type 'dynamic'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters is of type 'yarn'"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling of type 'default' has factor=2.0"),
+        ({"rope_scaling": LLAMA3 | {"mrope_section": [4]}}, "rope_scaling of type 'llama3' has mrope_section=[4]"),
         ({"attention_bias": True}, "attention_bias=True, here False only"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu', here 'silu' only"),
         ({"head_dim": 16}, "head_dim=16, here hidden_size / num_attention_heads only"),
@@ -159,6 +162,23 @@ def test_files_of_weights_that_are_not_read_are_named(tmp_path, capsys, index):
     code, said, error = run(capsys, source=tmp_path / "l", out=tmp_path / "l-out", new_words=0)
     assert code == 0 and told in said.splitlines(), error
     assert told in run(capsys, source=tmp_path / "l", info=True)[1].splitlines() and len(tensors)
+
+
+def test_keys_and_towers_that_are_not_read_are_named(tmp_path, capsys):
+    plain = {"use_cache": True, "_name_or_path": "x", "eos_token_id": 2, "use_sliding_window": False, "layers_off": []}
+    llama(tmp_path / "plain", **plain)
+    code, said, _ = run(capsys, source=tmp_path / "plain", out=tmp_path / "plain-out", new_words=0)
+    assert code == 0 and "read" not in said and "left out" not in said
+    tensors = llama(tmp_path / "l", **plain | {"logits_scaling": 8.0, "layer_types": ["full", "sliding"]})
+    save_file(tensors | {"vision_encoder.a": np.zeros(3, np.float32)}, tmp_path / "l/model.safetensors")
+    lines = [
+        f"{tmp_path / 'l'}: 1 tensors of a frozen encoder are left out, such as 'vision_encoder.a'",
+        f"{tmp_path / 'l'}: keys of config.json that no plain Llama has are not read: logits_scaling=8.0, "
+        "layer_types=['full', 'sliding']",
+    ]
+    for flags in ({"out": tmp_path / "l-out", "new_words": 0}, {"info": True}):
+        said = run(capsys, source=tmp_path / "l", **flags)[1].splitlines()
+        assert [line for line in said if line in lines] == lines
 
 
 def test_floats_of_8_bits_are_refused_by_name(tmp_path, capsys):

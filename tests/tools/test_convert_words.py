@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from src.codecs.text import SPECIALS, SentencePiece, train_sentencepiece
+from src.codecs.text import SPECIALS, Bytes, SentencePiece, train_sentencepiece
 from src.models.pretrained.initial_weights import Initial
 from src.models.pretrained.llama_weights import TABLE
+from src.tools.conversion import convert as conversion
 from src.tools.conversion.tokenizer import words_by_id
 from tests.cases.llamas import llama
 from tests.helpers.published import as_run, run
@@ -117,6 +118,38 @@ def test_names_that_are_taken_go_to_the_special_tokens(model, tmp_path, capsys):
     found = words_by_id(tmp_path / "l-out")
     assert [found[model[1] + 2 + i] for i in range(4)] == list(SPECIALS) and found[model[1]].startswith("<|reserved_")
     assert len(set(found.values())) == len(found)
+
+
+def test_other_ends_of_texts_are_told_and_stay_beside_that_of_a_run(model, tmp_path, capsys, monkeypatch):
+    """As of a Llama that was tuned on ChatML: its answers end with <|im_end|>, and those of a run with </s>."""
+    pieces, words = model[1], ("<|im_start|>", "<|im_end|>")
+    files = named("config", words, pieces) | {"generation_config.json": {"eos_token_id": [2, pieces + 1]}}
+    files["tokenizer_config.json"] |= {"eos_token": "<|im_end|>", "bos_token": {"content": "<s>"}}
+    files["special_tokens_map.json"] = {"eos_token": {"content": "<|im_end|>"}}
+    with_words(tmp_path / "l", model, 2, files)
+    _, said = converted(capsys, tmp_path / "l")
+    end = f"{pieces + 1} (<|im_end|>), and a run here ends it with </s> (2)"
+    assert f"{tmp_path / 'l'}: generation_config.json ends a text with {end}" in said.splitlines()
+    told = {name: json.loads((tmp_path / "l-out" / name).read_text()) for name in files}
+    # the name that it had is that of the end of an image now
+    assert told["tokenizer_config.json"]["eos_token"] == words_by_id(tmp_path / "l-out")[pieces + 1]
+    assert told["special_tokens_map.json"]["eos_token"] == {"content": f"<|reserved_{pieces + 1}|>"}
+    assert told["generation_config.json"] == files["generation_config.json"]
+    workdir = as_run(tmp_path / "l-out", {}, monkeypatch)
+    trained = conversion.find_trained
+
+    def in_bytes(source, options):
+        found = trained(source, options)
+        found.config["fields"]["text"]["codec"] = {"name": "text:Bytes"}
+        return found
+
+    monkeypatch.setattr(conversion, "find_trained", in_bytes)
+    code, said, error = run(capsys, source=workdir, out=tmp_path / "back", tokenizer=tmp_path / "l-out")
+    assert code == 0, error
+    told = {n: json.loads((tmp_path / "back" / n).read_text()) for n in ("config.json", "generation_config.json")}
+    assert [told["config.json"][name] for name in ("bos_token_id", "eos_token_id")] == [Bytes.bos, Bytes.eos]
+    assert told["generation_config.json"]["eos_token_id"] == [Bytes.eos, 2, pieces + 1]
+    assert f"generation_config.json ends a text with {Bytes.eos}, as the run did, and with 2, {pieces + 1}" in said
 
 
 def test_a_tokenizer_without_a_sentencepiece_model_is_told(tmp_path, capsys):

@@ -16,7 +16,7 @@ from absl import logging
 from src.common.files.npy import read_npy
 from src.common.files.store import cache_folder, write_whole
 
-VERSION = 5  # of what the tables mean
+VERSION = 6  # of what the tables mean
 LONG = 5.0  # seconds that are worth a word
 _LOCK = threading.Lock()
 
@@ -49,6 +49,8 @@ def cached_table(what: str, key: Iterable[str], make: Callable[[], np.ndarray]) 
 
 
 def stamp(path: str | os.PathLike[str]) -> str:
-    """A local file's path, size and time of change: another one when the file is another."""
+    """A local file's or folder's path, size and times: another one when it is another, or has other files.
+
+    Copies and archives give a file the time of change that it had elsewhere; `ctime` no program sets."""
     stat = os.stat(path)
-    return f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    return f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"

@@ -16,10 +16,11 @@ from src.common.files.store import is_remote, local_copy
 from src.common.files.strict_json import is_wide, parse_json
 from src.data.example import BadRow
 from src.data.files.index_cache import cached_table, stamp
-from src.data.files.left_out import LeftOut, is_system_file, is_system_folder, kind_of_file
+from src.data.files.left_out import LeftOut, is_system_file, is_system_folder, kind_of_file, warn_tests
 
 LINE_BYTES = 4 << 20  # longer lines are not read
 OPEN = 64  # files at a time
+REWRITE, RENAME = "write each element in a line", ", or call the file *.json"  # of a list
 KEPT = 1 << 26  # bytes of a file from which on the places of its lines are kept in the cache
 
 
@@ -29,16 +30,16 @@ INK[list(b" \t\n\v\f\r")] = False
 
 class LineFile:
     """The lines of a local or remote file by number, found once and not kept; each should be a JSON object. Lines of
-    white space alone are no rows.
+    white space alone are no rows. `lists`: who opens it reads a list, too, where the file is called *.json.
 
     Raises FileNotFoundError, and ValueError for a folder, UTF-16, and one JSON value over several lines.
     """
 
-    def __init__(self, path: epath.Path, name: str = ""):
-        self.name = name or path.name
+    def __init__(self, path: epath.Path, name: str = "", *, lists: bool = False):
+        self.name, self.advice = name or path.name, REWRITE + RENAME * lists
         self.path = local_copy(path)
         check_utf8(self.path)
-        _check_first(self.path)
+        _check_first(self.path, self.advice)
         self._key = object()  # the file may have been another one when others opened it
         large = self.path.stat().st_size > KEPT
         self.ends = cached_table("lines", [stamp(self.path)], self._find) if large else self._find()
@@ -56,7 +57,7 @@ class LineFile:
     def __getitem__(self, line: int) -> dict[str, Any]:
         start, end = int(self.ends[line - 1, 0]) if line else 0, int(self.ends[line, 0])  # blank lines in front, too
         opened = _opened(self.path, self._key)  # stays open as long as it has a name here
-        return read_object(opened.number, start, end, self.where(line))
+        return read_object(opened.number, start, end, self.where(line), self.advice)
 
 
 class _Opened:
@@ -110,24 +111,25 @@ def _breaks(block: bytes, data: np.ndarray, returned: bool) -> np.ndarray:
     return returns | (breaks & ~behind)
 
 
-def read_object(file: int, start: int, end: int, where: str) -> dict[str, Any]:
-    """The JSON object in some bytes of an open file. Raises BadRow."""
+def read_object(file: int, start: int, end: int, where: str, advice: str = "") -> dict[str, Any]:
+    """The JSON object in some bytes of an open file; `advice` is about a list. Raises BadRow."""
     if end - start > LINE_BYTES:
         raise BadRow("the line is too long", where, f"more than {LINE_BYTES:,} bytes")
     # One call that leaves the file's position alone: threads share it.
-    return parse_example(os.pread(file, end - start, start), where)
+    return parse_example(os.pread(file, end - start, start), where, advice)
 
 
-def parse_example(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object of a line or record; NaN and infinity, which Python writes, are numbers. Raises BadRow."""
+def parse_example(data: bytes, where: str, advice: str = "") -> dict[str, Any]:
+    """The JSON object of a line or record; NaN and infinity, which Python writes, are numbers; `advice` is about a
+    list. Raises BadRow."""
     text_of(data, where)
     try:
         told = parse_json(data, "it", finite=False)
     except ValueError as error:
         raise BadRow("the line is not JSON", where, error) from error
     if not isinstance(told, dict):
-        detail = "it is a list: call the file *.json, or write each element in a line" if isinstance(told, list) else ""
-        raise BadRow("the line is not a JSON object", where, detail)
+        kind = {list: "a list", str: "a text"}.get(type(told), "a number or truth")
+        raise BadRow("the line is not a JSON object", where, f"it is {kind}" + f": {advice}" * bool(advice))
     return told
 
 
@@ -141,6 +143,11 @@ def text_of(data: bytes, where: str) -> str:
         raise BadRow("the text is not UTF-8", where, error) from error
 
 
+def caption_of(data: bytes, where: str) -> str:
+    """The text of a file that is one caption, with \\n for the line breaks of any system. Raises BadRow."""
+    return text_of(data, where).replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
 def check_utf8(path: str | os.PathLike[str]) -> None:
     """Raises ValueError for a folder, a pipe or a device, and for a file that begins as UTF-16 does."""
     if os.path.isdir(path):
@@ -152,16 +159,17 @@ def check_utf8(path: str | os.PathLike[str]) -> None:
             raise ValueError(f"{os.fspath(path)!r} is UTF-16 text: save it as UTF-8")
 
 
-def _check_first(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError for a file whose first line only begins a list or object that goes on behind it."""
+def _check_first(path: str | os.PathLike[str], advice: str) -> None:
+    """Raises ValueError for a file whose first line only begins a list or object that goes on behind it; `advice` is
+    about a list."""
     with open(path, "rb") as file:
         lines = file.read(1 << 16).removeprefix(codecs.BOM_UTF8).strip().splitlines()
     first = lines[0].strip() if len(lines) > 1 else b""
     if first in (b"[", b"{") or (first.startswith(b"[") and first.endswith(b",")):
-        what, advice = ("list", ", or call the file *.json") if first.startswith(b"[") else ("object", "")
+        what, advice = ("list", advice) if first.startswith(b"[") else ("object", "write each row in one line")
         raise ValueError(
-            f"{os.fspath(path)!r} is one JSON {what} over several lines, and each line should be a row: write each row"
-            f" in one line{advice}; a file that holds no rows should lie elsewhere"
+            f"{os.fspath(path)!r} is one JSON {what} over several lines, and each line should be a row: {advice}; a"
+            " file that holds no rows should lie elsewhere"
         )
 
 
@@ -178,8 +186,10 @@ class JsonLines:
         paths, self.left = sorted(paths, key=lambda path: path.name), LeftOut()
         found = (_called(name, folder, paths) for name in names)
         chosen = next(filter(None, found), [])
+        warn_tests(folder, [os.path.relpath(path, folder) for path in chosen])
+        above = {parent for path in chosen for parent in path.parents}  # of names with a slash
         for path in paths:
-            if path not in chosen and not is_system_folder(path.name):
+            if path not in chosen and path not in above and not is_system_folder(path.name):
                 is_folder = not is_remote(path) and path.is_dir()
                 self.left.add("folders" if is_folder else kind_of_file(path.name), path.name)
         if not chosen:

@@ -47,7 +47,7 @@ class ListFile:
 
 
 def open_rows(path: epath.Path) -> LineFile | ListFile:
-    """The rows of a file: the elements of a `.json` that is one list, the lines of any other.
+    """The rows of a local or remote file: the elements of a `.json` that is one list, the lines of any other.
 
     Raises as `LineFile` and `ListFile`.
     """
@@ -56,7 +56,7 @@ def open_rows(path: epath.Path) -> LineFile | ListFile:
         with open(local_copy(path), "rb") as file:
             if file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip(SPACE).startswith(b"["):
                 return ListFile(path)
-    return LineFile(path)
+    return LineFile(path, lists=path.suffix.lower() != ".json")
 
 
 def element_bounds(path: str | os.PathLike[str]) -> np.ndarray:
@@ -71,7 +71,9 @@ def element_bounds(path: str | os.PathLike[str]) -> np.ndarray:
         while block := file.read(BLOCK):
             plain = block.removeprefix(codecs.BOM_UTF8) if not start else block
             if depth == 0 and (rest := plain.strip(SPACE)) and (bounds or not rest.startswith(b"[")):
-                raise ValueError(_wrong(path, "goes on after its list" if bounds else "does not begin with ["))
+                if bounds:
+                    raise ValueError(_wrong(path, "goes on after its list"))
+                raise ValueError(_wrong(path, "does not begin with [") + ", or call a file of lines *.jsonl")
             places, steps = marks.find(np.frombuffer(block, np.uint8))
             depths = depth + np.cumsum(steps)
             ends = np.flatnonzero(depths <= 0)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Collection, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 from absl import logging
@@ -15,6 +16,7 @@ from etils import epath
 from src.common.files.paths import shown
 from src.common.files.store import is_remote
 from src.data.files.index_cache import cached_table
+from src.data.told_once import TESTS
 
 KINDS = 12  # that a message names
 # Names in small letters; other names that begin as these do (hidden ones, @tmp, #recycle) are `unusual`.
@@ -90,6 +92,14 @@ class LeftOut:
     def unpack(cls, data: np.ndarray) -> LeftOut:
         """What `pack` gave."""
         return cls({what: (count, name) for what, (count, name) in json.loads(data.tobytes()).items()})
+
+
+def warn_tests(where: str | os.PathLike[str], names: Sequence[str]) -> None:
+    """Tells of files that are named for tests (`test.jsonl`, `val/1.png`) and are read like others that are not."""
+    tests = [name for name in names if {*re.split(r"[^a-z]+", name.lower())} & {*TESTS}]
+    if tests and len(tests) < len(names) and multiprocessing.parent_process() is None:
+        told = "%s: %d of %d files that are read are named for tests, such as %s: put them elsewhere, or see held_out"
+        logging.warning(told, os.fspath(where), len(tests), len(names), shown(tests[0]))
 
 
 def warn_beside(folder: epath.Path, read: Collection[str]) -> None:

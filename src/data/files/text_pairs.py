@@ -10,7 +10,7 @@ from src.common.files.images import ENDINGS
 from src.common.files.paths import inside, read_bounded
 from src.data.example import BadRow
 from src.data.files.folder_walk import files_below
-from src.data.files.json_lines import text_of
+from src.data.files.json_lines import caption_of
 from src.data.files.left_out import LeftOut, is_system_file, kind_of_file
 
 TEXT = ".txt"
@@ -19,7 +19,7 @@ TEXT_BYTES = 1 << 20
 
 class TextPairs:
     """The pairs of a folder and the folders in it, in the order of their names. An image without a text, and a text
-    without an image, are bad rows; other files are none and are counted in `left`."""
+    without an image, are bad rows; other files are none and are counted in `left`. `folders` has that of each file."""
 
     def __init__(self, folder: epath.Path):
         self._folder, self.left = folder, LeftOut()
@@ -32,6 +32,7 @@ class TextPairs:
         images = [name for name in names if name.lower().endswith(ENDINGS)]
         alone = self._texts.keys() - {os.path.splitext(name)[0] for name in images}
         self.pairs = len(self._texts) - len(alone)
+        self.folders = [os.path.dirname(name) for name in names]
         self._names = sorted([*images, *(self._texts[stem] for stem in alone)])
 
     def __len__(self) -> int:
@@ -52,7 +53,7 @@ class TextPairs:
             data = read_bounded(inside(self._folder, text), TEXT_BYTES, "caption")
         except (OSError, ValueError) as error:
             raise BadRow("the caption cannot be read", name, error) from error
-        return {"image": name, "caption": text_of(data, text).strip()}
+        return {"image": name, "caption": caption_of(data, text)}
 
 
 def _is_kept(path: str, left: LeftOut) -> bool:

@@ -8,8 +8,8 @@
 What a system says stands in front of the next question, or, behind a question, at its end, two line breaks between;
 `system` or `system_prompt` beside the turns stands in front of the first. An answer before the first question, a last
 question without answer, what a system says behind the last answer, and keys that are not known are left out; a warning
-tells the first place of each. A chat is a bad row where one of the keys `CONTENT` holds something, and where an answer
-is marked (`MARKS`) as one that is not to be trained.
+tells the first place of each, of truths in answers (`trainable`), too. A chat is a bad row where one of the keys
+`CONTENT` holds something, and where an answer is marked (`MARKS`) as one that is not to be trained.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.data.example import BadRow
-from src.data.told_once import tell_keys, tell_once
+from src.common.files.paths import shown
+from src.data.example import MARKER, BadRow
+from src.data.told_once import tell_keys, tell_once, tell_split
 
 LISTS = ("messages", "conversations", "conversation", "data")
 WHO = ("from", "role", "speaker")
@@ -50,14 +51,16 @@ def read_turns(row: Mapping[str, Any], where: str, *, known: Sequence[str] = ())
         keys = ", ".join(map(repr, [*row][:6])) or "none"
         raise BadRow("there is no conversation", where, f"its keys are {keys}; write {FORM}")
     _check_keys(row, where, known)
-    used = next((key for key in found if isinstance(row[key], list) and row[key]), "")
-    tell_keys(row, where, (*READ, used) if found else (*READ, *ALPACA), "beside the turns")
+    used = next((key for key in found if isinstance(row[key], list) and row[key]), found[0] if found else "")
+    tell_split(row, where)
+    marks = [key for key in MARKS if row.get(key) not in (None, 1)]
+    tell_keys(row, where, (*READ, used) if found else (*READ, *ALPACA), "beside the turns", marks)
     system = _joined([_system(row[key], key, where) for key in BESIDE if row.get(key) is not None])
     if not found:
         return _instruction(row, where, system)
-    said = row.get(used)
-    if not said:
-        raise BadRow("the turns are no list of texts", where, f"{found[0]!r}; write {FORM}")
+    said = row[used]
+    if not isinstance(said, list) or not said:
+        raise BadRow("the turns are no list of texts", where, f"{used!r}; write {FORM}")
     if all(isinstance(turn, dict) for turn in said):
         return conversation(said, where, system)
     if len(said) % 2 and len(said) > 1:
@@ -73,13 +76,15 @@ def conversation(said: Sequence[Mapping[str, Any]], where: str, system: str = ""
     turns: list[Any] = []
     waiting = [system]
     for number, turn in enumerate(said, 1):
-        who, what = _value(turn, WHO), _text(_value(turn, WHAT))
+        which = f"turn {number}"
+        who, what = _value(turn, WHO), _text(_value(turn, WHAT), where, which)
         role = who.strip().lower() if isinstance(who, str) else who
-        asked, which = len(turns) % 2 == 1, f"turn {number}"
+        asked = len(turns) % 2 == 1
         if role in (*USER, *ASSISTANT, *SYSTEM):
             _check_keys(turn, where, (), f"{which}: ")
             read = (next((name for name in names if name in turn), "") for names in (WHO, WHAT))
-            tell_keys(turn, where, (*READ, *read, *MARKS), "of a turn")
+            truths = [key for key, value in turn.items() if isinstance(value, bool) and role in ASSISTANT]
+            tell_keys(turn, where, (*READ, *read, *MARKS), "of a turn", truths)
         if role in SYSTEM:
             what = _system(what, which, where)
             if asked and _is_said(turns[-1]):
@@ -100,7 +105,9 @@ def conversation(said: Sequence[Mapping[str, Any]], where: str, system: str = ""
             raise BadRow("the turns are not question and answer", where, f"{which} is of {who!r} again")
         else:
             known = ", ".join((*USER[:2], *ASSISTANT[:2], *SYSTEM[:1]))
-            raise BadRow("the role of a turn is unknown", where, f"{which} is of {who!r}; known are {known}")
+            keys = ", ".join(map(repr, [*turn][:6])) or "none"
+            said = f"has the keys {keys}" if who is None else f"is of {who!r}"
+            raise BadRow("the role of a turn is unknown", where, f"{which} {said}; known are {known}")
     if len(turns) % 2 and len(turns) > 1:
         tell_once("the last question has no answer and is left out", where)
     if len(turns) > 1 and _joined(waiting):
@@ -114,10 +121,13 @@ def _instruction(row: Mapping[str, Any], where: str, system: str) -> list[Any]:
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise BadRow("the history is no list of questions with their answers", where)
     turns = [turn for pair in history for turn in pair]
-    if not isinstance(row.get("output"), str):
+    if "output" not in row:
         keys = ", ".join(map(repr, [*row][:6]))
         raise BadRow("the turns are no list of texts", where, f"'output' is none; its keys are {keys}")
-    first, *rest = [*turns, _joined([row["instruction"], row.get("input") or ""]), row["output"]]
+    given = {"input": "", "output": ""} | {key: row[key] for key in ALPACA[:3] if row.get(key) is not None}
+    if wrong := next((key for key, value in given.items() if not isinstance(value, str)), None):
+        raise BadRow("the turns are no list of texts", where, f"{wrong!r} is {shown(given[wrong], 40)}, no text")
+    first, *rest = [*turns, _joined([row["instruction"], given["input"]]), row["output"]]
     return [_led([system], first), *rest]
 
 
@@ -131,7 +141,7 @@ def _check_keys(told: Mapping[str, Any], where: str, known: Sequence[str], which
 
 def _system(what: Any, which: str, where: str) -> str:
     """What a system says, which may be empty. Raises BadRow for what is no text."""
-    what = _text(what)
+    what = _text(what, where, which)
     if not isinstance(what, str):
         raise BadRow("what the system says is no text", where, which)
     return what
@@ -157,8 +167,18 @@ def _value(turn: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((turn[name] for name in names if name in turn), None)
 
 
-def _text(content: Any) -> Any:
-    """The text of a turn whose content may be a list of parts {"type": "text", "text": "…"}."""
+def _text(content: Any, where: str, which: str) -> Any:
+    """The text of a turn whose content may be a list of parts {"type": "text", "text": "…"}. Raises BadRow for a part
+    with a key that holds more."""
     if isinstance(content, list) and content and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+        for part in content:
+            _check_keys(part, where, (), f"{which}: ")
+            tell_keys(part, where, (*CONTENT, "type", "text"), "of a part")
         return _joined([part.get("text") for part in content])
     return content
+
+
+def tell_marker(turns: Sequence[Any], where: str) -> None:
+    """A warning where a question of a chat without an image has the marker of one."""
+    if any(MARKER in turn for turn in turns[::2]):
+        tell_once(f"{MARKER} stands in a chat without an image and is read as text", where)

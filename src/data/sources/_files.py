@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from etils import epath
 
 from src.common.files.paths import inside
 from src.data.example import BadRow
+from src.data.told_once import tell_keys, tell_split
+
+CAPTION = ("caption", "text")
 
 
 class FileSource:
@@ -45,6 +49,21 @@ class FileSource:
         if not os.fspath(value):
             raise ValueError(f"source.{option} is empty: give the path")
         return epath.Path(value)
+
+
+def texts_of_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The texts of a row by name; the first of `CAPTION` that it has as "caption", too, which may be a list of several
+    texts, and is left as it is where it is no text, for `texts_of` to refuse. Other keys are told."""
+    tell_split(row, where)
+    beside = {True: {}, False: {}}
+    for name, value in row.items():
+        beside[isinstance(value, str)][name] = value
+    tell_keys(beside[False], where, CAPTION, "beside the caption")
+    tell_keys(beside[True], where, CAPTION, "beside the caption", what="is read where a template names it, alone")
+    texts = {name: text for name, text in row.items() if isinstance(text, str)}
+    said = [row[name] for name in CAPTION if row.get(name) is not None]
+    text = next((text for text in said if isinstance(text, str | list)), said[0] if said else None)
+    return texts | ({} if text is None else {"caption": text})
 
 
 def image_path(folder: epath.Path, name: Any, where: str) -> epath.Path:

@@ -23,14 +23,14 @@ from etils import epath
 from src.data.example import BadRow, Example
 from src.data.files.csv_table import CsvTable
 from src.data.files.json_lines import LineFile
+from src.data.files.left_out import warn_tests
 from src.data.files.text_pairs import TextPairs
 from src.data.files.unnamed import warn_unnamed
-from src.data.sources._files import FileSource, image_path
+from src.data.sources._files import CAPTION, FileSource, image_path, texts_of_row
 
 LINES = ("captions.jsonl", "metadata.jsonl")
 TABLES = ("captions.csv", "captions.tsv", "metadata.csv", "metadata.tsv")
 IMAGE = ("image", "file_name", "filepath", "image_path")
-CAPTION = ("caption", "text")
 
 
 class Captions(FileSource):
@@ -57,6 +57,7 @@ class Captions(FileSource):
                 " file_name and text, or an a.txt beside each a.png" + (f" (it has {pairs.left})" if pairs.left else "")
             )
         pairs.left.warn(folder)
+        warn_tests(folder, pairs.folders)
         return pairs
 
     def __getitem__(self, number: int) -> Example:
@@ -67,9 +68,7 @@ class Captions(FileSource):
             wanted = '{"image": "a.png", "caption": "words"}'
             raise BadRow("the row names no image", where, f"its keys are {keys}; write {wanted}")
         image = image_path(self.path("folder"), row.pop(key), where)
-        texts = {name: text for name, text in row.items() if isinstance(text, str)}
-        caption = next((texts[name] for name in CAPTION if name in texts), None)
-        return Example(texts | ({} if caption is None else {"caption": caption}) | {"image": image}, where)
+        return Example(texts_of_row(row, where) | {"image": image}, where)
 
 
 def _images(rows: LineFile | CsvTable) -> Iterator[object]:

@@ -17,7 +17,7 @@ from src.data.example import BadRow, Example
 from src.data.files.json_lines import JsonLines
 from src.data.files.unnamed import warn_unnamed
 from src.data.sources._files import FileSource, image_path
-from src.data.told_once import tell_keys
+from src.data.told_once import tell_keys, tell_split
 
 
 class Documents(FileSource):
@@ -44,6 +44,7 @@ class Documents(FileSource):
         line, where = self.files[number]
         parts = line.get("parts")
         tell_keys(line, where, ("parts",), "beside the parts")
+        tell_split(line, where)
         if isinstance(parts, list):
             line["parts"] = [self._part(part, where) for part in parts]
         return Example(line, where)

@@ -16,6 +16,7 @@ from src.common.files.images import ENDINGS
 from src.common.files.store import identity, is_remote
 from src.common.tree import listed
 from src.data.example import Example
+from src.data.files.index_cache import stamp
 from src.data.files.left_out import LeftOut, cached_listing, is_system_file, is_system_folder, is_unusual, kind_of_file
 from src.data.sources._classes import named_classes, read_names
 from src.data.sources._files import FileSource
@@ -93,8 +94,7 @@ class _Images:
         parts = [folder / name for name in self._folders]
         if is_remote(folder):
             return _listing(parts)
-        key = [f"{os.path.abspath(part)}\0{os.stat(part).st_mtime_ns}" for part in parts]
-        return cached_listing("images", key, lambda: _listing(parts))
+        return cached_listing("images", map(stamp, parts), lambda: _listing(parts))
 
     def __len__(self) -> int:
         return len(self._files)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 
-from src.data.example import MARKER, Example, turns_of
+from src.data.example import Example, turns_of
 from src.data.files.json_lines import LineFile
 from src.data.files.json_list import ListFile
-from src.data.sources._chats import read_turns
+from src.data.sources._chats import read_turns, tell_marker
 from src.data.sources._files import FileSource, image_path
-from src.data.told_once import tell_once
 
 
 class Llava(FileSource):
@@ -31,15 +30,15 @@ class Llava(FileSource):
         """The list, or the lines. Raises FileNotFoundError, and ValueError for a list that is none."""
         self.path("images")
         path = self.path("annotations")
-        return LineFile(path) if path.suffix.lower() == ".jsonl" else ListFile(path)
+        return LineFile(path, lists=True) if path.suffix.lower() == ".jsonl" else ListFile(path)
 
     def __getitem__(self, number: int) -> Example:
         where, element = self.files.where(number), self.files[number]
         example = Example({"turns": read_turns(element, where, known=("image",))}, where)
         turns_of(example)
         name = element.get("image")
-        if name is None and any(MARKER in turn for turn in example["turns"][::2]):
-            tell_once(f"{MARKER} stands in a chat without an image and is read as text", where)
-        if name is not None:
+        if name is None:
+            tell_marker(example["turns"], where)
+        else:
             example["image"] = image_path(self.path("images"), name, where)
         return example

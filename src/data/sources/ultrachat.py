@@ -11,7 +11,7 @@ from src.data.example import BadRow, Example, turns_of
 from src.data.files.index_cache import cached_table
 from src.data.files.json_lines import JsonLines
 from src.data.files.json_list import open_rows
-from src.data.sources._chats import FORM, read_turns
+from src.data.sources._chats import FORM, read_turns, tell_marker
 from src.data.sources._files import FileSource
 
 
@@ -69,7 +69,7 @@ class UltraChat(FileSource):
 def _chat(lines: JsonLines, number: int) -> Example:
     line, where = lines[number]
     example = Example({"turns": read_turns(line, where)}, where)
-    turns_of(example)
+    tell_marker(turns_of(example), where)
     return example
 
 

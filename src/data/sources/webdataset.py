@@ -1,5 +1,5 @@
 """Tar shards as WebDataset has them: the files `a/7.jpg` and `a/7.txt` of one archive, one behind the other, are an
-example, an image with its caption. A caption is a text file, or the "caption" of a JSON file.
+example, an image with its caption. A caption is a text file, or the "caption" (or "text") of a JSON file.
 
 The archives of a folder are read through once to see where each file lies (`files/index_cache.py`); then every example
 is read where it is, nothing is unpacked. Compressed archives have no such places and are refused. Files of no example
@@ -8,6 +8,7 @@ are left out, and a warning has their number by ending.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pathlib
 import posixpath
@@ -17,20 +18,30 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from src.common.files.images import ENDINGS, LIMITS
+from src.common.files.paths import shown
 from src.common.files.store import is_remote, local_copy
 from src.common.tree import listed
 from src.data.example import BadRow, Example
 from src.data.files.index_cache import stamp
-from src.data.files.json_lines import LINE_BYTES, parse_example, text_of
-from src.data.files.left_out import LeftOut, cached_listing, ending_of, is_system_file, is_system_folder, kind_of_file
-from src.data.sources._files import FileSource
+from src.data.files.json_lines import LINE_BYTES, caption_of, parse_example
+from src.data.files.left_out import (
+    LeftOut,
+    cached_listing,
+    ending_of,
+    is_system_file,
+    is_system_folder,
+    kind_of_file,
+    warn_tests,
+)
+from src.data.sources._files import FileSource, texts_of_row
 
 IMAGES = tuple(ending.removeprefix(".") for ending in ENDINGS)
 TEXTS = ("txt", "json")  # the first one there is used
-SHARD, IMAGE, IMAGE_SIZE, TEXT, TEXT_SIZE, IS_JSON, NAMED, HEADER = range(8)  # columns
+SHARD, IMAGE, IMAGE_SIZE, TEXT, TEXT_SIZE, IS_JSON, NAMED, AGAIN, HEADER = range(9)  # columns
 ABSENT = -1
 DUMPED_FOLDER = b"D"  # of an incremental archive of GNU tar
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
@@ -45,7 +56,7 @@ class WebDataset(FileSource):
         self.folder = folder
 
     def open(self) -> tuple[list[pathlib.Path], np.ndarray]:
-        """The archives, and where the examples lie in them: int64 [n, 8].
+        """The archives, and where the examples lie in them: int64 [n, 9]. Names that an archive has twice are told.
 
         Raises FileNotFoundError for a folder without archives, ValueError for one without examples, or naming archives
         that are cut off, damaged or compressed.
@@ -77,7 +88,10 @@ class WebDataset(FileSource):
         for path in (path for path, table in zip(paths, tables, strict=True) if not len(table)):
             left.add("archives without an example", path.name)
         left.warn(folder)
-        return paths, np.concatenate(tables)
+        warn_tests(folder, found)
+        table = np.concatenate(tables)
+        _warn_again(folder, paths, table)
+        return paths, table
 
     def __len__(self) -> int:
         return len(self.files[1])
@@ -95,11 +109,20 @@ class WebDataset(FileSource):
         if row[TEXT_SIZE] > LINE_BYTES or row[IMAGE_SIZE] > LIMITS.bytes:
             raise BadRow("the file is too long", where, f"{max(row[TEXT_SIZE], row[IMAGE_SIZE]):,} bytes")
         text = _read(path, row[TEXT], row[TEXT_SIZE])
-        if row[IS_JSON]:
-            texts = {name: text for name, text in parse_example(text, where).items() if isinstance(text, str)}
-        else:
-            texts = {"caption": text_of(text, where).strip()}
+        texts = (
+            texts_of_row(parse_example(text, where), where) if row[IS_JSON] else {"caption": caption_of(text, where)}
+        )
         return Example(texts | {"image": _read(path, row[IMAGE], row[IMAGE_SIZE])}, where)
+
+
+def _warn_again(folder: epath.Path, paths: list[pathlib.Path], table: np.ndarray) -> None:
+    """Tells of examples with the name of an earlier one of their archive: `tar -r` and `tar -u` put what has changed
+    behind the old, `tar -A` puts archives together whose numbers begin anew."""
+    again = table[table[:, AGAIN] == 1]
+    if len(again) and multiprocessing.parent_process() is None:
+        first = f"{paths[again[0, SHARD]].name} {_name(paths[again[0, SHARD]], again[0])}"
+        told = "%s: %d examples have a name that is there before in their archive, such as %s: both are read"
+        logging.warning(told, os.fspath(folder), len(again), shown(first))
 
 
 def _read(path: pathlib.Path, start: Any, size: Any) -> bytes:
@@ -112,7 +135,8 @@ def _name(path: pathlib.Path, row: np.ndarray) -> str:
     try:
         with open(path, "rb") as file:
             file.seek(int(row[HEADER]))
-            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="replace") as archive:
+            options = {"encoding": "utf-8", "errors": "replace", "tarinfo": _Entry}
+            with tarfile.open(fileobj=file, mode="r:", **options) as archive:
                 return archive.firstmember.name.removeprefix("./")
     except (tarfile.TarError, AttributeError):
         return f"byte {row[HEADER]}"
@@ -138,8 +162,8 @@ def _archives(folder: epath.Path) -> tuple[list[str], list[str], LeftOut]:
 
 
 def scan(path: str | os.PathLike[str]) -> tuple[np.ndarray, LeftOut]:
-    """Where the examples of an archive lie, and the files that are of none: int64 [n, 7], the columns from `IMAGE` on;
-    `ABSENT` is what is not there.
+    """Where the examples of an archive lie, and the files that are of none: int64 [n, 8], the columns from `IMAGE` on;
+    `ABSENT` is what is not there, `AGAIN` is 1 where the name is that of an earlier example.
 
     Raises tarfile.TarError or EOFError for what is no whole archive.
     """
@@ -167,7 +191,7 @@ class _Examples:
     """
 
     def __init__(self, left: LeftOut):
-        self._left, self._rows = left, []
+        self._left, self._rows, self._names = left, [], set[int]()
         self._alone: dict[str, list[tuple[str, str, list[int]]]] = {}  # kind, file and row, by name without ending
         self._key: tuple[str, str] | None = None
         self._parts: dict[str, tuple[list[int], dict[str, int], list[str]]] = {}  # row, ranks and names
@@ -180,7 +204,7 @@ class _Examples:
         if self._key != (folder, stem):
             self._close_group()
             self._key = folder, stem
-        row, ranks, names = self._parts.setdefault(middle, ([ABSENT, 0, ABSENT, 0, 0, 1, header], {}, []))
+        row, ranks, names = self._parts.setdefault(middle, ([ABSENT, 0, ABSENT, 0, 0, 1, 0, header], {}, []))
         kind, rank = ("image", 0) if ending in IMAGES else ("text", TEXTS.index(ending))
         if rank >= ranks.get(kind, len(TEXTS)):
             if kind == "image" or rank == ranks[kind]:
@@ -199,11 +223,13 @@ class _Examples:
     def _close_group(self) -> None:
         """No file of this name follows."""
         for middle, (row, ranks, names) in self._parts.items():
+            folder, stem = self._key
+            name = f"{folder}{stem}.{middle}" if middle else folder + stem
             if len(ranks) == 2 and (middle == "" or "" not in self._parts):
+                row[AGAIN - 1] = int(hash(name) in self._names)
+                self._names.add(hash(name))
                 self._rows.append(row)
             elif middle == "" or "" not in self._parts:
-                folder, stem = self._key
-                name = f"{folder}{stem}.{middle}" if middle else folder + stem
                 self._alone.setdefault(name, []).append((*ranks, names[0], row))
             else:
                 self._left.add("with more than one ending", names[0], len(names))
@@ -217,7 +243,8 @@ class _Examples:
             if len(parts) == len(rows) == 2:
                 image, text = rows["image"], rows["text"]
                 named = image[NAMED - 1] & text[NAMED - 1]
-                self._rows.append([*image[: TEXT - 1], *text[TEXT - 1 : NAMED - 1], named, image[HEADER - 1]])
+                again = int(hash(name) in self._names)
+                self._rows.append([*image[: TEXT - 1], *text[TEXT - 1 : NAMED - 1], named, again, image[HEADER - 1]])
             elif "." in name.rpartition("/")[2]:
                 for _, file, _ in parts:
                     self._left.add("with more than one ending", file)
@@ -261,9 +288,23 @@ def _plain(entry: tarfile.TarInfo) -> bool:
     return entry.isreg() and not entry.issparse()
 
 
+class _Entry(tarfile.TarInfo):
+    """A file of an archive. In incremental archives of GNU tar, times lie where others have the beginning of a name,
+    which Python's reader puts before it."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        """See `tarfile.TarInfo`."""
+        entry = super().frombuf(buf, encoding, errors)
+        if buf[257:265] == tarfile.GNU_MAGIC and entry.type not in tarfile.GNU_TYPES:
+            name = tarfile.nts(buf[:100], encoding, errors)
+            entry.name = name.rstrip("/") if entry.isdir() else name
+        return entry
+
+
 def _entries(path: str | os.PathLike[str]) -> Iterator[tarfile.TarInfo]:
     """What an archive has, in its order."""
-    with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+    with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Entry) as archive:
         size, last = os.fstat(file.fileno()).st_size, -1
         while (entry := archive.next()) is not None:
             archive.members.clear()  # or all names are kept

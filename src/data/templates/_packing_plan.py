@@ -41,7 +41,8 @@ def plan_rows(split: str, numbers: np.ndarray, sizes: np.ndarray, room: Room) ->
     order = np.random.default_rng(0).permutation(np.flatnonzero(sound))  # neighbours may be alike
     packs = pack(sizes[order, :-1], room)
     cut, bad = int((sizes[sound, -1] == 0).sum()), numbers[~sound]
-    logging.info(
+    logging.log(
+        logging.WARNING if cut or len(bad) else logging.INFO,
         "split %s: %d documents in %d rows of %d slots, %.1f%% of them padding; %d are cut, %d cannot be used",
         split, len(numbers), len(packs), room.slots, 100 * packs.padding, cut, len(bad),
     )  # fmt: skip

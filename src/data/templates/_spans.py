@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from src.data.example import BadRow, Example, turns_of
+from src.data.told_once import tell_special
 from src.data.words import CHARACTERS
 
 ROLES = {"generate": "image", "understand": "vision"}  # and what such images are called here
@@ -113,6 +114,7 @@ def encode(turns: Sequence[Turn], codec: Any, room: Room, where: str) -> tuple[l
             value = part.value
             if part.kind == "text":  # a text of a megabyte is cut before it costs anything
                 value, left = value[: max(left, 0)], left - len(value)
+                tell_special(value, where)
                 try:
                     value = codec.encode(value)
                 except ValueError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from src.data.example import MARKER, BadRow, Example, Row, Source, turns_of
 from src.data.templates._base import Request, Template
-from src.data.told_once import tell_cut
+from src.data.told_once import tell_cut, tell_special
 from src.data.words import CHARACTERS, Words, check_too_long, text_codec
 from src.interfaces import Field
 
@@ -42,8 +42,10 @@ def parts_of(
     used, prefix = 0, HEADERS if headers else ("", "")
 
     def encode(text: str, room: int | None) -> list[int]:
+        text = text[: CHARACTERS * most]
+        tell_special(text, where)
         try:
-            return list(codec.encode(text[: CHARACTERS * most]))[:room] if text else []
+            return list(codec.encode(text))[:room] if text else []
         except ValueError as error:
             raise BadRow("the text cannot be encoded", where, error) from error
 

@@ -9,6 +9,7 @@ from src.data.example import Example, Row, Source, texts_of
 from src.data.images import Images
 from src.data.templates._base import Request, Template
 from src.data.templates.caption_to_image import check_phrase
+from src.data.told_once import tell_once
 from src.data.words import ENDLESS, Words, check_too_long, encode, field_of, room_for, text_codec
 from src.interfaces import Field
 
@@ -49,7 +50,7 @@ class ImageToCaption(Template):
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:
         """See `Template.bind`."""
         codec = text_codec(fields, self.text)
-        self.codec = codec
+        self.codec, self.tells = codec, not hasattr(source, "every")  # who knows all its texts puts the usual one first
         read = Images(self.image, field_of(fields, self.image, "image"), source, made=False, blocks=self.blocks)
         frame = lambda text: 2 + len(codec.encode(self.phrase.format(text)))
         room = room_for(source, self.caption, frame, self.length, self.row_length, read.segment.length + 2)
@@ -65,7 +66,10 @@ class ImageToCaption(Template):
         row = head.row([([codec.bos, codec.image_start], False)])
         row |= image.row(example.get("image"), example.where, prompt=request.prompt)
         make = request.prompt and example.get(self.caption) is None
-        text = example.get("prompt", "") if make else self.phrase.format(texts_of(example, self.caption)[0])
+        texts = [example.get("prompt", "")] if make else texts_of(example, self.caption)
+        if len(texts) > 1 and self.tells:
+            tell_once(f"of several texts under {self.caption!r} only the first is learned", example.where)
+        text = texts[0] if make else self.phrase.format(texts[0])
         skip = request.prompt or self.too_long == "skip"
         ids, whole = encode(codec, text, words.length - 2, example.where, skip=skip, limit=ENDLESS)
         parts = [([codec.image_end], False), (ids, True)]

@@ -8,7 +8,7 @@ from src.data.example import MARKER, BadRow, Example, Row, Source, turns_of
 from src.data.images import Images
 from src.data.templates._base import Request, Template
 from src.data.templates.chat import Part, asked, parts_of, size_of, unanswered
-from src.data.told_once import tell_cut
+from src.data.told_once import tell_cut, tell_once
 from src.data.words import Words, check_too_long, field_of, text_codec
 from src.interfaces import Field
 
@@ -103,6 +103,8 @@ class PictureChat(Template):
         if seen and self.marks:
             head, rest = [*head, ([codec.image_start], False)], [([codec.image_end], False), *rest]
         if not self.sources:
+            if any(learned for _, learned in head):
+                tell_once("the answers before the image are no targets, which those behind it are", where)
             head = [(ids, False) for ids, _ in head]
         if size_of(head) > self.rooms[0]:
             raise BadRow("the text before the image is too long", where, f"{size_of(head)} of {self.rooms[0]} tokens")

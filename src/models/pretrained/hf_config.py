@@ -12,7 +12,8 @@ from etils import epath
 from src.common.files.paths import shown
 from src.common.files.strict_json import read_json
 from src.common.tree import listed
-from src.models.pretrained.hf_rope import parse_rope
+from src.models.pretrained.hf_rope import TABLES, parse_rope
+from src.models.pretrained.hf_vision_config import FIELDS as VISION
 from src.models.pretrained.hf_vision_config import PublishedVision, parse_vision
 
 ARCHITECTURES = ("LlamaForCausalLM", "MonoFormerForCausalLM")
@@ -35,6 +36,14 @@ IMAGE_RANGES = {"image_size": (1, 2**14), "patch_size": (1, 2**8), "in_channels"
 WHOLE = ({*RANGES} - {"rms_norm_eps", "rope_theta"}) | {*IMAGE_RANGES}
 # What other Llamas have and this model has not; a tied head is read, and is then a head of its own.
 FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}
+# Keys that change nothing here: names of tokens and files, and settings of training and of transformers.
+PLAIN = (
+    *("architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "initializer_range", "use_cache"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "pretraining_tp", "attention_dropout"),
+    *("image_token_index", "tokenizer_max_length", "tokenizer_padding_side", "use_flash_attn", "hidden_dropout"),
+    *("head_dim", "decoder_t_embed", "partial_rotary_factor", "add_pos_embed_each_layer", "use_hybrid_attn_mask"),
+    *("is_llama_config", "neftune_noise_alpha", "max_sequence_length", "transformers.js_config"),
+)
 TIMES = ("add_before_image_tokens", "adaln_before_decoder")
 SWITCHES = ("learn_sigma", "use_pos_embed", "use_adaln_final_layer", "use_bi_attn_img_tokens")
 
@@ -123,6 +132,14 @@ def parse_config(fields: Any, where: str) -> PublishedConfig:
         image = PublishedImage(**{field.name: fields[field.name] for field in dataclasses.fields(PublishedImage)})
     more = {"image": image, "vision": vision, "rope_scaling": scaling, "tied": fields["tie_word_embeddings"]}
     return PublishedConfig(kinds[0], **{name: fields[name] for name in RANGES}, **more)
+
+
+def unread_keys(fields: Mapping[str, Any]) -> list[str]:
+    """What a `config.json` says that is not read and may matter: its keys with their values, those that are empty, none
+    or false left out."""
+    read = {*RANGES, *IMAGE_RANGES, *FIXED, *SWITCHES, *TABLES, *VISION, *PLAIN}
+    told = {n: v for n, v in fields.items() if n not in read and not n.startswith("_") and v not in (None, False, "")}
+    return [f"{name}={shown(value, 40)}" for name, value in told.items() if value not in ([], {})]
 
 
 def _defaults(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,9 @@ KINDS: dict[str, dict[str, tuple[int | float, int | float]]] = {
         "original_max_position_embeddings": (1, 2**24),
     },
 }
+# Keys of a table beside the numbers of its kind, and numbers that change nothing.
+BESIDE = ("rope_theta", "rope_type", "type", "partial_rotary_factor", "original_max_position_embeddings")
+NOTHING = (("factor", 1), ("attention_factor", 1))
 
 
 def parse_rope(fields: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...], list[str], list[str]]:
@@ -46,6 +49,9 @@ def parse_rope(fields: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...], list[st
     lacking = []
     if (part := table.get("partial_rotary_factor", fields.get("partial_rotary_factor"))) not in (None, 1):
         lacking.append(f"partial_rotary_factor={shown(part)}, here 1.0 only")
+    read = {*KINDS[kind], *BESIDE}
+    if other := [f"{n}={shown(v)}" for n, v in table.items() if n not in read and not (v is None or (n, v) in NOTHING)]:
+        lacking.append(f"{where} of type {kind!r} has {listed(other)}, which that type has not")
     table = {name: fields[name] for name in KINDS[kind] if name in fields} | table
     for name, (low, high) in KINDS[kind].items():
         if type(table.get(name)) not in (int, float) or not low <= table[name] <= high:

@@ -106,18 +106,21 @@ class Published:
 
     `entries` has dtypes and shapes by published name. `wrong` lists names that no Llama or MonoFormer has, tensors that
     are no floats of 16 bits or more, and leaves whose blocks are not 0, 1, 2, … of one shape; only where it is empty
-    the leaves mean something. Blocks of several dtypes become the smallest one that holds all of them.
+    the leaves mean something. `towers` lists tensors of a frozen encoder, which are left out. Blocks of several dtypes
+    become the smallest one that holds all of them.
     """
 
     def __init__(self, tensors: SafeTensors | Mapping[str, np.ndarray], tied: bool = False):
         self.tensors = tensors
         self.entries: dict[str, Any] = {}
         self.wrong: list[str] = []
+        self.towers: list[str] = []
         self._file_names: dict[str, str] = {}
         entries = getattr(tensors, "entries", tensors)
         found: dict[str, dict[int, str]] = {}
         for there, name in canonical(entries).items():
             if name.endswith(IGNORED) or name.startswith(TOWER):
+                self.towers += [there] * name.startswith(TOWER)
                 continue
             if name in self.entries:
                 self.wrong.append(f"{shown(there)} is {shown(self._file_names[name])} once more")

@@ -43,8 +43,9 @@ from src.models.pretrained.llama_weights import (
     check_complete,
     expected,
 )
+from src.tools.conversion.ends import Ends, ends_of_run, other_ends, write_ends
 from src.tools.conversion.hub import download, is_hub_name
-from src.tools.conversion.info import unread
+from src.tools.conversion.info import not_read, unread
 from src.tools.conversion.tokenizer import copy_tokenizer, name_special_tokens
 from src.tools.conversion.trained import find_trained, write_trained
 from src.tools.conversion.vision_tower import tower_tensors
@@ -148,7 +149,8 @@ def _import(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str
         name = write_initial(target, leaves, made_for, fields, options.shard_bytes)
         told = summary(leaves.shapes)
         yield f"{target}: {told['parameters']:,} parameters, {_dtypes(told)}, hash {name}"
-    yield from (line for folder, _ in jobs for line in unread(SafeTensors(folder)))
+    yield from (line for folder, _ in jobs for line in not_read(folder))
+    yield from other_ends(path)
     copied = copy_tokenizer(path, out)
     lacking = "" if not copied or "tokenizer.model" in copied else "; no tokenizer.model, which the text codecs read"
     yield f"tokenizer files: {', '.join(copied) or 'none there'}{lacking}"
@@ -230,6 +232,9 @@ def _export(source: Weights, out: epath.Path, options: Options) -> Iterator[str]
     tokenizer = options.tokenizer or tokenizer
     copied = copy_tokenizer(tokenizer, out) if tokenizer else []
     yield f"tokenizer files: {', '.join(copied) or 'none there (see --tokenizer)'}"
+    bos, eos = (configs[0].get(name) for name in ("bos_token_id", "eos_token_id"))
+    if source.kind == "run" and type(bos) is type(eos) is int:
+        yield from write_ends(out, Ends(bos, eos))
     rows, pieces = jobs[0].leaves.shapes[TABLE].shape[0], pieces_of(out)
     trained = source.kind == "run" or configs[0]["architectures"] == [MONOFORMER]  # with our text codec
     if copied and has_special_tokens(out, rows, pieces, trained):
@@ -275,6 +280,8 @@ def _run_jobs(path: epath.Path, out: epath.Path, options: Options) -> tuple[list
     base = {name: value for name, value in base.items() if name not in VISION}
     base |= vision_fields(links_of(run.config["fields"].get("vision", {}).get("codec") or {}))
     base |= {BIDIRECTIONAL: made_at_once(run.config, base.get(BIDIRECTIONAL, True))} if images else {}
+    ends = ends_of_run(run.config)
+    base |= {"bos_token_id": ends.bos, "eos_token_id": ends.eos} if ends else {}
     patch, side = _sizes(run.config, options.image_size) if images else (0, 0)
     return [Job(leaves, about_run(run.config, images), base, patch, side, out)], tokenizer
 

@@ -11,9 +11,11 @@ from src.codecs.clip_files import FILES as CLIP_FILES
 from src.codecs.clip_files import read_clip_config
 from src.codecs.vae_files import FILES as VAE_FILES
 from src.codecs.vae_files import read_vae_config
+from src.common.files.paths import shown
 from src.common.files.safetensors import SafeTensors
+from src.common.files.strict_json import read_json
 from src.common.tree import listed
-from src.models.pretrained.hf_config import read_config
+from src.models.pretrained.hf_config import read_config, unread_keys
 from src.models.pretrained.initial_weights import Initial, is_initial, summary
 from src.models.pretrained.llama_weights import Published, check_complete
 from src.train.checkpoints.checkpointer import Checkpointer
@@ -39,6 +41,18 @@ def unread(tensors: SafeTensors) -> list[str]:
     return [f"{tensors.path}: other files of weights are not read: {listed(names)}"] if names else []
 
 
+def not_read(path: Any) -> list[str]:
+    """Lines about what a published folder has and that is not read: files, tensors of a frozen encoder, and keys of its
+    config.json."""
+    config, tensors = read_config(path), SafeTensors(path)
+    lines = unread(tensors)
+    if towers := Published(tensors, config.tied).towers:
+        lines.append(f"{path}: {len(towers)} tensors of a frozen encoder are left out, such as {shown(towers[0])}")
+    if keys := unread_keys(read_json(path / "config.json", what="config")):
+        lines.append(f"{path}: keys of config.json that no plain Llama has are not read: {listed(keys)}")
+    return lines
+
+
 def _published(path: Any) -> tuple[list[str], Mapping[str, Any]]:
     config, tensors = read_config(path), SafeTensors(path)
     lines = [f"{config.architecture}, published", _fields(config)]
@@ -48,7 +62,7 @@ def _published(path: Any) -> tuple[list[str], Mapping[str, Any]]:
         lines.append(f"NOT SOUND: {error}")
     if (path / "ema" / "config.json").exists():
         lines.append("beside it: ema/, its averaged weights")
-    lines += unread(tensors)
+    lines += not_read(path)
     return lines, tensors.entries
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -26,6 +26,7 @@ LIMIT = 64 << 20
 ENTRY = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 # What a file begins as that is not there; `legacy`: the first word after a special token has its word start.
 NEW = {"tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer", "legacy": True}}
+ROLES = ("bos_token", "eos_token", "unk_token")
 RESERVED = "<|reserved_{}|>"  # the name of a row that no file names
 
 
@@ -78,7 +79,8 @@ def name_special_tokens(folder: str | os.PathLike[str], first: int, pieces: int 
     first    the id of the first special token; pieces: of the tokenizer's own model
 
     Ids below them that no file names get a placeholder, because the tokenizers library numbers added words without
-    gaps. Raises ValueError for a file that is no JSON object.
+    gaps; where such a word is `eos_token` or the like, it is so under its new name. Raises ValueError for a file that
+    is no JSON object.
     """
     own = {first + place: word for place, word in enumerate(SPECIALS)}
     taken = words_by_id(folder)
@@ -95,12 +97,26 @@ def name_special_tokens(folder: str | os.PathLike[str], first: int, pieces: int 
         told = _read(path) if path.exists() else dict(NEW.get(name, {}))
         for number in sorted(words):
             add(told, words[number], number)
+        _rename(told, moved)
         told |= {"pad_token": SPECIALS[0]} if name == "tokenizer_config.json" else {}
         write_whole(path, json.dumps(told, ensure_ascii=False, indent=2).encode())
     path = epath.Path(folder) / "special_tokens_map.json"
     if path.exists():
-        write_whole(path, json.dumps(_read(path) | {"pad_token": SPECIALS[0]}, ensure_ascii=False, indent=2).encode())
+        told = _read(path)
+        _rename(told, moved)
+        write_whole(path, json.dumps(told | {"pad_token": SPECIALS[0]}, ensure_ascii=False, indent=2).encode())
     return [f"{word} ({number})" for number, word in sorted(moved.items())]
+
+
+def _rename(told: dict[str, Any], moved: Mapping[int, str]) -> None:
+    """Gives the words of `bos_token` and the like their new names."""
+    new = {word: RESERVED.format(number) for number, word in moved.items()}
+    for role in ROLES:
+        word = told.get(role)
+        if isinstance(word, dict) and word.get("content") in new:
+            told[role] = word | {"content": new[word["content"]]}
+        elif isinstance(word, str) and word in new:
+            told[role] = new[word]
 
 
 def _read(path: epath.Path) -> dict[str, Any]:
