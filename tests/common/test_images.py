@@ -215,11 +215,11 @@ def scans():
     ],
 )
 def test_bombs_and_damage_are_refused(make, reason):
-    data, began = make(), time.monotonic()
+    data, began = make(), time.process_time()
     with pytest.raises(ImageError, match=f"^the image is not an image that can be read .*({reason})") as error:
         read_image(data)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_every_flipped_bit_of_a_png_is_noticed():

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import jax
 import numpy as np
@@ -78,13 +77,13 @@ def test_a_service_that_fails_is_told_once_and_opened_again(tmp_path, monkeypatc
 def test_a_service_that_hangs_delays_nothing(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(tracker, "FAREWELL", 0.2)
     service, go = Service(tmp_path, CONFIG), threading.Event()
-    service.trouble = lambda values: go.wait(20)
-    began = time.monotonic()
+    ended = []
+    service.trouble = lambda values: ended.append(go.wait(60))
     for step in range(tracker.ROOM + 50):
         service.write_scalars(step, {"loss": step})
     assert service.lost >= 49  # one is on its way
     service.close()
-    assert time.monotonic() - began < 5 and "did not take everything" in caplog.text
+    assert not ended and "did not take everything" in caplog.text
     go.set()
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 
 import clu.platform
 import pytest
@@ -54,12 +53,11 @@ def test_a_unit_that_fails_or_hangs_does_not_stop_a_run(monkeypatch, caplog, thr
     def fail():
         raise SystemError("no\nplatform")
 
-    over = threading.Event()
-    for trouble in (fail, lambda: over.wait(60)):
+    over, ended = threading.Event(), []
+    for trouble in (fail, lambda: ended.append(over.wait(60))):
         monkeypatch.setattr(clu.platform, "_work_unit", Unit(trouble))
-        began = time.monotonic()
         work_unit.announce("runs/a", "train")
-        assert time.monotonic() - began < 5
+        assert not ended, "the unit was waited for"
     threads[0].join(10)
     over.set()
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
