@@ -30,7 +30,15 @@ def run(devices=1, process="Remembering", **changes):
     return jax.device_get(state.extra["states"]["image"]), jax.device_get(losses)
 
 
-@pytest.mark.parametrize("how", [{}, {"accumulate": 2}, {"devices": 2}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"accumulate": 2, "devices": 2},
+        *(pytest.param(one, marks=pytest.mark.faults) for one in ({"accumulate": 2}, {"devices": 2})),
+    ],
+    ids=str,
+)
 def test_a_process_is_told_every_loss_once(how):
     state, losses = run(**how)
     assert state["count"].sum() == sum(term.count for term in losses) == STEPS * 64 * 16

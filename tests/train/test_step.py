@@ -65,7 +65,7 @@ def test_a_run_cut_off_after_a_save_ends_as_one_that_was_not_bit_for_bit(straigh
         assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3], "one more than was saved"
         file.write('{"step": 4, "lo')
     began.append(time.time())
-    state, losses = run(tmp_path, steps=4, **{"checkpoint.every": 2})
+    state, losses = run(tmp_path, steps=4, programs=straight[3], **{"checkpoint.every": 2})
     assert sorted(losses) == [3, 4], "the second run must go on, not start again"
     jax.tree.map(np.testing.assert_array_equal, state, straight[0])
     assert logged(tmp_path) == straight[2] and len(straight[2]) == 4
