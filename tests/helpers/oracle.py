@@ -18,6 +18,11 @@ from src.interfaces import Corrupted
 SAMPLES = 8_000
 
 
+def rows(size, length):
+    """[size ** length, length]: all rows of that many numbers below size, in order."""
+    return np.stack(np.meshgrid(*[np.arange(size)] * length, indexing="ij"), axis=-1).reshape(-1, length)
+
+
 @dataclasses.dataclass(frozen=True)
 class Oracle:
     """A process and the number of a law; the states are all rows of tokens, or the points of `points`."""
@@ -38,9 +43,14 @@ class CategoricalOracle(Oracle):
     """Rows of 3 tokens of 3 symbols."""
 
     def states(self):
-        return np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+        return rows(3, 3)
 
     def estimate(self, xt, t):
+        """Each sample has that of its row: there are few different rows of one time."""
+        size = self.process.ids
+        return self.exact(jnp.asarray(rows(size, 3)), t)[xt @ np.array([size**2, size, 1])]
+
+    def exact(self, xt, t):
         given = jnp.maximum(self.process.likelihood(xt, expand(t, xt)), 1e-37)  # [B, 3 tokens, x_0]
         logs = jnp.log(given)[:, np.arange(3), self.states()]
         weights = self.weights(logs.sum(axis=-1))
@@ -58,9 +68,12 @@ class CountsOracle(Oracle):
     """One token of two counts below 6."""
 
     def states(self):
-        return np.stack(np.meshgrid(np.arange(6), np.arange(6), indexing="ij"), axis=-1).reshape(-1, 2)
+        return rows(6, 2)
 
     def estimate(self, xt, t):
+        return self.exact(jnp.asarray(rows(6, 2))[:, None], t)[self.index(xt)]
+
+    def exact(self, xt, t):
         kept, lost = self.process.keep_probability(t)
         pmf = np.array([[math.comb(n, k) for k in range(6)] for n in range(6)])
         k, gone = np.arange(6), np.maximum(np.arange(6)[:, None] - np.arange(6), 0)
