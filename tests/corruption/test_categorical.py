@@ -14,6 +14,7 @@ from src.corruption.categorical import TINY, Categorical
 from src.corruption.mask_and_uniform import GIDD, VQDiffusion
 from src.interfaces import FieldSpec, Process
 from tests.helpers.family import fixed_logits, golden
+from tests.helpers.programs import compiled
 
 V = 4
 FIELD = FieldSpec((5,), vocab=V)
@@ -50,7 +51,7 @@ REVERSE = jax.jit(Categorical.reverse, static_argnums=0)
 
 def marginal_matrix(process, t):
     """q(x_t | x_0), [V, K] in float64, by its definition."""
-    a, m, u = (float(x) for x in process.masses(jnp.float32(t)))
+    a, m, u = (float(x) for x in compiled(process.masses)(jnp.float32(t)))
     law = np.full(V, 1 / V) if process.marginal is None else np.array(process.marginal)
     masks = process.ids - V
     return a * np.eye(V, process.ids) + np.concatenate([u * law, np.full(masks, m / max(masks, 1))])
@@ -58,7 +59,9 @@ def marginal_matrix(process, t):
 
 def jump_matrix(process, t, s):
     """q(x_t | x_s), [K, K] in float64, by its definition."""
-    (a_t, m_t, u_t), (a_s, m_s, u_s) = ([float(x) for x in process.masses(jnp.float32(time))] for time in (t, s))
+    (a_t, m_t, u_t), (a_s, m_s, u_s) = (
+        [float(x) for x in compiled(process.masses)(jnp.float32(time))] for time in (t, s)
+    )
     a = a_t / a_s if a_s else 1.0
     m, u = m_t - a * m_s, u_t - a * u_s
     if process.absorbing or process.rehash:
@@ -103,12 +106,14 @@ def test_jumps_compose(name):
     process = KERNELS[name]
 
     def jump(t, s):
-        return np.asarray(process.arrival(jnp.arange(process.ids), jnp.float32(t), jnp.float32(s))).T
+        return np.asarray(compiled(process.arrival)(jnp.arange(process.ids), jnp.float32(t), jnp.float32(s))).T
 
     def law(t):
-        _, mask, rest = process.masses(jnp.float32(t))
+        _, mask, rest = compiled(process.masses)(jnp.float32(t))
         ids = jnp.arange(process.ids)
-        return process.masses(jnp.float32(t))[0] * np.eye(V, process.ids) + process.mass_at(ids, mask, rest)
+        return compiled(process.masses)(jnp.float32(t))[0] * np.eye(V, process.ids) + compiled(process.mass_at)(
+            ids, mask, rest
+        )
 
     for t, r, s in [(0.9, 0.5, 0.1), (0.7, 0.69, 0.2), (0.4, 0.001, 0.0), (1.0, 0.999, 0.3)]:
         np.testing.assert_allclose(jump(r, s) @ jump(t, r), jump(t, s), atol=5e-6)
@@ -140,7 +145,7 @@ def test_corruption_has_the_marginals(name):
     process, n = KERNELS[name], 20_000
     t = np.array([0.0, 0.2, 0.7, 1.0], np.float32)
     x0 = jnp.broadcast_to(jnp.arange(V), (n, V))
-    c = jax.jit(process.corrupt)(x0, process.noise(jax.random.key(1), (n, V)), t[None])
+    c = compiled(process.corrupt)(x0, compiled(process.noise)(jax.random.key(1), (n, V)), t[None])
     xt = np.asarray(c.xt)
     assert c.xt.dtype == x0.dtype
     np.testing.assert_array_equal(xt[:, 0], 0)
@@ -149,7 +154,7 @@ def test_corruption_has_the_marginals(name):
         shares = np.bincount(xt[:, token], minlength=process.ids) / n
         assert np.abs(shares - expected).max() < 4 * 0.5 / np.sqrt(n)
         np.testing.assert_array_equal(shares[expected == 0], 0)
-    prior = np.asarray(process.prior(jax.random.key(2), (n, 2)))
+    prior = np.asarray(compiled(process.prior)(jax.random.key(2), (n, 2)))
     expected = marginal_matrix(process, 1.0).mean(axis=0)
     assert np.abs(np.bincount(prior.ravel(), minlength=process.ids) / prior.size - expected).max() < 0.01
 
@@ -159,7 +164,7 @@ def test_draws_follow_the_posterior():
     estimate = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (1, process.ids, V)))
     xt = jnp.broadcast_to(jnp.arange(process.ids), (n, process.ids))
     logs = jnp.broadcast_to(estimate, (n, process.ids, V))
-    xs = np.asarray(jax.jit(process.posterior)(jax.random.key(1), xt, logs, 0.8, 0.3))
+    xs = np.asarray(compiled(process.posterior)(jax.random.key(1), xt, logs, 0.8, 0.3))
     expected = np.asarray(REVERSE(process, xt[:1], jnp.exp(estimate), 0.8, 0.3))[0]
     for token in range(process.ids):
         assert np.abs(np.bincount(xs[:, token], minlength=process.ids) / n - expected[token]).max() < 0.015
@@ -173,7 +178,7 @@ def test_known_tokens_are_carried_over():
     for name, known in [("mask", [0, 1, 3]), ("uniform", [0]), ("mixed", [0])]:
         process = KERNELS[name]
         given = jnp.minimum(xt, process.ids - 1)
-        estimate = np.asarray(process.estimate(logits, given, t))
+        estimate = np.asarray(compiled(process.estimate)(logits, given, t))
         assert np.isfinite(estimate).all()
         for token in range(5):
             if token in known:
@@ -188,10 +193,12 @@ def test_without_carry_over_the_head_says_what_it_thinks_and_the_posterior_is_th
     """A known token stays known in every reverse step, whatever probability the head gives it."""
     process, other = KERNELS["mask"], dataclasses.replace(KERNELS["mask"], carry_over=False)
     logits, xt = jax.random.normal(jax.random.key(0), (1, 3, V)), jnp.array([[1, V, 3]])
-    ours, theirs = (p.estimate(logits, xt, 0.5) for p in (process, other))
+    ours, theirs = (compiled(p.estimate)(logits, xt, 0.5) for p in (process, other))
     np.testing.assert_allclose(theirs, jax.nn.log_softmax(logits), rtol=1e-6)
     np.testing.assert_allclose(
-        process.reverse(xt, jnp.exp(ours), 0.5, 0.2), other.reverse(xt, jnp.exp(theirs), 0.5, 0.2), atol=1e-6
+        compiled(process.reverse)(xt, jnp.exp(ours), 0.5, 0.2),
+        compiled(other.reverse)(xt, jnp.exp(theirs), 0.5, 0.2),
+        atol=1e-6,
     )
 
 
@@ -201,7 +208,7 @@ def test_numbers_of_a_token_are_independent():
     process = dataclasses.replace(one, field=FieldSpec((5,), vocab=V, features=3))
     assert (process.outputs, process.inputs) == (3 * V, FieldSpec((5,), vocab=V + 2, features=3))
     x0 = jnp.asarray(np.random.default_rng(0).integers(0, V, size=(2, 5, 3)))
-    noise = process.noise(jax.random.key(0), (2, 5))
+    noise = compiled(process.noise)(jax.random.key(0), (2, 5))
     t, s = jnp.array([[0.4], [0.9]]), jnp.array([[0.1], [0.0]])
     output = jax.random.normal(jax.random.key(1), (2, 5, 3 * V))
 
@@ -218,8 +225,8 @@ def test_numbers_of_a_token_are_independent():
         np.testing.assert_array_equal(alone.xt, c.xt[..., i])
         np.testing.assert_array_equal(part, estimate[..., i, :])
         np.testing.assert_allclose(reverse, p[..., i, :], rtol=1e-6)
-    assert process.posterior(jax.random.key(2), c.xt, estimate, t, s).shape == (2, 5, 3)
-    assert process.prior(jax.random.key(3), (2, 5)).shape == (2, 5, 3)
+    assert compiled(process.posterior)(jax.random.key(2), c.xt, estimate, t, s).shape == (2, 5, 3)
+    assert compiled(process.prior)(jax.random.key(3), (2, 5)).shape == (2, 5, 3)
     assert process.hint(estimate).shape == (2, 5, 3 * V)
 
 
@@ -315,7 +322,7 @@ def test_published_mdlm_steps():
 
     def step(ids, u, t, s):
         xt = jnp.asarray(ids)
-        estimate = process.estimate(fixed_logits(arrays, ids, 6), xt, t)
+        estimate = compiled(process.estimate)(fixed_logits(arrays, ids, 6), xt, t)
         p = np.asarray(REVERSE(process, xt, jnp.exp(estimate), t, s))
         return np.exp(estimate), np.argmax(p / (1e-10 - np.log(u + 1e-10)), axis=-1)
 
@@ -338,7 +345,7 @@ def test_published_md4_steps(form, grid):
     for k in range(8):
         t, s = arrays[f"{grid}_{form}_t"][k], np.maximum(arrays[f"{grid}_{form}_s"][k], 0)
         xt = jnp.asarray(states[k])
-        p = REVERSE(process, xt, jnp.exp(process.estimate(fixed_logits(arrays, states[k]), xt, t)), t, s)
+        p = REVERSE(process, xt, jnp.exp(compiled(process.estimate)(fixed_logits(arrays, states[k]), xt, t)), t, s)
         drawn = np.argmax(np.log(np.maximum(p, TINY)) + arrays["gumbel"][k], axis=-1)
         np.testing.assert_array_equal(drawn, states[k + 1])
 
@@ -348,7 +355,7 @@ def test_published_vq_diffusion():
     process = VQDiffusion(field=FieldSpec((6,), vocab=5), steps=10)
     tables, k = golden("vqdiffusion/tables"), jnp.arange(10)
     for time, index in [((k + 1) / 10, k), (jnp.zeros(1), jnp.array([-1]))]:
-        for found, name, scale in zip(process.masses(time), ("att", "ctt", "btt"), (1, 1, 5), strict=True):
+        for found, name, scale in zip(compiled(process.masses)(time), ("att", "ctt", "btt"), (1, 1, 5), strict=True):
             np.testing.assert_allclose(found, scale * tables[name][index], rtol=1e-5, atol=2e-7)
     for x, name in [(2, "bt"), (5, "ct")]:
         keep_in_one, added, _ = process.jump(jnp.full(10, x), (k + 1) / 10, k / 10)
@@ -357,9 +364,11 @@ def test_published_vq_diffusion():
     arrays = golden("vqdiffusion/posterior_and_loss")
     by_class = {name: np.moveaxis(arrays[name], 1, -1) for name in ("log_posterior", "log_model", "u_p")}
     xt, t, s = jnp.asarray(arrays["x_t"]), (arrays["t"][:, None] + 1) / 10, arrays["t"][:, None] / 10
-    truth = process.reverse(xt, jax.nn.one_hot(arrays["x0"], 5), t, s)
+    truth = compiled(process.reverse)(xt, jax.nn.one_hot(arrays["x0"], 5), t, s)
     np.testing.assert_allclose(truth, np.exp(by_class["log_posterior"]), atol=1e-5)
-    model = process.reverse(xt, jnp.exp(process.estimate(fixed_logits(arrays, arrays["x_t"]), xt, t)), t, s)
+    model = compiled(process.reverse)(
+        xt, jnp.exp(compiled(process.estimate)(fixed_logits(arrays, arrays["x_t"]), xt, t)), t, s
+    )
     np.testing.assert_allclose(model, np.exp(by_class["log_model"]), atol=1e-5)
     gumbel = -np.log(-np.log(by_class["u_p"] + 1e-30) + 1e-30)
     drawn = np.argmax(np.log(np.maximum(model, TINY)) + gumbel, axis=-1)
@@ -371,11 +380,13 @@ def test_published_gidd(share, name):
     """The law that moves, and the step of masked tokens (of others GIDD does not take the mean of posteriors)."""
     process = GIDD(field=FieldSpec((6,), vocab=6), share=share)
     arrays = golden("gidd/hybrid")
-    alpha, mask, rest = process.masses(jnp.asarray(arrays["t"][:, None]))
+    alpha, mask, rest = compiled(process.masses)(jnp.asarray(arrays["t"][:, None]))
     np.testing.assert_allclose(alpha, arrays[f"{name}_alpha"], rtol=1e-6)
-    np.testing.assert_allclose(process.mass_at(jnp.arange(7)[None], mask, rest), arrays[f"{name}_beta_pi"], atol=1e-6)
+    np.testing.assert_allclose(
+        compiled(process.mass_at)(jnp.arange(7)[None], mask, rest), arrays[f"{name}_beta_pi"], atol=1e-6
+    )
     xt = arrays[f"{name}_x_t"]
     p = jnp.exp(process.logits(jnp.asarray(arrays["logits"][..., :6])))
-    got = np.asarray(process.reverse(jnp.asarray(xt), p, 0.6, 0.45))
+    got = np.asarray(compiled(process.reverse)(jnp.asarray(xt), p, 0.6, 0.45))
     masked = xt == arrays["mask_id"]
     np.testing.assert_allclose(got[masked], arrays[f"{name}_q_step"][masked], atol=1e-6)

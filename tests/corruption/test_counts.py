@@ -10,11 +10,14 @@ import pytest
 from src.corruption.counts import Counts, quantile
 from src.interfaces import FieldSpec, Process
 from tests.helpers.family import golden
+from tests.helpers.programs import compiled
 
 V = 7
 FIELD = FieldSpec((4,), vocab=V, features=3)
 PROCESS = Counts(field=FIELD)
 POSTERIOR = jax.jit(Counts.posterior, static_argnums=0)
+SHARES, CHANCES = compiled(PROCESS.keep_probability), compiled(PROCESS.birth_probability)
+QUANTILE = jax.jit(quantile, static_argnames="most")
 
 
 def binomial(n, p):
@@ -28,8 +31,8 @@ def test_corruption_is_binomial():
     u = jnp.broadcast_to(((jnp.arange(n) + 0.5) / n)[:, None], (n, V))
     x0 = jnp.broadcast_to(jnp.arange(V), (n, V))
     for t in (0.3, 0.48, 0.5, 0.54, 1.0):
-        kept, lost = PROCESS.keep_probability(jnp.float32(t))
-        xt = np.asarray(quantile(u, x0, kept, lost, most=V - 1))
+        kept, lost = SHARES(jnp.float32(t))
+        xt = np.asarray(QUANTILE(u, x0, kept, lost, most=V - 1))
         for count in range(V):
             shares = np.bincount(xt[:, count], minlength=V) / n
             np.testing.assert_allclose(shares, binomial(count, float(kept)), atol=1.5 / n)
@@ -40,9 +43,9 @@ def test_clean_counts_come_back_bit_for_bit():
     x0 = jnp.asarray(np.random.default_rng(0).integers(0, V, size=(2, 4, 3)))
     t = jnp.array([[0.0, 0.5, 0.0, 1.0], [0.2, 0.0, 0.7, 0.0]])
     for u in (PROCESS.noise(jax.random.key(0), (2, 4)), jnp.zeros((2, 4, 3)), jnp.full((2, 4, 3), 1 - 2**-24)):
-        c = PROCESS.corrupt(x0, u, t)
+        c = compiled(PROCESS.corrupt)(x0, u, t)
         np.testing.assert_array_equal(np.asarray(c.xt)[t == 0], np.asarray(x0)[t == 0])
-        assert (c.xt <= x0).all() and (c.xt >= 0).all() and c.xt.dtype == x0.dtype
+        assert (np.asarray(c.xt) <= np.asarray(x0)).all() and (c.xt >= 0).all() and c.xt.dtype == x0.dtype
     np.testing.assert_array_equal(PROCESS.prior(jax.random.key(1), (2, 4)), np.zeros((2, 4, 3)))
 
 
@@ -70,8 +73,8 @@ def test_shares_are_the_published_times():
 def test_births_are_bayes():
     """q(x_s | x_t, x_0) from the binomials by enumeration is x_t + Binomial(x_0 - x_t, chance)."""
     for t, s in [(0.6, 0.5), (0.5, 0.4), (0.52, 0.519), (1.0, 0.7), (0.5, 0.0)]:
-        p_t, p_s = (float(PROCESS.keep_probability(jnp.float32(time))[0]) for time in (t, s))
-        chance, rest = (float(x) for x in PROCESS.birth_probability(jnp.float32(t), jnp.float32(s)))
+        p_t, p_s = (float(SHARES(jnp.float32(time))[0]) for time in (t, s))
+        chance, rest = (float(x) for x in CHANCES(jnp.float32(t), jnp.float32(s)))
         np.testing.assert_allclose(chance + rest, 1, atol=1e-6)
         for x0 in range(V):
             for xt in range(x0 + 1):
@@ -126,7 +129,7 @@ def test_published_bridge_and_input():
     np.testing.assert_allclose(process.estimate(a["net_output"], c.xt, t), a["rate"], rtol=1e-5)
     np.testing.assert_array_equal(jnp.clip(jnp.round(a["bridge_rate"]), 0, 255 - a["bridge_x_t"]), a["bridge_n"])
     chance = a["bridge_p"]
-    births = quantile(a["bridge_u"], a["bridge_n"], chance, 1 - chance, most=255)
+    births = QUANTILE(a["bridge_u"], a["bridge_n"], chance, 1 - chance, most=255)
     np.testing.assert_array_equal(a["bridge_x_t"] + births, a["bridge_x_s"])
     chance, _ = process.birth_probability(0.601, 0.6)  # the bridge's times are those of steps 600 and 601
     np.testing.assert_allclose(chance, arrays["bridge_p"], rtol=1e-4)

@@ -16,6 +16,7 @@ from src.corruption.distance import Distance
 from src.corruption.mask_and_uniform import GIDD, VQDiffusion
 from src.interfaces import FieldSpec, Process
 from tests.helpers.family import fixed_logits, golden
+from tests.helpers.programs import compiled
 
 V = 4
 FIELD = FieldSpec((5,), vocab=V)
@@ -45,34 +46,38 @@ def test_distances_are_the_exponential_of_their_rates(width, vocab):
         return scipy.linalg.expm(generator * -np.log(abar[0] / abar[1]) / slowest)
 
     for t, s in [(0.2, 0.1), (0.5, 0.0), (0.9, 0.4), (0.99, 0.98), (1e-3, 0.0)]:
-        got = np.asarray(process.arrival(ids, jnp.float32(t), jnp.float32(s))).T
+        got = np.asarray(compiled(process.arrival)(ids, jnp.float32(t), jnp.float32(s))).T
         np.testing.assert_allclose(got, jump(t, s), atol=2e-6)
         p = draw.dirichlet(np.ones(vocab), size=(1, vocab)).astype(np.float32)
         bayes = (p[0] / jump(t, 0.0).T) @ jump(s, 0.0) * jump(t, s).T
         bayes /= bayes.sum(-1, keepdims=True)
-        found = jax.jit(process.reverse)(ids[None], jnp.asarray(p), t, s)[0]
+        found = compiled(process.reverse)(ids[None], jnp.asarray(p), t, s)[0]
         np.testing.assert_allclose(found, bayes, atol=3e-4 if t > 1e-2 else 2e-2)
     t = 1e-3
-    small = (np.asarray(process.likelihood(ids, jnp.float32(t))) - np.eye(vocab)) / -np.log(float(schedule.keep(t)))
+    small = (np.asarray(compiled(process.likelihood)(ids, jnp.float32(t))) - np.eye(vocab)) / -np.log(
+        float(schedule.keep(t))
+    )
     np.testing.assert_allclose(small, generator / slowest, rtol=0.02, atol=2e-3)
-    at_one = np.asarray(process.likelihood(ids, jnp.float32(1.0)))
+    at_one = np.asarray(compiled(process.likelihood)(ids, jnp.float32(1.0)))
     np.testing.assert_allclose(at_one, 1 / vocab, rtol=1e-5)
 
 
 def test_distances_corrupt_by_their_matrix_and_a_large_width_is_the_uniform_kernel():
     n, process = 20_000, Distance(field=FIELD, width=0.8)
     x0, t = jnp.broadcast_to(jnp.arange(V), (n, V)), jnp.array([[0.0, 0.3, 0.7, 1.0]])
-    xt = np.asarray(jax.jit(process.corrupt)(x0, process.noise(jax.random.key(1), (n, V)), t).xt)
+    xt = np.asarray(compiled(process.corrupt)(x0, compiled(process.noise)(jax.random.key(1), (n, V)), t).xt)
     np.testing.assert_array_equal(xt[:, 0], 0)
     for token in range(V):
-        expected = process.likelihood(jnp.arange(V), jnp.float32(t[0, token]))[token]
+        expected = compiled(process.likelihood)(jnp.arange(V), jnp.float32(t[0, token]))[token]
         assert np.abs(np.bincount(xt[:, token], minlength=V) / n - np.asarray(expected)).max() < 0.015
     wide, uniform = Distance(field=FIELD, width=1e4), Categorical(field=FIELD, mask=0.0)
     ids = jnp.arange(V)[None]
     p = jax.nn.softmax(jax.random.normal(jax.random.key(0), (1, V, V)))
     for t, s in [(0.0, 0.0), (0.5, 0.0), (0.7, 0.3), (1.0, 0.4), (1.0, 1.0)]:
-        np.testing.assert_allclose(wide.reverse(ids, p, t, s), uniform.reverse(ids, p, t, s), atol=3e-6)
-    prior = np.bincount(np.asarray(process.prior(jax.random.key(2), (n, 1))).ravel(), minlength=V) / n
+        np.testing.assert_allclose(
+            compiled(wide.reverse)(ids, p, t, s), compiled(uniform.reverse)(ids, p, t, s), atol=3e-6
+        )
+    prior = np.bincount(np.asarray(compiled(process.prior)(jax.random.key(2), (n, 1))).ravel(), minlength=V) / n
     assert np.abs(prior - 1 / V).max() < 0.015
 
 
@@ -99,13 +104,17 @@ def test_each_place_has_its_own_schedule(options):
     t, s = jnp.array([[0.8], [0.4]]), jnp.array([[0.3], [0.0]])
     xt = jnp.array([[0, 4, 4, 1, 2], [4, 4, 3, 3, 1]])
     p = jax.nn.softmax(jax.random.normal(jax.random.key(0), (2, 5, V)))
-    got, noise = process.reverse(xt, p, t, s), process.noise(jax.random.key(1), (2, 5))
-    c = process.corrupt(jnp.minimum(xt, 3), noise, t)
+    got, noise = compiled(process.reverse)(xt, p, t, s), compiled(process.noise)(jax.random.key(1), (2, 5))
+    c = compiled(process.corrupt)(jnp.minimum(xt, 3), noise, t)
     for n in range(5):
         one = Categorical(field=FIELD, schedule=OneOf(schedule, n), **options)
-        np.testing.assert_allclose(got[:, n], one.reverse(xt[:, n : n + 1], p[:, n : n + 1], t, s)[:, 0], rtol=1e-5)
+        np.testing.assert_allclose(
+            got[:, n], compiled(one.reverse)(xt[:, n : n + 1], p[:, n : n + 1], t, s)[:, 0], rtol=1e-5
+        )
         own = jax.tree.map(lambda a, n=n: a[:, n : n + 1], noise)
-        np.testing.assert_array_equal(one.corrupt(jnp.minimum(xt, 3)[:, n : n + 1], own, t).xt[:, 0], c.xt[:, n])
+        np.testing.assert_array_equal(
+            compiled(one.corrupt)(jnp.minimum(xt, 3)[:, n : n + 1], own, t).xt[:, 0], c.xt[:, n]
+        )
     middle = np.asarray(schedule.keep(0.5))
     np.testing.assert_allclose(middle, 0.5 + 0.3 * np.array([1, -1, 0, 0, 0]), rtol=1e-5)
     for end in (0.0, 1.0):
@@ -154,12 +163,12 @@ def test_published_reddit_steps(masks):
     for name in ("cfg1_const", "cfg2p5_const", "cfg2p5_linear", "cfg2p5_biaslinear"):
         null = given + arrays["null"]
         logits = null + arrays[f"{name}_scale"] * (given - null)
-        p = jnp.exp(process.estimate(logits[..., :vocab], xt, t))
+        p = jnp.exp(compiled(process.estimate)(logits[..., :vocab], xt, t))
         np.testing.assert_allclose(p[unknown], arrays[f"{name}_p_x0"][unknown][:, :vocab], atol=2e-4)
-        law = np.array(process.reverse(xt, p, t, s))
+        law = np.array(compiled(process.reverse)(xt, p, t, s))
         law[..., vocab], law[..., vocab + 1 :] = law[..., vocab:].sum(-1), 0
         np.testing.assert_array_equal(np.argmax(law / arrays["race"], -1), arrays[f"{name}_x_s"])
-    spread = np.asarray(process.reverse(xt, p, t, s))
+    spread = np.asarray(compiled(process.reverse)(xt, p, t, s))
     published = arrays["q_spread"][unknown]
     np.testing.assert_allclose(spread[unknown], published / published.sum(-1, keepdims=True), atol=2e-6)
 
@@ -170,13 +179,15 @@ def test_rehash_draws_every_mask_id_anew():
     xt = jnp.array([[4, 5, 1]])
     sticky, anew = (Categorical(field=FIELD, masks=2, rehash=rehash) for rehash in (False, True))
     for process, ratio in [(sticky, 19), (anew, 1)]:
-        law = np.asarray(process.reverse(xt, p, 0.5, 0.45))
+        law = np.asarray(compiled(process.reverse)(xt, p, 0.5, 0.45))
         np.testing.assert_allclose(law[0, 0, 4] / law[0, 0, 5], ratio, rtol=0.2)
         np.testing.assert_allclose(law[0, :2, :V].sum(-1), 0.1, rtol=1e-4)
     one = [Categorical(field=FIELD, rehash=rehash) for rehash in (False, True)]
     xt = jnp.array([[4, 0, 4]])
-    np.testing.assert_allclose(*(process.reverse(xt, p, 0.8, 0.3) for process in one), rtol=1e-6)
-    np.testing.assert_array_equal(*(process.posterior(jax.random.key(0), xt, jnp.log(p), 0.8, 0.3) for process in one))
+    np.testing.assert_allclose(*(compiled(process.reverse)(xt, p, 0.8, 0.3) for process in one), rtol=1e-6)
+    np.testing.assert_array_equal(
+        *(compiled(process.posterior)(jax.random.key(0), xt, jnp.log(p), 0.8, 0.3) for process in one)
+    )
 
 
 def test_published_analytic_step_of_mdlm_is_bayes():
@@ -184,8 +195,8 @@ def test_published_analytic_step_of_mdlm_is_bayes():
     process = Categorical(field=FieldSpec((8,), vocab=6), schedule=keep.LinearDecay(least=1e-3))
     arrays = golden("mdlm/ancestral")
     xt, t = jnp.asarray(arrays["x_t"]), arrays["t"]
-    p = jnp.exp(process.estimate(fixed_logits(arrays, arrays["x_t"], 6), xt, t))
-    law = np.asarray(process.reverse(xt, p, t, t - arrays["dt"]))
+    p = jnp.exp(compiled(process.estimate)(fixed_logits(arrays, arrays["x_t"], 6), xt, t))
+    law = np.asarray(compiled(process.reverse)(xt, p, t, t - arrays["dt"]))
     np.testing.assert_array_equal(np.argmax(law / (1e-10 - np.log(arrays["u"] + 1e-10)), -1), arrays["x_s_analytic"])
 
 
@@ -217,18 +228,18 @@ def test_published_digress():
             field=FieldSpec((5,), vocab=size), schedule=Table(tuple(table.tolist()), steps), mask=0.0, marginal=marginal
         )
         for row in range(2):
-            found = process.likelihood(jnp.arange(size), jnp.float32(t[row])).T
+            found = compiled(process.likelihood)(jnp.arange(size), jnp.float32(t[row])).T
             np.testing.assert_allclose(found, arrays[f"q_t_bar_{name}"][row], atol=1e-5)
             if name == "x":
-                one = process.arrival(jnp.arange(size), jnp.float32(t[row]), jnp.float32(s[row])).T
+                one = compiled(process.arrival)(jnp.arange(size), jnp.float32(t[row]), jnp.float32(s[row])).T
                 np.testing.assert_allclose(one, arrays["q_t_x"][row], atol=1e-5)
         pairs = real if name == "x" else (real[:, :, None] & real[:, None, :] & ~np.eye(5, dtype=bool))
         xt, p = jnp.asarray(arrays[f"{name}_t"]), jax.nn.softmax(jnp.asarray(arrays[f"logits_{name}"]), axis=-1)
         flat = lambda a, axes=pairs.ndim: a.reshape(2, -1, *a.shape[axes:])
-        law = np.asarray(process.reverse(flat(xt), flat(p), t[:, None], s[:, None]))
+        law = np.asarray(compiled(process.reverse)(flat(xt), flat(p), t[:, None], s[:, None]))
         np.testing.assert_allclose(law[flat(pairs)], flat(arrays[f"p_s_{name}"])[flat(pairs)], atol=1e-4)
         if name == "x":
-            sure = process.reverse(xt, jax.nn.one_hot(arrays["x"], 4), t[:, None], s[:, None])
+            sure = compiled(process.reverse)(xt, jax.nn.one_hot(arrays["x"], 4), t[:, None], s[:, None])
             np.testing.assert_allclose(np.asarray(sure)[real], arrays["posterior_x"][real], atol=1e-4)
             drawn = np.argmax(law / np.maximum(arrays["race_s_x"], TINY), -1)
             np.testing.assert_array_equal(drawn[real], arrays["x_s"][real])
