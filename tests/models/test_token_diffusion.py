@@ -1,5 +1,7 @@
 """The head that diffuses one token: what it recovers, and that all chance is drawn before."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,14 +35,20 @@ def bind(graph, params):
     return nnx.merge(graph, nnx.State(params))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def sampled(graph, params, key, states, guide, choose):
+    """What the head draws, as one program."""
+    return bind(graph, params).sample(key, states, guide, choose)
+
+
 def trained(cls, updates, **options):
-    """A head that was trained on one state, and two equally frequent vectors behind it."""
+    """(graph, parameters) of a head that was trained on one state, and two equally frequent vectors behind it."""
     head, graph, _ = make(cls, **options)
     params, hidden = nnx.to_pure_dict(nnx.state(head)), jnp.ones((1, 64, WIDTH))
     optimizer = optax.adam(3e-3)
 
-    @jax.jit
-    def step(params, state, index):
+    def step(index, carry):
+        params, state = carry
         choice, noise = jax.random.split(jax.random.fold_in(jax.random.key(1), index))
         target = MODES[jax.random.randint(choice, (1, 64), 0, 2)]
         draws = head.noise(noise, (1, 64))
@@ -48,20 +56,18 @@ def trained(cls, updates, **options):
         change, state = optimizer.update(grads, state)
         return optax.apply_updates(params, change), state
 
-    state = optimizer.init(params)
-    for index in range(updates):
-        params, state = step(params, state, index)
-    return bind(graph, params)
+    fit = jax.jit(lambda params: jax.lax.fori_loop(0, updates, step, (params, optimizer.init(params)))[0])
+    return graph, fit(params)
 
 
 @pytest.mark.parametrize("options", [{}, {"schedule": CosineBetas(), "parameterization": "v", "sampler": "ancestral"}])
 def test_two_modes_are_recovered_where_a_mean_head_is_between_them(options):
     head = trained(TokenDiffusionHead, 500, steps=16, **options)
-    found = head.sample(jax.random.key(2), jnp.ones((400, WIDTH)), ALONE, ALONE)
-    distance = jnp.linalg.norm(found[:, None] - MODES, axis=-1)
+    found = np.asarray(sampled(*head, jax.random.key(2), jnp.ones((400, WIDTH)), ALONE, ALONE))
+    distance = np.linalg.norm(found[:, None] - MODES, axis=-1)
     assert (distance.min(-1) < 0.25).mean() > 0.9
     assert 0.4 < (distance.argmin(-1) == 0).mean() < 0.6
-    mean = trained(MeanHead, 200).sample(jax.random.key(2), jnp.ones((1, WIDTH)), ALONE, ALONE)
+    mean = sampled(*trained(MeanHead, 200), jax.random.key(2), jnp.ones((1, WIDTH)), ALONE, ALONE)
     np.testing.assert_allclose(mean[0], MODES.mean(0), atol=0.1)
 
 
@@ -70,19 +76,21 @@ def test_the_loss_is_that_of_its_definition_and_not_random():
     head, graph, params = make(draws=3)
     assert isinstance(head, Head)
     head = bind(graph, params)
-    hidden = jax.random.normal(jax.random.key(0), (2, 4, WIDTH))
-    target = jax.random.normal(jax.random.key(1), (2, 4, 2))
+    hidden = np.asarray(jax.random.normal(jax.random.key(0), (2, 4, WIDTH)))
+    target = np.asarray(jax.random.normal(jax.random.key(1), (2, 4, 2)))
     draws = head.noise(jax.random.key(2), (2, 4))
-    found = head.nll(hidden, target, draws)
-    np.testing.assert_array_equal(found, head.nll(hidden, target, draws))
-    t, noise = draws.t.reshape(2, 4, 3), draws.noise.reshape(2, 4, 3, 2)
+    nll = jax.jit(lambda params, hidden, target: bind(graph, params).nll(hidden, target, draws))
+    found = np.asarray(nll(params, hidden, target))
+    np.testing.assert_array_equal(found, nll(params, hidden, target))
+    network = jax.jit(lambda xt, time, state: head.network(xt, time, head.state(state)))
+    t, noise = np.asarray(draws.t).reshape(2, 4, 3), np.asarray(draws.noise).reshape(2, 4, 3, 2)
     assert len(np.unique(t)) == 24
     for row, token in ((0, 0), (1, 2)):
         errors = []
         for i in range(3):
             time, eps, x0 = t[row, token, i], noise[row, token, i], target[row, token]
             xt = ((1 - time) * x0 + time * eps)[None, None]
-            out = head.network(xt, time[None, None], head.state(hidden[row : row + 1, token : token + 1]))
+            out = network(xt, time[None, None], hidden[row : row + 1, token : token + 1])
             errors.append(((out - (eps - x0)) ** 2).mean())
         np.testing.assert_allclose(found[row, token], np.mean(errors), rtol=1e-5)
 
@@ -107,10 +115,9 @@ def test_accumulation_changes_neither_loss_nor_gradient():
 def test_guided_states_share_all_noise(sampler):
     """Guidance between equal states, and of scale 1, is none; of scale 0 it is that of the other state."""
     _, graph, params = make(sampler=sampler, steps=5)
-    head = bind(graph, params)
     given, null = jax.random.normal(jax.random.key(0), (2, 6, WIDTH))
     scaled = lambda scale: lambda output, t: output[1::2] + scale * (output[::2] - output[1::2])
-    sample = lambda states, guide: head.sample(jax.random.key(1), states, guide, ALONE)
+    sample = lambda states, guide: sampled(graph, params, jax.random.key(1), states, guide, ALONE)
     alone = sample(given, ALONE)
     assert alone.shape == (6, 2)
     np.testing.assert_allclose(sample(paired(given, given), scaled(3.0)), alone, atol=1e-5)
@@ -122,11 +129,10 @@ def test_guided_states_share_all_noise(sampler):
 
 def test_temperature_zero_leaves_one_sample():
     _, graph, params = make(temperature=0.0)
-    head = bind(graph, params)
-    found = [head.sample(jax.random.key(seed), jnp.ones((1, WIDTH)), ALONE, ALONE) for seed in range(2)]
+    found = [sampled(graph, params, jax.random.key(s), jnp.ones((1, WIDTH)), ALONE, ALONE) for s in range(2)]
     np.testing.assert_array_equal(*found)
     _, graph, params = make(temperature=1.0)
-    found = [bind(graph, params).sample(jax.random.key(s), jnp.ones((1, WIDTH)), ALONE, ALONE) for s in range(2)]
+    found = [sampled(graph, params, jax.random.key(s), jnp.ones((1, WIDTH)), ALONE, ALONE) for s in range(2)]
     assert jnp.abs(found[0] - found[1]).max() > 0.1
 
 
