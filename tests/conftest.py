@@ -11,35 +11,38 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # With flags of your own, or with `XLA_FLAGS=` none, the programs are compiled as users compile them.
 os.environ["XLA_FLAGS"] = ordered(os.environ.get("XLA_FLAGS", FLAGS) + " --xla_force_host_platform_device_count=8")
 
-import jaxtyping
-from flax import struct
+import pytest
 
-PLAIN = struct.dataclass
-
-
-def unchecked(cls):
-    """A structure whose fields are not checked, since it may hold shapes or shardings in place of arrays; its methods
-    are."""
-    made = PLAIN(cls)
-    made.__no_type_check__ = True
-    return made
-
-
-struct.dataclass = unchecked
 CHECKED = ("interfaces", "structs", "codecs", "corruption", "sequence", "models", "objectives", "sampling", "data")
 CHECKED += ("train", "evals")
-jaxtyping.install_import_hook([f"src.{name}" for name in CHECKED], "beartype.beartype")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
 
-jax.config.update("jax_debug_key_reuse", True)
-jax.config.update("jax_threefry_partitionable", True)
-jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running here
+def pytest_configure(config):
+    """Before a test module is imported. A process that hands the tests out to others imports none, nor JAX."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    import jaxtyping
+    from flax import struct
 
-from src.models import transformer  # noqa: E402
+    plain = struct.dataclass
 
-transformer.UNROLLED = 1  # for the same reason; programs that the tests start unroll
+    def unchecked(cls):
+        """A structure whose fields are not checked, since it may hold shapes or shardings in place of arrays; its
+        methods are."""
+        made = plain(cls)
+        made.__no_type_check__ = True
+        return made
+
+    struct.dataclass = unchecked
+    jaxtyping.install_import_hook([f"src.{name}" for name in CHECKED], "beartype.beartype")
+    import jax
+
+    jax.config.update("jax_debug_key_reuse", True)
+    jax.config.update("jax_threefry_partitionable", True)
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running here
+    from src.models import transformer
+
+    transformer.UNROLLED = 1  # for the same reason; programs that the tests start unroll
 
 
 def pytest_collection_finish():
