@@ -1,5 +1,6 @@
 """Small random networks over words, images that are denoised, and images that are only read; and a row of them."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -87,6 +88,7 @@ def row(mode="bidirectional", conditioning="TimeToken", rows=ROWS):
     return View(Batch(batch), layout, {"image": jnp.asarray(noisy)}, times)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def hidden(architecture, params, view):
     """Hidden states of the rows of one task."""
     return bind(architecture, params).hidden({"t": view})["t"]

@@ -70,6 +70,17 @@ def out_and_gradients(name, spec, sizes, q, k, v, weight):
     return jnp.where((spec.segment > 0)[..., None, None], out, 0), *gradients
 
 
+@functools.cache
+def dense(by_row):
+    """The rows of all kinds, what a backend is given of them, and what the dense one makes of it."""
+    spec = rows_of_all_kinds(by_row)
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, weight = (jax.random.normal(key, (4, 191, n, 64)) for key, n in zip(keys, (4, 2, 2, 4), strict=True))
+    weight = weight * (spec.segment > 0)[..., None, None]
+    sizes = Sizes(4, 191, 191, 4, 2, 64, jnp.float32, "cpu")
+    return spec, sizes, (q, k, v, weight), out_and_gradients("dense", spec, sizes, q, k, v, weight)
+
+
 CASES = {
     "splash_static": ("splash", False, {}),
     "splash_by_row": ("splash", True, {}),
@@ -83,13 +94,8 @@ CASES = {
 @pytest.mark.parametrize(("name", "by_row", "axes"), CASES.values(), ids=CASES)
 def test_backends_equal_dense(name, by_row, axes, monkeypatch):
     """Every mask mode in one row, grouped heads, padding, packing, an odd length; forward and backward."""
-    spec = rows_of_all_kinds(by_row)
-    keys = jax.random.split(jax.random.key(0), 4)
-    q, k, v, weight = (jax.random.normal(key, (4, 191, n, 64)) for key, n in zip(keys, (4, 2, 2, 4), strict=True))
-    weight = weight * (spec.segment > 0)[..., None, None]
-    sizes = Sizes(4, 191, 191, 4, 2, 64, jnp.float32, "cpu")
+    spec, sizes, arrays, expected = dense(by_row)
     mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes)) if axes else None
-    expected = out_and_gradients("dense", spec, sizes, q, k, v, weight)
     if name == "cudnn":  # everything but the kernel
         real = jax.nn.dot_product_attention
         stand_in = lambda *a, implementation, mask: real(*a, mask=mask)
@@ -98,7 +104,7 @@ def test_backends_equal_dense(name, by_row, axes, monkeypatch):
     if by_row:
         monkeypatch.setattr(splash, "BLOCKS", (128,))  # several, in both directions
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-        found = out_and_gradients(name, spec, sizes, q, k, v, weight)
+        found = out_and_gradients(name, spec, sizes, *arrays)
     for what, a, b in zip(("out", "dq", "dk", "dv"), expected, found, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=0, err_msg=what)
 
@@ -116,6 +122,17 @@ def packed_rows():
     return layout.spec(Batch(tokens, packing=Packing(jnp.asarray(example), {"image": jnp.asarray(begins)})))
 
 
+@functools.cache
+def dense_of_packed_rows():
+    """The packed rows, what a backend is given of them, and what the dense one makes of it."""
+    spec = packed_rows()
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, weight = (jax.random.normal(key, (3, 300, n, 16)) for key, n in zip(keys, (2, 1, 1, 2), strict=True))
+    weight = weight * (spec.segment > 0)[..., None, None]
+    sizes = Sizes(3, 300, 300, 2, 1, 16, jnp.float32, "cpu")
+    return spec, sizes, (q, k, v, weight), out_and_gradients("dense", spec, sizes, q, k, v, weight)
+
+
 @pytest.mark.parametrize(
     ("block", "axes"),
     [(128, {}), pytest.param(384, {}, marks=pytest.mark.faults), (128, {"data": 1, "context": 3})],
@@ -124,16 +141,11 @@ def packed_rows():
 def test_packed_rows_need_no_mask_and_visit_what_they_see(block, axes, monkeypatch):
     """Rows of several blocks, joined, and of one; forward and backward, without an array of the mask."""
     monkeypatch.setattr(splash, "BLOCKS", (block, 128))
-    spec = packed_rows()
-    keys = jax.random.split(jax.random.key(0), 4)
-    q, k, v, weight = (jax.random.normal(key, (3, 300, n, 16)) for key, n in zip(keys, (2, 1, 1, 2), strict=True))
-    weight = weight * (spec.segment > 0)[..., None, None]
-    sizes = Sizes(3, 300, 300, 2, 1, 16, jnp.float32, "cpu")
-    expected = out_and_gradients("dense", spec, sizes, q, k, v, weight)
+    spec, sizes, arrays, expected = dense_of_packed_rows()
     mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes)) if axes else None
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         attend = prepare_attention("splash", spec, spec, sizes)
-        found = out_and_gradients("splash", spec, sizes, q, k, v, weight)
+        found = out_and_gradients("splash", spec, sizes, *arrays)
     for what, a, b in zip(("out", "dq", "dk", "dv"), expected, found, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=0, err_msg=what)
     assert max(a.size for a in attend.mask.arrays) == 3 * 384
@@ -155,21 +167,25 @@ def test_rows_of_two_tasks_are_contiguous_if_both_are(other):
 
 def test_packed_rows_visit_every_block_that_is_seen():
     """Of random packings, in whatever order their examples have numbers."""
-    rng = np.random.default_rng(0)
+    rng, slots = np.random.default_rng(0), np.arange(64)
+    rows = packed_rows().replace(read=slots, write=slots)
+
+    @jax.jit
+    def seen_of(segment, group):
+        spec = rows.replace(segment=segment, group=group)
+        last = splash._last_seen(spec)
+        return last, visible(spec, spec), splash._some_seen(segment, segment, last, 8)
+
     for _ in range(20):
         segment, group = np.zeros((2, 2, 64), np.int32)
         for row in range(2):
             cuts, number = np.sort(rng.choice(np.arange(1, 64), 5, replace=False)), rng.permutation(6)
             segment[row] = np.repeat(number, np.diff([0, *cuts, 64]))
             group[row, cuts[0] : cuts[1]], group[row, cuts[2] + 1 : cuts[3]] = 1, 2
-        slots = np.arange(64)
-        spec = packed_rows().replace(read=slots, write=slots, segment=segment, group=jnp.asarray(group))
-        last = splash._last_seen(spec)
-        seen = np.asarray(visible(spec, spec))
+        last, seen, table = (np.asarray(a) for a in seen_of(segment, group))
         same = (segment[:, :, None] == segment[:, None]) & (segment > 0)[:, None]
-        np.testing.assert_array_equal(seen, same & (slots <= np.asarray(last)[..., None]))
-        table = np.asarray(splash._some_seen(jnp.asarray(segment), jnp.asarray(segment), last, 8)) > 0
-        assert not (seen.reshape(2, 8, 8, 8, 8).any((2, 4)) & ~table).any()
+        np.testing.assert_array_equal(seen, same & (slots <= last[..., None]))
+        assert not (seen.reshape(2, 8, 8, 8, 8).any((2, 4)) & ~(table > 0)).any()
 
 
 def test_dense_equals_the_library():
