@@ -1,14 +1,17 @@
 """Small random networks over any fields, and a comparison that NaN fails."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import Linear
 from src.interfaces import Batch, Field, FieldSpec, Tokens, View
 from src.models.build import build_architecture
-from src.models.model import bind
+from src.models.model import Network, bind
 from src.sampling.steps.gaussian import Euler
 from src.sequence.layout import FixedLayout
 
@@ -44,9 +47,24 @@ def network(table, groups, seed=0, **model):
     return architecture, jax.tree.unflatten(structure, noisy)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(architecture, params, views):
+    return bind(architecture, params).hidden(views)
+
+
+class Net(Network):
+    """A network whose hidden states are one program, unless they are part of one."""
+
+    def hidden(self, views):
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(views)):
+            return super().hidden(views)
+        return _hidden(self.architecture, nnx.to_pure_dict(nnx.state(self.model)), views)
+
+
 def net(table, groups, **model):
     """The network itself."""
-    return bind(*network(table, groups, **model))
+    architecture, params = network(table, groups, **model)
+    return Net(architecture, bind(architecture, params).model)
 
 
 def tokens(value, valid=None, target=False, **more):

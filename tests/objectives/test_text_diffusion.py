@@ -170,7 +170,7 @@ def test_next_token_loss_does_not_see_the_noisy_copies():
     both, view, hidden = terms_of(view_of((Segment("text", 10, 1, "copies", noisy_blocks=4),), rows))
     alone = NextToken("text")
     plain = view_of((Segment("text", 10),), rows)
-    found = alone.loss(network, network.hidden({"": plain})[""], {"text": ()})
+    found = jax.jit(lambda view: alone.loss(network, network.hidden({"": view})[""], {"text": ()}))(plain)
     assert found["nll"].count == both["next"]["nll"].count == (rows.tokens["text"].valid[:, 1:]).sum()
     close(found["nll"].total, both["next"]["nll"].total, 1e-4)
     assert (view.noisy["text"][:, 0] == rows.tokens["text"].value[:, 0]).all(), "a given token has no noise"
@@ -181,7 +181,7 @@ def test_next_token_loss_does_not_see_the_noisy_copies():
     changed = view.replace(batch=batch(text=dataclasses.replace(rows.tokens["text"], value=other)))
     states = network.hidden({"": jax.tree.map(jnp.asarray, changed)})[""].of("text")
     there = rows.tokens["text"].valid[:, :8]
-    close(states[:, :8][there], hidden.of("text")[:, :8][there])
+    close(np.asarray(states)[:, :8][there], np.asarray(hidden.of("text"))[:, :8][there])
 
 
 def test_packed_blocks_are_those_of_each_example_alone():
@@ -195,7 +195,16 @@ def test_packed_blocks_are_those_of_each_example_alone():
     segment = Segment("text", slots, 1, "copies", noisy_blocks=4)
     layout = PackedLayout((segment,), slots)
     view = View(jax.tree.map(jnp.asarray, rows), layout)
-    drawn = objectives()["noise"].draw(jax.random.key(0), {"text": network.field("text").field}, view)
+    fields, process = {"text": network.field("text").field}, network.field("text").process
+    drawn = jax.jit(lambda key: objectives()["noise"].draw(key, fields, view))(jax.random.key(0))
+
+    @jax.jit
+    def of_one(view, value, noise, times):
+        """Its states and the terms of both objectives, for what is drawn of it in the packed row."""
+        hidden = network.hidden({"": view})[""]
+        aux = {"noise": {"text": process.corrupt(value, noise, times)}, "next": {"text": ()}}
+        return hidden, {n: o.loss(network, hidden, aux[n])["nll"].total for n, o in objectives().items()}
+
     times = np.asarray(drawn["times"])[0]
     assert len(set(times[:4])) == len(set(times[4:7])) == len(set(times[7:11])) == len(set(times[11:13])) == 1
     assert len({times[0], times[4], times[7], times[11]}) == 4
@@ -206,15 +215,12 @@ def test_packed_blocks_are_those_of_each_example_alone():
         alone = batch(text=tokens(value[:, here], target=target[:, here]))
         own = view_of((Segment("text", size, 1, "copies", noisy_blocks=4),), alone)
         own = own.replace(noisy={"text": view.noisy["text"][:, here]}, times={"text": view.times["text"][:, here]})
-        one = jax.jit(lambda view: network.hidden({"": view})[""])(own)
+        noise = jax.tree.map(lambda a, here=here: np.asarray(a)[:, here], drawn["noise"]["text"])
+        own_times = np.where(target[:, here], np.asarray(drawn["times"])[:, here], np.float32(0))
+        one, terms_of_one = of_one(own, value[:, here], noise, own_times)
         for copy in ("clean", "noisy"):
-            close(hidden.of("text", copy)[:, here], one.of("text", copy))
-        aux = network.field("text").process.corrupt
-        noise = jax.tree.map(lambda a, here=here: a[:, here], drawn["noise"]["text"])
-        own_times = jnp.where(target[:, here], drawn["times"][:, here], 0.0)
-        corrupted = aux(jnp.asarray(value[:, here]), noise, own_times)
-        totals["noise"] += objectives()["noise"].loss(network, one, {"text": corrupted})["nll"].total
-        totals["next"] += objectives()["next"].loss(network, one, {"text": ()})["nll"].total
+            close(np.asarray(hidden.of("text", copy))[:, here], one.of("text", copy))
+        totals = {name: totals[name] + float(total) for name, total in terms_of_one.items()}
         start += size
     for name, total in totals.items():
         close(terms[name]["nll"].total, total, 1e-4)
