@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 
+import tests.helpers.checking  # noqa: F401  (found by its name below)
 from src.common.mesh.emulation import ordered
 from tests.helpers.compiling import FLAGS
 
@@ -34,7 +35,7 @@ def pytest_configure(config):
         return made
 
     struct.dataclass = unchecked
-    jaxtyping.install_import_hook([f"src.{name}" for name in CHECKED], "beartype.beartype")
+    jaxtyping.install_import_hook([f"src.{name}" for name in CHECKED], "tests.helpers.checking.checked")
     import jax
 
     jax.config.update("jax_debug_key_reuse", True)
