@@ -64,9 +64,9 @@ def test_a_misspelt_option_names_its_path_in_the_config(config):
 
 def test_the_page_lists_what_a_source_and_a_template_may_have():
     page = PAGE.read_text().partition("## Members")[2]
-    source = re.findall(r"^    (\w+(?:, \w+)*)   ", example.__doc__, re.MULTILINE)[:10]
+    source = re.findall(r"^    (\w+(?:, \w+)*)   ", example.__doc__, re.MULTILINE)[:11]
     names = {name for words in source for name in words.split(", ")}
-    assert {"texts", "held_out", "drawn", "identity"} <= names
+    assert {"texts", "held_out", "drawn", "judged", "identity"} <= names
     names |= {name for name in vars(Template) if not name.startswith("_")}
     assert {"targets", "bind", "invented_question"} <= names
     assert not [name for name in names if f"`{name}" not in page]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from src.corruption import keep
+from src.corruption.by_id import ById
 from src.corruption.categorical import Categorical
 from src.corruption.counts import Counts
 from src.corruption.distance import Distance
@@ -31,6 +32,7 @@ KERNELS = {
     "gidd": GIDD(field=IDS, share=0.2),
     "vqdiffusion": VQDiffusion(field=IDS, steps=48),
     "distance": Distance(field=IDS, width=0.8),
+    "by id": ById(field=IDS, importance=(0.9, 0.4, 0.0)),
     "by place": Categorical(field=IDS, schedule=ByPlace(importance=(2, 1, 0), strength=0.2)),
 }
 # Of GIDD the share of replaced tokens rises as sqrt(t), so that equal steps end with a large one.
@@ -42,7 +44,7 @@ GAUSSIANS = {
 }
 
 
-LONG = ("cosine", "marginal", "several mask ids", "vqdiffusion")  # of the group `faults`
+LONG = ("by id", "cosine", "marginal", "several mask ids", "vqdiffusion")  # of the group `faults`
 
 
 @pytest.mark.parametrize("kernel", [pytest.param(k, marks=pytest.mark.faults) if k in LONG else k for k in KERNELS])

@@ -1,4 +1,4 @@
-"""Words, then an image: `<s> words <|im_start|>`, image, `<|im_end|> </s>`."""
+"""Words, then an image: `<s> words <|im_start|>`, image, `<|im_end|> </s>`. Coarser tokens of it may come first."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class CaptionToImage(Template):
                  prompt may have the value `grid`, that of its image
     text, image  fields
     segment      of the made one: `blocks`, `role`, `noisy_blocks`, `markov`, see `sequence.segment.Segment`
+    coarse       fields of the same image in fewer tokens, made one after the other before `image`, with noisy copies
+                 beside the clean tokens that it sees. A prompt may have one as the value of its name: it is given
     """
 
     draws = 2
@@ -49,12 +51,13 @@ class CaptionToImage(Template):
         image: str = "image",
         segment: Mapping[str, Any] | None = None,
         buckets: Sequence[Sequence[int]] = (),
+        coarse: Sequence[str] = (),
     ):
         check_too_long(too_long)
         check_phrase(phrase)
         self.length, self.row_length, self.caption, self.phrase = length, row_length, caption, phrase
         self.drop, self.too_long, self.text_loss, self.newline = drop, too_long, text_loss, newline
-        self.text, self.image, self.needs, self.fill = text, image, (caption, "image"), (image,)
+        self.text, self.image, self.needs, self.fill = text, image, (caption, "image"), (image, *coarse)
         options = segment_options(segment, blocks="bidirectional", role="noisy")
         self.options = options | {"buckets": buckets}
 
@@ -62,15 +65,18 @@ class CaptionToImage(Template):
     def targets(self) -> frozenset[str]:
         """The image, with `text_loss` the texts, too."""
         texts = (f"{self.text}.prompt", f"{self.text}.tail") if self.text_loss else ()
-        return frozenset((self.image, *texts))
+        return frozenset((*self.fill, *texts))
 
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:
         """See `Template.bind`."""
         codec = text_codec(fields, self.text)
         self.codec, tail = codec, 4 if self.newline else 2
-        made = Images(self.image, field_of(fields, self.image, "image"), source, made=True, **self.options)
-        room = self.room(source, made.segment.length + tail)
-        self.columns = Words(f"{self.text}.prompt", codec, room), made, Words(f"{self.text}.tail", codec, tail)
+        image, *coarse = self.fill
+        given = {"made": True, "blocks": "bidirectional", "role": "copies"}
+        made = [Images(name, field_of(fields, name, "coarse"), source, **given) for name in coarse]
+        made.append(Images(image, field_of(fields, image, "image"), source, made=True, **self.options))
+        room = self.room(source, sum(each.segment.length for each in made) + tail)
+        self.columns = Words(f"{self.text}.prompt", codec, room), *made, Words(f"{self.text}.tail", codec, tail)
 
     def room(self, source: Source | None, fixed: int) -> int:
         """Tokens of the prompt beside `fixed` others; without a source as the config says. Raises ValueError."""
@@ -83,7 +89,7 @@ class CaptionToImage(Template):
 
     def row(self, example: Example, request: Request) -> Row:
         """See `Template.row`. A prompt without text is one whose words were dropped."""
-        codec, prompt, (words, image, tail) = self.codec, request.prompt, self.columns
+        codec, prompt, (words, *made, tail) = self.codec, request.prompt, self.columns
         parts = [([codec.bos], False), ([codec.image_start], False)]
         if not prompt or (self.has_text(example) and not request.null):
             texts = self.texts(example)  # also where they are dropped: a row without a text is a bad one
@@ -97,9 +103,18 @@ class CaptionToImage(Template):
         between = codec.encode("\n") if self.newline else []
         end = [([codec.image_end, *between], False), ([codec.eos], self.text_loss)]
         row = words.row(parts, prompt=prompt) | tail.row(end, prompt=prompt)
-        if prompt and example.get("image") is None:
-            return row | image.absent(True, example.get("grid"))
-        return row | image.row(example.get("image"), example.where, prompt=prompt)
+        for image in made:
+            row |= self._image(image, example, prompt)
+        return row
+
+    def _image(self, image: Images, example: Example, prompt: bool) -> Row:
+        """The arrays of the image, or of coarser tokens of it."""
+        value, coarse = example.get("image"), image.name != self.image
+        if prompt and value is None and coarse:
+            value = example.get(image.name)
+        if prompt and value is None:
+            return image.absent(True, None if coarse else example.get("grid"))
+        return image.row(value, example.where, prompt=prompt)
 
     def has_text(self, example: Example) -> bool:
         """Whether a prompt says what to draw."""
