@@ -16,7 +16,7 @@ from src.doctor.diagnostic import Diagnostic
 from src.doctor.layer_stats import fast_compile
 from src.interfaces import Batch, Layout, SequenceSpec
 from src.train.step import StepMetrics
-from src.train.system import System
+from src.train.system import System, TaskPlan
 from src.train.trainer import Trainer
 
 
@@ -47,13 +47,14 @@ class CheckContext:
         return self.spec(task).segment > 0
 
     def has_predictor(self, task: str, name: str) -> np.ndarray:
-        """Tokens of a name with a token before them that predicts them, `[B, N]` bool."""
+        """Tokens of a name with a token before them that predicts them, `[B, N]` bool; of names that an objective
+        predicts so."""
         return self._described[task][1][name]
 
     @functools.cached_property
     def _described(self) -> dict[str, tuple[SequenceSpec, dict[str, np.ndarray]]]:
-        layouts = {task: plan.layout for task, plan in self.system.tasks.items()}
-        describe = lambda batch: {task: _describe(layout, batch[task]) for task, layout in layouts.items()}
+        plans = self.system.tasks
+        describe = lambda batch: {task: _describe(plan, batch[task]) for task, plan in plans.items()}
         # One program of all tasks: each operation by itself would be compiled at every start.
         return jax.device_get(jax.jit(describe, compiler_options=fast_compile(self.trainer))(dict(self.batch)))
 
@@ -75,12 +76,13 @@ def local_rows(array: Any) -> np.ndarray:
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
 
 
-def _describe(layout: Layout, batch: Batch) -> tuple[SequenceSpec, dict[str, Array]]:
-    """The spec of a task's rows, and by name the tokens `[B, N]` with a token before them that predicts them."""
-    spec = layout.spec(batch)
+def _describe(plan: TaskPlan, batch: Batch) -> tuple[SequenceSpec, dict[str, Array]]:
+    """The spec of a task's rows, and the tokens `[B, N]` with a token before them, by name of those predicted so."""
+    spec = plan.layout.spec(batch)
     nothing = jnp.zeros((*spec.segment.shape, 1))
-    names = [name for segment in layout.segments for name in segment.names]
-    return spec, {name: layout.before(batch, nothing, name)[1] for name in names}
+    objectives = [objective for objective, _ in plan.objectives.values()]
+    names = {n for each in objectives if getattr(each, "predicts_next", False) for n in each.names}
+    return spec, {name: plan.layout.before(batch, nothing, name)[1] for name in sorted(names)}
 
 
 def row_specs(spec: SequenceSpec, most: int) -> Iterator[tuple[int, np.ndarray, SequenceSpec]]:

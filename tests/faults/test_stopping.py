@@ -157,7 +157,7 @@ def test_two_processes_stop_at_one_step(folder, start):  # noqa: F811
             time.sleep(0.05)
         pair[who].send_signal(name)
         began = time.monotonic()
-        assert [p.wait(60) for p in pair] == [0, 0], said(folder, 0) + said(folder, 1)
+        assert [p.wait(300) for p in pair] == [0, 0], said(folder, 0) + said(folder, 1)
         print(f"{name.name} at process {who}: both ended after {time.monotonic() - began:.1f} s")
         left = [int(re.search(r"stopped as asked at step (\d+)", said(folder, i))[1]) for i in range(2)]
         assert left[0] == left[1] and (folder / "run" / "checkpoints" / str(left[0])).is_dir()

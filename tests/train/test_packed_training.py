@@ -57,7 +57,6 @@ def told(findings):
     return [str(f) for f in findings if f.severity != "note"]
 
 
-@pytest.mark.faults
 def test_a_system_of_packed_documents_fits_together_and_is_found_healthy(folder):
     system = build_system(config_of(folder))
     assert [s.lead for s in system.tasks["documents"].layout.segments] == [0, 1, 1]
