@@ -167,6 +167,37 @@ def test_the_advice_about_a_list_can_be_followed(folder):
         assert [JourneyDB(folder / "anno.json", folder)[row]["prompt"] for row in range(4)] == SAID
 
 
+def test_texts_that_are_read_otherwise_are_told(folder, caplog, monkeypatch):
+    """A second caption, a weight, lists and gaps that a program wrote as text, and what lines of JourneyDB hold."""
+    monkeypatch.setattr(told_once, "_told", set())
+    row = {"image": "3.png", "caption": "short", "text": "other"}
+    rows = [
+        row | {"text": "short", "file_name": "3.png"},
+        row | {"text": ""},
+        row,
+        row | {"weight": 0, "file_name": "1.png"},
+    ]
+    rows += [{"image": "3.png", "caption": text} for text in ("[A] 'b'", "['a b', 'c']", '["a"]', "nan")]
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert captions(Captions(folder)) == [*["short"] * 4, "[A] 'b'", "['a b', 'c']", '["a"]', "nan"]
+    anno = {"img_path": "3.png", "prompt": "a", "Task1": {"x": "y"}, "Task2": {"Caption": "b"}}
+    rows = [anno, anno | {"negative_prompt": "bad hands", "caption": "c"}, anno | {"Task2": "b"}]
+    (folder / "anno.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = JourneyDB(folder / "anno.jsonl", folder)
+    assert [source[n].get("caption") for n in range(3)] == ["b", "b", None]
+    named = "beside the caption is read where a template names it, alone"
+    assert [r.getMessage().removesuffix(" (told once)") for r in caplog.records if "told once" in r.getMessage()] == [
+        f"captions.jsonl line 3: the key 'text' {named}",
+        "captions.jsonl line 4: the key 'weight' beside the caption is not read",
+        f"captions.jsonl line 4: the key 'file_name' {named}",
+        "captions.jsonl line 6: a caption in the form of a list is read as one text, with its brackets",
+        "captions.jsonl line 8: the caption 'nan' is read as a text",
+        "anno.jsonl line 2: the key 'negative_prompt' beside the prompt is not read",
+        "anno.jsonl line 2: the key 'caption' beside the prompt is not read",
+        "anno.jsonl line 3: the key 'Task2' beside the prompt is not read",
+    ]
+
+
 def test_what_rows_hold_beside_the_caption_is_told(folder, caplog, monkeypatch):
     """Further texts, which a template may name, and rows that are for tests by their own account."""
     monkeypatch.setattr(told_once, "_told", set())

@@ -262,14 +262,21 @@ def test_what_is_left_out_of_chats_is_told_once(tmp_path, caplog, monkeypatch):
         ({"style": "Rhyme!"}, "the key 'style' beside the turns is not read"),
         ({"weight": 0}, "the key 'weight' beside the turns is not read"),
         ({"turn": {"trainable": False}}, "the key 'trainable' of a turn is not read"),
+        ({"turn": {"loss_mask": 0}}, "the key 'loss_mask' of a turn is not read"),
+        ({"sample_weight": 0.5}, "the key 'sample_weight' beside the turns is not read"),
+        ({"image_2": "a/b.PNG"}, "the key 'image_2' beside the turns is not read"),
+        ({"split": "test_sft"}, "a row with split='test_sft' is one like the others: put such rows elsewhere"),
+        ({"ask": {"train": True}}, "a question is marked as one to be trained, and the answers are the targets"),
         ({"parts": {"note": "two words"}}, "the key 'note' of a part is not read"),
         ({"id": "x-7_a.json", "lang": "en", "weight": 1, "score": 3, "ok": False, "turn": {"id": "b7"}}, ""),
+        ({"url": "http://x/a.png", "set": "contest", "strain": 2, "ask": {"weight": 0}, "turn": {"loss": 1}}, ""),
     ],
 )
 def test_a_key_that_may_say_more_is_told(tmp_path, caplog, monkeypatch, row, told):
     """Words without a space between, and marks of what is to be trained under other names."""
     monkeypatch.setattr(told_once, "_told", set())
     ask, turn, part = spoken("user: a")[0], row.pop("turn", {}), row.pop("parts", None)
+    ask |= row.pop("ask", {})
     ask |= {"content": [{"type": "text", "text": "a"} | part]} if part else {}
     assert read(written(tmp_path, [row | {"messages": [ask, spoken("assistant: b")[0] | turn]}]), 0) == ["a", "b"]
     assert [r.getMessage() for r in caplog.records] == [f"a.jsonl line 1: {told} (told once)"] * bool(told)
@@ -300,6 +307,15 @@ def test_bad_rows_of_chats_say_what_is_no_text(tmp_path):
     for row, match in enumerate([*said, "turn 1: 'image': put it"]):
         with pytest.raises(BadRow, match=match):
             source[row]
+
+
+def test_a_chat_about_an_image_in_a_row_of_text_is_told(tmp_path, caplog, monkeypatch):
+    (tmp_path / "l.json").write_text(json.dumps([{"image": "1.png", "conversations": roles(["<image>\nWhy?", "So."])}]))
+    for template in (Chat(32), Packed(32)):
+        monkeypatch.setattr(told_once, "_told", set())
+        caplog.clear()
+        build(SourceTask("t", Llava(tmp_path / "l.json", tmp_path), template, table(CODEC)), "train", [0])
+        assert "l.json element 1: the image of a chat is not read here, and its marker is text" in caplog.text
 
 
 def test_a_marker_without_an_image_and_keys_beside_parts_are_told(tmp_path, caplog, monkeypatch):

@@ -81,6 +81,18 @@ def test_empty_folders_keep_their_numbers_and_are_told(tmp_path, caplog):
     assert "no image in the folders of 1 classes, which keep their numbers: bee" in caplog.text
 
 
+def test_splits_and_numbers_that_become_classes_are_told(tmp_path, caplog):
+    folder = made(tmp_path / "f", "cat/1.jpg", "test/1.jpg", "train/1.jpg", "test tube/1.jpg")
+    assert len(ImageFolders(folder).classes) == 4
+    assert "called as splits are classes like the others: test, train; give the folder of one split" in caplog.text
+    caplog.clear()
+    (tmp_path / "names.json").write_text(json.dumps({name: name for name in ("cat", "test", "train", "test tube")}))
+    assert len(ImageFolders(folder, names=tmp_path / "names.json")) == 4 and not caplog.text
+    assert len(ImageFolders(made(tmp_path / "g", "08/1.jpg", "09/1.jpg", "10/1.jpg"))) == 3 and not caplog.text
+    assert rows(ImageFolders(made(tmp_path / "h", "1/1.jpg", "2/1.jpg", "10/1.jpg")))[1] == ("10/1.jpg", 1)
+    assert "classes are sorted as texts: '2' is the class 2; write numbers with as many digits" in caplog.text
+
+
 def test_a_folder_one_level_too_high_is_refused_with_what_it_has(tmp_path):
     folder = made(tmp_path / "f", "train/cat/1.jpg", "val/cat/1.jpg")
     with pytest.raises(ValueError, match=r"no image in them .* 2 folders inside those of the classes .*'train/cat'"):

@@ -10,6 +10,7 @@ from etils import epath
 from src.data.sources.captions import Captions
 from src.data.sources.ultrachat import UltraChat
 from src.data.sources.webdataset import WebDataset
+from src.data.told_once import is_for_tests
 from tests.helpers import formats
 
 READ = ("#1.jpg", "@2.png", "$3.JPG", "__4.webp", "a/#5.png", "a.b/6.v2.gif", "_7.png", "sub/@8.jpeg")
@@ -85,6 +86,9 @@ def test_files_that_are_named_for_tests_are_told_where_others_are_read(tmp_path,
         with tarfile.open(tmp_path / f"tars/{name}.tar", "w") as archive:
             formats.add_file(archive, "1.jpg", image)
             formats.add_file(archive, "1.txt", b"a")
+        with tarfile.open(tmp_path / "folders.tar", "a") as archive:
+            formats.add_file(archive, f"{name}/1.jpg", image)
+            formats.add_file(archive, f"{name}/1.txt", b"a")
 
     def said(source):
         caplog.clear()
@@ -97,6 +101,12 @@ def test_files_that_are_named_for_tests_are_told_where_others_are_read(tmp_path,
     (told,) = said(WebDataset(tmp_path / "tars"))
     assert f"1 of 3 {end} 'val_2.tar'" in told
     assert f"1 of 3 {end} 'val_2.jsonl'" in said(UltraChat(tmp_path / "chats"))[0]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "folders.tar").rename(tmp_path / "one/a.tar")
+    (told,) = said(WebDataset(tmp_path / "one"))
+    assert "1 of 3 examples that are read are named for tests, such as 'a.tar val_2/1.jpg'" in told
+    names = ("held-out.jsonl", "held_out", "devset", "test2017", "evaluation", "valley", "latest", "testimony")
+    assert [is_for_tests(name) for name in names] == [True] * 4 + [False] * 4
     # of folders some of whose files are read, and of files for tests alone, nothing is told
     (told,) = said(UltraChat(tmp_path / "chats", names="train/*.jsonl"))
     assert "5 files are left out: 3 .jsonl (such as 'contest.jsonl'), 2 folders (such as 'contest')" in told

@@ -164,6 +164,23 @@ def test_files_of_weights_that_are_not_read_are_named(tmp_path, capsys, index):
     assert told in run(capsys, source=tmp_path / "l", info=True)[1].splitlines() and len(tensors)
 
 
+def test_templates_averages_and_rotations_that_are_not_read_are_named(tmp_path, capsys):
+    llama(tmp_path / "l", rope_theta=1e4, rope_parameters=LLAMA3 | {"rope_theta": 5e5})
+    (tmp_path / "l/ema").mkdir()
+    (tmp_path / "l/tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    (tmp_path / "l/chat_template.jinja").write_text("{{ messages }}")
+    code, said, _ = run(capsys, source=tmp_path / "l", out=tmp_path / "l-out", new_words=0)
+    assert code == 0 and [line.partition(": ")[2] for line in said.splitlines() if " not " in line] == [
+        "the folder ema has no config.json and is not read",
+        "rope_theta=10000.0 is not read: its table of rotations has 500000.0",
+        "the chat template of tokenizer_config.json, chat_template.jinja is not used: chats of a run are <s> question"
+        " answer </s>",
+    ]
+    (tmp_path / "l/tokenizer_config.json").write_text("{}")
+    (tmp_path / "l/chat_template.jinja").unlink()
+    assert "the chat template" not in run(capsys, source=tmp_path / "l", info=True)[1]
+
+
 def test_keys_and_towers_that_are_not_read_are_named(tmp_path, capsys):
     plain = {"use_cache": True, "_name_or_path": "x", "eos_token_id": 2, "use_sliding_window": False, "layers_off": []}
     llama(tmp_path / "plain", **plain)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ from etils import epath
 from src.common.files.paths import shown
 from src.common.files.store import is_remote
 from src.data.files.index_cache import cached_table
-from src.data.told_once import TESTS
+from src.data.told_once import is_for_tests
 
 KINDS = 12  # that a message names
 # Names in small letters; other names that begin as these do (hidden ones, @tmp, #recycle) are `unusual`.
@@ -96,10 +95,15 @@ class LeftOut:
 
 def warn_tests(where: str | os.PathLike[str], names: Sequence[str]) -> None:
     """Tells of files that are named for tests (`test.jsonl`, `val/1.png`) and are read like others that are not."""
-    tests = [name for name in names if {*re.split(r"[^a-z]+", name.lower())} & {*TESTS}]
-    if tests and len(tests) < len(names) and multiprocessing.parent_process() is None:
-        told = "%s: %d of %d files that are read are named for tests, such as %s: put them elsewhere, or see held_out"
-        logging.warning(told, os.fspath(where), len(tests), len(names), shown(tests[0]))
+    if tests := [name for name in names if is_for_tests(name)]:
+        tell_tests(where, len(tests), len(names), tests[0])
+
+
+def tell_tests(where: str | os.PathLike[str], count: int, total: int, first: str, what: str = "files") -> None:
+    """The warning of `warn_tests` about `count` of `total`, unless all are for tests."""
+    if 0 < count < total and multiprocessing.parent_process() is None:
+        told = "%s: %d of %d %s that are read are named for tests, such as %s: put them elsewhere, or see held_out"
+        logging.warning(told, os.fspath(where), count, total, what, shown(first))
 
 
 def warn_beside(folder: epath.Path, read: Collection[str]) -> None:

@@ -8,8 +8,8 @@
 What a system says stands in front of the next question, or, behind a question, at its end, two line breaks between;
 `system` or `system_prompt` beside the turns stands in front of the first. An answer before the first question, a last
 question without answer, what a system says behind the last answer, and keys that are not known are left out; a warning
-tells the first place of each, of truths in answers (`trainable`), too. A chat is a bad row where one of the keys
-`CONTENT` holds something, and where an answer is marked (`MARKS`) as one that is not to be trained.
+tells the first place of each, of marks in answers (`trainable`, `loss_mask`) and in questions, too. A chat is a bad row
+where one of the keys `CONTENT` holds something, and where an answer is marked (`MARKS`) as one not to be trained.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from src.common.files.paths import shown
 from src.data.example import MARKER, BadRow
-from src.data.told_once import tell_keys, tell_once, tell_split
+from src.data.told_once import MARKS, marks_of, tell_keys, tell_once, tell_split
 
 LISTS = ("messages", "conversations", "conversation", "data")
 WHO = ("from", "role", "speaker")
@@ -35,7 +35,6 @@ CONTENT = (
 )
 READ = (*BESIDE, *CONTENT)  # of a chat and of a turn, or refused
 ALPACA = ("instruction", "input", "output", "history")
-MARKS = ("weight", "loss", "train")
 GAP = "\n\n"
 FORM = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} for each chat'
 
@@ -53,8 +52,7 @@ def read_turns(row: Mapping[str, Any], where: str, *, known: Sequence[str] = ())
     _check_keys(row, where, known)
     used = next((key for key in found if isinstance(row[key], list) and row[key]), found[0] if found else "")
     tell_split(row, where)
-    marks = [key for key in MARKS if row.get(key) not in (None, 1)]
-    tell_keys(row, where, (*READ, used) if found else (*READ, *ALPACA), "beside the turns", marks)
+    tell_keys(row, where, (*READ, used) if found else (*READ, *ALPACA), "beside the turns", marks_of(row))
     system = _joined([_system(row[key], key, where) for key in BESIDE if row.get(key) is not None])
     if not found:
         return _instruction(row, where, system)
@@ -83,8 +81,10 @@ def conversation(said: Sequence[Mapping[str, Any]], where: str, system: str = ""
         if role in (*USER, *ASSISTANT, *SYSTEM):
             _check_keys(turn, where, (), f"{which}: ")
             read = (next((name for name in names if name in turn), "") for names in (WHO, WHAT))
-            truths = [key for key, value in turn.items() if isinstance(value, bool) and role in ASSISTANT]
-            tell_keys(turn, where, (*READ, *read, *MARKS), "of a turn", truths)
+            marks = [key for key, value in turn.items() if isinstance(value, bool)] + marks_of(turn)
+            tell_keys(turn, where, (*READ, *read, *MARKS), "of a turn", marks if role in ASSISTANT else ())
+            if role in USER and any(turn.get(key) for key in MARKS):
+                tell_once("a question is marked as one to be trained, and the answers are the targets", where)
         if role in SYSTEM:
             what = _system(what, which, where)
             if asked and _is_said(turns[-1]):

@@ -11,7 +11,7 @@ from etils import epath
 
 from src.common.files.paths import inside
 from src.data.example import BadRow
-from src.data.told_once import tell_keys, tell_split
+from src.data.told_once import marks_of, tell_keys, tell_odd, tell_split
 
 CAPTION = ("caption", "text")
 
@@ -53,17 +53,19 @@ class FileSource:
 
 def texts_of_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The texts of a row by name; the first of `CAPTION` that it has as "caption", too, which may be a list of several
-    texts, and is left as it is where it is no text, for `texts_of` to refuse. Other keys are told."""
+    texts, and is left as it is where it is no text, for `texts_of` to refuse. Other keys are told, and so is the second
+    of `CAPTION` where it says something else."""
     tell_split(row, where)
-    beside = {True: {}, False: {}}
-    for name, value in row.items():
-        beside[isinstance(value, str)][name] = value
-    tell_keys(beside[False], where, CAPTION, "beside the caption")
-    tell_keys(beside[True], where, CAPTION, "beside the caption", what="is read where a template names it, alone")
+    said = [name for name in CAPTION if row.get(name) is not None]
+    used = next((name for name in said if isinstance(row[name], str | list)), said[0] if said else "")
+    marks = [*marks_of(row), *(name for name in said if row[name] and row[name] != row[used])]
     texts = {name: text for name, text in row.items() if isinstance(text, str)}
-    said = [row[name] for name in CAPTION if row.get(name) is not None]
-    text = next((text for text in said if isinstance(text, str | list)), said[0] if said else None)
-    return texts | ({} if text is None else {"caption": text})
+    others = {name: value for name, value in row.items() if name not in texts}
+    tell_keys(others, where, (used,), "beside the caption", marks)
+    tell_keys(texts, where, (used,), "beside the caption", marks, "is read where a template names it, alone")
+    for text in [row[used]] if used in texts else ():
+        tell_odd(text, where)
+    return texts | ({"caption": row[used]} if used else {})
 
 
 def image_path(folder: epath.Path, name: Any, where: str) -> epath.Path:

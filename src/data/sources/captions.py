@@ -67,7 +67,9 @@ class Captions(FileSource):
             keys = ", ".join(map(repr, [*row][:6])) or "none"
             wanted = '{"image": "a.png", "caption": "words"}'
             raise BadRow("the row names no image", where, f"its keys are {keys}; write {wanted}")
-        image = image_path(self.path("folder"), row.pop(key), where)
+        name = row[key]
+        row = {other: value for other, value in row.items() if not (other in IMAGE and (other == key or value == name))}
+        image = image_path(self.path("folder"), name, where)
         return Example(texts_of_row(row, where) | {"image": image}, where)
 
 

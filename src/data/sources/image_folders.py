@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath
 
 from src.common.files.images import ENDINGS
+from src.common.files.paths import shown
 from src.common.files.store import identity, is_remote
 from src.common.tree import listed
 from src.data.example import Example
@@ -20,8 +21,10 @@ from src.data.files.index_cache import stamp
 from src.data.files.left_out import LeftOut, cached_listing, is_system_file, is_system_folder, is_unusual, kind_of_file
 from src.data.sources._classes import named_classes, read_names
 from src.data.sources._files import FileSource
+from src.data.told_once import TESTS
 
 NUMBER = 3  # bytes of a class's number
+TRAIN = ("train", "training")
 
 
 class ImageFolders(FileSource):
@@ -84,6 +87,7 @@ class _Images:
             )
         left.warn(folder)
         _warn_same(folder, found)
+        _warn_odd(folder, [] if os.fspath(names) else found, [c["id"] for c in self.classes])
         filled = set(map(bytes, self._files[:, :NUMBER]))
         if empty := [name for place, name in enumerate(found) if place.to_bytes(NUMBER, "little") not in filled]:
             told = "%s: no image in the folders of %d classes, which keep their numbers: %s"
@@ -138,6 +142,17 @@ def _warn_same(folder: epath.Path, classes: list[str]) -> None:
         names.setdefault(identity(folder / name), []).append(name)
     if same := [" = ".join(alike) for alike in names.values() if len(alike) > 1]:
         logging.warning("%s: folders of classes that are the same folder: %s", folder, listed(same))
+
+
+def _warn_odd(folder: epath.Path, unnamed: list[str], ids: list[str]) -> None:
+    """Tells of folders of classes that no file names and that are called as splits are, and of ids that are numbers and
+    are not in their order."""
+    if splits := [name for name in unnamed if name.lower() in TRAIN or TESTS.fullmatch(name.lower())]:
+        told = "%s: folders that are called as splits are classes like the others: %s; give the folder of one split"
+        logging.warning(told, folder, listed(splits))
+    if all(map(str.isdecimal, ids)) and (wrong := [n for n in range(1, len(ids)) if int(ids[n]) < int(ids[n - 1])]):
+        told = "%s: classes are sorted as texts: %s is the class %d; write numbers with as many digits (02, 10)"
+        logging.warning(told, folder, shown(ids[wrong[0]]), wrong[0])
 
 
 def _listing(parts: list[epath.Path]) -> tuple[np.ndarray, LeftOut]:

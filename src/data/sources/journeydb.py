@@ -13,7 +13,9 @@ from src.data.example import Example
 from src.data.files.json_lines import LineFile
 from src.data.files.json_list import ListFile, open_rows
 from src.data.sources._files import FileSource, image_path
-from src.data.told_once import tell_split
+from src.data.told_once import marks_of, tell_keys, tell_split
+
+READ = ("img_path", "prompt", "Task1", "Task2", "Task3", "Task4")  # or other tasks of the data set
 
 
 class JourneyDB(FileSource):
@@ -32,6 +34,8 @@ class JourneyDB(FileSource):
         where, line = self.files.where(number), self.files[number]
         tell_split(line, where)
         task2 = line.get("Task2")
+        marks = ["caption"] * bool(line.get("caption")) + ["Task2"] * (not isinstance(task2, dict) and bool(task2))
+        tell_keys(line, where, [key for key in READ if key not in marks], "beside the prompt", marks + marks_of(line))
         texts = {"prompt": line.get("prompt"), "caption": task2.get("Caption") if isinstance(task2, dict) else None}
         texts = {name: text for name, text in texts.items() if text is not None}
         return Example(texts | {"image": image_path(self.path("images"), line.get("img_path"), where)}, where)

@@ -35,13 +35,15 @@ from src.data.files.left_out import (
     is_system_file,
     is_system_folder,
     kind_of_file,
+    tell_tests,
     warn_tests,
 )
 from src.data.sources._files import FileSource, texts_of_row
+from src.data.told_once import is_for_tests
 
 IMAGES = tuple(ending.removeprefix(".") for ending in ENDINGS)
 TEXTS = ("txt", "json")  # the first one there is used
-SHARD, IMAGE, IMAGE_SIZE, TEXT, TEXT_SIZE, IS_JSON, NAMED, AGAIN, HEADER = range(9)  # columns
+SHARD, IMAGE, IMAGE_SIZE, TEXT, TEXT_SIZE, IS_JSON, NAMED, AGAIN, TESTS, HEADER = range(10)  # columns
 ABSENT = -1
 DUMPED_FOLDER = b"D"  # of an incremental archive of GNU tar
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
@@ -56,7 +58,7 @@ class WebDataset(FileSource):
         self.folder = folder
 
     def open(self) -> tuple[list[pathlib.Path], np.ndarray]:
-        """The archives, and where the examples lie in them: int64 [n, 9]. Names that an archive has twice are told.
+        """The archives, and where the examples lie in them: int64 [n, 10]. Names that an archive has twice are told.
 
         Raises FileNotFoundError for a folder without archives, ValueError for one without examples, or naming archives
         that are cut off, damaged or compressed.
@@ -91,6 +93,9 @@ class WebDataset(FileSource):
         warn_tests(folder, found)
         table = np.concatenate(tables)
         _warn_again(folder, paths, table)
+        if len(tests := table[table[:, TESTS] == 1]):
+            first = f"{paths[tests[0, SHARD]].name} {_name(paths[tests[0, SHARD]], tests[0])}"
+            tell_tests(folder, len(tests), len(table), first, "examples")
         return paths, table
 
     def __len__(self) -> int:
@@ -162,8 +167,9 @@ def _archives(folder: epath.Path) -> tuple[list[str], list[str], LeftOut]:
 
 
 def scan(path: str | os.PathLike[str]) -> tuple[np.ndarray, LeftOut]:
-    """Where the examples of an archive lie, and the files that are of none: int64 [n, 8], the columns from `IMAGE` on;
-    `ABSENT` is what is not there, `AGAIN` is 1 where the name is that of an earlier example.
+    """Where the examples of an archive lie, and the files that are of none: int64 [n, 9], the columns from `IMAGE` on;
+    `ABSENT` is what is not there, `AGAIN` is 1 where the name is that of an earlier example, `TESTS` where its folder
+    is named for tests.
 
     Raises tarfile.TarError or EOFError for what is no whole archive.
     """
@@ -204,7 +210,8 @@ class _Examples:
         if self._key != (folder, stem):
             self._close_group()
             self._key = folder, stem
-        row, ranks, names = self._parts.setdefault(middle, ([ABSENT, 0, ABSENT, 0, 0, 1, 0, header], {}, []))
+        new = [ABSENT, 0, ABSENT, 0, 0, 1, 0, int(is_for_tests(folder)), header]
+        row, ranks, names = self._parts.setdefault(middle, (new, {}, []))
         kind, rank = ("image", 0) if ending in IMAGES else ("text", TEXTS.index(ending))
         if rank >= ranks.get(kind, len(TEXTS)):
             if kind == "image" or rank == ranks[kind]:
@@ -244,7 +251,7 @@ class _Examples:
                 image, text = rows["image"], rows["text"]
                 named = image[NAMED - 1] & text[NAMED - 1]
                 again = int(hash(name) in self._names)
-                self._rows.append([*image[: TEXT - 1], *text[TEXT - 1 : NAMED - 1], named, again, image[HEADER - 1]])
+                self._rows.append([*image[: TEXT - 1], *text[TEXT - 1 : NAMED - 1], named, again, *image[TESTS - 1 :]])
             elif "." in name.rpartition("/")[2]:
                 for _, file, _ in parts:
                     self._left.add("with more than one ending", file)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from src.data.example import BadRow, Example, turns_of
-from src.data.told_once import tell_special
+from src.data.told_once import tell_image, tell_special
 from src.data.words import CHARACTERS
 
 ROLES = {"generate": "image", "understand": "vision"}  # and what such images are called here
@@ -101,6 +101,7 @@ def chat(example: Example) -> list[Turn]:
     Raises BadRow.
     """
     said = turns_of(example)
+    tell_image(example, example.where)
     return [[Part("text", q, False), Part("text", a, True)] for q, a in zip(said[::2], said[1::2], strict=True)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from src.data.example import MARKER, BadRow, Example, Row, Source, turns_of
 from src.data.templates._base import Request, Template
-from src.data.told_once import tell_cut, tell_special
+from src.data.told_once import tell_cut, tell_image, tell_special
 from src.data.words import CHARACTERS, Words, check_too_long, text_codec
 from src.interfaces import Field
 
@@ -122,6 +122,7 @@ class Chat(Template):
         turns = asked(example) if request.prompt else turns_of(example)
         make = request.prompt and len(turns) % 2 == 1
         turns = turns[-2 + make :] if self.turns == "last" else turns
+        tell_image(example, example.where)
         parts, whole = parts_of(turns, words.codec, example.where, **self.options, most=words.length)
         whole = whole and size_of(parts) <= words.length
         if not whole and (self.too_long == "skip" or request.prompt):

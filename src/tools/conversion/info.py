@@ -18,6 +18,7 @@ from src.common.tree import listed
 from src.models.pretrained.hf_config import read_config, unread_keys
 from src.models.pretrained.initial_weights import Initial, is_initial, summary
 from src.models.pretrained.llama_weights import Published, check_complete
+from src.tools.conversion.tokenizer import chat_templates
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.read_params import CheckpointParams
 
@@ -42,14 +43,23 @@ def unread(tensors: SafeTensors) -> list[str]:
 
 
 def not_read(path: Any) -> list[str]:
-    """Lines about what a published folder has and that is not read: files, tensors of a frozen encoder, and keys of its
-    config.json."""
+    """Lines about what a published folder has and that is not read: files, tensors of a frozen encoder, keys of its
+    config.json, and a template of chats."""
     config, tensors = read_config(path), SafeTensors(path)
     lines = unread(tensors)
+    if (path / "ema").is_dir() and not (path / "ema/config.json").exists():
+        lines.append(f"{path}: the folder ema has no config.json and is not read")
     if towers := Published(tensors, config.tied).towers:
         lines.append(f"{path}: {len(towers)} tensors of a frozen encoder are left out, such as {shown(towers[0])}")
-    if keys := unread_keys(read_json(path / "config.json", what="config")):
+    fields = read_json(path / "config.json", what="config")
+    if (beside := fields.get("rope_theta")) not in (None, config.rope_theta):
+        lines.append(f"{path}: rope_theta={shown(beside)} is not read: its table of rotations has {config.rope_theta}")
+    if keys := unread_keys(fields):
         lines.append(f"{path}: keys of config.json that no plain Llama has are not read: {listed(keys)}")
+    if files := chat_templates(path):
+        lines.append(
+            f"{path}: the chat template of {listed(files)} is not used: chats of a run are <s> question answer </s>"
+        )
     return lines
 
 

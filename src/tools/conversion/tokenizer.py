@@ -65,6 +65,14 @@ def words_by_id(folder: str | os.PathLike[str]) -> dict[int, str]:
     return found
 
 
+def chat_templates(folder: str | os.PathLike[str]) -> list[str]:
+    """The files of a folder that hold a template of chats."""
+    path = epath.Path(folder) / "tokenizer_config.json"
+    inside = path.exists() and bool(_read(path).get("chat_template"))
+    alone = [name for name in ("chat_template.jinja", "chat_template.json") if (path.parent / name).exists()]
+    return [path.name] * inside + alone
+
+
 def loose_words(folder: str | os.PathLike[str]) -> list[str]:
     """Words of `special_tokens_map.json` that have no id there, beside those that stand for one (`<s>`, `</s>`)."""
     path = epath.Path(folder) / "special_tokens_map.json"
