@@ -12,6 +12,8 @@ biases and the row of the head for the mask id, 157,826 in all. The trunk has th
 and rotate half of each head; here they follow each other, and all of it is rotated. Ids of images have a table and a
 head of their own.
 
+`src.tools.aot` for v5e:8x8: 8.45 of 16 GiB a chip (docs/systems/showo.md). It was not trained here.
+
 Arithmetic: 10 rows of 128 + 256 + 2 tokens with images to be made, 2 with images to be described and 4 of 256 tokens of
 text, times 64: loss weights 1, 1 and 0.1. For 64 chips (mesh.fsdp=64). Sampling takes 18 steps with guidance 5.
 Variants: `debug`. A small one with figures: showo_digits.py.
