@@ -153,6 +153,17 @@ def test_pairs_of_an_archive_without_order(tmp_path, caplog):
     assert "1 with more than one ending (such as '6.a.jpg')" in caplog.text
 
 
+def test_an_image_a_text_and_a_json_file_may_lie_apart(tmp_path, caplog):
+    """Sets of images from the web have a JSON file for each; neither GNU tar nor bsdtar sorts a folder by itself."""
+    texts = dict(zip("1234", ("one", "two", "three", "four"), strict=True))
+    members = pairs(texts) | {f"{n}.json": b'{"caption": "of the side"}' for n in "123456"} | {"5.jpg": JPEG}
+    ending = {"j": "jpg", "t": "txt", "s": "json"}
+    order = [f"{n}.{ending[e]}" for n, e in zip("121212334453465", "tsjtsjjtjsjstss", strict=True)]
+    good, told = captions(archive(tmp_path / "t/0.tar", {name: members[name] for name in order}))
+    assert good == [*texts.values(), "of the side"] and told == ["0.tar 6.json: the image is missing"]
+    assert "left out" not in caplog.text
+
+
 def test_an_ambiguous_name_is_no_pair(tmp_path):
     members = [("1.txt", b"one"), ("2.txt", b"two"), ("1.jpg", JPEG), ("2.jpg", JPEG), ("3.txt", b""), ("1.jpg", JPEG)]
     with tarfile.open(tmp_path / "0.tar", "w") as file:

@@ -16,7 +16,7 @@ from absl import logging
 from src.common.files.npy import read_npy
 from src.common.files.store import cache_folder, write_whole
 
-VERSION = 7  # of what the tables mean
+VERSION = 8  # of what the tables mean
 LONG = 5.0  # seconds that are worth a word
 _LOCK = threading.Lock()
 

@@ -193,11 +193,13 @@ class _Examples:
     example. Beside such a file, those with more than one ending (`1.jpg`, `1.seg.png`) are left out.
 
     An image and a text with one name that lie apart are an example, too, if the archive has no other files of that
-    name without their partner: `tar` stores a folder in no order unless it is asked to sort.
+    name without their partner, a JSON file beside the text file aside: `tar` stores a folder in no order unless it is
+    asked to sort.
     """
 
     def __init__(self, left: LeftOut):
-        self._left, self._rows, self._names = left, [], set[int]()
+        self._left, self._rows = left, []
+        self._names: dict[int, int] = {}  # place in the rows by hash; ABSENT for a name that is there again
         self._alone: dict[str, list[tuple[str, str, list[int]]]] = {}  # kind, file and row, by name without ending
         self._key: tuple[str, str] | None = None
         self._parts: dict[str, tuple[list[int], dict[str, int], list[str]]] = {}  # row, ranks and names
@@ -234,7 +236,7 @@ class _Examples:
             name = f"{folder}{stem}.{middle}" if middle else folder + stem
             if len(ranks) == 2 and (middle == "" or "" not in self._parts):
                 row[AGAIN - 1] = int(hash(name) in self._names)
-                self._names.add(hash(name))
+                self._names[hash(name)] = ABSENT if row[AGAIN - 1] else len(self._rows)
                 self._rows.append(row)
             elif middle == "" or "" not in self._parts:
                 self._alone.setdefault(name, []).append((*ranks, names[0], row))
@@ -245,19 +247,37 @@ class _Examples:
     def close(self) -> list[list[int]]:
         """The rows in the order of their images, when no file follows."""
         self._close_group()
-        for name, parts in self._alone.items():
+        for name, found in self._alone.items():
+            parts = _with_text_file(found)
             rows = {kind: row for kind, _, row in parts}
             if len(parts) == len(rows) == 2:
                 image, text = rows["image"], rows["text"]
                 named = image[NAMED - 1] & text[NAMED - 1]
                 again = int(hash(name) in self._names)
                 self._rows.append([*image[: TEXT - 1], *text[TEXT - 1 : NAMED - 1], named, again, *image[TESTS - 1 :]])
+            elif len(parts) == 1 and self._is_other_text(name, *parts[0]):
+                continue
             elif "." in name.rpartition("/")[2]:
                 for _, file, _ in parts:
                     self._left.add("with more than one ending", file)
             else:
                 self._rows += [row for _, _, row in parts]
         return sorted(self._rows, key=lambda row: row[HEADER - 1])
+
+    def _is_other_text(self, name: str, kind: str, file: str, text: list[int]) -> bool:
+        """Whether a file alone is the text or JSON file of an example that has the other; the text file is read."""
+        place = self._names.get(hash(name), ABSENT)
+        if kind != "text" or place == ABSENT or text[IS_JSON - 1] == self._rows[place][IS_JSON - 1]:
+            return False
+        if not text[IS_JSON - 1]:
+            self._rows[place][TEXT - 1 : NAMED - 1] = text[TEXT - 1 : NAMED - 1]
+        return True
+
+
+def _with_text_file(parts: list[tuple[str, str, list[int]]]) -> list[tuple[str, str, list[int]]]:
+    """Of an image, a text file and a JSON file of one name the image and the text file; of others all."""
+    plain = [part for part in parts if not part[2][IS_JSON - 1]]
+    return plain if len(parts) == 3 and sorted(kind for kind, *_ in plain) == ["image", "text"] else parts
 
 
 def _files(path: str | os.PathLike[str], left: LeftOut) -> Iterator[tuple[str, int, int, int]]:
