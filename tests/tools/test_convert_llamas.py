@@ -181,6 +181,21 @@ def test_templates_averages_and_rotations_that_are_not_read_are_named(tmp_path, 
     assert "the chat template" not in run(capsys, source=tmp_path / "l", info=True)[1]
 
 
+def test_folders_and_buffers_that_are_not_read_are_named(tmp_path, capsys):
+    tensors = llama(tmp_path / "l")
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    save_file(tensors | buffer, tmp_path / "l" / "model.safetensors")
+    for name in ("original", "onnx", ".cache"):
+        (tmp_path / "l" / name).mkdir()
+    code, said, error = run(capsys, source=tmp_path / "l", out=tmp_path / "out", new_words=0)
+    assert code == 0, error
+    for words in (
+        "folders beside the weights are not read: onnx/, original/\n",
+        "1 tensors such as 'model.layers.0.self_attn.rotary_emb.inv_freq' are not read, since rotations",
+    ):
+        assert words in said + error, words
+
+
 def test_keys_and_towers_that_are_not_read_are_named(tmp_path, capsys):
     plain = {"use_cache": True, "_name_or_path": "x", "eos_token_id": 2, "use_sliding_window": False, "layers_off": []}
     llama(tmp_path / "plain", **plain)

@@ -17,7 +17,7 @@ from src.common.files.strict_json import read_json
 from src.common.tree import listed
 from src.models.pretrained.hf_config import read_config, unread_keys
 from src.models.pretrained.initial_weights import Initial, is_initial, summary
-from src.models.pretrained.llama_weights import Published, check_complete
+from src.models.pretrained.llama_weights import IGNORED, Published, check_complete
 from src.tools.conversion.tokenizer import chat_templates
 from src.train.checkpoints.checkpointer import Checkpointer
 from src.train.checkpoints.read_params import CheckpointParams
@@ -49,6 +49,11 @@ def not_read(path: Any) -> list[str]:
     lines = unread(tensors)
     if (path / "ema").is_dir() and not (path / "ema/config.json").exists():
         lines.append(f"{path}: the folder ema has no config.json and is not read")
+    if folders := [each.name + "/" for each in sorted(path.iterdir()) if each.is_dir() and _strange(each.name)]:
+        lines.append(f"{path}: folders beside the weights are not read: {listed(folders)}")
+    if buffers := [name for name in tensors.entries if name.endswith(IGNORED)]:
+        told = "are not read, since rotations are computed from rope_theta"
+        lines.append(f"{path}: {len(buffers)} tensors such as {shown(buffers[0])} {told}")
     if towers := Published(tensors, config.tied).towers:
         lines.append(f"{path}: {len(towers)} tensors of a frozen encoder are left out, such as {shown(towers[0])}")
     fields = read_json(path / "config.json", what="config")
@@ -61,6 +66,10 @@ def not_read(path: Any) -> list[str]:
             f"{path}: the chat template of {listed(files)} is not used: chats of a run are <s> question answer </s>"
         )
     return lines
+
+
+def _strange(folder: str) -> bool:
+    return folder != "ema" and not folder.startswith(".")
 
 
 def _published(path: Any) -> tuple[list[str], Mapping[str, Any]]:
