@@ -45,6 +45,7 @@ def test_what_there_is_keeps_the_protocol():
     without_files = SourceTask.__new__(SourceTask)
     without_files.source, without_files.template = Records("nowhere", moments=True), SimpleNamespace(columns=())
     without_files.layout, without_files.fill, without_files.draws = packed, (), 0
+    without_files.conditional = True
     assert isinstance(without_files, interfaces.Task), "a type check opens no files"
     members = {name for name in dir(interfaces.Task) if not name.startswith("_")}
     assert members <= {*dir(SourceTask)}

@@ -184,7 +184,7 @@ class Pipeline:
         decoders = dict(self.decoders) | dict(decoders or {})
         kept, plan, layout, batch = self._planned(task, given, decoders)
         null = None
-        if guidance.scale != 1 and self.tasks[task].conditional:
+        if guidance.scale != 1 and (guided or self.tasks[task].conditional):
             wider, null = self._prompts(task, given, null=True)
             _, null = self._fitted(wider.only(lambda segment: segment in kept), null, plan, decoders)
         plan = plan_of(layout, batch)

@@ -143,6 +143,7 @@ def test_no_program_of_a_run_has_a_collective_in_a_loop(tmp_path, flags):
         assert process.wait(1200) == 0, process.said()
     texts = {path.name: path.read_text() for path in dump.glob("*after_optimizations.txt")}
     together = [name for name, text in texts.items() if any(f" {kind}(" in text for kind in KINDS)]
-    assert any("jit_step" in name for name in together) and len(texts) > 20
+    assert any("jit_step" in name for name in together) and any("jit__fill" in name for name in texts)
+    assert len(texts) > 15, "a start compiles some 19 programs"
     found = {name: found for name, text in texts.items() if (found := in_loops(text))}
     assert bool(found) == ("--config.mesh.fsdp=2" in flags), found
