@@ -144,6 +144,17 @@ def image(height: int, width: int, channels: int, patch: int = 2) -> dict:
     }
 
 
+def masked_ids(**confidence) -> dict:
+    """Parts of images whose ids are masked, and unmasked by confidence (MaskGIT): in place of those of `image`."""
+    return {
+        "process": {"name": "categorical", "mask": 1.0, "schedule": {"name": "keep:CosineDecay"}},
+        "head": {"name": "linear", "init": "normal:0.02"},
+        "step": {"name": "categorical:Confidence"} | confidence,
+        "timed": False,  # the share of masks shows the time
+        "time_token": False,
+    }
+
+
 def label(count: int) -> dict:
     """A class that conditions the whole row."""
     return {"codec": {"name": "classes", "count": count}, "embed": {"name": "classes", "init": "normal:0.02"}}
@@ -237,6 +248,11 @@ def diffusion(*names: str, weight: float = 1.0, timesteps: str = "timesteps:Logi
         # weighting: weighting:Constant, MinSNR or ELBO
         "loss": {"name": "squared_error", "weighting": {"name": "weighting:Constant"}},
     }
+
+
+def unmask(*names: str) -> dict:
+    """Cross-entropy of the masked ids of a name, of images by default."""
+    return diffusion(*names, timesteps="timesteps:Stratified") | {"loss": {"name": "cross_entropy", "on": "changed"}}
 
 
 def next_token(*names: str, weight: float = 1.0) -> dict:

@@ -28,7 +28,7 @@ def get_config(name: str | None = None):
             "weight": 1.0,
             "source": {"name": "digits", "shift": 0},
             "template": {"name": "caption_to_image", "coarse": ("coarse",)},
-            "objectives": {"coarse": masked("coarse"), "image": masked("image")},
+            "objectives": {"coarse": common.unmask("coarse"), "image": common.unmask("image")},
         }
     }
     config.decode.coarse, config.decode.image.steps = {"name": "blocks", "steps": 4}, 8
@@ -42,20 +42,8 @@ def get_config(name: str | None = None):
 
 def image(size: int, channels: int, patch: int) -> dict:
     """Ids of patches that are masked, more of them the nearer t is to 1."""
-    return common.image(size, size, channels, patch) | {
-        "embed": {"name": "tokens", "init": "normal:0.125", "positions": "sincos"},
-        "process": {"name": "categorical", "mask": 1.0, "schedule": {"name": "keep:CosineDecay"}},
-        "head": {"name": "linear", "init": "normal:0.02"},
-        "step": {"name": "categorical:Confidence", "gumbel": 6.0},
-        "timed": False,  # the share of masks shows the time
-        "time_token": False,
-    }
-
-
-def masked(name: str) -> dict:
-    """Cross-entropy of the masked ids of a name."""
-    loss = {"name": "cross_entropy", "on": "changed"}
-    return common.diffusion(name, timesteps="timesteps:Stratified") | {"loss": loss}
+    embed = {"name": "tokens", "init": "normal:0.125", "positions": "sincos"}
+    return common.image(size, size, channels, patch) | common.masked_ids(gumbel=6.0) | {"embed": embed}
 
 
 def direct(config):

@@ -34,15 +34,13 @@ def get_config(name: str | None = None):
         "text": common.text(name="text:Llama", path="data/phi/tokenizer.model", pieces=50_301, reserved=0),
         "image": image(),
     }
-    masked = {"name": "cross_entropy", "on": "changed"}
-    unmask = common.diffusion(timesteps="timesteps:Stratified") | {"loss": masked}
     pairs = {"name": "captions", "folder": "data/images"}
     config.tasks = {
         "caption_to_image": {
             "weight": 10,
             "source": pairs,
             "template": {"name": "caption_to_image", "length": 128},
-            "objectives": {"image": unmask},
+            "objectives": {"image": common.unmask()},
         },
         "image_to_caption": {
             "weight": 2,
@@ -67,19 +65,15 @@ def get_config(name: str | None = None):
 
 def image() -> dict:
     """MAGVIT-v2's ids of images of 256 x 256, replaced by one mask id."""
-    return common.image(256, 256, 3) | {
+    own = {
         "codec": {
             "host": {"name": "pixels", "height": 256, "width": 256, "channels": 3},
             "frozen": {"name": "vq_latents", "path": "data/magvitv2", "channels": 13, "factor": 16},
             "codes": {"name": "codebook:Signs"},
         },
         "embed": {"name": "tokens", "init": "normal:0.02"},
-        "process": {"name": "categorical", "mask": 1.0, "schedule": {"name": "keep:CosineDecay"}},
-        "head": {"name": "linear", "init": "normal:0.02"},
-        "step": {"name": "categorical:Confidence", "gumbel": 1.0, "compound": True},
-        "timed": False,  # the share of masks shows the time
-        "time_token": False,
     }
+    return common.image(256, 256, 3) | common.masked_ids(gumbel=1.0, compound=True) | own
 
 
 def debug(config):

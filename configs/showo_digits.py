@@ -12,18 +12,10 @@ from configs import common
 
 def get_config(name: str | None = None):
     """Variants: learned (codes that are trained with the network, in place of k-means), debug."""
-    image = common.image(8, 8, 1) | {
-        "embed": {"name": "tokens", "init": "normal:0.125", "positions": "sincos"},
-        "process": {"name": "categorical", "mask": 1.0, "schedule": {"name": "keep:CosineDecay"}},
-        "head": {"name": "linear", "init": "normal:0.02"},
-        "step": {"name": "categorical:Confidence", "gumbel": 6.0},
-        "timed": False,  # the share of masks shows the time
-        "time_token": False,
-    }
+    image = common.image(8, 8, 1) | common.masked_ids(gumbel=6.0)
+    image["embed"] = {"name": "tokens", "init": "normal:0.125", "positions": "sincos"}
     image["codec"]["codes"] = {"name": "kmeans", "codes": 64}
-    loss = {"name": "cross_entropy", "on": "changed"}
-    objective = common.diffusion(timesteps="timesteps:Stratified") | {"loss": loss}
-    config = common.words_and_digits(common.base(), image, {}, objective)
+    config = common.words_and_digits(common.base(), image, {}, common.unmask())
     config.steps = 1500
     config.decode.image.steps = 16
     config.guidance.scale = 1.5

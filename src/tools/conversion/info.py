@@ -49,7 +49,8 @@ def not_read(path: Any) -> list[str]:
     lines = unread(tensors)
     if (path / "ema").is_dir() and not (path / "ema/config.json").exists():
         lines.append(f"{path}: the folder ema has no config.json and is not read")
-    if folders := [each.name + "/" for each in sorted(path.iterdir()) if each.is_dir() and _strange(each.name)]:
+    folders = [each.name + "/" for each in sorted(path.iterdir()) if each.is_dir() and each.name != "ema"]
+    if folders := [name for name in folders if not name.startswith(".")]:
         lines.append(f"{path}: folders beside the weights are not read: {listed(folders)}")
     if buffers := [name for name in tensors.entries if name.endswith(IGNORED)]:
         told = "are not read, since rotations are computed from rope_theta"
@@ -66,10 +67,6 @@ def not_read(path: Any) -> list[str]:
             f"{path}: the chat template of {listed(files)} is not used: chats of a run are <s> question answer </s>"
         )
     return lines
-
-
-def _strange(folder: str) -> bool:
-    return folder != "ema" and not folder.startswith(".")
 
 
 def _published(path: Any) -> tuple[list[str], Mapping[str, Any]]:
