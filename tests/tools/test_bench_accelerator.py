@@ -95,6 +95,7 @@ def test_an_error_is_the_line_of_its_figure(monkeypatch):
     assert found["all"] == {"failed": "ValueError: no such rows"}
 
 
+@pytest.mark.faults
 def test_a_kernel_that_fails_leaves_the_step_to_dense_attention(monkeypatch):
     """Too little memory is no such failure."""
     tried = []

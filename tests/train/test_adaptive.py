@@ -34,8 +34,9 @@ def run(devices=1, process="Remembering", **changes):
     "how",
     [
         {},
-        {"accumulate": 2, "devices": 2},
-        *(pytest.param(one, marks=pytest.mark.faults) for one in ({"accumulate": 2}, {"devices": 2})),
+        pytest.param({"accumulate": 2}, marks=pytest.mark.faults),
+        pytest.param({"devices": 2}, marks=pytest.mark.faults),
+        pytest.param({"accumulate": 2, "devices": 2}, marks=pytest.mark.faults),
     ],
     ids=str,
 )
