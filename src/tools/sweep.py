@@ -61,8 +61,14 @@ def main(argv: list[str]) -> int:
 def run(values: flags.FlagValues, config: Any, words: list[str]) -> None:
     """Measures what is not measured yet, and writes the results. Raises ValueError, before anything is read, for flags
     and words that do not fit."""
+    from src.common.mesh import distributed
     from src.tools.reports.sweep_axes import changed, parse_axes, points_of
 
+    if distributed.is_named(os.environ):
+        raise ValueError(
+            "a sweep is one process, and the environment names several (JAX_NUM_PROCESSES, JAX_DISTRIBUTED): start it"
+            " without them, or have src.main --mode=eval measure one setting on all of them"
+        )
     for name in ("config", "workdir"):
         if not values[name].value:
             raise ValueError(f"give --{name}: --config=… and the --workdir of its run")

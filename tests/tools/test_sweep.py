@@ -94,7 +94,7 @@ def test_a_sweep_goes_on_and_shows_all_points(call, tmp_path):
     assert code == 1 and "holds another sweep (newest differ): give another --out" in said.err and len(call.seen) == 7
 
 
-def test_wrong_averages_and_flags_are_refused_before_anything_is_measured(call):
+def test_wrong_averages_and_flags_are_refused_before_anything_is_measured(call, monkeypatch):
     for words, said in (
         (["guidance=1", "ema=0.9"], "the run keeps the averages of decay 0.995"),
         (["ema=0.995", "width=0.1"], "name two averages"),
@@ -104,6 +104,9 @@ def test_wrong_averages_and_flags_are_refused_before_anything_is_measured(call):
     ):
         code, told = call(*words)
         assert code == 1 and said in told.err and told.err.count("\n") == 1 and not call.seen, words
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    code, told = call("guidance=1")
+    assert code == 1 and "a sweep is one process" in told.err and not call.seen
 
 
 def test_lines_have_points_that_differ_in_one_axis():
