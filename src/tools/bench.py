@@ -34,6 +34,7 @@ from src.common.runtime import command, config_flag  # noqa: E402
 
 PARTS = ("step", "data", "sample", "decode", "save", "peer", "encode")
 DEFAULT = PARTS[:5]
+COMPARED = ("step", "sample", "decode")  # what a peer does, too
 
 
 def bench(
@@ -87,7 +88,8 @@ def bench(
     if "peer" in parts:
         from src.tools.benchmarks.peer import measure_peer
 
-        figures["peer"] = measure_peer(run, peer or "transformers")
+        compared = tuple(part for part in COMPARED if part in parts) or COMPARED
+        figures["peer"] = measure_peer(run, peer or "transformers", compared)
     from src.train.checkpoints.metadata import VERSION
 
     here = clock.where() | {"config": title, "version": VERSION}
@@ -139,7 +141,8 @@ def define() -> flags.FlagValues:
     values = flags.FlagValues()
     common = {"flag_values": values}
     config_flags.DEFINE_config_file("config", None, "The config file.", **common)
-    told = f"Parts to measure, of {', '.join(PARTS)}; by default all but the last two."
+    told = f"Parts to measure, of {', '.join(PARTS)}; by default all but the last two. The peer does those of"
+    told += f" {', '.join(COMPARED)} that are named, or all three where none is."
     flags.DEFINE_list("only", None, told, **common)
     flags.DEFINE_float("seconds", 5.0, "How long each part is measured.", **common)
     flags.DEFINE_integer("steps", 0, "Calls of each part, instead of --seconds.", 0, **common)

@@ -63,8 +63,8 @@ def alternate(
     return found | {"threads": {name: threads for name, (threads, _) in chosen.items()}}
 
 
-def measure_peer(bench: parts.Bench, name: str) -> dict[str, Any]:
-    """Compares step, drawing and writing with the peer `peers/<name>.py`.
+def measure_peer(bench: parts.Bench, name: str, compared: tuple[str, ...]) -> dict[str, Any]:
+    """Compares those of "step", "sample" and "decode" that are named with the peer `peers/<name>.py`.
 
     Raises ValueError when the peer is unknown or does not compute the same, ImportError without its libraries.
     """
@@ -75,12 +75,13 @@ def measure_peer(bench: parts.Bench, name: str) -> dict[str, Any]:
     peer = lookup("tools/benchmarks/peers", name)(bench.system, flat, rates)
     bench.state = fresh(bench, params)
     found: dict[str, Any] = {"name": name, "versions": peer.versions()}
-    found["step"] = compare_steps(bench, peer, flat)
+    if "step" in compared:
+        found["step"] = compare_steps(bench, peer, flat)
     bench.state = bench.state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
     peer.reset(flat)
-    if parts.drawing(bench.system):
+    if "sample" in compared and parts.drawing(bench.system):
         found["sample"] = compare_drawing(bench, peer)
-    if parts.writing(bench.system):
+    if "decode" in compared and parts.writing(bench.system):
         found["decode"] = compare_writing(bench, peer)
     return found
 
