@@ -28,6 +28,7 @@ class CaptionToImage(Template):
     buckets      grids (rows, columns) of tokens, the first one the field's: images keep about their aspect ratio. A
                  prompt may have the value `grid`, that of its image
     text, image  fields
+    blocks       how the words see each other
     segment      of the made one: `blocks`, `role`, `noisy_blocks`, `markov`, see `sequence.segment.Segment`
     coarse       fields of the same image in fewer tokens, made one after the other before `image`, with noisy copies
                  beside the clean tokens that it sees. A prompt may have one as the value of its name: it is given
@@ -49,6 +50,7 @@ class CaptionToImage(Template):
         newline: bool = False,
         text: str = "text",
         image: str = "image",
+        blocks: Any = "causal",
         segment: Mapping[str, Any] | None = None,
         buckets: Sequence[Sequence[int]] = (),
         coarse: Sequence[str] = (),
@@ -57,6 +59,7 @@ class CaptionToImage(Template):
         check_phrase(phrase)
         self.length, self.row_length, self.caption, self.phrase = length, row_length, caption, phrase
         self.drop, self.too_long, self.text_loss, self.newline = drop, too_long, text_loss, newline
+        self.blocks = blocks
         self.text, self.image, self.needs, self.fill = text, image, (caption, "image"), (image, *coarse)
         options = segment_options(segment, blocks="bidirectional", role="noisy")
         self.options = options | {"buckets": buckets}
@@ -76,7 +79,8 @@ class CaptionToImage(Template):
         made = [Images(name, field_of(fields, name, "coarse"), source, **given) for name in coarse]
         made.append(Images(image, field_of(fields, image, "image"), source, made=True, **self.options))
         room = self.room(source, sum(each.segment.length for each in made) + tail)
-        self.columns = Words(f"{self.text}.prompt", codec, room), *made, Words(f"{self.text}.tail", codec, tail)
+        words = Words(f"{self.text}.prompt", codec, room, blocks=self.blocks)
+        self.columns = words, *made, Words(f"{self.text}.tail", codec, tail)
 
     def room(self, source: Source | None, fixed: int) -> int:
         """Tokens of the prompt beside `fixed` others; without a source as the config says. Raises ValueError."""

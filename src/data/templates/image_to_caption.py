@@ -7,7 +7,7 @@ from typing import Any
 
 from src.data.example import Example, Row, Source, texts_of
 from src.data.images import Images
-from src.data.templates._base import Request, Template
+from src.data.templates._base import Request, Template, segment_options
 from src.data.templates.caption_to_image import check_phrase
 from src.data.told_once import tell_once
 from src.data.words import ENDLESS, Words, check_too_long, encode, field_of, room_for, text_codec
@@ -25,6 +25,8 @@ class ImageToCaption(Template):
     too_long     what happens to longer texts: `cut` (their beginning is used) or `skip` (they are bad rows)
     text, image  fields
     blocks       how the tokens of the image see each other
+    segment      of the caption: `blocks`, `role`, `noisy_blocks`, see `sequence.segment.Segment`
+    filled       the caption goes on with </s> up to the end of its noisy block, see `Text`
     """
 
     conditional = False
@@ -40,11 +42,14 @@ class ImageToCaption(Template):
         text: str = "text",
         image: str = "image",
         blocks: Any = "bidirectional",
+        segment: Mapping[str, Any] | None = None,
+        filled: bool = False,
     ):
         check_too_long(too_long)
         check_phrase(phrase)
         self.length, self.row_length, self.caption, self.phrase = length, row_length, caption, phrase
         self.too_long, self.text, self.image, self.blocks = too_long, text, image, blocks
+        self.options, self.filled = segment_options(segment, blocks="causal"), filled
         self.needs, self.answers, self.fill = (caption, "image"), (caption,), (f"{text}.caption",)
 
     def bind(self, fields: Mapping[str, Field], source: Source) -> None:
@@ -54,7 +59,8 @@ class ImageToCaption(Template):
         read = Images(self.image, field_of(fields, self.image, "image"), source, made=False, blocks=self.blocks)
         frame = lambda text: 2 + len(codec.encode(self.phrase.format(text)))
         room = room_for(source, self.caption, frame, self.length, self.row_length, read.segment.length + 2)
-        self.columns = Words(f"{self.text}.head", codec, 2), read, Words(f"{self.text}.caption", codec, room)
+        words = Words(f"{self.text}.caption", codec, room, **self.options)
+        self.columns = Words(f"{self.text}.head", codec, 2), read, words
 
     def invented_question(self) -> Example:
         """See `Template.invented_question`."""
@@ -75,4 +81,5 @@ class ImageToCaption(Template):
         parts = [([codec.image_end], False), (ids, True)]
         if whole and not make:
             parts.append(([codec.eos], True))
+            parts = words.filled(parts) if self.filled else parts
         return row | words.row(parts, prompt=request.prompt, make=make)
