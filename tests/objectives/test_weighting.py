@@ -12,6 +12,7 @@ from src.objectives.losses.weighting import ELBO, Constant, MinSNR
 
 SCHEDULES = [LinearBetas(), CosineBetas(), Linear(), GVP(), VP()]
 NAME = lambda value: type(value).__name__
+LAWS = (MinSNR(gamma=5.0), ELBO(), Constant(value=2.0, on="x0"), Constant(on="velocity"))
 T = jnp.array([0.1, 0.3, 0.5, 0.7, 0.9])
 
 
@@ -28,7 +29,7 @@ def test_loss_does_not_depend_on_the_parameterization(schedule):
         wrong = targets["v"] + 0.5 * jax.random.normal(c, shape)
         estimate = process.estimate(wrong, corrupted.xt, T)
         loss = lambda law, name: law(schedule, T, name) * ((getattr(estimate, name) - targets[name]) ** 2).mean((1, 2))
-        return [{name: loss(law, name) for name in PARAMETERIZATIONS} for law in (MinSNR(gamma=5.0), ELBO())]
+        return [{name: loss(law, name) for name in PARAMETERIZATIONS} for law in LAWS]
 
     for losses in weighted():
         for name in PARAMETERIZATIONS:
@@ -63,5 +64,8 @@ def test_weights_are_finite_at_the_ends(schedule):
 
 def test_constant_and_refusal():
     np.testing.assert_array_equal(Constant(value=2.0)(Linear(), T, "eps"), [2.0] * 5)
+    np.testing.assert_allclose(Constant(on="x0")(Linear(), T, "velocity"), T**2, rtol=1e-5)  # x_0 = x_t - t velocity
+    with pytest.raises(ValueError, match="'clean' is unknown"):
+        Constant(on="clean")(Linear(), T, "eps")
     with pytest.raises(ValueError, match="'epsilon' is unknown"):
         MinSNR()(Linear(), T, "epsilon")

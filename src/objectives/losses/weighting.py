@@ -5,7 +5,7 @@
 2. So a weight w of the squared x_0 error is the weight w / J^2 of another one, with J the factor above.
 3. The weights below are defined for x_0 and converted, in logarithms because of extreme values at both ends of t.
 
-Sources: Hang et al. 2023 (Min-SNR), Kingma et al. 2021 (ELBO), Salimans & Ho 2022 (v).
+Sources: Hang et al. 2023 (Min-SNR), Kingma et al. 2021 (ELBO), Salimans & Ho 2022 (v), Li et al. 2024 (`on`).
 """
 
 import dataclasses
@@ -45,13 +45,18 @@ def log_factor(schedule: Schedule, t: ArrayLike, parameterization: str) -> Float
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Constant:
-    """The same weight at all times, on the network's own parameterization (the "simple" loss of Ho et al. 2020)."""
+    """The same weight at all times: of the network's own parameterization (the "simple" loss of Ho et al. 2020), or of
+    another one, `on` ("x0" with a network that gives the velocity is the loss of Li et al. 2024 "D-DiT")."""
 
     value: float = 1.0
+    on: str = ""
 
     def __call__(self, schedule: Schedule, t: ArrayLike, parameterization: str) -> Float[Array, "..."]:
-        """`value`, in the shape of t."""
-        return jnp.full_like(as_time(t), self.value)
+        """`value`, in the shape of t; with `on` converted. Raises ValueError for an unknown parameterization."""
+        if not self.on:
+            return jnp.full_like(as_time(t), self.value)
+        factor = log_factor(schedule, t, self.on) - log_factor(schedule, t, parameterization)
+        return self.value * jnp.exp(2 * factor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
