@@ -98,14 +98,13 @@ def test_words_are_learned_beside_images():
 
 
 @pytest.mark.faults
-def test_given_words_stay(system):
-    """Both directions sample from one set of parameters, and the beginning of a caption stays as it is."""
+def test_both_directions_sample_from_one_checkpoint(system):
+    """What is made goes on behind the beginning of a caption; no mask is left, and images are finite."""
     pipeline = system.pipeline.with_params(jax.jit(system.init)(jax.random.key(0)))
-    image = Digits()[3]["image"]
+    image, codec = Digits()[3]["image"], system.fields["text"].codec.host
     made = pipeline.values("image_to_caption", [{"image": image, "prompt": "the digit"}] * 3, 0)["text.caption"]
-    codec = system.fields["text"].codec.host
-    assert made[:, 1:3].tolist() == [codec.encode("the digit")] * 3
-    assert made.max() < codec.vocab_size, "a mask is left"
+    left = system.tasks["image_to_caption"].layout.segment("text.caption").length - 3
+    assert all(len(ids) <= left and max(ids, default=0) < codec.vocab_size for ids in made), made
     images = pipeline.values("caption_to_image", [{"caption": "a handwritten three"}] * 3, 0)["image"]
     assert images.shape == (3, *image.shape) and np.isfinite(images).all()
 
