@@ -93,15 +93,20 @@ def model() -> dict:
             "heads": 4,
             "kv_heads": 4,
             "mlp_width": 256,
+            "head_dim": 0,  # of a head; 0: width / heads
             "norm": "rms",  # rms | layer
             "norm_epsilon": 1e-5,
             "final_norm": True,
             "mlp": "swiglu",  # swiglu | gelu
             "bias": False,
+            "qkv_bias": False,  # biases of the projections to q, k and v alone (Qwen 2)
             "qk_norm": False,
             "rope": True,
             "rope_theta": 10_000.0,
-            "rope_scaling": (),  # ("linear", factor) or ("llama3", factor, low, high, length): models/layers.py
+            # ("linear", factor), ("dynamic", factor, length), ("llama3", factor, low, high, length) or
+            # ("yarn", factor, fast, slow, length, magnitude): models/rotary.py
+            "rope_scaling": (),
+            "sliding_window": 0,  # slots that a query sees, its own included; 0: all before it
             "attention": "auto",  # auto | dense | splash (TPU) | cudnn (GPU)
             "remat": "none",  # none | dots | names | full: from most to least memory of the backward pass
             "init": "normal:0.02",  # or a name of flax.nnx.initializers: lecun_normal, xavier_uniform, zeros, …; torch

@@ -86,6 +86,7 @@ class SequenceSpec:
     """Who sees whom. Arrays are `[S]` when every row is alike, `[B, S]` when they vary by row.
 
     visible(q, k) = segment_q == segment_k > 0  AND  (write_k <= read_q  OR  group_q == group_k > 0)  [AND relation_qk]
+                    [AND (write_k > read_q - window  OR  group_q == group_k > 0)]
 
     read      highest order that a query may read
     write     order at which a key becomes readable
@@ -95,6 +96,7 @@ class SequenceSpec:
     relation  optional extra restriction (graphs, floor plans)
     contiguous  a promise: read and write are slot numbers, and the members of a group lie side by side, so that a query
                 sees of its segment all up to its own slot, or up to the last of its group. Kernels need no mask then
+    window    of queries: orders that one sees, the highest that it reads included; 0: all
     """
 
     read: Int[Array, "*B S"]
@@ -104,6 +106,7 @@ class SequenceSpec:
     position: Int[Array, "*B S A"]
     relation: Bool[Array, "B S S"] | None = None
     contiguous: bool = struct.field(pytree_node=False, default=False)
+    window: int = struct.field(pytree_node=False, default=0)
 
 
 @struct.dataclass

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from jaxtyping import Array, Float, TypeCheckError, jaxtyped
 
-from src.models.layers import rotate
+from src.models.rotary import rotate
 from tests.helpers import checking
 
 

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int
 from src.common.lookup import lookup
 from src.common.mesh.constraints import constrain
 from src.interfaces import SequenceSpec
-from src.models.layers import RMSNorm, linear, rotate
+from src.models.layers import RMSNorm, linear
 from src.models.mixture_of_transformers import Kinds, part
+from src.models.rotary import rotate
 
 # Keys and values of all layers, `[L, B, K, S, h]`, and the layer: written in place, and read without transposing.
 Stored = tuple[Array, Array, Array]
@@ -41,21 +42,38 @@ class Sizes(NamedTuple):
 class Attention(nnx.Module):
     """softmax(q kᵀ / √h) v with H query heads and K key-value heads (GQA, Ainslie et al. 2023).
 
-    qk_norm: RMSNorm on q and k of each head before the rotation (Dehghani et al. 2023).
-    rope:    rotary positions; off for networks with absolute positions only (DiT).
+    head_dim: h; with width D it need not be D / H (Qwen 3)
+    qk_norm: RMSNorm on q and k of each head before the rotation (Dehghani et al. 2023), with this epsilon; None: none
+    rope:    rotary positions; off for networks with absolute positions only (DiT); `magnitude` is theirs
+    bias:    of all four projections; qkv_bias: of q, k and v (Qwen 2)
     """
 
     def __init__(
-        self, width: int, heads: int, kv_heads: int, *, qk_norm: bool, rope: bool, init, bias: bool, dtype, rngs
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        qk_norm: float | None,
+        rope: bool,
+        magnitude: float = 1.0,
+        init: str | float,
+        bias: bool,
+        qkv_bias: bool = False,
+        dtype,
+        rngs: nnx.Rngs,
     ):
-        self.heads, self.kv_heads, self.head_dim, self.rope = heads, kv_heads, width // heads, rope
-        args = {"init": init, "bias": bias, "dtype": dtype, "rngs": rngs}
-        self.q = linear(width, heads * self.head_dim, **args)
-        self.k = linear(width, kv_heads * self.head_dim, **args)
-        self.v = linear(width, kv_heads * self.head_dim, **args)
-        self.out = linear(heads * self.head_dim, width, **args)
-        self.q_norm = RMSNorm(self.head_dim, dtype=dtype, rngs=rngs) if qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, dtype=dtype, rngs=rngs) if qk_norm else None
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.rope, self.magnitude = rope, magnitude
+        args = {"init": init, "bias": bias or qkv_bias, "dtype": dtype, "rngs": rngs}
+        self.q = linear(width, heads * head_dim, **args)
+        self.k = linear(width, kv_heads * head_dim, **args)
+        self.v = linear(width, kv_heads * head_dim, **args)
+        self.out = linear(heads * head_dim, width, **args | {"bias": bias})
+        normed = qk_norm is not None
+        self.q_norm = RMSNorm(head_dim, epsilon=qk_norm, dtype=dtype, rngs=rngs) if normed else None
+        self.k_norm = RMSNorm(head_dim, epsilon=qk_norm, dtype=dtype, rngs=rngs) if normed else None
 
     def __call__(
         self,
@@ -79,7 +97,7 @@ class Attention(nnx.Module):
         if self.q_norm is not None:
             q, k = of("q_norm")(q), of("k_norm")(k)
         if self.rope:
-            q, k = rotate(q, angles), rotate(k, angles)
+            q, k = (rotate(a, angles, self.magnitude) for a in (q, k))
         if cache is not None:
             keys, values, layer = cache
             keys, values = _write(keys, k, layer, start), _write(values, v, layer, start)

@@ -1,8 +1,8 @@
-"""Small parts of a transformer: projections, feed-forward networks, rotary and sin-cos positions."""
+"""Small parts of a transformer: projections, feed-forward networks, sin-cos positions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.nnx import initializers
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from src.common.mesh.constraints import automatic_axes, platform
 
@@ -98,53 +98,6 @@ class GELU(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         return self.down(jax.nn.gelu(self.up(x), approximate=True))
-
-
-def rotary_frequencies(count: int, theta: float, scaling: Sequence[Any] = ()) -> np.ndarray:
-    """theta^(-k / count) for k = 0, …, count - 1, in f64, then scaled for rows longer than those of the pretraining.
-
-    scaling  (): as they are
-             ("linear", factor): divided by the factor (Chen et al. 2023, arXiv 2306.15595)
-             ("llama3", factor, low, high, length): wavelengths above length / low are divided by the factor, those
-             below length / high stay, those between are interpolated (Llama 3.1, arXiv 2407.21783)
-
-    Raises ValueError for another scaling.
-    """
-    frequency = theta ** (-np.arange(count, dtype=np.float64) / count)
-    kind, numbers = (scaling[0], tuple(scaling[1:])) if scaling else ("", ())
-    known = len(numbers) == {"": 0, "linear": 1, "llama3": 4}.get(kind)
-    if not known or not all(isinstance(n, int | float) and n > 0 for n in numbers):
-        raise ValueError(
-            f"model.trunk.rope_scaling={tuple(scaling)!r} is unknown; use (), ('linear', factor) or "
-            "('llama3', factor, low, high, length), with numbers above 0"
-        )
-    if kind == "linear":
-        return frequency / numbers[0]
-    if kind == "llama3":
-        factor, low, high, length = numbers
-        if high <= low:
-            raise ValueError(f"model.trunk.rope_scaling={tuple(scaling)!r}: low must be below high")
-        kept = np.clip((length * frequency / (2 * np.pi) - low) / (high - low), 0, 1)
-        return frequency * (kept + (1 - kept) / factor)
-    return frequency
-
-
-def rotary_angles(
-    position: Int[Array, "*B S A"], head_dim: int, theta: float, scaling: Sequence[Any] = ()
-) -> Float[Array, "*B S half"]:
-    """Rotary angles; the `head_dim / 2` frequencies are shared out evenly among the A axes (A = 1: Llama)."""
-    axes = position.shape[-1]
-    per_axis = head_dim // 2 // axes
-    frequency = rotary_frequencies(per_axis, theta, scaling)
-    angles = position[..., None].astype(jnp.float32) * jnp.asarray(frequency, jnp.float32)
-    return angles.reshape(*position.shape[:-1], axes * per_axis)
-
-
-def rotate(x: Float[Array, "B S H h"], angles: Float[Array, "*B S half"]) -> Float[Array, "B S H h"]:
-    """Applies RoPE in the half-split convention of Llama: pairs are (i, i + h/2), not neighbours (Su et al. 2021)."""
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def timestep_features(t: Float[Array, "*B"], size: int = 256) -> Float[Array, "*B {size}"]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from src.common.mesh.constraints import constrain, platform
 from src.common.mesh.fsdp import GATHERED
 from src.interfaces import PyTree, SequenceSpec
-from src.models import layers
+from src.models import layers, rotary
 from src.models.attention import Attend, Attention, Sizes, find_backend, prepare_attention
 from src.models.conditioning import Condition, Modulation, modulate
 from src.models.mixture_of_transformers import OwnParts, check_parts, part
@@ -79,7 +79,14 @@ class Block(nnx.Module):
         c, args = config, {"init": config.init, "bias": config.bias, "dtype": config.dtype, "rngs": rngs}
         norm = functools.partial(NORMS[c.norm], c.width, epsilon=c.norm_epsilon, dtype=c.dtype, rngs=rngs)
         self.attention_norm, self.mlp_norm = norm(), norm()
-        self.attention = Attention(c.width, c.heads, c.kv_heads, qk_norm=c.qk_norm, rope=c.rope, **args)
+        self.attention = Attention(
+            *(c.width, c.heads, c.kv_heads, c.head_dim),
+            qk_norm=c.norm_epsilon if c.qk_norm else None,
+            rope=c.rope,
+            magnitude=rotary.rotary_magnitude(c.rope_scaling),
+            qkv_bias=c.qkv_bias,
+            **args,
+        )
         self.mlp = MLPS[c.mlp](c.width, c.mlp_width, **args)
         self.modulation = c.layer(c.width, dtype=c.dtype, rngs=rngs) if c.layer else None
         self.mot = OwnParts(self, c.mot) if c.mot else None
@@ -108,7 +115,10 @@ class Transformer(nnx.Module):
                 attention gives, before and after its projection, and the mlp's output where a gate needs it) | full
     init:       deviation of the kernels, or the name of an initializer
     mot:        parts of a block that the tokens of some fields have of their own (`models/mixture_of_transformers.py`)
-    rope_scaling: of the rotary frequencies, see `layers.rotary_frequencies`
+    head_dim:   of a head; 0: width / heads
+    bias:       of every linear layer; qkv_bias: of the projections to q, k and v alone
+    rope_scaling: of the rotary frequencies, see `rotary.rotary_frequencies`
+    sliding_window: slots that a query sees, its own included (Beltagy et al. 2020, arXiv 2004.05150); 0: all before it
 
     Raises ValueError when heads, kv_heads and width do not divide, or a name is unknown.
     """
@@ -120,16 +130,19 @@ class Transformer(nnx.Module):
         heads: int,
         kv_heads: int | None = None,
         mlp_width: int | None = None,
+        head_dim: int = 0,
         *,
         norm: str = "rms",
         norm_epsilon: float = 1e-5,
         final_norm: bool = True,
         mlp: str = "swiglu",
         bias: bool = False,
+        qkv_bias: bool = False,
         qk_norm: bool = False,
         rope: bool = True,
         rope_theta: float = 10_000.0,
         rope_scaling: tuple = (),
+        sliding_window: int = 0,
         attention: str = "auto",
         remat: str = "none",
         init: str | float = 0.02,
@@ -140,30 +153,35 @@ class Transformer(nnx.Module):
     ):
         self.width, self.depth, self.heads, self.kv_heads = width, depth, heads, heads if kv_heads is None else kv_heads
         self.mlp_width = 4 * width if mlp_width is None else mlp_width
-        self.norm, self.norm_epsilon, self.mlp, self.bias, self.qk_norm = norm, norm_epsilon, mlp, bias, qk_norm
+        self.head_dim = head_dim or width // max(heads, 1)
+        self.norm, self.norm_epsilon, self.mlp = norm, norm_epsilon, mlp
+        self.bias, self.qkv_bias, self.qk_norm = bias, qkv_bias, qk_norm
         self.rope, self.rope_theta, self.rope_scaling = rope, rope_theta, tuple(rope_scaling)
+        self.sliding_window = sliding_window
         self.remat, self.init = remat, init
         self.layer, self.attention, self.dtype, self.mot = layer, attention, dtype, check_parts(mot)
-        self._check()
+        self._check(given=bool(head_dim))
         self.layers = nnx.vmap(lambda keys: Block(self, rngs=keys))(rngs.fork(split=depth))
         self.final_norm = NORMS[norm](width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs) if final_norm else None
 
-    def _check(self):
+    def _check(self, given: bool):
         for option, value, known in (("norm", self.norm, NORMS), ("mlp", self.mlp, MLPS), ("remat", self.remat, REMAT)):
             if value not in known:
                 raise ValueError(f"model.trunk.{option}={value!r} is unknown; use one of {', '.join(known)}")
         find_backend(self.attention)
-        layers.rotary_frequencies(1, self.rope_theta, self.rope_scaling)
-        sizes = {"width": self.width, "depth": self.depth, "heads": self.heads, "kv_heads": self.kv_heads}
-        small = [f"{name}={size}" for name, size in (sizes | {"mlp_width": self.mlp_width}).items() if size < 1]
+        rotary.rotary_frequencies(1, self.rope_theta, self.rope_scaling)
+        names = ("width", "depth", "heads", "kv_heads", "mlp_width", *(("head_dim",) if given else ()))
+        small = [f"{name}={getattr(self, name)}" for name in names if getattr(self, name) < 1]
         if small:
             raise ValueError(f"model.trunk.{small[0]} must be at least 1")
-        if self.width % self.heads:
+        if self.sliding_window < 0:
+            raise ValueError(f"model.trunk.sliding_window={self.sliding_window} must be 0, for none, or at least 1")
+        if self.width % self.heads and not given:
             raise ValueError(f"model.trunk.width={self.width} is not divisible by heads={self.heads}")
         if self.heads % self.kv_heads:
             raise ValueError(f"model.trunk.heads={self.heads} is not divisible by kv_heads={self.kv_heads}")
-        if self.rope and (self.width // self.heads) % 2:
-            raise ValueError(f"model.trunk: rotary positions need an even head size, got {self.width // self.heads}")
+        if self.rope and self.head_dim % 2:
+            raise ValueError(f"model.trunk: rotary positions need an even head size, got {self.head_dim}")
 
     def __call__(
         self,
@@ -182,7 +200,8 @@ class Transformer(nnx.Module):
             write = jax.vmap(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=0))
             cache = cache._replace(spec=cache.spec.replace(segment=write(cache.spec.segment, spec.segment)))
         attend = self._attend(spec, cache, *x.shape[:2])
-        angles = layers.rotary_angles(spec.position, self.width // self.heads, self.rope_theta, self.rope_scaling)
+        slots = x.shape[1] if cache is None else cache.k.shape[3]
+        angles = rotary.rotary_angles(spec.position, self.head_dim, self.rope_theta, self.rope_scaling, slots)
         graph, stacked = nnx.split(self.layers)
 
         def body(carry, per_layer):
@@ -207,14 +226,16 @@ class Transformer(nnx.Module):
     def _attend(self, spec: SequenceSpec, cache: Cache | None, rows: int, length: int) -> Attend:
         """Attention as the rows allow it, prepared once for all layers."""
         keys = length if cache is None else cache.k.shape[3]
-        heads = (self.heads, self.kv_heads, self.width // self.heads)
+        heads = (self.heads, self.kv_heads, self.head_dim)
         sizes = Sizes(rows, length, keys, *heads, self.dtype, platform())
         seen = spec if cache is None else cache.spec
+        if 0 < self.sliding_window < keys:  # a longer one changes nothing, and kernels are faster without
+            spec = spec.replace(window=self.sliding_window)
         return prepare_attention(self.attention, spec, seen, sizes, cached=cache is not None)
 
     def empty_cache(self, spec: SequenceSpec, rows: int, dtype=None) -> Cache:
         """A cache for rows of the layout behind `spec`, with nothing written yet."""
         length = spec.write.shape[-1]
-        shape = (self.depth, rows, self.kv_heads, length, self.width // self.heads)
+        shape = (self.depth, rows, self.kv_heads, length, self.head_dim)
         zeros = jnp.zeros(shape, dtype or self.dtype)
         return Cache(zeros, zeros, spec.replace(segment=jnp.zeros((rows, length), jnp.int32)))

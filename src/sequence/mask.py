@@ -12,6 +12,7 @@ def visible(query: SequenceSpec, key: SequenceSpec) -> Bool[Array | np.ndarray, 
     """Attention mask of queries [Q] and keys [K]; numpy for numpy inputs, for kernels that need a static mask.
 
         visible(q, k) = segment_q == segment_k > 0  AND  (write_k <= read_q  OR  group_q == group_k > 0)  [AND relation]
+                        [AND (write_k > read_q - window  OR  group_q == group_k > 0)], the sliding window of queries
 
     A causal prompt `a b`, a bidirectional image `x y`, then causal text `c` (rows: queries):
 
@@ -29,6 +30,9 @@ def visible(query: SequenceSpec, key: SequenceSpec) -> Bool[Array | np.ndarray, 
     segment_q, segment_k = pair(query.segment, key.segment)
     read, write = pair(query.read, key.write)
     group_q, group_k = pair(query.group, key.group)
-    allowed = (write <= read) | ((group_q == group_k) & (group_q > 0))
+    before = write <= read
+    if query.window:
+        before = before & (write > read - query.window)
+    allowed = before | ((group_q == group_k) & (group_q > 0))
     allowed = allowed & (segment_q == segment_k) & (segment_k > 0)
     return allowed if query.relation is None else allowed & query.relation

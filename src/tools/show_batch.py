@@ -160,7 +160,7 @@ def mask_image(spec: SequenceSpec, row: int, parts: list[str]) -> np.ndarray:
     pick = lambda a: None if a is None else np.asarray(a[row] if np.ndim(a) > 1 else a)
     one = SequenceSpec(*(pick(getattr(spec, name)) for name in ("read", "write", "group", "segment", "position")))
     one = one if spec.relation is None else one.replace(relation=np.asarray(spec.relation[row]))
-    seen = np.asarray(visible(one, one))
+    seen = np.asarray(visible(one.replace(window=spec.window), one))
     palette = colors_of(parts)
     colors = np.array([palette[part] for part in parts], np.uint8)
     pixels = np.where(seen[..., None], colors[None], np.uint8(245))
@@ -283,7 +283,7 @@ def show(system: System, name: str, raw: Batch, ready: Batch, view: View, values
     layout, batch = system.tasks[name].layout, view.batch
     parts = ", ".join(f"{', '.join(s.names)} ({_mode(s)})" for s in layout.segments)
     print(f"\n{name}: rows of {layout.length} tokens: {parts}")
-    spec = jax.device_get(layout.spec(batch))
+    spec = jax.device_get(layout.spec(batch)).replace(window=system.config.model.trunk.get("sliding_window", 0))
     for row in range(values.rows):
         slots = slots_of(layout, batch, row)
         marked = {n: int((np.asarray(t.target) & np.asarray(t.valid))[row].sum()) for n, t in batch.tokens.items()}

@@ -114,11 +114,11 @@ def _draws(system: System, row: str) -> int:
     return max((leaf.shape[1] for leaf in jax.tree.leaves(drawn)), default=1)
 
 
-def visible_pairs(layout: Layout) -> int:
-    """(query, key) pairs of one row without padding that the visibility rule allows."""
+def visible_pairs(layout: Layout, window: int = 0) -> int:
+    """(query, key) pairs of one row without padding that the visibility rule allows, with the trunk's window."""
     read, write, group = layout.static_orders()
     ones = np.ones(layout.length, np.int32)
-    spec = SequenceSpec(read, write, group, ones, np.arange(layout.length)[:, None])
+    spec = SequenceSpec(read, write, group, ones, np.arange(layout.length)[:, None], window=window)
     return int(np.asarray(visible(spec, spec)).sum())
 
 
@@ -180,9 +180,10 @@ def attention_flops(system: System, plans: Mapping[str, TaskPlan] | None = None,
     """Operations of attention in one train step, of all tasks or of some; not `masked` is what a dense kernel
     computes."""
     trunk, pairs = system.config.model.trunk, 0
+    window = trunk.get("sliding_window", 0)
     for plan in (system.tasks if plans is None else plans).values():
-        pairs += plan.rows * (visible_pairs(plan.layout) if masked else plan.layout.length**2)
-    return 12 * pairs * trunk.width * trunk.depth
+        pairs += plan.rows * (visible_pairs(plan.layout, window) if masked else plan.layout.length**2)
+    return 12 * pairs * trunk.heads * (trunk.get("head_dim") or trunk.width // trunk.heads) * trunk.depth
 
 
 def compiled_flops(compiled: Any) -> float | None:

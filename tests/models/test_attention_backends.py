@@ -109,6 +109,22 @@ def test_backends_equal_dense(name, by_row, axes, monkeypatch):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=0, err_msg=what)
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("rows", ["static", "packed"])
+def test_a_kernel_has_the_window_of_the_queries(rows):
+    """Where blocks are found before any data, and where they are found on the device."""
+    if rows == "static":
+        spec, sizes, arrays, _ = dense(False)
+    else:
+        spec, sizes, arrays, _ = dense_of_packed_rows()
+    spec = spec.replace(window=33)
+    expected, found = (out_and_gradients(name, spec, sizes, *arrays) for name in ("dense", "splash"))
+    for what, a, b in zip(("out", "dq", "dk", "dv"), expected, found, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=0, err_msg=what)
+    unlimited = prepare_attention("dense", spec.replace(window=0), spec, sizes)(*arrays[:3])
+    assert jnp.abs(jnp.where((spec.segment > 0)[..., None, None], unlimited, 0) - expected[0]).max() > 0.01
+
+
 def packed_rows():
     """Three rows of 300 slots: images over the end of a block and at the row's end, one example, and padding alone."""
     layout = PackedLayout((Segment("text", 300), Segment("image", 30, "bidirectional", lead=1)), 300, (("image", 3),))

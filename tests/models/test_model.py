@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from src.interfaces import Batch, View
-from src.models.layers import rotary_angles, rotary_frequencies, rotate, sincos_2d, timestep_features
+from src.models.layers import sincos_2d, timestep_features
 from src.models.model import bind
+from src.models.rotary import rotary_angles, rotary_frequencies, rotary_magnitude, rotate
 from src.sequence.layout import FixedLayout
 from src.sequence.segment import Segment
 from tests.helpers import small
@@ -17,15 +18,16 @@ from tests.helpers.models import FEATURES, ROWS, VOCAB, hidden, make, row, token
 
 CONDITIONINGS = ["Conditioning", "TimeToken", "AdaLNBeforeTrunk", "AdditivePerLayer", "AdaLNPerLayer"]
 NAMES = ("text.p", "image", "text.c")
+OTHER = {"head_dim": 6, "qkv_bias": True, "sliding_window": 4, "rope_scaling": ("dynamic", 2.0, 4)}  # of a trunk
 
 
 @pytest.mark.parametrize(
-    "mode, conditioning",
-    [(m, "TimeToken") for m in ("causal", "block:2")] + [("bidirectional", c) for c in CONDITIONINGS],
+    "mode, conditioning, options",
+    [("causal", "TimeToken", OTHER), ("block:2", "TimeToken", {})] + [("bidirectional", c, {}) for c in CONDITIONINGS],
 )
-def test_prefill_and_decode_equal_the_full_forward(mode, conditioning):
+def test_prefill_and_decode_equal_the_full_forward(mode, conditioning, options):
     """A prompt, a noisy image with its lead, and a text token by token, from a slot that is known when it runs."""
-    architecture, params = make(conditioning)
+    architecture, params = make(conditioning, **options)
     view = row(mode, conditioning)
     prompt, image, caption = view.layout.segments
 
@@ -123,8 +125,16 @@ def test_positions_and_features_against_their_formulas():
     assert jnp.abs(dot(turned) - dot(x)).max() > 1e-2
 
 
-# inv_freq of transformers 5.24's LlamaRotaryEmbedding, of heads of 24
+# inv_freq of transformers 5.24's LlamaRotaryEmbedding, of heads of 24, rows of 48 tokens
 SCALED = {
+    (1e4, ("dynamic", 2.0, 32)): [1.0, 0.4358131, 0.18993306, 0.082775325, 0.036074571, 0.015721774, 0.0068517546,
+        0.0029860851, 0.0013013746, 0.00056715624, 0.00024717418, 0.00010772171],
+    (1e4, ("dynamic", 2.0, 64)): [1.0, 0.46415889, 0.21544345, 0.1, 0.046415884, 0.021544348, 0.0099999998,
+        0.0046415897, 0.0021544343, 0.001, 0.00046415895, 0.00021544342],
+    (1e6, ("yarn", 4.0, 32, 1, 32768, 1.138629436111989)): [1.0, 0.31622776, 0.099999994, 0.031622779, 0.0099999988,
+        0.0025693511, 0.00062500004, 0.00013834969, 2.4999992e-05, 7.9056936e-06, 2.5000008e-06, 7.9056923e-07],
+    (1e4, ("yarn", 16.0, 8, 2, 64, 0.9)): [1.0, 0.31910923, 0.080791287, 0.0062500001, 0.0029009928, 0.0013465218,
+        0.00062499999, 0.00029009936, 0.00013465215, 6.2500003e-05, 2.9009934e-05, 1.3465214e-05],
     (5e5, ("llama3", 8.0, 1.0, 4.0, 8192)): [1.0, 0.33503163, 0.11224619, 0.037606031, 0.012599208, 0.0042211348,
         0.00052484602, 5.92258e-05, 1.9842508e-05, 6.6478697e-06, 2.2272475e-06, 7.4619794e-07],
     (1e4, ("linear", 4.0)): [0.25, 0.11603972, 0.053860862, 0.025, 0.011603971, 0.0053860871, 0.0024999999,
@@ -134,16 +144,20 @@ SCALED = {
 
 def test_scaled_rotary_frequencies_are_those_of_transformers():
     for (theta, scaling), want in SCALED.items():
-        np.testing.assert_allclose(rotary_frequencies(12, theta, scaling), want, rtol=1e-6)  # theirs are in float32
-        np.testing.assert_allclose(rotary_angles(jnp.asarray([[7]]), 24, theta, scaling)[0], 7 * np.array(want), 2e-6)
+        np.testing.assert_allclose(rotary_frequencies(12, theta, scaling, 48), want, rtol=1e-6)  # theirs: float32
+        angles = rotary_angles(jnp.asarray([[7]]), 24, theta, scaling, 48)[0]
+        np.testing.assert_allclose(angles, 7 * np.array(want), 2e-6)
+    x, angles = jax.random.normal(jax.random.key(0), (1, 3, 2, 24)), jnp.zeros((3, 12))
+    assert rotary_magnitude(("yarn", 4.0, 32, 1, 64, 1.25)) == 1.25 and rotary_magnitude(("linear", 2.0)) == 1
+    np.testing.assert_allclose(rotate(x, angles, 1.25), 1.25 * x, rtol=1e-6)
 
 
 def test_a_trunk_rotates_by_its_scaling():
     view, outputs = row("causal", "Conditioning"), []
-    for scaling in ((), ("linear", 2.0)):
+    for scaling in ((), ("linear", 2.0), ("yarn", 2.0, 32, 1, 8, 1.5)):
         architecture, params = make("Conditioning", depth=1, rope_scaling=scaling)
         outputs.append(jax.jit(lambda p, a=architecture: bind(a, p).hidden({"t": view})["t"].sequence)(params))
-    assert jnp.abs(outputs[0] - outputs[1]).max() > 1e-3
+    assert min(jnp.abs(outputs[0] - outputs[1]).max(), jnp.abs(outputs[1] - outputs[2]).max()) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -152,6 +166,11 @@ def test_a_trunk_rotates_by_its_scaling():
         ({"rope_scaling": ("yarn", 2.0)}, r"model.trunk.rope_scaling=\('yarn', 2.0\) is unknown"),
         ({"rope_scaling": ("linear",)}, "rope_scaling=.* is unknown"),
         ({"rope_scaling": ("llama3", 8.0, 4.0, 1.0, 32)}, "low must be below high"),
+        ({"rope_scaling": ("yarn", 8.0, 1, 32, 64, 1.2)}, "slow must be below fast"),
+        ({"rope_scaling": ("yarn", 8.0, 32, 1, 64, 1.2), "rope_theta": 1.0}, "rope_theta=1.0 must be above 1"),
+        ({"sliding_window": -1}, "sliding_window=-1 must be 0"),
+        ({"head_dim": 5}, "an even head size, got 5"),
+        ({"head_dim": -2}, "head_dim=-2 must be at least 1"),
         ({"heads": 3}, "width=16 is not divisible by heads=3"),
         ({"kv_heads": 3}, "heads=4 is not divisible by kv_heads=3"),
         ({"norm": "batch"}, "model.trunk.norm='batch' is unknown"),

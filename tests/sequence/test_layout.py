@@ -8,6 +8,7 @@ from src.interfaces import Batch, SequenceSpec, Tokens
 from src.sequence.layout import FixedLayout
 from src.sequence.mask import visible
 from src.sequence.segment import Segment
+from src.train.flops import visible_pairs
 from tests.helpers.family import golden
 
 
@@ -122,6 +123,20 @@ def test_blocks_that_differ_by_row_are_those_of_equal_static_ones(role, markov):
         for blocks in (2, 1)
     )
     assert draw(mask_of(drawn, i=[0, 0, 1, 1])) == draw(mask_of(static))
+
+
+def test_a_window_hides_what_lies_far_back_and_no_own_image():
+    layout = FixedLayout((Segment("p", 3), Segment("i", 3, "bidirectional", role="copies"), Segment("c", 2)))
+    spec = layout.spec(batch_of(layout))
+    found = np.asarray(visible(spec.replace(window=2), spec)).reshape(11, 11)
+    everything = np.asarray(visible(spec, spec)).reshape(11, 11)
+    groups = (spec.group[:, None] == spec.group) & (spec.group > 0)
+    for query, key in np.ndindex(11, 11):
+        near = spec.read[query] - spec.write[key] < 2
+        assert found[query, key] == (everything[query, key] and (near or groups[query, key]))
+    assert draw(found)[3:8] == ["...###.....", "...###.....", "...###.....", "...####....", "......##..."]
+    assert draw(found)[8:] == [".##.....###"] * 3
+    assert visible_pairs(layout, 2) == found.sum() < everything.sum()
 
 
 def test_packed_examples_do_not_meet():

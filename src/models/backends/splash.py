@@ -29,7 +29,8 @@ class Splash:
 
     With `read`, `write` and `group` as numpy `[S]` the mask is static: empty blocks are never visited, and segments are
     compared in the kernel. When they vary by row, or there is a relation, the blocks to visit are found on the device
-    (`_ByRow`), and the mask is an array `[B, S, S]` unless the spec is `contiguous`, as that of packed rows is.
+    (`_ByRow`), and the mask is an array `[B, S, S]` unless the spec is `contiguous`, as that of packed rows is, and has
+    no window.
 
     Rows are padded to whole blocks with segment 0 and cut again. A query that sees nothing (padding) gets a
     finite value, and no gradient as long as that value is not used.
@@ -132,7 +133,7 @@ class _ByRow:
         wide = lambda a: jnp.pad(jnp.broadcast_to(a, (rows, a.shape[-1])), ((0, 0), (0, length - a.shape[-1])))
         self.single = block == length
         by_query = PartitionSpec(axes.rows, axes.context)
-        if query.contiguous and query.relation is None:
+        if query.contiguous and query.relation is None and not query.window:
             segment_q, segment_k, last = wide(query.segment), wide(key.segment), wide(_last_seen(query))
             table = _some_seen(segment_q, segment_k, last, block)
             masks, specs = (last, segment_q, segment_k), (by_query, by_query, PartitionSpec(axes.rows))

@@ -25,11 +25,12 @@ def estimate_bytes(system: System, mesh: Mapping[str, int], remat: str, batches:
     split = mesh.get("fsdp", 1) * mesh.get("tensor", 1)
     devices, c = math.prod(mesh.values()), system.config.model
     size, trunk = (2 if c.dtype == "bfloat16" else 4), c.trunk
-    shared = trunk.width * 2 * trunk.kv_heads // trunk.heads
+    head = trunk.get("head_dim") or trunk.width // trunk.heads
+    shared, asked = 2 * trunk.kv_heads * head, trunk.heads * head
     wide = (2 if trunk.mlp == "swiglu" else 1) * trunk.mlp_width
     length = max(plan.layout.length for plan in system.tasks.values())
     scores = trunk.heads * length * (4 + size)
-    matrices = size * (3 * trunk.width + shared + wide)
+    matrices = size * (2 * trunk.width + asked + shared + wide)
     # Without recomputation dense attention and everything elementwise keep their float32 intermediates too.
     everything = matrices + (8 + size) * trunk.heads * length + 16 * trunk.width + 8 * trunk.mlp_width
     kept = {"full": 0, "none": everything}.get(remat, matrices)

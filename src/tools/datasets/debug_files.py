@@ -148,9 +148,9 @@ def _llama(folder: pathlib.Path, trunk: Any, vocabulary: int) -> None:
 
     from src.tools.conversion import convert
 
-    width, head = trunk.width, trunk.width // trunk.heads
-    matrices = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (head * trunk.kv_heads, width),
-                "self_attn.v_proj": (head * trunk.kv_heads, width), "self_attn.o_proj": (width, width),
+    width, head = trunk.width, trunk.get("head_dim") or trunk.width // trunk.heads
+    matrices = {"self_attn.q_proj": (head * trunk.heads, width), "self_attn.k_proj": (head * trunk.kv_heads, width),
+                "self_attn.v_proj": (head * trunk.kv_heads, width), "self_attn.o_proj": (width, head * trunk.heads),
                 "mlp.gate_proj": (trunk.mlp_width, width), "mlp.up_proj": (trunk.mlp_width, width),
                 "mlp.down_proj": (width, trunk.mlp_width), "input_layernorm": (width,),
                 "post_attention_layernorm": (width,)}  # fmt: skip

@@ -62,7 +62,7 @@ class Joint(nn.Module):
             "num_hidden_layers": trunk.depth,
             "num_attention_heads": trunk.heads,
             "num_key_value_heads": trunk.kv_heads,
-            "head_dim": width // trunk.heads,
+            "head_dim": trunk.get("head_dim") or width // trunk.heads,
             "rms_norm_eps": trunk.norm_epsilon,
             "rope_parameters": {"rope_type": "default", "rope_theta": trunk.rope_theta},
             "attention_bias": trunk.bias,

@@ -47,6 +47,8 @@ def check_supported(system: Any) -> tuple[str, str]:
         "model.trunk.mlp": (model.trunk.mlp, "swiglu"),
         "model.trunk.rope": (model.trunk.rope, True),
         "model.trunk.rope_scaling": (tuple(model.trunk.rope_scaling), ()),
+        "model.trunk.qkv_bias": (model.trunk.get("qkv_bias", False), False),
+        "model.trunk.sliding_window": (model.trunk.get("sliding_window", 0), 0),
         "model.trunk.final_norm": (model.trunk.final_norm, True),
         "model.trunk.mot": (tuple(model.trunk.mot), ()),
         "model.lora.rank": (model.lora.rank, 0),
