@@ -130,7 +130,8 @@ def text(init: str = "normal:0.02", **codec) -> dict:
     return {
         "codec": codec,
         "embed": {"name": "tokens", "init": init},
-        "head": {"name": "categorical", "init": "normal:0.02", "chunk": 8192},  # most entries of one piece of the loss
+        # chunk: most entries of one piece of the loss; tied: the matrix is that of the embedding
+        "head": {"name": "categorical", "init": "normal:0.02", "chunk": 8192, "tied": False},
     }
 
 

@@ -88,9 +88,17 @@ def _parts(options: Mapping[str, Any], field: Field, key: jax.Array, shared: dic
         rngs = nnx.Rngs(stream(key, "hint"))
         hint = nnx.Linear(process.guided, shared["width"], use_bias=False, dtype=shared["dtype"], rngs=rngs)
     embed = part("embed", "models/embedders", spec=inputs)
-    head = part("head", "models/heads", spec=field.spec, outputs=outputs)
+    tied = {"table": _table(embed, where)} if (options.get("head") or {}).get("tied") else {}
+    head = part("head", "models/heads", spec=field.spec, outputs=outputs, **tied)
     learned = part("learned", "models", spec=field.spec)
     return FieldParts(embed, head, codec=learned, hint=hint)
+
+
+def _table(embed: Any, where: str) -> nnx.Embed:
+    """The table that a tied head shares with the embedder of its field."""
+    if not isinstance(getattr(embed, "table", None), nnx.Embed):
+        raise ValueError(f"{where}.head.tied needs a table of ids to share: set {where}.embed.name='tokens', or untie")
+    return embed.table
 
 
 def numbers_of(spec: FieldSpec) -> int:

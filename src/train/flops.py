@@ -140,7 +140,7 @@ def step_flops(system: System) -> dict[str, int]:
     for path, leaf in leaves.items():
         if leaf.ndim < 2 or not path.endswith(("kernel", "embedding", lora.A, lora.B)):
             continue
-        what = "shared" if _layer(path) in own else acts_on(path)
+        what = _tied(path, system) or ("shared" if _layer(path) in own else acts_on(path))
         first, *names = path.split("/")
         part = "/".join(names[:2]) if first == "fields" else first
         acting = (6 if trained[path] else 4) * counts[what] + 2 * again[what]
@@ -169,6 +169,13 @@ def acts_on(path: str) -> str:
         if match := re.search(pattern, path):
             return match.expand(what)
     raise ValueError(f"nothing says what {path} acts on; add a rule to src/train/flops.py")
+
+
+def _tied(path: str, system: System) -> str:
+    """What the table of a tied head acts on; nothing for any other parameter."""
+    first, row, *rest = path.split("/")
+    tied = first == "fields" and rest == ["embed", "table", "embedding"] and system.config.fields[row].head
+    return f"{row}/head" if tied and tied.get("tied", False) else ""
 
 
 def _layer(path: str) -> str:

@@ -7,7 +7,9 @@ import optax
 import pytest
 from flax import nnx
 
-from src.interfaces import FieldSpec, Head
+from src.common.tree import flatten
+from src.interfaces import Field, FieldSpec, Head
+from src.models.build import build_architecture
 from src.models.heads.adaln import AdaLNHead
 from src.models.heads.categorical import CategoricalHead
 from src.models.heads.linear import LinearHead
@@ -79,3 +81,30 @@ def test_adaln_is_the_final_layer_of_dit(order, ratio, unused):
 def test_refusals(cls, spec, options, match):
     with pytest.raises(ValueError, match=match):
         make(cls, spec, **options)
+
+
+def test_a_tied_head_is_the_table_of_the_embedding():
+    """One leaf for both, whatever rows it has behind those of the head; a change of it changes both."""
+    groups = {"text": {"embed": {"name": "tokens"}, "head": {"name": "categorical", "tied": True, "chunk": 4}}}
+    words = {"text": Field("text", IDS, None)}
+    model = {"dtype": "float32", "trunk": {"width": WIDTH, "depth": 1, "heads": 2}, "conditioning": {}, "time": {}}
+    architecture, init = build_architecture(model, groups, words)
+    params = jax.jit(init)(jax.random.key(0))
+    assert {path: leaf.shape for path, leaf in flatten(params["fields"]).items()} == {
+        "text/embed/table/embedding": (11, WIDTH)
+    }
+    table = np.asarray(params["fields"]["text"]["embed"]["table"]["embedding"])
+    target = jnp.asarray(np.random.default_rng(0).integers(0, 11, (4, 6)))
+    run = jax.jit(
+        lambda p: (architecture.bind(p).field("text")(HIDDEN), architecture.bind(p).field("text").nll(HIDDEN, target))
+    )
+    logits, nll = run(params)
+    np.testing.assert_allclose(logits, HIDDEN @ table.T, atol=1e-5)
+    np.testing.assert_allclose(
+        nll, optax.softmax_cross_entropy_with_integer_labels(HIDDEN @ table.T, target), atol=1e-5
+    )
+    grown = nnx.Embed(13, WIDTH, rngs=nnx.Rngs(0))
+    assert make(CategoricalHead, IDS, tied=True, table=grown)(HIDDEN).shape == (4, 6, 11)
+    del groups["text"]["embed"]
+    with pytest.raises(ValueError, match=r"fields.text.head.tied needs a table of ids to share"):
+        build_architecture(model, groups, words)
