@@ -141,7 +141,7 @@ class Transformer(nnx.Module):
         qk_norm: bool = False,
         rope: bool = True,
         rope_theta: float = 10_000.0,
-        rope_scaling: tuple = (),
+        rope_scaling: tuple | list = (),
         sliding_window: int = 0,
         attention: str = "auto",
         remat: str = "none",

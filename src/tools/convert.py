@@ -7,10 +7,10 @@ python -m src.tools.convert --source=runs/imagenet256 --out=published --ema --st
 python -m src.tools.convert --source=runs/text --out=data/text --initial --ema
 python -m src.tools.convert --source=data/tinyllama --info
 
-What --source is decides: a published Llama or MonoFormer (a folder, or a name of the Hugging Face hub), DiT or SiT
-becomes initial weights for `config.init_from`; initial weights, or the workdir of a run, become a checkpoint that
-transformers and the official MonoFormer read. With --initial a run, of any model, becomes initial weights of another
-one. Needs neither torch nor transformers, no accelerator, and the memory of one block.
+What --source is decides: a published Llama, Mistral, Qwen 2, Qwen 3 or MonoFormer (a folder, or a name of the Hugging
+Face hub), DiT or SiT becomes initial weights for `config.init_from`; initial weights, or the workdir of a run, become a
+checkpoint that transformers and the official MonoFormer read. With --initial a run, of any model, becomes initial
+weights of another one. Needs neither torch nor transformers, no accelerator, and the memory of one block.
 """
 
 from __future__ import annotations

@@ -33,8 +33,9 @@ from src.common.files.lazy_arrays import place
 from src.common.files.paths import shown
 from src.common.mesh.distributed import agree, check_same
 from src.models import mixture_of_transformers as mot
-from src.models.pretrained.about import SCALING, key_of, other_attention, parameters_of, value_of
+from src.models.pretrained.about import EQUAL, OPTIONS, TIED, key_of, other_attention, parameters_of, value_of
 from src.models.pretrained.initial_weights import Initial, read_meta
+from src.models.pretrained.llama_weights import HEAD, TABLE
 
 EMA = "ema"
 EMBEDDING = "/embed/table/embedding"
@@ -114,12 +115,19 @@ class InitFrom:
 
     def _check(self, found: Initial, wanted: Mapping[str, Any], taken: list[str]) -> None:
         wrong, advice = [], []
-        for name, value in ({SCALING: []} | found.meta["about"]).items():
+        told = {name: OPTIONS[name] for name in EQUAL} | found.meta["about"]
+        tied = told.pop(TIED, False)
+        for name, value in told.items():
             now, prefix = value_of(self.config, name, value), parameters_of(name)
             if any(path.startswith(prefix) for path in taken) and now != value:
                 key = key_of(self.config, name)
                 wrong.append(f"{key} is {value!r} there and {now!r} here")
                 advice.append(f"{key}={tuple(value) if isinstance(value, list) else value}")
+        here = bool(value_of(self.config, TIED))
+        lost = HEAD in found.shapes if here and not tied else tied and HEAD in wanted and HEAD not in found.shapes
+        if TABLE in taken and here != tied and lost:
+            wrong.append(f"{TIED} is {tied} there and {here} here")
+            advice.append(f"{TIED}={tied}")
         for path in taken:
             rows, *rest = wanted[path].shape or (0,)
             if found.shapes[path].shape not in (wanted[path].shape, (rows - self._masks(path), *rest)):

@@ -1,6 +1,7 @@
 """`config.json` of strangers: what is there is typed and within ranges, and all that is wrong is one sentence."""
 
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -13,6 +14,7 @@ from src.models.pretrained.llama_weights import Published, place_of
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 32}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 
 def fields(name):
@@ -43,6 +45,15 @@ def test_published_configs_are_read(tmp_path):
         ({"rope_parameters": {"type": "linear", "factor": 4.0, "rope_theta": 2e4}}, 2e4, ("linear", 4.0)),
         ({"rope_scaling": {"type": "linear", "factor": 1.0}}, 1e4, ()),
         ({"rope_scaling": {"rope_type": "default"}, "rope_parameters": None}, 1e4, ()),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 1e4, ("dynamic", 2.0, 128)),
+        ({"rope_scaling": YARN}, 1e4, ("yarn", 4.0, 32, 1, 32, 0.1 * math.log(4) + 1)),
+        ({"rope_scaling": YARN | {"attention_factor": 1.5, "beta_slow": 2}}, 1e4, ("yarn", 4.0, 32, 2, 32, 1.5)),
+        (
+            {"rope_scaling": YARN | {"mscale": 2, "mscale_all_dim": 1.0}},
+            1e4,
+            ("yarn", 4.0, 32, 1, 32, (0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1)),
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 1.0}}, 1e4, ("yarn", 1.0, 32, 1, 128, 1.0)),
         ({"hidden_act": "swish", "rope_scaling": {}}, 1e4, ()),
     ],
 )
@@ -60,7 +71,11 @@ def test_rotary_scaling_is_read_in_every_spelling(change, theta, scaling, tmp_pa
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("llama", {"architectures": ["GPT2LMHeadModel"]}, "known are LlamaForCausalLM and MonoFormerForCausalLM"),
+        (
+            "llama",
+            {"architectures": ["GPT2LMHeadModel"]},
+            r"known are LlamaForCausalLM \(llama\), MonoFormerForCausalLM",
+        ),
         ("llama", {"architectures": "LlamaForCausalLM"}, "known are"),
         ("llama", {"architectures": None}, "known are"),
         ("llama", {"model_type": "mistral"}, "model_type 'mistral'"),
@@ -72,7 +87,7 @@ def test_rotary_scaling_is_read_in_every_spelling(change, theta, scaling, tmp_pa
         ("llama", {"rms_norm_eps": 0}, "rms_norm_eps=0 is not a number from 1e-12 to 0.1"),
         ("llama", {"hidden_size": 50}, "is no even multiple of num_attention_heads=6"),
         ("llama", {"num_key_value_heads": 4}, "is no multiple of num_key_value_heads=4"),
-        ("llama", {"head_dim": 16}, "head_dim=16"),
+        ("monoformer", {"head_dim": 48}, "head_dim=48, here hidden_size / num_attention_heads only"),
         (
             "llama",
             {"attention_bias": True, "hidden_act": "gelu"},
@@ -81,10 +96,17 @@ def test_rotary_scaling_is_read_in_every_spelling(change, theta, scaling, tmp_pa
         ("llama", {"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes' is not true or false"),
         (
             "llama",
-            {"rope_scaling": {"type": "dynamic", "factor": 2}},
-            "rope_scaling is of type 'dynamic', here default",
+            {"rope_scaling": {"type": "longrope", "factor": 2}},
+            "rope_scaling is of type 'longrope', here default, linear, dynamic, llama3, yarn only",
         ),
-        ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters is of type 'yarn'.* give other weights"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "factor=None in rope_parameters is not a number",
+        ),
+        ("llama", {"rope_scaling": YARN | {"truncate": False}}, "type 'yarn' has truncate=False.* give other weights"),
+        ("llama", {"rope_scaling": YARN | {"beta_fast": 1}}, "beta_fast=1 in rope_scaling is not above beta_slow"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 0.5}}, "factor=0.5 in rope_scaling is not a number"),
         ("llama", {"rope_parameters": {"type": "longrope"}}, "rope_parameters is of type 'longrope'"),
         ("llama", {"rope_scaling": {"type": ["linear"]}}, "rope_scaling is of type \\['linear'\\]"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": "2"}}, "factor='2' in rope_scaling is not a number"),
@@ -99,9 +121,9 @@ def test_rotary_scaling_is_read_in_every_spelling(change, theta, scaling, tmp_pa
             "rope_theta='big' is not a number",
         ),
         (
-            "llama",
-            {"mlp_bias": True, "head_dim": 64},
-            "mlp_bias=True, here False only, head_dim=64.* give other weights",
+            "monoformer",
+            {"mlp_bias": True, "head_dim": 48},
+            "mlp_bias=True, here False only, head_dim=48.* give other weights",
         ),
         ("llama", {"hidden_size": 98304, "num_hidden_layers": 1000, "intermediate_size": 2**19}, "parameters, more"),
         ("monoformer", {"decoder_t_embed": "add_at_each_layer"}, "decoder_t_embed='add_at_each_layer' is none of"),

@@ -243,7 +243,7 @@ def test_everything_that_is_wrong_is_in_one_message(shards, tmp_path, capsys):
     config = json.loads((tmp_path / "there" / "config.json").read_text())
     (tmp_path / "there" / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
     _, _, error = run(capsys, source=tmp_path / "there", out=tmp_path / "init")
-    assert "known are LlamaForCausalLM and MonoFormerForCausalLM" in error
+    assert "known are LlamaForCausalLM (llama), MonoFormerForCausalLM (llama), MistralForCausalLM" in error
 
 
 def test_weights_that_are_no_whole_model_are_not_exported(tmp_path, capsys):
@@ -256,7 +256,7 @@ def test_weights_that_are_no_whole_model_are_not_exported(tmp_path, capsys):
         (bias, made_for | {"model.trunk.bias": True}, "model.trunk.bias=True, there False only, the parameter 'trunk/"),
         ({}, {}, "model.trunk.width is not known"),
         ({p: x for p, x in wide.items() if p != "trunk/layers/mlp/up/kernel"}, made_for,
-         "no whole Llama or MonoFormer: trunk/final_norm/scale, trunk/layers/mlp/up/kernel are missing or of other"),
+         "no whole LlamaForCausalLM: trunk/final_norm/scale, trunk/layers/mlp/up/kernel are missing or of other"),
         (leaves, made_for | {"model.trunk.heads": 7}, "hidden_size=48 is no even multiple of num_attention_heads=7"),
     )):  # fmt: skip
         write_initial(tmp_path / str(number), LazyArrays(changed), about)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from src.models.pretrained.hf_config import read_config
-from src.models.pretrained.initial_weights import Initial
+from src.models.pretrained.initial_weights import Initial, write_initial
 from src.models.pretrained.llama_weights import HEAD, TABLE
 from tests.cases.llamas import llama
 from tests.helpers.published import run
@@ -43,15 +43,22 @@ def renamed(folder, change, **more):
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_a_tied_head_begins_as_the_embedding_and_goes_out_as_a_head(stored, tmp_path, capsys):
+def test_a_tied_head_is_the_embedding_and_goes_out_as_the_run_has_it(stored, tmp_path, capsys):
     tensors = llama(tmp_path / "l", head=False, tie_word_embeddings=True)
     if stored:
         whole = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
         save_file(whole, tmp_path / "l" / "model.safetensors")
-    leaves = converted(capsys, tmp_path / "l").tensors
+    found = converted(capsys, tmp_path / "l")
+    leaves = found.tensors
     np.testing.assert_array_equal(leaves[TABLE], tensors["model.embed_tokens.weight"])
     np.testing.assert_array_equal(leaves[HEAD], tensors["model.embed_tokens.weight"].T)
-    assert run(capsys, source=tmp_path / "l-out", out=tmp_path / "back")[0] == 0
+    assert run(capsys, source=tmp_path / "l-out", out=tmp_path / "tied")[0] == 0
+    assert json.loads((tmp_path / "tied" / "config.json").read_text())["tie_word_embeddings"] is True
+    assert load_file(tmp_path / "tied" / "model.safetensors").keys() == tensors.keys()
+    about = found.meta["about"]
+    assert about.pop("fields.text.head.tied") is True
+    write_initial(tmp_path / "untied", found, about, found.meta["published"])
+    assert run(capsys, source=tmp_path / "untied", out=tmp_path / "back")[0] == 0
     assert json.loads((tmp_path / "back" / "config.json").read_text())["tie_word_embeddings"] is False
     np.testing.assert_array_equal(
         load_file(tmp_path / "back" / "model.safetensors")["lm_head.weight"], tensors["model.embed_tokens.weight"]
@@ -132,13 +139,12 @@ def test_two_halves_become_float32_and_one_stays(tmp_path, capsys):
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling is of type 'dynamic'"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters is of type 'yarn'"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope_scaling is of type 'longrope'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "'yarn' has truncate=False"),
         ({"rope_scaling": {"factor": 2.0}}, "rope_scaling of type 'default' has factor=2.0"),
         ({"rope_scaling": LLAMA3 | {"mrope_section": [4]}}, "rope_scaling of type 'llama3' has mrope_section=[4]"),
         ({"attention_bias": True}, "attention_bias=True, here False only"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu', here 'silu' only"),
-        ({"head_dim": 16}, "head_dim=16, here hidden_size / num_attention_heads only"),
     ],
 )
 def test_other_llamas_are_refused_by_the_value_that_this_model_has_not(fields, words, tmp_path, capsys):

@@ -16,7 +16,6 @@ ONLY: dict[str, Any] = {
     "model.trunk.norm": "rms",
     "model.trunk.mlp": "swiglu",
     "model.trunk.bias": False,
-    "model.trunk.qk_norm": False,
     "model.trunk.rope": True,
     "model.trunk.final_norm": True,
 }
@@ -29,14 +28,21 @@ TRUNK = {
     "model.trunk.norm_epsilon": "rms_norm_eps",
     "model.trunk.rope_theta": "rope_theta",
 }
-SCALING = "model.trunk.rope_scaling"  # only where there is one
-RESERVED = "fields.text.codec.host.reserved"  # the same
+QK_NORM, QKV_BIAS, HEAD_DIM, WINDOW, SCALING = (
+    f"model.trunk.{name}" for name in ("qk_norm", "qkv_bias", "head_dim", "sliding_window", "rope_scaling")
+)
+TIED = "fields.text.head.tied"
+# Told only where they are not these; those of `EQUAL` must be these then, and no shape shows it.
+OPTIONS: dict[str, Any] = {QKV_BIAS: False, HEAD_DIM: 0, WINDOW: 0, SCALING: [], TIED: False}
+EQUAL = (WINDOW, SCALING)
+RESERVED = "fields.text.codec.host.reserved"  # only where there are some
 HEAD, ORDER, CHANNELS = (f"fields.image.head.{name}" for name in ("name", "order", "channels"))
 VARIANCE, LEARNED = "fields.image.process.variance", "learned_range"
 USUAL: dict[str, Any] = {
     ORDER: "crs",
     VARIANCE: "fixed_small",
-    SCALING: [],
+    QK_NORM: False,
+    **OPTIONS,
     RESERVED: 0,
 }  # where a config does not have the field
 BIDIRECTIONAL = "use_bi_attn_img_tokens"  # of config.json: the tokens of an image that is made see each other both ways
@@ -54,7 +60,12 @@ NAMES_1 = {
 def about(config: PublishedConfig) -> dict[str, Any]:
     """The fields that weights with this config.json are made for."""
     fields = ONLY | {ours: getattr(config, theirs) for ours, theirs in TRUNK.items()}
-    fields |= {SCALING: list(config.rope_scaling)} if config.rope_scaling else {}
+    trunk = config.family.trunk
+    fields |= {QK_NORM: trunk["qk_norm"]}
+    usual = config.head_dim * config.num_attention_heads == config.hidden_size
+    found = {QKV_BIAS: trunk["qkv_bias"], HEAD_DIM: 0 if usual else config.head_dim, WINDOW: config.sliding_window}
+    found |= {SCALING: list(config.rope_scaling), TIED: config.tied}
+    fields |= {name: value for name, value in found.items() if value != OPTIONS[name]}
     if config.image is not None:
         fields |= {HEAD: "adaln", ORDER: "rsc", CHANNELS: config.image.in_channels}
         fields |= {VARIANCE: LEARNED} if config.image.learn_sigma else {}
@@ -63,8 +74,11 @@ def about(config: PublishedConfig) -> dict[str, Any]:
 
 def about_run(config: Mapping[str, Any], images: bool) -> dict[str, Any]:
     """The same, of a run with this config; `images`: it makes some."""
-    names = (*ONLY, *TRUNK, *((SCALING,) if value_of(config, SCALING) else ()), *((HEAD, ORDER) if images else ()))
-    return {name: value_of(config, name) for name in names}
+    fields = {name: value_of(config, name) for name in (*ONLY, QK_NORM, *TRUNK, *((HEAD, ORDER) if images else ()))}
+    found = {name: value_of(config, name) for name in OPTIONS}
+    if found[HEAD_DIM] * fields["model.trunk.heads"] == fields["model.trunk.width"]:
+        found[HEAD_DIM] = OPTIONS[HEAD_DIM]
+    return fields | {name: value for name, value in found.items() if value not in (None, OPTIONS[name])}
 
 
 def made_blocks(config: Mapping[str, Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Our leaves as a published Llama or MonoFormer: names, order of axes, config.json (the inverse of `pretrained`)."""
+"""Our leaves as a published checkpoint: names, order of axes, config.json (the inverse of `pretrained`)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from src.common.files.paths import shown
 from src.common.files.safetensors_writer import SHARD_BYTES, Tensor, write_tensors
 from src.common.files.store import write_whole
 from src.common.tree import listed
-from src.models.pretrained.about import ONLY, SCALING, TRUNK
-from src.models.pretrained.hf_config import ARCHITECTURES, FIXED
-from src.models.pretrained.hf_rope import TABLES, published_rope
+from src.models.pretrained.about import HEAD_DIM, ONLY, SCALING, TIED, TRUNK, WINDOW
+from src.models.pretrained.families import LLAMA, Family, nearest_family
+from src.models.pretrained.hf_rope import TABLES, published_length, published_rope
 from src.models.pretrained.hf_vision_config import FIELDS as VISION
 from src.models.pretrained.llama_weights import HEAD, IMAGE, PROJECTOR, TABLE, names_of
 
-LLAMA, MONOFORMER = ARCHITECTURES
 PIXELS = 8  # a side of a latent's element, in pixels of the image
 LINEAR = f"{IMAGE}/head/linear"
 # Of cfg.json, those that config.json has, too.
@@ -40,33 +39,44 @@ def published_config(
     patch: int,
     side: int,
     dtype: str | None = None,
+    family: Family = LLAMA,
 ) -> dict[str, Any]:
     """The fields of config.json for leaves that were `made_for` such a model (`about.py`).
 
     base   fields that it came with, of which those that do not follow from the leaves are kept
     patch  side of a patch; side: of the latents; only read where there are images
     dtype  of all tensors, or None
+    family that `check_exportable` gave
     """
     shapes = leaves.shapes
     fields = {
-        "model_type": "llama",
+        "model_type": family.model_type,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "initializer_range": 0.02,
         "max_position_embeddings": 2048,
         "use_cache": True,
     }
-    kept = {name: value for name, value in base.items() if name not in (*TABLES, *FIXED)}
-    fields |= FIXED | kept | {theirs: made_for[ours] for ours, theirs in TRUNK.items()}
-    fields["rope_scaling"] = published_rope(made_for.get(SCALING, ()))
-    fields |= {"vocab_size": shapes[TABLE].shape[0], "architectures": [LLAMA]}
+    told = (*TABLES, *LLAMA.fixed, *family.fixed, "model_type", "head_dim", "tie_word_embeddings", "layer_types")
+    kept = {name: value for name, value in base.items() if name not in told}
+    fields |= family.fixed | kept | {theirs: made_for[ours] for ours, theirs in TRUNK.items()}
+    fields |= _attention(made_for, base, family)
+    fields["max_position_embeddings"] = published_length(made_for.get(SCALING, ()), fields["max_position_embeddings"])
+    fields["tie_word_embeddings"] = bool(made_for.get(TIED, False))
+    fields |= {"vocab_size": shapes[TABLE].shape[0], "architectures": [family.architecture]}
     fields.pop("torch_dtype", None)  # the older name; transformers reads `dtype`, and where it is absent the tensors'
     kinds = {jnp.dtype(leaf.dtype) for leaf in shapes.values()}
     fields["dtype"] = dtype or functools.reduce(jnp.promote_types, kinds).name
     if PROJECTOR not in shapes:  # the official class would look for an encoder
         fields = {name: value for name, value in fields.items() if name not in VISION}
-    if f"{IMAGE}/embed/linear/kernel" not in shapes:
-        return fields
+    same = base.get("architectures") == [family.architecture]
+    return _with_images(fields, shapes, patch, side, same and "pad_token_id" in base) if family.images else fields
+
+
+def _with_images(
+    fields: dict[str, Any], shapes: Mapping[str, Any], patch: int, side: int, padded: bool
+) -> dict[str, Any]:
+    """The fields of config.json with those of MonoFormer's images; `padded`: they have its token of padding."""
     features = shapes[f"{IMAGE}/embed/linear/kernel"].shape[0]
     outputs = getattr(shapes.get(f"{LINEAR}/kernel"), "shape", (features,))[-1]
     token = "conditioning/first/kernel" in shapes
@@ -80,10 +90,9 @@ def published_config(
         "add_pos_embed_each_layer": False,
         "use_hybrid_attn_mask": None,
     }
-    if base.get("architectures") != [MONOFORMER] or "pad_token_id" not in base:
+    if not padded:
         fields["pad_token_id"] = pad  # a Llama's is another token
     return new | fields | {
-        "architectures": [MONOFORMER],
         "patch_size": patch,
         "in_channels": features // patch**2,
         "image_size": side * PIXELS,
@@ -94,18 +103,58 @@ def published_config(
     }  # fmt: skip
 
 
-def check_exportable(leaves: Leaves, made_for: Mapping[str, Any]) -> None:
-    """Raises ValueError, in one sentence that lists everything that no published checkpoint has."""
+def _attention(made_for: Mapping[str, Any], base: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The fields of config.json about heads, rotations and windows."""
+    width, heads, depth = (made_for[f"model.trunk.{name}"] for name in ("width", "heads", "depth"))
+    size, window = made_for.get(HEAD_DIM, 0), made_for.get(WINDOW, 0)
+    fields: dict[str, Any] = {"rope_scaling": published_rope(made_for.get(SCALING, ()))}
+    if size or "head_dim" in base or "head_dim" in family.usual:
+        fields["head_dim"] = size or width // heads
+    if family.windows:
+        fields["sliding_window"] = window or None
+    if "use_sliding_window" in family.windows:
+        fields |= {"use_sliding_window": bool(window), "max_window_layers": 0 if window else depth}
+    return fields
+
+
+def check_exportable(leaves: Leaves, made_for: Mapping[str, Any], preferred: Any = None) -> Family:
+    """The family of leaves that were `made_for` such a model: the `preferred` architecture where it has all options.
+
+    Raises ValueError, in one sentence that lists everything that no published checkpoint has.
+    """
+    family = nearest_family(made_for, f"{IMAGE}/embed/linear/kernel" in leaves.shapes, preferred)
     wrong = [f"{name} is not known" for name in (*ONLY, *TRUNK) if name not in made_for]
     wrong += [f"{name}={made_for[name]!r}, there {value!r} only" for name, value in ONLY.items()
               if made_for.get(name, value) != value]  # fmt: skip
+    wrong += family.lacks(made_for)
     for path, leaf in leaves.shapes.items():
         axes = 2 + is_stacked(path) if path.endswith(("kernel", "embedding")) else 1 + is_stacked(path)
-        if len(leaf.shape) != axes or names_of(path, leaf.shape[0] if is_stacked(path) else 1) is None:
+        if len(leaf.shape) != axes or names_of(path, leaf.shape[0] if is_stacked(path) else 1, family) is None:
             wrong.append(f"the parameter {shown(path)}")
-    wrong += [f"no parameter {path}" for path in (TABLE, HEAD) if path not in leaves.shapes]
+    needed = (TABLE,) if made_for.get(TIED, False) else (TABLE, HEAD)
+    wrong += [f"no parameter {path}" for path in needed if path not in leaves.shapes]
     if wrong:
-        raise ValueError(f"this model cannot be published as Llama or MonoFormer, which lack: {listed(wrong, 100)}")
+        raise ValueError(
+            f"this model cannot be published as {family.architecture}, the nearest architecture, which lacks: "
+            f"{listed(wrong, 100)}"
+        )
+    return family
+
+
+@dataclasses.dataclass(frozen=True)
+class Headless:
+    """`Leaves` without the head, where that is the embedding."""
+
+    inner: Leaves
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """See `Leaves`."""
+        return {path: shape for path, shape in self.inner.shapes.items() if path != HEAD}
+
+    def blocks(self, path: str) -> Iterator[np.ndarray]:
+        """See `Leaves`."""
+        return self.inner.blocks(path)
 
 
 def write_config(folder: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
@@ -130,6 +179,7 @@ def write_published(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     more: Mapping[str, Tensor] | None = None,
+    family: Family = LLAMA,
 ) -> list[str]:
     """Writes the tensors of `check_exportable` leaves into a folder, a block at a time; returns the names of the files.
 
@@ -137,12 +187,13 @@ def write_published(
     patch   side of a patch
     dtype   of all tensors; None keeps that of each leaf
     more    tensors that are written, too, as they are
+    family  whose names the tensors get
     """
     tensors: dict[str, Tensor] = {}
     for path, leaf in leaves.shapes.items():
         kind = jnp.dtype(dtype or leaf.dtype)
         shape = tuple(leaf.shape[1:] if is_stacked(path) else leaf.shape)
-        names = names_of(path, leaf.shape[0]) or ()
+        names = names_of(path, leaf.shape[0], family) or ()
         blocks = _Blocks(leaves, path, patch if _turned(path, order) else 0)
         there = shape[::-1] if path.endswith("kernel") else shape
         tensors |= {

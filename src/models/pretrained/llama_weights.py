@@ -1,4 +1,4 @@
-"""Published Llama and MonoFormer checkpoints (safetensors) <-> our leaves by path, without torch or transformers.
+"""Published checkpoints (safetensors) of a family <-> our leaves by path, without torch or transformers.
 
 Their parts are those of the rows `text`, `image` and `vision` of a config, and of the trunk, `time` and `conditioning`.
 Linear layers are stored `[out, in]` there and `[in, out]` here; the trunk's blocks are stacked along a leading axis.
@@ -21,19 +21,9 @@ from src.common.files.lazy_arrays import Leaves, is_stacked
 from src.common.files.paths import shown
 from src.common.files.safetensors import SafeTensors
 from src.common.tree import listed
+from src.models.pretrained.families import LLAMA, Family
 from src.models.pretrained.hf_config import PublishedConfig
 
-BLOCK = {
-    "self_attn.q_proj.weight": "attention/q/kernel",
-    "self_attn.k_proj.weight": "attention/k/kernel",
-    "self_attn.v_proj.weight": "attention/v/kernel",
-    "self_attn.o_proj.weight": "attention/out/kernel",
-    "mlp.gate_proj.weight": "mlp/gate/kernel",
-    "mlp.up_proj.weight": "mlp/up/kernel",
-    "mlp.down_proj.weight": "mlp/down/kernel",
-    "input_layernorm.weight": "attention_norm/scale",
-    "post_attention_layernorm.weight": "mlp_norm/scale",
-}
 SINGLE = {
     "model.embed_tokens.weight": "fields/text/embed/table/embedding",
     "model.norm.weight": "trunk/final_norm/scale",
@@ -60,12 +50,12 @@ TIME_FEATURES = 256
 NEW_ROWS = ("normal", "mean")
 
 
-def place_of(name: str) -> tuple[str, int | None] | None:
+def place_of(name: str, family: Family = LLAMA) -> tuple[str, int | None] | None:
     """Our path of a published tensor, and its block (None outside the blocks); None when the name is unknown."""
     if name.startswith("model.layers."):
         index, _, rest = name.removeprefix("model.layers.").partition(".")
         number = re.fullmatch("0|[1-9][0-9]{0,3}", index)  # what `int` takes is more: "01", "+1", other scripts
-        return (f"trunk/layers/{BLOCK[rest]}", int(index)) if rest in BLOCK and number else None
+        return (f"trunk/layers/{family.block[rest]}", int(index)) if rest in family.block and number else None
     if name in SINGLE:
         return SINGLE[name], None
     stem, _, leaf = name.rpartition(".")
@@ -73,10 +63,10 @@ def place_of(name: str) -> tuple[str, int | None] | None:
     return (f"{SINGLE[stem]}/{'kernel' if leaf == 'weight' else 'bias'}", None) if known else None
 
 
-def names_of(path: str, blocks: int) -> tuple[str, ...] | None:
+def names_of(path: str, blocks: int, family: Family = LLAMA) -> tuple[str, ...] | None:
     """The published tensors of one of our leaves, one for each block; None when no checkpoint has it."""
     if path.startswith("trunk/layers/"):
-        rest = {ours: theirs for theirs, ours in BLOCK.items()}.get(path.removeprefix("trunk/layers/"))
+        rest = {ours: theirs for theirs, ours in family.block.items()}.get(path.removeprefix("trunk/layers/"))
         return None if rest is None else tuple(f"model.layers.{i}.{rest}" for i in range(blocks))
     singles = {ours: theirs for theirs, ours in SINGLE.items()}
     if path in singles:
@@ -104,14 +94,14 @@ class Published:
 
     tied   the head is the embedding, where the checkpoint has none
 
-    `entries` has dtypes and shapes by published name. `wrong` lists names that no Llama or MonoFormer has, tensors that
-    are no floats of 16 bits or more, and leaves whose blocks are not 0, 1, 2, … of one shape; only where it is empty
-    the leaves mean something. `towers` lists tensors of a frozen encoder, which are left out. Blocks of several dtypes
-    become the smallest one that holds all of them.
+    `entries` has dtypes and shapes by published name. `wrong` lists names that the family has not, tensors that are no
+    floats of 16 bits or more, and leaves whose blocks are not 0, 1, 2, … of one shape; only where it is empty leaves
+    mean something. `towers` lists tensors of a frozen encoder, which are left out. Blocks of several dtypes become the
+    smallest one that holds all of them.
     """
 
-    def __init__(self, tensors: SafeTensors | Mapping[str, np.ndarray], tied: bool = False):
-        self.tensors = tensors
+    def __init__(self, tensors: SafeTensors | Mapping[str, np.ndarray], tied: bool = False, family: Family = LLAMA):
+        self.tensors, self.family = tensors, family
         self.entries: dict[str, Any] = {}
         self.wrong: list[str] = []
         self.towers: list[str] = []
@@ -125,9 +115,9 @@ class Published:
             if name in self.entries:
                 self.wrong.append(f"{shown(there)} is {shown(self._file_names[name])} once more")
             self.entries[name], self._file_names[name] = entries[there], there
-            at = place_of(name)
+            at = place_of(name, family)
             if at is None:
-                self.wrong.append(f"{shown(there)} is no tensor of Llama or MonoFormer")
+                self.wrong.append(f"{shown(there)} is no tensor of {family.architecture}")
                 continue
             found.setdefault(at[0], {})[at[1] or 0] = name
             if self.entries[name].dtype.name not in FLOATS:
@@ -171,11 +161,11 @@ def check_complete(found: Published, config: PublishedConfig) -> None:
     wanted: dict[str, tuple[int, ...]] = {}
     for path, shape in expected(found.shapes, config).items():
         inner = shape[is_stacked(path) :]
-        names = names_of(path, config.num_hidden_layers) or ()
+        names = names_of(path, config.num_hidden_layers, config.family) or ()
         wanted |= dict.fromkeys(names, inner[::-1] if path.endswith("kernel") else inner)
     wrong = []
     if config.tied and names_of(HEAD, 1)[0] not in found.entries:
-        del wanted[names_of(HEAD, 1)[0]]
+        wanted.pop(names_of(HEAD, 1)[0], None)
     elif config.tied and not _equal(found, *(names_of(path, 1)[0] for path in (HEAD, TABLE))):
         wrong.append("tie_word_embeddings is true and lm_head.weight another tensor than the embedding (set it to false"
                      " to keep the head, or leave the tensor out)")  # fmt: skip
@@ -206,20 +196,28 @@ def _equal(found: Published, *names: str, rows: int = 4096) -> bool:
 def expected(found: Mapping[str, Any], config: PublishedConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of our leaves by the config; `found` is only read for the width of a vision encoder's features."""
     c, width = config, config.hidden_size
-    heads = width // c.num_attention_heads * c.num_key_value_heads
+    asked, heads = c.head_dim * c.num_attention_heads, c.head_dim * c.num_key_value_heads
     block = {
-        "attention/q/kernel": (width, width),
+        "attention/q/kernel": (width, asked),
         "attention/k/kernel": (width, heads),
         "attention/v/kernel": (width, heads),
-        "attention/out/kernel": (width, width),
+        "attention/q/bias": (asked,),
+        "attention/k/bias": (heads,),
+        "attention/v/bias": (heads,),
+        "attention/q_norm/scale": (c.head_dim,),
+        "attention/k_norm/scale": (c.head_dim,),
+        "attention/out/kernel": (asked, width),
         "mlp/gate/kernel": (width, c.intermediate_size),
         "mlp/up/kernel": (width, c.intermediate_size),
         "mlp/down/kernel": (c.intermediate_size, width),
         "attention_norm/scale": (width,),
         "mlp_norm/scale": (width,),
     }
-    shapes = {f"trunk/layers/{path}": (c.num_hidden_layers, *shape) for path, shape in block.items()}
+    have = {*c.family.block.values()}
+    shapes = {f"trunk/layers/{path}": (c.num_hidden_layers, *s) for path, s in block.items() if path in have}
     shapes |= {"trunk/final_norm/scale": (width,), TABLE: (c.vocab_size, width), HEAD: (width, c.vocab_size)}
+    if c.tied and HEAD not in found:
+        del shapes[HEAD]
     if c.image is None:
         return shapes
     features = c.image.in_channels * c.image.patch_size**2
@@ -247,6 +245,7 @@ class Grown:
     """`Leaves` with `rows` more words, each with a row of the embedding and a column of the head.
 
     how    normal: N(0, 0.02²) by `seed`, as transformers did when MonoFormer was made; mean: the mean of the others
+    tied   the head is the embedding, in the new rows too
 
     Raises ValueError for another word.
     """
@@ -255,6 +254,7 @@ class Grown:
     rows: int
     how: str = "normal"
     seed: int = 0
+    tied: bool = False
 
     def __post_init__(self):
         if self.how not in NEW_ROWS:
@@ -282,7 +282,7 @@ class Grown:
             if self.how == "mean":
                 new = np.broadcast_to(words.mean(0, dtype=np.float64), (self.rows, words.shape[1]))
             else:
-                generator = np.random.default_rng((self.seed, zlib.crc32(path.encode())))
+                generator = np.random.default_rng((self.seed, zlib.crc32((TABLE if self.tied else path).encode())))
                 new = generator.normal(0, 0.02, (self.rows, words.shape[1]))
             grown = np.concatenate([words, new.astype(words.dtype)])
             yield grown if axis == 0 else grown.T

@@ -19,17 +19,18 @@ from src.common.files.safetensors_writer import SHARD_BYTES, check_room
 from src.common.files.strict_json import read_json
 from src.common.tree import listed
 from src.models import lora
-from src.models.pretrained.about import BIDIRECTIONAL, ORDER, RESERVED, about, about_run, links_of, made_at_once
+from src.models.pretrained.about import BIDIRECTIONAL, ORDER, RESERVED, TIED, about, about_run, links_of, made_at_once
 from src.models.pretrained.dit_weights import PublishedDiT, is_dit
 from src.models.pretrained.export import (
-    MONOFORMER,
     PIXELS,
+    Headless,
     check_exportable,
     published_config,
     write_config,
     write_published,
     write_settings,
 )
+from src.models.pretrained.families import MONOFORMER, Family
 from src.models.pretrained.hf_config import parse_config, read_config
 from src.models.pretrained.hf_vision_config import FIELDS as VISION
 from src.models.pretrained.hf_vision_config import vision_fields
@@ -178,7 +179,7 @@ def _published(
     path: epath.Path, words: VocabularyRows, options: Options
 ) -> tuple[Leaves, dict[str, Any], dict[str, Any]]:
     config = read_config(path)
-    found = Published(SafeTensors(path), config.tied)
+    found = Published(SafeTensors(path), config.tied, config.family)
     check_complete(found, config)
     image = config.image
     if image and not (image.use_pos_embed and image.use_adaln_final_layer):
@@ -188,7 +189,7 @@ def _published(
         )
     made_for = about(config) | ({RESERVED: words.reserved} if words.reserved else {})
     fields = read_json(path / "config.json", what="config")
-    return Grown(found, words.new, options.new_rows, options.seed), made_for, fields
+    return Grown(found, words.new, options.new_rows, options.seed, config.tied), made_for, fields
 
 
 def _name_special_tokens(folder: epath.Path, rows: int, pieces: int | None) -> Iterator[str]:
@@ -214,20 +215,27 @@ class Job(NamedTuple):
     side: int
     target: epath.Path
 
+    @property
+    def family(self) -> Family:
+        """What it becomes. Raises as `check_exportable`."""
+        return check_exportable(self.leaves, self.made_for, (self.base.get("architectures") or [None])[0])
+
 
 def _export(source: Weights, out: epath.Path, options: Options) -> Iterator[str]:
     jobs, tokenizer = (_initial_jobs if source.kind == "initial" else _run_jobs)(source.path, out, options)
+    jobs = [job._replace(leaves=Headless(job.leaves)) if job.made_for.get(TIED) else job for job in jobs]
     configs = [_config(job, source, options) for job in jobs]  # all of them before anything is written
     towers = [tower_tensors(fields, PROJECTOR in job.leaves.shapes) for job, fields in zip(jobs, configs, strict=True)]
     for job, fields, (tower, warning) in zip(jobs, configs, towers, strict=True):
         order, size = job.made_for.get(ORDER, "rsc"), options.shard_bytes
-        files = write_published(job.target, job.leaves, order, job.patch, options.dtype, size, tower)
+        files = write_published(job.target, job.leaves, order, job.patch, options.dtype, size, tower, job.family)
         write_config(job.target, fields)
         told = summary(job.leaves.shapes)
         yield f"{job.target}: {fields['architectures'][0]}, {told['parameters']:,} parameters, {', '.join(files)}"
         if warning:
             yield f"{job.target}: {warning}"
-    if configs[0]["architectures"] == [MONOFORMER]:
+    images = configs[0]["architectures"] == [MONOFORMER.architecture]
+    if images:
         write_settings(out, configs[0])
     tokenizer = options.tokenizer or tokenizer
     copied = copy_tokenizer(tokenizer, out) if tokenizer else []
@@ -236,7 +244,7 @@ def _export(source: Weights, out: epath.Path, options: Options) -> Iterator[str]
     if source.kind == "run" and type(bos) is type(eos) is int:
         yield from write_ends(out, Ends(bos, eos))
     rows, pieces = jobs[0].leaves.shapes[TABLE].shape[0], pieces_of(out)
-    trained = source.kind == "run" or configs[0]["architectures"] == [MONOFORMER]  # with our text codec
+    trained = source.kind == "run" or images  # with our text codec
     if copied and has_special_tokens(out, rows, pieces, trained):
         yield from _name_special_tokens(out, rows, pieces)
 
@@ -244,13 +252,13 @@ def _export(source: Weights, out: epath.Path, options: Options) -> Iterator[str]
 def _config(job: Job, source: Weights, options: Options) -> dict[str, Any]:
     """The fields of config.json, once everything fits."""
     shapes = job.leaves.shapes
-    check_exportable(job.leaves, job.made_for)
-    fields = published_config(job.leaves, job.made_for, job.base, job.patch, job.side, options.dtype)
+    family = job.family
+    fields = published_config(job.leaves, job.made_for, job.base, job.patch, job.side, options.dtype, family)
     wanted = expected(shapes, parse_config(fields, f"the config that {shown(source.path)} would get"))
     wrong = sorted(path for path in {*shapes, *wanted} if path not in shapes or shapes[path].shape != wanted.get(path))
     if wrong:
         raise ValueError(
-            f"{shown(source.path)} is no whole Llama or MonoFormer: {listed(wrong, 100)} are missing or of other "
+            f"{shown(source.path)} is no whole {family.architecture}: {listed(wrong, 100)} are missing or of other "
             "shapes than its config says"
         )
     return fields

@@ -55,13 +55,14 @@ def not_read(path: Any) -> list[str]:
     if buffers := [name for name in tensors.entries if name.endswith(IGNORED)]:
         told = "are not read, since rotations are computed from rope_theta"
         lines.append(f"{path}: {len(buffers)} tensors such as {shown(buffers[0])} {told}")
-    if towers := Published(tensors, config.tied).towers:
+    if towers := Published(tensors, config.tied, config.family).towers:
         lines.append(f"{path}: {len(towers)} tensors of a frozen encoder are left out, such as {shown(towers[0])}")
     fields = read_json(path / "config.json", what="config")
     if (beside := fields.get("rope_theta")) not in (None, config.rope_theta):
         lines.append(f"{path}: rope_theta={shown(beside)} is not read: its table of rotations has {config.rope_theta}")
     if keys := unread_keys(fields):
-        lines.append(f"{path}: keys of config.json that no plain Llama has are not read: {listed(keys)}")
+        plain = config.architecture.removesuffix("ForCausalLM")
+        lines.append(f"{path}: keys of config.json that no plain {plain} has are not read: {listed(keys)}")
     if files := chat_templates(path):
         lines.append(
             f"{path}: the chat template of {listed(files)} is not used: chats of a run are <s> question answer </s>"
@@ -73,7 +74,7 @@ def _published(path: Any) -> tuple[list[str], Mapping[str, Any]]:
     config, tensors = read_config(path), SafeTensors(path)
     lines = [f"{config.architecture}, published", _fields(config)]
     try:
-        check_complete(Published(tensors, config.tied), config)
+        check_complete(Published(tensors, config.tied, config.family), config)
     except ValueError as error:
         lines.append(f"NOT SOUND: {error}")
     if (path / "ema" / "config.json").exists():

@@ -22,7 +22,7 @@ from src.evals.language.network import TextNetwork
 from src.evals.language.text_model import TextModel
 from src.interfaces import Field, FieldSpec, row_of
 from src.models.build import build_architecture
-from src.models.pretrained.about import RESERVED, about
+from src.models.pretrained.about import RESERVED, TIED, about
 from src.models.pretrained.hf_config import parse_config, read_config
 from src.models.pretrained.initial_weights import Initial, is_initial
 from src.models.pretrained.llama_weights import Published, check_complete
@@ -120,7 +120,7 @@ def open_weights(
         options = made_for["about"]
     elif (path / "config.json").exists():
         config = read_config(path)
-        leaves = Published(SafeTensors(path), config.tied)
+        leaves = Published(SafeTensors(path), config.tied, config.family)
         check_complete(leaves, config)
         options = about(config)
     else:
@@ -133,11 +133,12 @@ def open_weights(
     field = Field(FIELD, FieldSpec(vocab=rows), Chain((codec,)))
     trunk = {key.removeprefix("model.trunk."): v for key, v in options.items() if key.startswith("model.trunk.")}
     model = {"dtype": dtype, "trunk": trunk, "conditioning": {"name": "conditioning:Conditioning"}, "time": {}}
-    parts = {"embed": {"name": "tokens"}, "head": {"name": "categorical"}}
+    tied = options.get(TIED, False)
+    parts = {"embed": {"name": "tokens"}, "head": {"name": "categorical", "tied": tied}}
     architecture, init = build_architecture(model, {FIELD: parts}, {FIELD: field})
     wanted = flatten(jax.eval_shape(init, jax.random.key(0)))
     if missing := [name for name in wanted if name not in leaves.shapes]:
-        raise ValueError(f"{shown(folder)} lacks {listed(missing)}: give weights of a whole Llama or MonoFormer")
+        raise ValueError(f"{shown(folder)} lacks {listed(missing)}: give weights of a whole model")
     sharding = replicated(make_mesh({"data": -1})) if jax.device_count() > 1 else None
     params = unflatten({name: place(leaves, name, leaf.dtype, sharding) for name, leaf in wanted.items()})
     network = TextNetwork(
