@@ -8,6 +8,8 @@ from src.corruption.base import check_steps
 from src.corruption.schedules import Schedule
 from src.corruption.timesteps import shift_time
 
+SPACINGS = ("uniform", "ddim", "linspace")  # of the kept indices of a discrete schedule
+
 
 def _kept_indices(n: int, steps: int, spacing: str) -> np.ndarray:
     """The `steps` indices out of n that a respaced process keeps, increasing."""
@@ -18,8 +20,11 @@ def _kept_indices(n: int, steps: int, spacing: str) -> np.ndarray:
                 f"No integer stride picks {steps} of {n} times; take another step count or spacing 'uniform'."
             )
         return np.arange(0, n, strides[0])
-    if steps > n:
-        raise ValueError(f"{steps} sampling steps do not fit a process of {n} times; take at most {n}.")
+    most = n - 1 if spacing == "linspace" else n
+    if steps > most:
+        raise ValueError(f"{steps} sampling steps do not fit a process of {n} times; take at most {most}.")
+    if spacing == "linspace":
+        return np.round(np.linspace(0, n - 1, steps + 1)).astype(int)[1:]
     if steps == 1:
         return np.array([n - 1])  # a single step starts from noise
     # a cumulative sum of strides, because the rounding of the published code depends on it
@@ -32,14 +37,15 @@ def time_grid(
     """Decreasing times [steps + 1] that end at 0.
 
     Discrete schedules: t = (k + 1)/n of the kept indices k. "uniform" keeps round(i (n-1)/(steps-1)), "ddim" every
-    stride-th from 0 (both as in Nichol & Dhariwal's code). Continuous schedules: equal steps from t_max to 0, or, with
-    `last_size`, equal steps to `last_size` and one from there to 0. `shift` moves times towards noise (SD3, eq. 23).
+    stride-th from 0 (both as in Nichol & Dhariwal's code), "linspace" round(i (n-1)/steps) without i = 0 (that of
+    diffusers' DPM-Solver). Continuous schedules: equal steps from t_max to 0, or, with `last_size`, equal steps to
+    `last_size` and one from there to 0. `shift` moves times towards noise (SD3, eq. 23).
 
     Raises ValueError for steps < 1, an unknown spacing, or step counts that do not fit the table.
     """
     check_steps(steps)
-    if spacing not in ("uniform", "ddim"):
-        raise ValueError(f"The spacing {spacing!r} is unknown; take 'uniform' or 'ddim'.")
+    if spacing not in SPACINGS:
+        raise ValueError(f"The spacing {spacing!r} is unknown; take one of {', '.join(SPACINGS)}.")
     n = schedule.discrete_steps
     if n is not None:
         times = (_kept_indices(n, steps, spacing)[::-1] + 1) / n

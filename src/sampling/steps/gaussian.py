@@ -5,8 +5,7 @@
 3. Euler, Heun dx/dt = velocity(x, t), the probability-flow ODE (Karras et al. 2022, algorithm 1; Ma et al. 2024).
 4. Euler-Maruyama: for any w(t) >= 0 the reverse SDE  dx = (velocity - w/2 score) dt + sqrt(w) dW  has the marginals of
    the ODE (Ma et al. 2024, eq. 4).
-5. DPM-Solver++(2M) in log-SNR: with lambda = log(a / s), h = lambda_u - lambda_t and h' the previous step,
-       D = x0_t + (h / 2h') (x0_t - x0_previous),   x_u = s_u/s_t x_t + a_u (1 - e^-h) D  (Lu et al. 2022, algorithm 2).
+5. DPM-Solver++(2M), see `corruption/_solvers.py` (Lu et al. 2022, algorithm 2).
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from src.corruption._grids import time_grid
+from src.corruption._solvers import ddim, dpm_solver_2m, no_history
 from src.corruption.gaussian import Estimate, Gaussian, expand
 from src.corruption.schedules import FLOOR, Schedule
 from src.interfaces import PyTree
@@ -32,7 +32,7 @@ Again = Callable[[Array, Array], Estimate]  # (x_t, t) -> one more estimate
 class _Sampler(StepBase):
     """Options of all samplers, beside `shift`.
 
-    spacing   of the kept indices of a discrete schedule, "uniform" or "ddim"
+    spacing   of the kept indices of a discrete schedule: uniform, ddim or linspace
     clip_x0   bound on |x0| of every estimate; the other parameterizations are converted from it; None: no clipping
     """
 
@@ -91,11 +91,12 @@ class DDIM(_Sampler):
         self, process: Gaussian, key: Array, estimate: Estimate, xt: Array, t: Array, s: Array, state: PyTree, _: Again
     ) -> tuple[Array, PyTree]:
         """One step of equation 2."""
-        schedule, t, s = process.schedule, expand(t, xt), expand(s, xt)
+        schedule = process.schedule
+        if self.eta == 0:
+            return ddim(schedule, estimate, xt, s), state
+        t, s = expand(t, xt), expand(s, xt)
         sigma_s = schedule.sigma(s)
         clean = schedule.alpha(s) * estimate.x0
-        if self.eta == 0:
-            return clean + sigma_s * estimate.eps, state
         variance = self.eta**2 * schedule.jump(t, s)[1] * (sigma_s / jnp.maximum(schedule.sigma(t), FLOOR)) ** 2
         kept = jnp.sqrt(jnp.maximum(sigma_s**2 - variance, 0.0))  # rounding may go below 0
         noise = jax.random.normal(key, xt.shape, xt.dtype)
@@ -204,19 +205,11 @@ class DPMSolverPP2M(_Sampler):
     """Second-order multistep solver on x0 estimates, one evaluation a step; first order at the start and to t = 0."""
 
     def init(self, process: Gaussian, xt: Array) -> PyTree:
-        """(previous x0, previous lambda of each token, whether there was a previous step)."""
-        return jnp.zeros_like(xt), jnp.zeros_like(xt[..., :1]), jnp.zeros((), bool)
+        """The history of a first step."""
+        return no_history(xt)
 
     def move(
         self, process: Gaussian, key: Array, estimate: Estimate, xt: Array, t: Array, s: Array, state: PyTree, _: Again
     ) -> tuple[Array, PyTree]:
-        """One step of equation 5."""
-        schedule, x0, t, s = process.schedule, estimate.x0, expand(t, xt), expand(s, xt)
-        before, lambda_before, has_before = state
-        lambda_t, lambda_s = 0.5 * schedule.log_snr(t), 0.5 * schedule.log_snr(s)
-        ratio = (lambda_s - lambda_t) / jnp.where(has_before, lambda_t - lambda_before, 1.0)
-        blended = x0 + jnp.where(has_before & (s > 0), 0.5 * ratio, 0.0) * (x0 - before)
-        # a_u e^-h = a_t s_u / s_t stays finite where lambda does not
-        shrink = schedule.sigma(s) / jnp.maximum(schedule.sigma(t), FLOOR)
-        xs = shrink * xt + (schedule.alpha(s) - schedule.alpha(t) * shrink) * blended
-        return xs, (x0, jnp.broadcast_to(lambda_t, lambda_before.shape), jnp.ones((), bool))
+        """One step (`corruption/_solvers.py`, 2)."""
+        return dpm_solver_2m(process.schedule, estimate.x0, xt, t, s, state)
