@@ -60,10 +60,12 @@ def per_token(
 class TimestepEmbedder(nnx.Module):
     """Sinusoidal features, linear, SiLU, linear (DiT)."""
 
-    def __init__(self, width: int, *, features: int = 256, init: str | float = 0.02, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, *, features: int = 256, init: str | float = 0.02, bias: bool = True, dtype, rngs: nnx.Rngs
+    ):
         self.features = features
-        self.first = linear(features, width, init=init, bias=True, dtype=dtype, rngs=rngs)
-        self.second = linear(width, width, init=init, bias=True, dtype=dtype, rngs=rngs)
+        self.first = linear(features, width, init=init, bias=bias, dtype=dtype, rngs=rngs)
+        self.second = linear(width, width, init=init, bias=bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, t: Float[Array, "B T"]) -> Float[Array, "B T D"]:
         return self.second(jax.nn.silu(self.first(timestep_features(t, self.features))))

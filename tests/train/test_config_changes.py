@@ -82,7 +82,7 @@ def test_a_part_inside_a_part_that_has_a_default():
     "name, options",
     [
         ("latentlm", {"fields.image.head.steps": 3}),
-        ("latentlm", {"fields.image.head.sampler": "ancestral", "fields.image.head.temperature": 0.5}),
+        ("latentlm", {"fields.image.head.sampler": "ancestral", "fields.image.head.noise_scale": 0.5}),
         ("blackout", {"fields.image.process.rounding": "nearest"}),
         ("blackout", {"fields.image.process.rounding": None}),
     ],
