@@ -125,6 +125,9 @@ class Head(Protocol):
     noise    all that `nll` draws for [B, N] tokens; mostly ()
     nll      -log p(target | hidden) or what stands for it, [B, N]; deterministic
     sample   the next token of each row from [B, D]; guidance acts inside, on outputs. `choose`: (key, logits) -> ids
+
+    It may have `past`, a number K above 0: it also reads the K tokens of its field before the one that it makes. `nll`
+    finds them in its targets; `sample` gets them as one more argument `past`, [B, K, …], zeros where there is none.
     """
 
     def __call__(self, hidden: Array, cond: Array | None = None) -> Array: ...
@@ -199,6 +202,7 @@ class Hidden:
 class BoundField(Head, Protocol):
     """A row of the table with its parameters and its state; it is the field's head, too.
 
+    past           number of tokens before the next one that its head reads
     encode         clean tokens as the process corrupts them: themselves, or what a learned codec makes of them;
                    `decode` back
     codec_losses   what a learned codec is trained on, by name, [B, N] each
@@ -206,6 +210,7 @@ class BoundField(Head, Protocol):
 
     field: Field
     process: Process
+    past: int
 
     def encode(self, value: Array) -> PyTree: ...
     def decode(self, x0: PyTree) -> Array: ...

@@ -76,9 +76,11 @@ class ModelField:
         """-log p(target | hidden), or what stands for it."""
         return self._scoped(self.parts.head.nll, hidden, target, noise)
 
-    def sample(self, key: Array, hidden: Array, guide: Guide, choose: Callable[[Array, Array], Array]) -> Array:
-        """The next token of each row."""
-        return self._scoped(self.parts.head.sample, key, hidden, guide, choose)
+    past = property(lambda self: getattr(self.parts.head, "past", 0))  # tokens before the next one that the head reads
+
+    def sample(self, key: Array, hidden: Array, guide: Guide, choose: Callable[..., Array], *past: Array) -> Array:
+        """The next token of each row; `past`: the tokens before it, of a head that reads some."""
+        return self._scoped(self.parts.head.sample, key, hidden, guide, choose, *past)
 
     def divergence(self, hidden: Array, other: ModelField, states: Array, temperature: float = 1.0) -> Array:
         """KL(other || this row) of the next token, of two networks' hidden states."""

@@ -164,6 +164,13 @@ class Walk:
 
     # ------------------------------------------------------------------ tokens
 
+    def past(self, name: str, index: Any, count: int) -> Array:
+        """The `count` tokens of a name before `index`, the oldest first, in all rows of the view [B, count, …]; zeros
+        where there is none."""
+        value = self.view.batch.tokens[name].value
+        padded = jnp.pad(value, ((0, 0), (count, 0), *[(0, 0)] * (value.ndim - 2)))
+        return jax.lax.dynamic_slice_in_dim(padded, index, count, axis=1)
+
     def value(self, name: str) -> Array:
         """The tokens of a name in the generated rows."""
         return self.single(self.view.batch.tokens[name].value)

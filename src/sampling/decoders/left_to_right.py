@@ -72,7 +72,8 @@ class LeftToRight:
             for name in names:
                 bound, target = now.net.field(name), _column(now.target(name), index)
                 own = jax.random.fold_in(keys[name], slot + index)
-                drawn = bound.sample(own, now.last, now.guide(name), self.choose)
+                past = (bound.encode(now.past(name, index, bound.past)),) if bound.past else ()
+                drawn = bound.sample(own, now.last, now.guide(name), self.choose, *past)
                 drawn = jnp.where(_like(done, drawn), jnp.asarray(pad, drawn.dtype), drawn)
                 given = _column(now.value(name), index)
                 value = jnp.where(_like(target, drawn), drawn.astype(given.dtype), given)
