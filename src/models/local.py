@@ -11,7 +11,8 @@ from src.common.mesh.constraints import platform
 from src.interfaces import SequenceSpec
 from src.models.attention import Attend, Attention, Sizes, prepare_attention
 from src.models.conditioning import AdaLNLayer, Condition, Modulation, modulate
-from src.models.layers import GELU, LayerNorm, linear, rotary_angles
+from src.models.layers import GELU, LayerNorm, linear
+from src.models.rotary import rotary_angles
 
 
 class LocalTransformer(nnx.Module):
@@ -48,7 +49,7 @@ class _Block(nnx.Module):
     def __init__(self, width: int, heads: int, timed: bool, *, init, bias: bool, dtype, rngs: nnx.Rngs):
         args = {"init": init, "bias": bias, "dtype": dtype, "rngs": rngs}
         self.norm = LayerNorm(width, dtype=dtype)
-        self.attention = Attention(width, heads, heads, qk_norm=False, rope=True, **args)
+        self.attention = Attention(width, heads, heads, width // heads, qk_norm=None, rope=True, **args)
         self.mlp = GELU(width, 4 * width, **args)
         self.modulation = AdaLNLayer(width, dtype=dtype, rngs=rngs) if timed else None
 
