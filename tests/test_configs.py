@@ -10,6 +10,7 @@ from configs import (
     digits,
     imagenet256,
     journeydb_ultrachat,
+    latentlm,
     llada_8b,
     llava_journeydb,
     showo,
@@ -59,6 +60,9 @@ def test_every_config_builds(name, variant):
         # Phi-1.5 with Show-o's 58,498 ids and norms of queries and keys, 1,448,176,770, without scales and shifts of
         # the norms (shifts alone of those of queries and keys), the text head's biases and the head's mask id
         (showo.get_config(), 1_448_176_770 - 24 * (4096 + 128) - 4096 - 50_305 - 2049),
+        # Transformer-XL for vectors of 16 numbers and 1,001 classes, 1,818,806,272 by its shapes, with words and their
+        # head for the classes, and scales of 49 norms and biases of the embedding of vectors, which it does not have
+        (latentlm.get_config(), 1_818_806_272 - 1001 * 2048 + 2 * 32_004 * 2048 + 49 * 2048 + 2048),
         # without the published model's unused variance outputs
         (sit_xl2_imagenet256.get_config(), 675_129_632 - 256 * 1152 - 16 * 1153),
     ],

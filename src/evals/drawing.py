@@ -96,16 +96,16 @@ def shifted(images: Float[np.ndarray, "n 8 8 1"], shift: int) -> Float[np.ndarra
     return shift_images(images, offsets, digits.BACKGROUND)
 
 
-def mixed_patches(count: int, shift: int) -> Float[np.ndarray, "n 8 8 1"]:
+def mixed_patches(count: int, shift: int, patch: int = PATCH) -> Float[np.ndarray, "n 8 8 1"]:
     """Images each of whose patches is that of another training image of the same digit: independent given the digit."""
     labels, rng = digits.load("train").labels, np.random.RandomState(2)
     values = shifted(digits.load("train").values, shift)
     images = np.empty((count, *values.shape[1:]), values.dtype)
     for digit in range(10):
         rows, of = np.flatnonzero(wanted_digits(count) == digit), np.flatnonzero(labels == digit)
-        for top in range(0, values.shape[1], PATCH):
-            for left in range(0, values.shape[2], PATCH):
-                here = np.s_[top : top + PATCH, left : left + PATCH]
+        for top in range(0, values.shape[1], patch):
+            for left in range(0, values.shape[2], patch):
+                here = np.s_[top : top + patch, left : left + patch]
                 images[(rows, *here)] = values[(rng.choice(of, len(rows)), *here)]
     return images
 
