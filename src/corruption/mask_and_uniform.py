@@ -1,19 +1,24 @@
-"""Categorical processes whose share of masks depends on the time: VQ-Diffusion's tables, and GIDD's hybrid noise.
+"""Categorical processes whose share of masks depends on the time: VQ-Diffusion's tables, GIDD's hybrid noise, and masks
+with wrong ids among the tokens between them.
 
-Sources: Gu et al. 2022 "VQ-Diffusion"; von Rütte et al. 2025 "GIDD".
+Sources: Gu et al. 2022 "VQ-Diffusion"; von Rütte et al. 2025 "GIDD"; Zhang et al. 2023 "Copilot4D".
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from src.common.rng import stream
+from src.corruption.base import expand
 from src.corruption.categorical import Categorical
 from src.corruption.keep import LinearDecay
 from src.corruption.schedules import as_time
+from src.interfaces import Corrupted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,3 +100,44 @@ class GIDD(MaskAndUniform):
         t = as_time(t)
         c = 2 * self.share / (1 - self.share) * jnp.sqrt(t * (1 - t))
         return (1 - t) / (1 + c), t / (1 + c), c / (1 + c)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskAndWrong(MaskAndUniform):
+    """Masked sin(pi t / 2), MaskGIT's schedule; of the other tokens a share r of the row is replaced by draws over the
+    vocabulary, with r uniform on [0, wrong] for each row (Copilot4D). So the network learns to take tokens back.
+
+    `masses` are those of the mean of r, for one token; with them the chain of a token is exact. Its wrong ids come in
+    the first moment after t = 0, so that the last step of any sampler takes all of them back at once.
+
+    wrong   the largest r (Copilot4D: 0.2); 0: MaskGIT's masks
+
+    Raises ValueError for a share outside [0, 1).
+    """
+
+    wrong: float | int = 0.2
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.wrong < 1:
+            raise ValueError(f"MaskAndWrong: wrong is {self.wrong}; give one of [0, 1).")
+
+    def masses(self, t: Float[Array, "..."]) -> tuple[Array, Array, Array]:
+        """Probabilities of a kept, a masked and a replaced token."""
+        t = as_time(t)
+        mask = jnp.sin(jnp.pi / 2 * t)
+        rest = jnp.where(t > 0, (1 - mask) * self.wrong / 2, 0.0)
+        return 1 - mask - rest, mask, rest
+
+    def noise(self, key: Array, shape: tuple[int, ...]) -> dict[str, Array]:
+        """That of `Categorical`, and r of each row."""
+        own = jax.random.uniform(stream(key, "wrong"), (shape[0], 1), maxval=float(self.wrong))
+        return super().noise(key, shape) | {"wrong": own}
+
+    def corrupt(self, x0: Int[Array, "*B"], noise: dict[str, Array], t: ArrayLike) -> Corrupted:
+        """Each token by its uniform number u: masked if u < m, wrong if u < m + (1 - m) r, else kept."""
+        t_each, u = expand(t, x0), noise["uniform"]
+        _, mask, _ = self.masses(t_each)
+        wrong = mask + (1 - mask) * jnp.where(t_each > 0, expand(noise["wrong"], x0), 0.0)
+        xt = jnp.where(u < mask, noise["mask"], jnp.where(u < wrong, noise["other"], x0))
+        return Corrupted(x0=x0, xt=xt.astype(x0.dtype), t=t, noise=noise)

@@ -11,7 +11,7 @@ import pytest
 
 from src.corruption import keep
 from src.corruption.categorical import TINY, Categorical
-from src.corruption.mask_and_uniform import GIDD, VQDiffusion
+from src.corruption.mask_and_uniform import GIDD, MaskAndWrong, VQDiffusion
 from src.interfaces import FieldSpec, Process
 from tests.helpers.family import fixed_logits, golden
 from tests.helpers.programs import compiled
@@ -44,6 +44,7 @@ KERNELS = {
     "rehash, mixed": Categorical(field=FIELD, mask=0.8, masks=2, rehash=True),
     "gidd": GIDD(field=FIELD, share=0.2),
     "vqdiffusion": VQDiffusion(field=FIELD, steps=10, keep=(0.9, 0.0), masked=(0.06, 0.8)),
+    "wrong": MaskAndWrong(field=FIELD, wrong=0.4),
 }
 each_kernel = pytest.mark.parametrize("name", KERNELS)
 REVERSE = jax.jit(Categorical.reverse, static_argnums=0)

@@ -3,7 +3,7 @@
 In every step from t to s:
 1. each unknown token is drawn from p(x_0 | x_t); with `revise` the known ones are, too;
 2. n = floor((1 - abar(s)) n_0) of them, at least one and not all, are masked (or replaced) again; n_0 is the number of
-   unknown tokens at the start;
+   unknown tokens at the start. With `masks` the n are masked, and n = ceil(m(s) n_0), m the share of masks;
 3. these are the n with the lowest confidence log p(drawn) + gumbel s g, with Gumbel noise g; the others are known from
    now on. At s = 0 all are known.
 4. With `remask` or `drop` also some known tokens are masked again before s = 0: those whose probability p is now below
@@ -36,6 +36,7 @@ class Confidence(TimelineBase):
     gumbel     scale of the noise at t = 1, annealed to 0; without noise, samples do not follow the model's distribution
     compound   multiply the scale by s in every step, instead of gumbel · s (the published Show-o)
     of_all     n_0 is the number of all tokens (the published Show-o)
+    masks      count the masks of the process alone, and put back masks alone (Copilot4D)
     revise     known tokens are drawn and chosen anew as the others are (Copilot4D)
     remask     threshold of the probability of known tokens, at s = 0; 0: none
     drop       the most by which their probability may fall; 1: no limit
@@ -47,6 +48,7 @@ class Confidence(TimelineBase):
     gumbel: float | int = 4.5
     compound: bool = False
     of_all: bool = False
+    masks: bool = False
     revise: bool = False
     remask: float | int = 0.0
     drop: float | int = 1.0
@@ -74,6 +76,8 @@ class Confidence(TimelineBase):
                 "Confidence: revise, remask and drop need what the network says of known tokens, but the process"
                 " carries them over: give it carry_over=False, or mask below 1."
             )
+        if self.masks and process.ids == process.field.vocab:
+            raise ValueError("Confidence: masks=True puts masks back, but the process has no mask id: leave it out.")
         rows, tokens = xt.shape[:2]
         none = jnp.zeros((rows, 1), jnp.int32)
         scale = jnp.full((rows, 1), self.gumbel, jnp.float32)
@@ -101,7 +105,7 @@ class Confidence(TimelineBase):
         places = jnp.where(places > 0, places, total)
         level = s.max(axis=1, keepdims=True)
         scale = scale * level if self.compound else self.gumbel * level
-        share = jnp.floor(places * (1 - _mean_keep(process, level))).astype(jnp.int32)
+        share = self._share(process, level, places)
         count = jnp.where(level > 0, jnp.maximum(1, jnp.minimum(unknown - 1, share)), 0)
         gumbel = jax.random.gumbel(draw_key, estimate.shape)
         choice = scale * jax.random.gumbel(choice_key, known.shape)
@@ -111,8 +115,16 @@ class Confidence(TimelineBase):
             back = (now < self.remask * (1 - level)) | (since - now > self.drop)
             chosen = chosen | (back & fixed & known & ~given & (level > 0))
             since = jnp.where(fixed & ~chosen, since, now)
-        replaced = process.sample_replaced(replace_key, known.shape, level)
+        if self.masks:
+            replaced = process.noise(replace_key, known.shape)["mask"].astype(xt.dtype)
+        else:
+            replaced = process.sample_replaced(replace_key, known.shape, level)
         return jnp.where(_as_numbers(chosen, xt), replaced, drawn), (~chosen, places, scale, since)
+
+    def _share(self, process: Categorical, level: Float[Array, "B 1"], places: Int[Array, "B 1"]) -> Int[Array, "B 1"]:
+        """The number of unknown tokens at s."""
+        kept, masked, _ = (each.mean(axis=1, keepdims=True) for each in process.masses(level))
+        return (jnp.ceil(places * masked) if self.masks else jnp.floor(places * (1 - kept))).astype(jnp.int32)
 
 
 def choose(
@@ -136,11 +148,6 @@ def _probability(logs: Float[Array, "*B V"], ids: Int[Array, "*B"]) -> Float[Arr
     """exp of the sum of the log-probabilities of a token's ids."""
     each = jnp.take_along_axis(logs, jnp.minimum(ids, logs.shape[-1] - 1)[..., None], axis=-1)[..., 0]
     return jnp.exp(each.reshape(*each.shape[:2], -1).sum(axis=-1))
-
-
-def _mean_keep(process: Categorical, level: Float[Array, "B 1"]) -> Float[Array, "B 1"]:
-    """The mean of abar over the tokens of a row."""
-    return process.masses(level)[0].mean(axis=1, keepdims=True)
 
 
 def _every_number(known: Bool[Array, "B N *P"]) -> Bool[Array, "B N"]:
