@@ -42,6 +42,7 @@ class Images:
     always    their tokens are there in every row; else those of a row without an image are padding
     source    says what it holds, see `example.py`
     encoded   they are moments where the source has such; else files all the same (images that are only read)
+    given     first tokens, in the order of the rows, that are given where the others are made
     buckets   grids (rows, columns) of tokens, all with one product, the first one the field's: each image keeps about
               its aspect ratio, and is cut to the nearest of them
     options   of the segment
@@ -58,6 +59,7 @@ class Images:
         made: bool,
         always: bool = True,
         encoded: bool = True,
+        given: int = 0,
         buckets: Sequence[Sequence[int]] = (),
         **options: Any,
     ):
@@ -67,7 +69,7 @@ class Images:
             raise ValueError(f"the source holds {self.holds!r}; it may hold {', '.join(HOLDS)}")
         if self.holds == "moments" and not encoded:
             self.holds = "pixels"
-        self.encoded = encoded
+        self.encoded, self.given = encoded, given
         self.shape, self.count = delivered(field, self.holds), field.spec.tokens
         self.buckets = _buckets(buckets, field, self.shape) if buckets else None
         first = field.codec.host
@@ -75,6 +77,8 @@ class Images:
         self._fit = first.preprocess if self._own else getattr(first, "encode", None)
         floats = {"values": np.float32, "moments": np.float16}
         self.dtype = np.dtype(floats.get(self.holds, np.float32 if self._own else np.uint8))
+        if not 0 <= given < self.count:
+            raise ValueError(f"given={given} of {self.count} tokens of {name!r} leaves nothing to be made: give less")
         self.segment = Segment((name,), self.count, **options)
 
     def check(self, source: Source) -> None:
@@ -131,7 +135,9 @@ class Images:
             columns = rows[f"{self.name}/grid"][..., 1:]
             numbers = np.arange(self.count, dtype=np.int32)
             place = np.stack([numbers // columns, numbers % columns], axis=-1)
-        return Tokens(value, spread(there | target | self.always), spread(target), place)
+        wanted = spread(target)
+        wanted[..., : self.given] = False
+        return Tokens(value, spread(there | target | self.always), wanted, place)
 
     def made_up(self) -> np.ndarray:
         """An image as an example has it, that needs no data."""
