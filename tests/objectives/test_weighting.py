@@ -12,7 +12,7 @@ from src.objectives.losses.weighting import ELBO, Constant, MinSNR
 
 SCHEDULES = [LinearBetas(), CosineBetas(), Linear(), GVP(), VP()]
 NAME = lambda value: type(value).__name__
-LAWS = (MinSNR(gamma=5.0), ELBO(), Constant(value=2.0, on="x0"), Constant(on="velocity"))
+LAWS = (MinSNR(gamma=5.0), ELBO(), Constant(value=2.0, on="velocity"))
 T = jnp.array([0.1, 0.3, 0.5, 0.7, 0.9])
 
 
