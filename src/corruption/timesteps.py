@@ -64,6 +64,21 @@ def shift_time(t: Float[Array, "..."], shift: float) -> Float[Array, "..."]:
     return shift * t / (1 + (shift - 1) * t)
 
 
+def sway_time(t: Float[Array, "..."], sway: float) -> Float[Array, "..."]:
+    """t - sway (sin(pi t / 2) - t): fixes 0 and 1, moves the rest towards noise for sway < 0.
+
+    0: as it was; -1: sin(pi t / 2) (Chen et al. 2024 "F5-TTS", where time is 1 - t).
+    """
+    return t - sway * (jnp.sin(jnp.pi / 2 * t) - t)
+
+
+def check_sway(sway: float) -> None:
+    """Raises ValueError for a sway with which times would turn back."""
+    most = 2 / (math.pi - 2)
+    if not -1 <= sway <= most:
+        raise ValueError(f"sway={sway} would turn times back; give -1 to {most:.3f}.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shifted:
     """Times of `base`, shifted towards noise for shift > 1, as larger images need (SD3, eq. 23).

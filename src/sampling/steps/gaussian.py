@@ -22,6 +22,7 @@ from src.corruption._grids import time_grid
 from src.corruption._solvers import ddim, dpm_solver_2m, no_history
 from src.corruption.gaussian import Estimate, Gaussian, expand
 from src.corruption.schedules import FLOOR, Schedule
+from src.corruption.timesteps import check_sway, sway_time
 from src.interfaces import PyTree
 from src.sampling.steps.base import StepBase
 
@@ -33,15 +34,20 @@ class _Sampler(StepBase):
     """Options of all samplers, beside `shift`.
 
     spacing   of the kept indices of a discrete schedule: uniform, ddim or linspace
+    sway      of the times, behind the shift: below 0 steps are smaller near noise (`timesteps.py`); 0: none
     clip_x0   bound on |x0| of every estimate; the other parameterizations are converted from it; None: no clipping
     """
 
     spacing: str = "uniform"
+    sway: float = 0.0
     clip_x0: float | None = None
 
+    def __post_init__(self):
+        check_sway(self.sway)
+
     def times(self, process: Gaussian, steps: int) -> Float[Array, " T"]:
-        """`time_grid` of the schedule."""
-        return time_grid(process.schedule, steps, spacing=self.spacing, shift=self.shift)
+        """`time_grid` of the schedule, with sway."""
+        return sway_time(time_grid(process.schedule, steps, spacing=self.spacing, shift=self.shift), self.sway)
 
     def clipped(self, process: Gaussian, estimate: Estimate, xt: Array, t: Array) -> Estimate:
         """The estimate with x0 clipped to `clip_x0`."""
@@ -177,6 +183,7 @@ class EulerMaruyama(_Sampler):
     last_size: float | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if self.diffusion not in DIFFUSIONS:
             raise ValueError(
                 f"EulerMaruyama: diffusion {self.diffusion!r} is unknown; take one of {tuple(DIFFUSIONS)}."
@@ -186,7 +193,8 @@ class EulerMaruyama(_Sampler):
 
     def times(self, process: Gaussian, steps: int) -> Float[Array, " T"]:
         """`time_grid` of the schedule with `last_size`."""
-        return time_grid(process.schedule, steps, spacing=self.spacing, shift=self.shift, last_size=self.last_size)
+        times = time_grid(process.schedule, steps, spacing=self.spacing, shift=self.shift, last_size=self.last_size)
+        return sway_time(times, self.sway)
 
     def move(
         self, process: Gaussian, key: Array, estimate: Estimate, xt: Array, t: Array, s: Array, state: PyTree, _: Again
