@@ -128,7 +128,9 @@ def sample(flags: Any, started: float) -> None:
     pipeline = system.pipeline
     name = choose_task(pipeline.tasks, asked[0], flags.task)
     task = pipeline.tasks[name]
-    pictured = any(len(system.fields[row_of(made)].codec.delivered) == 3 for made in task.fill)
+    codecs = {made: system.fields[row_of(made)].codec for made in task.fill}
+    rates = {made: codec.host.rate for made, codec in codecs.items() if hasattr(codec.host, "rate")}
+    pictured = any(len(codec.delivered) == 3 for made, codec in codecs.items() if made not in rates)
     formats = formats_of(flags.format, pictured, name)
     bucket = grid_of(task, name, flags.grid)
     examples = [example_of(task, system.fields, values) | bucket for values in asked]
@@ -155,14 +157,19 @@ def sample(flags: Any, started: float) -> None:
     about |= {"guidance": float(pipeline.guidance.scale), "overrides": plain(config_flag.overrides(flags))}
     file = stem(pathlib.Path(flags.prompts).stem) if flags.prompts else name_of(asked[0])
     path = flags.output or str(workdir / "samples" / f"{file}{f'-{flags.grid}' if flags.grid else ''}")
-    _keep(SampleFiles(path, formats), found, given, [values for values in asked for _ in range(count)], about, flags)
+    asked = [values for values in asked for _ in range(count)]
+    _keep(SampleFiles(path, formats), found, given, asked, about, flags, rates)
 
 
-def _keep(files: SampleFiles, found: list[Any], given: list[Any], asked: list[Any], about: Any, flags: Any) -> None:
-    """Writes the files of generated rows, prints the paths of images, and the texts behind their given beginnings."""
+def _keep(
+    files: SampleFiles, found: list[Any], given: list[Any], asked: list[Any], about: Any, flags: Any, rates: Any
+) -> None:
+    """Writes the files of generated rows, prints the paths of images and sounds, and the texts behind their given
+    beginnings."""
     paths: list[str] = []
     if is_first():
         paths, single = files.write_images(found, [title(example) for example in given])
+        paths += files.write_sounds(found, rates, single)
         try:
             if "json" in files.formats:
                 files.write_json(found, asked, about, paths, single)
@@ -177,7 +184,7 @@ def _keep(files: SampleFiles, found: list[Any], given: list[Any], asked: list[An
         for row, example, values in zip(found, given, asked, strict=True):
             if isinstance(row[name], str) and "prompt" in example:
                 _say(f"{values['prompt']} {row[name]}")
-            elif not is_image(row[name]):
+            elif not is_image(row[name]) and name not in rates:
                 _say(str(row[name]))
 
 

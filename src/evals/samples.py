@@ -1,4 +1,4 @@
-"""The files of `--mode=sample`: a grid, single images, an array, and JSON that says what each of them is."""
+"""The files of `--mode=sample`: a grid, single images, an array, sounds, and JSON that says what each of them is."""
 
 from __future__ import annotations
 
@@ -89,6 +89,25 @@ class SampleFiles:
                 write_named(paths[-1], data.getvalue(), "array")
         return paths, single
 
+    def write_sounds(
+        self, found: Sequence[Mapping[str, Any]], rates: Mapping[str, int], single: Sequence[dict]
+    ) -> list[str]:
+        """Writes the waveforms of each row as WAV files of 16 bits, `rates` samples a second by name; what is louder
+        than 1 is made quieter. Returns the paths, and puts each into the row's `single`. Raises OSError."""
+        from scipy.io import wavfile
+
+        paths: list[str] = []
+        for name, rate in rates.items():
+            mark = f"-{stem(name)}" if len(rates) > 1 else ""
+            for number, row in enumerate(found):
+                wave = row[name] / max(1.0, float(np.abs(row[name]).max(initial=0)))
+                paths.append(f"{self.base}{mark}-{number + 1:0{len(str(len(found)))}}.wav")
+                data = io.BytesIO()
+                wavfile.write(data, rate, np.int16(np.rint(wave * 32_767)))
+                write_named(paths[-1], data.getvalue(), "WAV file")
+                single[number][name] = os.path.basename(paths[-1])
+        return paths
+
     def write_json(
         self,
         found: Sequence[Mapping[str, Any]],
@@ -98,12 +117,13 @@ class SampleFiles:
         single: Sequence[Mapping[str, str]] = (),
     ) -> None:
         """Writes `about` (task, step, seed, guidance), the names of the files of all rows, and for each row what was
-        given and what was made: a text, or the name of its single image, or null. Raises OSError."""
+        given and what was made: a text, or the name of its single image or sound, or null. Raises OSError."""
         own = [name for each in single for name in each.values()]
         samples = []
         for number, (row, values) in enumerate(zip(found, given, strict=True)):
             files = single[number] if single else {}
-            made = {name: files.get(name) if is_image(value) else _plain(value) for name, value in row.items()}
+            plain = {name: None if is_image(value) else value for name, value in row.items()}
+            made = {name: files[name] if name in files else _plain(value) for name, value in plain.items()}
             samples.append({"given": dict(values), "made": made})
         files = [name for name in map(os.path.basename, paths) if name not in own]
         told = {**about, "files": files, "samples": samples}

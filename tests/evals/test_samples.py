@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from src import run
+from src.data.files.wave_file import read_wave
 from src.evals.given import asked_of, read_prompts
 from src.evals.samples import SampleFiles, formats_of, name_of
 from src.sampling.decoders.blocks import Blocks
@@ -39,6 +40,19 @@ def test_every_format_keeps_every_image(tmp_path, channels):
         assert sample["given"] == SAID and sample["made"]["text.caption"] == f"said {number}"
         kept = np.asarray(Image.open(tmp_path / "deep" / sample["made"]["image"]))
         np.testing.assert_array_equal(kept, np.broadcast_to(image, (8, 8, 3)))
+
+
+def test_sounds_are_wav_files(tmp_path):
+    files = SampleFiles(str(tmp_path / "ae"), ["json"])
+    found = [{"frames": np.float32([0.5, -0.25, size])} for size in (0.0, 2.0)]
+    paths, single = files.write_images(found, [""] * 2)
+    paths += files.write_sounds(found, {"frames": 8000}, single)
+    files.write_json(found, [{"text": "ae"}] * 2, {}, paths, single)
+    told = json.loads((tmp_path / "ae.json").read_text())
+    for sample, expected in zip(told["samples"], ([0.5, -0.25, 0], [0.25, -0.125, 1]), strict=True):
+        rate, wave = read_wave(tmp_path / sample["made"]["frames"])
+        assert rate == 8000 and np.abs(wave - expected).max() < 1e-4
+    assert told["files"] == [] and [sample["made"]["frames"] for sample in told["samples"]] == ["ae-1.wav", "ae-2.wav"]
 
 
 def test_only_what_is_asked_for_is_written_and_two_names_have_two_files(tmp_path):
