@@ -99,6 +99,10 @@ class Mel:
         mel = np.log(np.maximum(magnitude @ mel_filters(self).T, self.floor))
         return mel[:, None].astype(np.float32)
 
+    def cut(self, value: Float[np.ndarray, "T 1 M"], count: int) -> Float[np.ndarray, "{count} 1 M"]:
+        """The first frames of a row, without its padding."""
+        return value[:count]
+
     def decode(self, value: Float[np.ndarray, "n 1 M"]) -> Float[np.ndarray, " samples"]:
         """A waveform with about these frames, float32, n hops long; what is at the floor is silent."""
         mel = np.asarray(value, np.float64)[:, 0]

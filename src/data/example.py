@@ -14,7 +14,8 @@ is shared by threads, and is pickled to worker processes. Everything else is opt
     texts          `texts() -> texts`: what a tokenizer is trained on
     image_shape    of every image, for sources of arrays; refused at once where the field takes another
     asked, right   `asked(split)`, questions with a `prompt`, and `right(prompt, answer) -> bool`, which judges answers
-    judged         `judged(question, made) -> {name: number}` judges what was made for an example of its own
+    judged         `judged(question, made) -> {name: number}` judges what was made for an example of its own;
+                   `features(question, made)` -> those of it and of a real value that fits, [n, d] each
     identity       `identity() -> texts` that change when the data do: what is learned about them is kept under it
     kind, moments, cut   of shards, see `files/shards.py`
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from src.evals.frechet import frechet_distance
 from src.evals.result import Result, check_counts
 from src.interfaces import row_of
 
@@ -18,7 +19,8 @@ class JudgedEvaluator:
     prefix   stands before the names of the numbers, where several evaluators are of this kind
 
     Numbers are the means of those that the source's `judged(question, made)` gives, `<mode>/<name>`; images are judged
-    as the source has them, texts as texts.
+    as the source has them, texts as texts. Where the source has `features(question, made)`, which gives those of what
+    was made and of something real that fits the question, `[n, d]` each, `frechet` is the Fréchet distance of all.
 
     Raises ValueError for a task that is missing, makes several things, or has a source that judges nothing.
     """
@@ -64,4 +66,8 @@ class JudgedEvaluator:
         host = pipeline.fields[row_of(name)].codec.host
         made = [host.decode(each) if hasattr(host, "eos") else each for each in made]
         judged = [self._task.source.judged(*pair) for pair in zip(asked, made, strict=True)]
-        return {key: float(np.mean([each[key] for each in judged])) for key in judged[0]}
+        scalars = {key: float(np.mean([each[key] for each in judged])) for key in judged[0]}
+        if hasattr(self._task.source, "features"):
+            found = [self._task.source.features(*pair) for pair in zip(asked, made, strict=True)]
+            scalars["frechet"] = frechet_distance(*(np.concatenate(each) for each in zip(*found, strict=True)))
+        return scalars

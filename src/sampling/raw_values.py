@@ -15,7 +15,8 @@ def decoded(field: Field, value: np.ndarray, tokens: Tokens, frozen: Callable[[s
     """Inputs of the first link of a field's codec, an array [n, …], or a list if shapes differ.
 
     value    generated tokens [n, N, …]
-    tokens   `target`, `valid` and `place` of the rows; a text is its targets up to the end-of-text id
+    tokens   `target`, `valid` and `place` of the rows; a text is its targets up to the end-of-text id, and the host
+             link's `cut(value, count)` leaves out what stands behind so many valid tokens, where it has one
     frozen   (field, values) -> the frozen link's `decode` of the values
     """
     end = getattr(field.codec.host, "eos", None) if field.codec is not None else None
@@ -25,7 +26,10 @@ def decoded(field: Field, value: np.ndarray, tokens: Tokens, frozen: Callable[[s
     if field.codec is None:
         return value
     if tokens.place is None:
-        return np.asarray(frozen(field.name, np.asarray(decode_compiled(field.codec, value))))
+        found = np.asarray(frozen(field.name, np.asarray(decode_compiled(field.codec, value))))
+        cut = getattr(field.codec.host, "cut", None)
+        counts = tokens.valid.sum(axis=1).tolist()
+        return found if cut is None else [cut(each, count) for each, count in zip(found, counts, strict=True)]
     grids = tokens.place.max(axis=1) + 1
     found: dict[int, np.ndarray] = {}
     for grid in {tuple(grid) for grid in grids.tolist()}:

@@ -41,6 +41,8 @@ def test_the_judge_misreads_none_and_tells_faults():
     assert all(each["right"] == 1 and each["symbol_error"] == 0 for each in right)
     assert max(each["left"] for each in right) < 0.1 and max(each["duration_error"] for each in right) < 0.05
     first = examples[0]
+    made, real = source().features(first, rendered(first))
+    assert made.shape == (12, 128) and (made == real).all()
     heard = MEL.encode(MEL.decode(MEL.encode(source().wave(first["labels"], first["scale"], first["pitch"]))))
     assert source().judged(first, np.concatenate([np.zeros((16, 1, 32)), heard]))["right"] == 1
     other = source().judged(first, rendered(first, speaker(SPEAKERS + 4)))

@@ -37,7 +37,7 @@ FORMANTS = {  # Hz, means of men (Peterson & Barney 1952)
 SYMBOLS = "".join(FORMANTS)
 BANDWIDTHS = (80.0, 100.0, 150.0)  # Hz
 SCALES, PITCHES = (0.85, 1.2), (100.0, 220.0)  # of speakers, spread evenly in their logarithms
-SPEAKERS, NEW_SPEAKERS = 24, 8
+SPEAKERS, NEW_SPEAKERS = 256, 16
 COUNT, HELD_OUT = 20_000, 400
 DURATIONS = (4, 5, 6, 7, 8)  # frames of a symbol
 FADE = 0.25  # of a frame's hop, of the cross-fade
@@ -45,6 +45,7 @@ POWER = 0.1  # root mean square of each symbol
 HELD_OUT_SHARE = 8  # one in so many sequences of symbols is held out, by its checksum
 STEP = 1.025  # between neighbouring scales, and pitches, of the judge
 CHANGE, MOST = 0.2, 2.0  # cost of a symbol, and most cost of a frame, in squared nepers
+PIECE = 4  # frames whose joint distribution is compared
 SHORTEST = 3  # frames of a symbol that is read
 SCALE_ERROR, PITCH_ERROR = 0.05, 1.0  # most of the same speaker: in the logarithm; in semitones
 
@@ -150,6 +151,15 @@ class Voice:
             "left": found.left,
         }
 
+    def features(
+        self, asked: Mapping[str, Any], made: Float[np.ndarray, "T 1 M"]
+    ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
+        """Pieces of `PIECE` frames of what was made, and of the text as the speaker really says it."""
+        first = len(asked["voice"]) // self.mel.hop if "voice" in asked else 0
+        real = self.mel.encode(self.wave(asked["labels"], asked["scale"], asked["pitch"]))
+        both = made[first : first + len(real)], real
+        return tuple(x[: len(x) // PIECE * PIECE].reshape(-1, PIECE * self.mel.bands) for x in both)
+
     def read(self, frames: Float[np.ndarray, "n 1 M"]) -> _Reading:
         """The symbols and the speaker of some frames; loudness does not matter."""
         scales, pitches, known = _known(self.mel)
@@ -232,7 +242,7 @@ def _resonance(hertz: np.ndarray, formant: float, bandwidth: float) -> np.ndarra
     return formant**2 / np.sqrt((formant**2 - hertz**2) ** 2 + (bandwidth * hertz) ** 2)
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=512)
 def _tables(mel: Mel, scale: float, pitch: float) -> Float[np.ndarray, "c samples"]:
     """The sound of each symbol, as long as a row; the phases are those of a sweep, so that no sample stands out."""
     amplitudes = _amplitudes(scale, pitch, mel.rate)
