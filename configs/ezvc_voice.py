@@ -36,7 +36,7 @@ def get_config(name: str | None = None):
     config.guidance.scale = 2.0
     grid = lambda steps, sway: {"name": "blocks", "steps": steps, "step": {"name": "gaussian:Euler", "sway": sway}}
     modes = {f"{told}_{steps}": grid(steps, sway) for steps in (4, 16) for told, sway in SWAYS.items()}
-    config.eval.evaluators = {"voice": {"name": "judged", "task": "speak", "rows": 200, "modes": modes}}
+    config.eval.evaluators = {"voice": {"name": "judged", "task": "speak", "rows": 100, "modes": modes}}
     config.checkpoint.every = 400
     return common.variant(config, name, first=first, published=published)
 
