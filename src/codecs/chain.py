@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from src.common.lookup import build, nearest
 from src.interfaces import FieldSpec, Tokens
@@ -114,16 +114,28 @@ def decode_compiled(codec: Any, tokens: Array, grid: tuple[int, ...] | None = No
 
 
 def encoded(codec: Any, tokens: Tokens) -> Tokens:
-    """Tokens [B, N] or, of packed rows, [B, M, N], after the device links of their codec; vectors that are padding are
-    zeros."""
+    """Tokens [B, N] or, of packed rows, [B, M, N], after the device links of their codec, in the order of their
+    `place`; vectors that are padding are zeros."""
     value, valid = jnp.asarray(tokens.value), jnp.asarray(tokens.valid)
     outer = valid.ndim - 1
     if codec is not None and codec.device:
         flat = codec.encode(value.reshape(-1, *value.shape[outer:]))
         value = flat.reshape(*value.shape[:outer], *flat.shape[1:])
+    if tokens.place is not None and codec is not None and codec.spec.grid:
+        number = row_major_numbers(jnp.asarray(tokens.place))
+        value = jnp.take_along_axis(value, number.reshape(*number.shape, *[1] * (value.ndim - number.ndim)), axis=outer)
     if value.ndim > valid.ndim:
         value = jnp.where(valid.reshape(*valid.shape, *[1] * (value.ndim - valid.ndim)), value, 0)
     return tokens.replace(value=value)
+
+
+def row_major_numbers(place: Int[Array, "*B N axes"]) -> Int[Array, "*B N"]:
+    """Number of each token in the row-major order of the grid that the places of its row fill."""
+    sides = place.max(axis=-2, keepdims=True) + 1
+    number = jnp.zeros_like(place[..., 0])
+    for axis in range(place.shape[-1]):
+        number = number * sides[..., axis] + place[..., axis]
+    return number
 
 
 STAGES = ("host", "frozen", "device", "codes")  # the last one is a device link, too

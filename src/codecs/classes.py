@@ -1,4 +1,4 @@
-"""Classes by number: a condition of a whole row, on the host."""
+"""Classes by number, on the host: a condition of a whole row, or tokens in front of it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from src.interfaces import FieldSpec
 class Classes:
     """Classes 0 … count - 1; `null` = count stands for no class, for guidance, so that a table has count + 1 rows.
 
-    Raises ValueError for a count below 1.
+    tokens   0: the class conditions the row; else it is so many tokens, ids of their own for each class and for none
+
+    Raises ValueError for a count below 1, and for tokens below 0.
     """
 
     where: ClassVar[str] = "host"
     shape: ClassVar[tuple[int, ...]] = ()
 
-    def __init__(self, count: int):
-        if count < 1:
-            raise ValueError(f"count={count} is not possible: give at least 1 class")
+    def __init__(self, count: int, tokens: int = 0):
+        if count < 1 or tokens < 0:
+            raise ValueError(
+                f"count={count}, tokens={tokens} is not possible: give at least 1 class, and 0 tokens or more"
+            )
         self.count = self.null = count
-        self.spec = FieldSpec(vocab=count)
+        self.tokens = tokens
+        self.spec = FieldSpec(vocab=(count + 1) * tokens if tokens else count)
 
     def encode(self, value: int) -> int:
         """The class itself. Raises ValueError for what is none."""

@@ -13,6 +13,7 @@ from src.codecs.pixels import crop, scaled
 from src.common.files.images import read_image
 from src.data.example import BadRow, Row, Source
 from src.data.files.latent_shards import check_moments, moments_in_bucket, moments_of
+from src.data.orders import Orders, row_generator
 from src.interfaces import Field, Tokens
 from src.sequence.segment import Segment
 
@@ -45,6 +46,7 @@ class Images:
     given     first tokens, in the order of the rows, that are given where the others are made
     buckets   grids (rows, columns) of tokens, all with one product, the first one the field's: each image keeps about
               its aspect ratio, and is cut to the nearest of them
+    order, splits   of the tokens of each row, see `orders.Orders`
     options   of the segment
 
     Raises ValueError for what does not go together.
@@ -61,6 +63,8 @@ class Images:
         encoded: bool = True,
         given: int = 0,
         buckets: Sequence[Sequence[int]] = (),
+        order: str = "rows",
+        splits: Any = (),
         **options: Any,
     ):
         self.name, self.field, self.made, self.always = name, field.name, made, always
@@ -69,8 +73,10 @@ class Images:
             raise ValueError(f"the source holds {self.holds!r}; it may hold {', '.join(HOLDS)}")
         if self.holds == "moments" and not encoded:
             self.holds = "pixels"
+        if given and (order != "rows" or splits):
+            raise ValueError(f"given={given} first tokens of {name!r} go with order='rows' and no splits alone")
         self.encoded, self.given = encoded, given
-        self.shape, self.count = delivered(field, self.holds), field.spec.tokens
+        self.shape, self.count, self.grid = delivered(field, self.holds), field.spec.tokens, field.spec.grid
         self.buckets = _buckets(buckets, field, self.shape) if buckets else None
         first = field.codec.host
         self._own = first.where == "frozen"  # a network that prepares pixels itself, as floats
@@ -80,6 +86,9 @@ class Images:
         if not 0 <= given < self.count:
             raise ValueError(f"given={given} of {self.count} tokens of {name!r} leaves nothing to be made: give less")
         self.segment = Segment((name,), self.count, **options)
+        self.orders = Orders(order, splits if isinstance(splits, int | float) else tuple(splits))
+        self.orders.check(self.count)
+        self.draws = int(self.orders.drawn)  # uniform numbers of a row
 
     def check(self, source: Source) -> None:
         """Looks at a source before its first row. Raises ValueError for shards of something else, and for a codec whose
@@ -109,7 +118,7 @@ class Images:
 
         Raises ValueError for a grid of another number of tokens.
         """
-        row = self.blank() | {f"{self.name}/target": np.asarray(make)}
+        row = self._nothing() | {f"{self.name}/target": np.asarray(make)}
         if grid is not None:
             if self.buckets is None or grid[0] * grid[1] != self.count:
                 raise ValueError(f"grid={tuple(grid)} has not {self.count} tokens, or the template has no buckets")
@@ -118,10 +127,16 @@ class Images:
 
     def blank(self) -> Row:
         """The arrays of a row that was refused."""
-        row = {f"{self.name}/{kind}": np.asarray(False) for kind in ("there", "target")}
-        if self.buckets:
-            row[f"{self.name}/grid"] = np.asarray(self.buckets.grids[0], np.int32)
-        return row | {self.name: np.zeros(self.shape, self.dtype)}
+        return self._nothing() | self.ordered(0, prompt=False)
+
+    def ordered(self, index: int, *, prompt: bool, uniform: float | None = None) -> Row:
+        """Order and blocks of the row `index`, where rows have their own, in training by a uniform number; a prompt has
+        no blocks: those of the decoder."""
+        if not self.orders.drawn:
+            return {}
+        order, block = self.orders.draw(row_generator(uniform, index), self.count)
+        row = {f"{self.name}/order": order}
+        return row if prompt or block is None else row | {f"{self.name}/block": block}
 
     def tokens(self, rows: Mapping[str, np.ndarray]) -> Tokens:
         """The tokens of stacked rows: pixels in [-1, 1], other values as they are; float32."""
@@ -135,9 +150,14 @@ class Images:
             columns = rows[f"{self.name}/grid"][..., 1:]
             numbers = np.arange(self.count, dtype=np.int32)
             place = np.stack([numbers // columns, numbers % columns], axis=-1)
-        wanted = spread(target)
+        order = rows.get(f"{self.name}/order")
+        if order is not None and place is None:
+            place = np.stack(np.unravel_index(order, self.grid), axis=-1).astype(np.int32)
+        elif order is not None:
+            place = np.take_along_axis(place, order[..., None], axis=-2)
+        block, wanted = rows.get(f"{self.name}/block"), spread(target)
         wanted[..., : self.given] = False
-        return Tokens(value, spread(there | target | self.always), wanted, place)
+        return Tokens(value, spread(there | target | self.always), wanted, place, block)
 
     def made_up(self) -> np.ndarray:
         """An image as an example has it, that needs no data."""
@@ -150,11 +170,17 @@ class Images:
             value = rng.integers(0, 256, self.shape).astype(np.uint8)
         else:
             value = rng.standard_normal(self.shape).astype(self.dtype)
-        row = self.blank() | {self.name: value}
+        row = self._nothing() | self.ordered(number, prompt=False) | {self.name: value}
         if self.buckets:
             grids = self.buckets.grids
             row[f"{self.name}/grid"] = np.asarray(grids[number % len(grids)], np.int32)
         return row | {f"{self.name}/there": np.asarray(True), f"{self.name}/target": np.asarray(target)}
+
+    def _nothing(self) -> Row:
+        row = {f"{self.name}/{kind}": np.asarray(False) for kind in ("there", "target")}
+        if self.buckets:
+            row[f"{self.name}/grid"] = np.asarray(self.buckets.grids[0], np.int32)
+        return row | {self.name: np.zeros(self.shape, self.dtype)}
 
     def _load(self, image: Any, where: str) -> Row:
         if self.holds == "pixels":

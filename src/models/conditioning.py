@@ -2,7 +2,7 @@
 
 Every class may act in three places, and leaves the others alone:
   tokens   number of time tokens in front of a segment whose field has them (`time_token`), made by `token(vector)`
-  before   changes the tokens that are noised once, before the first block
+  before   changes the tokens of fields with a process once, before the first block; unless `clean`, the noised alone
   Layer    a module in every block that turns the vector into a `Modulation`
 """
 
@@ -75,6 +75,7 @@ class Conditioning(nnx.Module):
     """No conditioning of the trunk; the head still gets the time. The base of the others."""
 
     tokens = 0
+    clean = True
     Layer: type | None = None
 
     def __init__(self, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -116,6 +117,15 @@ class AdaLNBeforeTrunk(Conditioning):
     def before(self, x: Float[Array, "B N D"], vector: Float[Array, "B T D"]) -> Float[Array, "B N D"]:
         shift, scale = jnp.split(self.linear(jax.nn.silu(vector)), 2, axis=-1)
         return x * (1 + scale) + shift
+
+
+class AddBeforeTrunk(Conditioning):
+    """Noised tokens + vector once, before the trunk; clean tokens stay as they are (CausalFusion)."""
+
+    clean = False
+
+    def before(self, x: Float[Array, "B N D"], vector: Float[Array, "B T D"]) -> Float[Array, "B N D"]:
+        return x + vector
 
 
 class AddLayer(nnx.Module):

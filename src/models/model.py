@@ -299,7 +299,7 @@ class Network:
         x = parts.embed(fold(value), fold(place))
         if hint is not None:
             x = x + parts.hint(fold(hint))
-        if vector is not None:
+        if vector is not None and (copy == "noisy" or self.model.conditioning.clean):
             x = self.model.conditioning.before(x, vector if one else vector.reshape(-1, 1, vector.shape[-1]))
         return x if one else x.reshape(*outer, *x.shape[1:])
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from src.common.rng import stream
 from src.interfaces import Corrupted, Field, Hidden, Loss, LossTerm, Net, PyTree, View, row_of
@@ -28,6 +28,8 @@ class Diffusion:
     per         draw one time for each `row` (in packed rows, each part), `block` of the noisy copy (in packed rows,
                 each block of each example), or `token`
     given       some tokens of the names may be given: these keep time 0 and get no noise; every token has a time
+    first_weight  factor of the loss of the tokens of a row's first block; that of a later block is nearer to 1, along a
+                line, by the place where it begins (CausalFusion: 2)
     hint        probability that a row reads its own first estimate (self-conditioning, Chen et al. 2022, arXiv
                 2208.04202); it needs a second pass of the trunk, without gradient
     """
@@ -43,6 +45,7 @@ class Diffusion:
         *,
         per: str = "row",
         given: bool = False,
+        first_weight: float = 1.0,
         hint: float = 0.0,
     ):
         if per not in PERS:
@@ -52,6 +55,7 @@ class Diffusion:
         if missing := [name for name in self.names if name not in self.losses]:
             raise ValueError(f"loss lacks {missing[0]!r}; give one for each of {', '.join(self.names)}")
         self.timesteps, self.per, self.given, self.hint = timesteps, per, given, hint
+        self.first_weight = first_weight
 
     def draw(self, key: Array, fields: Mapping[str, Field], view: View) -> PyTree:
         """Times and noise of the whole batch."""
@@ -122,6 +126,9 @@ class Diffusion:
             found = self.losses[name](process, self._output(net, hidden, name), c, value)
             prefix = "" if len(self.names) == 1 else f"{name}/"
             for number, (label, each) in enumerate(found.items()):
+                if self.first_weight != 1:
+                    block = hidden.view.layout.block_of(hidden.view.batch, name)
+                    each = each * weight_by_block(block, self.first_weight)
                 terms[prefix + label] = LossTerm(jnp.where(target, each, 0).sum(), target.sum(dtype=jnp.float32))
                 if number == 0:
                     t = jnp.broadcast_to(c.t, each.shape)
@@ -130,6 +137,14 @@ class Diffusion:
                         row, told = row_of(name) + STATISTICS, statistics(each, t, target)
                         terms[row] = terms[row] + told if row in terms else told
         return terms
+
+
+def weight_by_block(block: Int[Array | np.ndarray, "*B N"], first: float) -> Float[Array, "*B N"]:
+    """Factor of each token: first - (first - 1) i / N for a block that begins with token i."""
+    length = block.shape[-1]
+    begins = jnp.pad(jnp.diff(jnp.asarray(block)) != 0, [(0, 0)] * (block.ndim - 1) + [(1, 0)])
+    start = jax.lax.cummax(jnp.where(begins, jnp.arange(length), 0), axis=block.ndim - 1)
+    return first - (first - 1) * start / length
 
 
 def statistics(

@@ -10,11 +10,12 @@ import pytest
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import Linear, LinearBetas
 from src.interfaces import Batch, Field, FieldSpec, Hidden, Net, View
-from src.objectives.diffusion import BINS, STATISTICS, Diffusion, statistics
+from src.objectives.diffusion import BINS, STATISTICS, Diffusion, statistics, weight_by_block
 from src.objectives.losses.squared_error import SquaredError
 from src.sequence.layout import FixedLayout
 from src.sequence.segment import Segment
 from tests.helpers.adaptive import Remembering
+from tests.helpers.family import golden
 from tests.helpers.models import tokens
 
 TIMES = jnp.asarray([[0.001], [0.1], [0.3], [1.0]])
@@ -153,3 +154,12 @@ def test_names_of_one_row_tell_its_process_together():
     found = terms["image" + STATISTICS]
     np.testing.assert_array_equal(found.count.sum(0), [8, 4, 0])
     np.testing.assert_allclose(found.total.sum(), sum(terms[f"{name}/mse"].total for name in batch), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(6,), (2, 4), (1, 2, 3), (1, 1, 1, 1, 1, 1)], ids=str)
+def test_the_published_weights_of_blocks(sizes):
+    """From 2 at the row's first block towards 1, by the place where a block begins (CausalFusion)."""
+    wanted = golden("causalfusion/mask_and_weights")["weight_linear_" + "_".join(map(str, sizes))]
+    block = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    np.testing.assert_allclose(weight_by_block(block, 2.0), wanted, rtol=1e-6)
+    np.testing.assert_allclose(weight_by_block(jnp.asarray([block, block]), 2.0), [wanted] * 2, rtol=1e-6)

@@ -106,6 +106,22 @@ def test_the_published_mask_of_block_diffusion(length, size):
     np.testing.assert_array_equal(beside[length:], mask_of(layout)[length:])
 
 
+@pytest.mark.parametrize("sizes", [(6,), (2, 4), (1, 2, 3), (1, 1, 1, 1, 1, 1)], ids=str)
+def test_the_published_mask_of_blocks_of_any_size(sizes):
+    """CausalFusion: class tokens in front, and no clean tokens of the last block, which nobody reads."""
+    layout = FixedLayout((Segment("label", 2, 0), Segment("i", 6, role="copies")))
+    block = np.repeat(np.arange(len(sizes)), sizes)
+    there = np.r_[[True] * 2, block < block[-1], [True] * 6]
+    name = "sees_" + "_".join(map(str, sizes))
+    wanted = golden("causalfusion/mask_and_weights")[name]
+    for found in (
+        mask_of(layout, i=block),
+        mask_of(FixedLayout((Segment("label", 2, 0), Segment("i", 6, sizes, "copies")))),
+    ):
+        np.testing.assert_array_equal(np.asarray(found)[np.ix_(there, there)], wanted)
+        assert not np.asarray(found)[np.ix_(there, ~there)].any()
+
+
 def test_both_copies_of_a_markov_segment_see_none_of_its_earlier_blocks():
     """p · clean blocks a a b b · t · noisy A A B B: sampling keeps no block that only later ones would read."""
     layout = FixedLayout((Segment("p", 1), Segment("i", 4, 2, role="copies", markov=True), Segment("t", 1)))

@@ -14,6 +14,7 @@ from src.interfaces import Batch, Field, Layout
 from src.sequence.layout import FixedLayout
 
 SEGMENT = ("blocks", "role", "noisy_blocks", "markov")  # options of a segment that a config may give
+ORDERS = ("order", "splits")  # and of one of an image, see `data.orders.Orders`
 PROBES = 8  # examples that are looked at before a source is refused
 
 
@@ -132,9 +133,9 @@ class Template:
         return Batch({column.name: column.tokens(rows) for column in self.columns})
 
 
-def segment_options(given: Mapping[str, Any] | None, **defaults: Any) -> dict[str, Any]:
+def segment_options(given: Mapping[str, Any] | None, more: tuple[str, ...] = (), **defaults: Any) -> dict[str, Any]:
     """What a config says of the segment that is made, see `sequence.segment.Segment`. Raises ValueError."""
     given = dict(given or {})
-    if unknown := sorted(set(given) - set(SEGMENT)):
-        raise ValueError(f"segment has no option {unknown[0]!r}: it has {', '.join(SEGMENT)}")
+    if unknown := sorted(set(given) - {*SEGMENT, *more}):
+        raise ValueError(f"segment has no option {unknown[0]!r}: it has {', '.join((*SEGMENT, *more))}")
     return defaults | given

@@ -7,13 +7,13 @@ from typing import Any
 
 from src.data.example import Example, Row, Source, texts_of
 from src.data.images import Images
-from src.data.templates._base import Request, Template, segment_options
+from src.data.templates._base import ORDERS, Request, Template, segment_options
 from src.data.words import ENDLESS, Words, check_too_long, encode, field_of, room_for, text_codec
 from src.interfaces import Field
 
 
 class CaptionToImage(Template):
-    """Names `text.prompt`, `image` (made) and `text.tail`. Uniform numbers: which of several texts, drop.
+    """Names `text.prompt`, `image` (made) and `text.tail`. Uniform numbers: which of several texts, drop, order.
 
     length       tokens of the prompt with its two special ones; None: of the longest text of the source, which must
                  know them. `row_length` instead: tokens of the whole row
@@ -29,7 +29,8 @@ class CaptionToImage(Template):
                  prompt may have the value `grid`, that of its image
     text, image  fields
     blocks       how the words see each other
-    segment      of the made one: `blocks`, `role`, `noisy_blocks`, `markov`, see `sequence.segment.Segment`
+    segment      of the made one: `blocks`, `role`, `noisy_blocks`, `markov`, see `sequence.segment.Segment`; and
+                 `order`, `splits`, see `data.orders.Orders`
     coarse       fields of the same image in fewer tokens, made one after the other before `image`, with noisy copies
                  beside the clean tokens that it sees. A prompt may have one as the value of its name: it is given
     """
@@ -61,7 +62,7 @@ class CaptionToImage(Template):
         self.drop, self.too_long, self.text_loss, self.newline = drop, too_long, text_loss, newline
         self.blocks = blocks
         self.text, self.image, self.needs, self.fill = text, image, (caption, "image"), (image, *coarse)
-        options = segment_options(segment, blocks="bidirectional", role="noisy")
+        options = segment_options(segment, ORDERS, blocks="bidirectional", role="noisy")
         self.options = options | {"buckets": buckets}
 
     @property
@@ -78,6 +79,7 @@ class CaptionToImage(Template):
         given = {"made": True, "blocks": "bidirectional", "role": "copies"}
         made = [Images(name, field_of(fields, name, "coarse"), source, **given) for name in coarse]
         made.append(Images(image, field_of(fields, image, "image"), source, made=True, **self.options))
+        self.draws = type(self).draws + made[-1].draws
         room = self.room(source, sum(each.segment.length for each in made) + tail)
         words = Words(f"{self.text}.prompt", codec, room, blocks=self.blocks)
         self.columns = words, *made, Words(f"{self.text}.tail", codec, tail)
@@ -109,7 +111,8 @@ class CaptionToImage(Template):
         row = words.row(parts, prompt=prompt) | tail.row(end, prompt=prompt)
         for image in made:
             row |= self._image(image, example, prompt)
-        return row
+        uniform = None if request.uniforms is None or not made[-1].draws else request.uniforms[2]
+        return row | made[-1].ordered(request.index, prompt=prompt, uniform=uniform)
 
     def _image(self, image: Images, example: Example, prompt: bool) -> Row:
         """The arrays of the image, or of coarser tokens of it."""
