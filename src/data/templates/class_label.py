@@ -56,7 +56,7 @@ class ClassLabel(Template):
         if rest or (self.given and made.holds != "values"):
             raise ValueError(f"given={self.given} tokens are no whole rows of an image, or the source has no arrays")
         self.draws = type(self).draws + made.draws
-        self.columns = (ClassTokens(self.label, self.classes), made) if self.classes.tokens else (made,)
+        self.columns = (_ClassTokens(self.label, self.classes), made) if self.classes.tokens else (made,)
 
     def check(self, source: Source) -> None:
         """Also refuses a source of another number of classes, before the first row."""
@@ -121,7 +121,7 @@ class ClassLabel(Template):
         return batch if self.classes.tokens else batch.replace(cond={self.label: rows[self.label]})
 
 
-class ClassTokens:
+class _ClassTokens:
     """The class of a row as tokens that see each other: ids class · n … class · n + n - 1."""
 
     def __init__(self, name: str, classes: Any):
