@@ -23,8 +23,8 @@ class LabelsEvaluator:
     digit_accuracy, judge_accuracy, frechet_distance, frechet_floor, fdpx, fdpx_at_held_out and their floors: see
     `drawing.score_drawings`. Picture: drawings below their labels, red where wrong.
 
-    modes     further decoders by name (`sampling/decoders`), with the same scalars as `<mode>/…`, and `<mode>/calls`, the
-              passes of the network that an image needs. Picture: a row of drawings of each
+    modes   further decoders by name (`sampling/decoders`), with the same scalars as `<mode>/…`, and `<mode>/calls`, the
+            passes of the network that an image needs. Picture: a row of drawings of each
 
     Raises ValueError if the task is missing or does something else, or for a number of images out of range.
     """

@@ -49,6 +49,14 @@ class Fake:
         return [{"text.sentence": text} for text in said]
 
 
+class Modes(Fake):
+    """Makes another share of errors with each decoder, and counts its passes."""
+
+    def counted(self, task, given, seed, decoders):
+        self.wrong = decoders["image"]
+        return self.values(task, given, seed), np.full(len(given), 7)
+
+
 def test_judge_reads_what_it_has_never_seen():
     reader = judge()
     assert reader is judge()
@@ -106,6 +114,16 @@ def test_half_wrong_and_wrong_predictions(tasks, wrong, right):
     assert scores["frechet_distance"] < 2 * scores["frechet_floor"]
     labels = LabelsEvaluator(tasks, images=200)(Fake(wrong), seed=0)
     assert labels.scalars["digit_accuracy"] == pytest.approx(right, abs=0.02)
+
+
+def test_further_decoders_of_a_checkpoint_are_scored_by_name(tasks):
+    modes = {"good": lambda i: False, "half": lambda i: i % 20 < 10}
+    found = LabelsEvaluator(tasks, images=100, modes=modes)(Modes(lambda i: i < 10), seed=0)
+    one = found.scalars
+    assert one["good/digit_accuracy"] > 0.95 and abs(one["half/digit_accuracy"] - 0.5) < 0.05
+    assert one["digit_accuracy"] > 0.85 and one["good/calls"] == one["half/calls"] == 7
+    assert one["half/fdpx"] != one["good/fdpx"] and not any("floor" in name for name in one if "/" in name)
+    assert found.images["modes"].shape[0] < found.images["samples"].shape[0], "a row of each mode"
 
 
 def test_chance_noise_and_missing_digits():

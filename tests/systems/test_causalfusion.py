@@ -7,7 +7,9 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from src.common.tree import flatten, unflatten
+from configs import causalfusion_digits
+from src.build import build_system
+from src.common.tree import count_parameters, flatten, unflatten
 from src.corruption.gaussian import Gaussian
 from src.corruption.schedules import LinearBetas
 from src.interfaces import Batch, Field, FieldSpec, View
@@ -206,3 +208,18 @@ def test_equal_blocks_are_one_loop(published):
         return len(seen)
 
     assert passes(1) == passes(8)
+
+
+def test_the_published_size_builds():
+    """Without the published scales and shifts of norms, the shifts of those of queries and keys, and the places of
+    class tokens, which the table of ids has; with biases of queries, keys and values."""
+    width, depth, head = 1280, 32, 64
+    block = 12 * width**2 + 10 * width + 4 * head
+    public = 1001 * 64 * width + (64 + 256) * width + depth * block + 2 * width  # classes, places, blocks, last norm
+    public += 17 * width + 257 * width + width**2 + width + 16 * width + 16  # patches in, time, patches out
+    system = build_system(causalfusion_digits.get_config("published"))
+    found = count_parameters(jax.eval_shape(system.init, jax.random.key(0)))
+    assert found == public - 64 * width - depth * (4 * width + 2 * head) - 2 * width + depth * 3 * width
+    assert found == 713_858_832
+    segment = system.tasks["label_to_image"].task.template.columns[-1]
+    assert (segment.count, segment.orders.splits, system.tasks["label_to_image"].layout.length) == (256, 0.9, 64 + 512)
