@@ -86,7 +86,7 @@ class Images:
         if not 0 <= given < self.count:
             raise ValueError(f"given={given} of {self.count} tokens of {name!r} leaves nothing to be made: give less")
         self.segment = Segment((name,), self.count, **options)
-        self.orders = Orders(order, splits if isinstance(splits, int | float) else tuple(splits))
+        self.orders = Orders(order, splits if isinstance(splits, int | float | str) else tuple(splits))
         self.orders.check(self.count)
         self.draws = int(self.orders.drawn)  # uniform numbers of a row
 

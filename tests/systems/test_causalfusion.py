@@ -31,8 +31,8 @@ CLASSES, FRONT, GRID, CHANNELS = 5, 3, (4, 4), 3
 class WithShift(nnx.LayerNorm):
     """The published norm of queries and keys, in place of the house's, which has no mean and no shift."""
 
-    def __init__(self, width, *, dtype, rngs):
-        super().__init__(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+    def __init__(self, width, *, epsilon, dtype, rngs):
+        super().__init__(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
 
 def published_weights(shapes):
@@ -79,27 +79,28 @@ def published_weights(shapes):
 @pytest.fixture(scope="module")
 def published():
     """The published network of width 16 with its own norms of queries and keys."""
+    process = Gaussian(field=FieldSpec(GRID, features=CHANNELS), schedule=LinearBetas(), variance="fixed_large")
+    table = {
+        "label": Field("label", FieldSpec(vocab=(CLASSES + 1) * FRONT), None),
+        "image": Field("image", process.field, None, process),
+    }
+    groups = {
+        "label": {"embed": {"name": "tokens"}},
+        "image": {"embed": {"name": "patches", "positions": "trained"}, "head": {"name": "linear"}},
+    }
+    trunk = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 64, "norm": "layer", "norm_epsilon": 1e-5}
+    trunk |= {"mlp": "gelu", "bias": True, "rope": False, "qk_norm": True}
+    model = {
+        "dtype": "float32",
+        "trunk": trunk,
+        "conditioning": {"name": "conditioning:AddBeforeTrunk"},
+        "time": {},
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("src.models.attention.RMSNorm", WithShift)
-        process = Gaussian(field=FieldSpec(GRID, features=CHANNELS), schedule=LinearBetas(), variance="fixed_large")
-        table = {
-            "label": Field("label", FieldSpec(vocab=(CLASSES + 1) * FRONT), None),
-            "image": Field("image", process.field, None, process),
-        }
-        groups = {
-            "label": {"embed": {"name": "tokens"}},
-            "image": {"embed": {"name": "patches", "positions": "trained"}, "head": {"name": "linear"}},
-        }
-        trunk = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 64, "norm": "layer", "norm_epsilon": 1e-5}
-        trunk |= {"mlp": "gelu", "bias": True, "rope": False, "qk_norm": True}
-        model = {
-            "dtype": "float32",
-            "trunk": trunk,
-            "conditioning": {"name": "conditioning:AddBeforeTrunk"},
-            "time": {},
-        }
         architecture, init = build_architecture(model, groups, table)
-        yield bind(architecture, published_weights(jax.eval_shape(init, jax.random.key(0))))
+        shapes = jax.eval_shape(init, jax.random.key(0))
+    return bind(architecture, published_weights(shapes))
 
 
 def published_rows(arrays):
