@@ -103,7 +103,7 @@ class ClassLabel(Template):
 
     def invented_question(self) -> Example:
         """See `Template.invented_question`."""
-        past = {"past": self.columns[0].made_up()[: self.rows_given]} if self.given else {}
+        past = {"past": self.columns[-1].made_up()[: self.rows_given]} if self.given else {}
         return Example({"label": 0} | past, "made up")
 
     def blank(self) -> Row:
