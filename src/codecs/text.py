@@ -142,7 +142,7 @@ class SentencePiece:
     def fingerprint(self) -> str:
         """Sixteen hex digits of the model's bytes, the order of the special tokens, and the rows before them."""
         before = [str(self.reserved).encode()] if self.reserved else []
-        return _digest(self._proto, *(s.encode() for s in SPECIALS), *before)
+        return digest(self._proto, *(s.encode() for s in SPECIALS), *before)
 
 
 class Llama(SentencePiece):
@@ -197,7 +197,7 @@ class Bytes:
 
     def fingerprint(self) -> str:
         """Sixteen hex digits, always the same."""
-        return _digest(b"bytes", *(s.encode() for s in SPECIALS))
+        return digest(b"bytes", *(s.encode() for s in SPECIALS))
 
 
 def learned(
@@ -260,5 +260,6 @@ def _readable(model: Any, number: int) -> bool:
     return True
 
 
-def _digest(*parts: bytes) -> str:
+def digest(*parts: bytes) -> str:
+    """Sixteen hex digits of some bytes, for fingerprints."""
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from src.codecs.text import SPECIALS, Bytes, SentencePiece, train_sentencepiece
+from src.codecs.tokenizer_json import plain_tokenizer
 from src.models.pretrained.initial_weights import Initial
 from src.models.pretrained.llama_weights import TABLE
 from src.tools.conversion import convert as conversion
-from src.tools.conversion.tokenizer import words_by_id
+from src.tools.conversion.tokenizer import json_pieces, words_by_id
 from tests.cases.llamas import llama
 from tests.helpers.published import as_run, run
 
@@ -160,6 +161,25 @@ def test_a_tokenizer_without_a_sentencepiece_model_is_told(tmp_path, capsys):
     assert "tokenizer files: tokenizer.json; no tokenizer.model, which the text codecs read" in said
     assert found.shapes[TABLE].shape[0] == 100 and RESERVED not in found.meta["about"]
     assert words_by_id(tmp_path / "l-out")[96] == "<PAD>"
+
+
+def test_a_tokenizer_json_has_pieces_too(tmp_path, capsys):
+    """As Qwen's: its own words behind the vocabulary, one with our name, and rows without a word."""
+    llama(tmp_path / "l", vocab=96)
+    words = [{"id": 86 + i, "content": word} for i, word in enumerate(("<|end|>", "<|im_start|>", "<think>"))]
+    told = {"model": {"vocab": {str(i): i for i in range(86)}}, "added_tokens": words}
+    (tmp_path / "l" / "tokenizer.json").write_text(json.dumps(told))
+    found, said = converted(capsys, tmp_path / "l")
+    assert "no tokenizer.model: the codec tokenizer_json reads such texts" in said
+    assert "set fields.text.codec.reserved=7 (and pieces=89 of tokenizer_json)" in said
+    assert found.shapes[TABLE].shape[0] == 100 and found.meta["about"][RESERVED] == 7
+    named = words_by_id(tmp_path / "l-out")
+    assert [named[i] for i in (86, 87, 88, 89, 96, 98)] == [
+        "<|end|>", "<|reserved_87|>", "<think>", "<|reserved_89|>", "<PAD>", "<|im_start|>"
+    ]  # fmt: skip
+    assert json_pieces(tmp_path / "l-out") == 89
+    told["added_tokens"] = json.loads((tmp_path / "l-out/tokenizer.json").read_text())["added_tokens"]
+    assert [token["id"] for token in plain_tokenizer(told, "it", 89)["added_tokens"]] == [86, 87, 88]
 
 
 def test_an_export_of_a_run_pads_with_its_own_token(model, tmp_path, capsys, monkeypatch):

@@ -153,7 +153,11 @@ def _import(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str
     yield from (line for folder, _ in jobs for line in not_read(folder))
     yield from other_ends(path)
     copied = copy_tokenizer(path, out)
-    lacking = "" if not copied or "tokenizer.model" in copied else "; no tokenizer.model, which the text codecs read"
+    lacking, codec = "", "text:Llama"
+    if "tokenizer.model" not in copied and "tokenizer.json" in copied and words.pieces:
+        lacking, codec = "; no tokenizer.model: the codec tokenizer_json reads such texts", "tokenizer_json"
+    elif copied and "tokenizer.model" not in copied:
+        lacking = "; no tokenizer.model, which the text codecs read"
     yield f"tokenizer files: {', '.join(copied) or 'none there'}{lacking}"
     (leaves, *_), _ = ready[0]
     if copied and words.special:
@@ -161,7 +165,7 @@ def _import(path: epath.Path, out: epath.Path, options: Options) -> Iterator[str
     if words.reserved:
         yield (
             f"{words.reserved} rows lie between the tokenizer's pieces and the special tokens: set "
-            f"fields.text.codec.reserved={words.reserved} (and pieces={words.pieces} of text:Llama)"
+            f"fields.text.codec.reserved={words.reserved} (and pieces={words.pieces} of {codec})"
         )
 
 

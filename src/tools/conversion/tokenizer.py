@@ -43,6 +43,23 @@ def copy_tokenizer(source: str | os.PathLike[str], target: str | os.PathLike[str
     return copied
 
 
+def json_pieces(folder: str | os.PathLike[str]) -> int | None:
+    """Tokens of the tokenizer.json in a folder, without the special tokens that were put behind them here and the
+    placeholders before these; None where there is none, or no vocabulary in it."""
+    path = epath.Path(folder) / "tokenizer.json"
+    told = _read(path) if path.exists() else {}
+    words = told["model"].get("vocab") if isinstance(told.get("model"), dict) else None
+    if not isinstance(words, dict | list) or not words:
+        return None
+    last = max(word for word in (words.values() if isinstance(words, dict) else [len(words) - 1]) if type(word) is int)
+    added = sorted(words_by_id(folder).items())
+    if [word for _, word in added[-len(SPECIALS) :]] == list(SPECIALS):
+        del added[-len(SPECIALS) :]
+        while added and added[-1][1] == RESERVED.format(added[-1][0]):
+            added.pop()
+    return max([last, *(number for number, _ in added[-1:])]) + 1
+
+
 def words_by_id(folder: str | os.PathLike[str]) -> dict[int, str]:
     """The words that a folder's files name by their id, beside the pieces of its model.
 

@@ -14,12 +14,12 @@ from etils import epath
 from src.codecs.text import SPECIALS, SentencePiece
 from src.common.files.paths import shown
 from src.models.pretrained.hf_config import read_config
-from src.tools.conversion.tokenizer import loose_words, words_by_id
+from src.tools.conversion.tokenizer import json_pieces, loose_words, words_by_id
 
 
 class VocabularyRows(NamedTuple):
     """new       rows to add
-    pieces    of the tokenizer, None where there is no sentencepiece model
+    pieces    of the tokenizer, None where there is none
     reserved  rows between the pieces and the special tokens
     special   the last four rows are the special tokens
     """
@@ -31,11 +31,11 @@ class VocabularyRows(NamedTuple):
 
 
 def pieces_of(folder: str | os.PathLike[str]) -> int | None:
-    """Pieces of the sentencepiece model in a folder, None where there is none."""
+    """Pieces of the sentencepiece model in a folder, else tokens of its tokenizer.json, None where there is neither."""
     try:
         return SentencePiece(epath.Path(folder) / "tokenizer.model").pieces
     except (OSError, ValueError, ImportError):  # no tokenizer to compare with
-        return None
+        return json_pieces(folder)
 
 
 def has_special_tokens(folder: str | os.PathLike[str], rows: int, pieces: int | None, trained: bool) -> bool:
