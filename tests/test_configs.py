@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from configs import (
+    backbones,
     digits,
     imagenet256,
     journeydb_ultrachat,
@@ -69,6 +70,15 @@ def test_every_config_builds(name, variant):
 )
 def test_published_parameter_counts(config, count):
     assert count_parameters(jax.eval_shape(build_system(config).init, jax.random.key(0))) == count
+
+
+@pytest.mark.parametrize("variant, count", [("", 596_049_920), ("llama32", 1_235_814_400)])
+def test_language_models_have_their_published_parameters_beside_the_images(variant, count):
+    """And four words more, whose rows are those of the head too."""
+    config = backbones.get_config(variant)
+    leaves = flatten(jax.eval_shape(build_system(config).init, jax.random.key(0)))
+    own = {path: leaf for path, leaf in leaves.items() if path.startswith(("trunk/", "fields/text/"))}
+    assert count_parameters(own) == count + 4 * config.model.trunk.width < count_parameters(leaves)
 
 
 @pytest.mark.parametrize("variant", ["", "official", "paper"])
