@@ -9,6 +9,8 @@ data/sd-vae. An image of 256 x 256 is 256 vectors of 16 numbers.
 3 blocks of the head, as wide. Norms of the trunk have learned scales here. Latents of Stable Diffusion's autoencoder,
 two by two, stand for those of the sigma-VAE, whose weights were not published. It was not trained here.
 
+`src.tools.aot` for v5e:8x8: 10.12 of 16 GiB a chip (docs/systems/latentlm.md).
+
 Arithmetic: 12 rows of 128 + 256 + 2 tokens with images to be made, 4 with images to be described and 8 of 512 tokens of
 text, times 32; four noise draws for each vector. For 64 chips (mesh.fsdp=64). Sampling takes 20 steps of DPM-Solver a
 vector, with guidance 4.
