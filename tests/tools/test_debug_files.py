@@ -17,7 +17,7 @@ from src.train.trainer import check_data
 FORMS = [("tinyllama_finetune", "debug"), ("journeydb_ultrachat", "debug"), ("imagenet256", "debug"),
          ("imagenet256", "pixels,debug"), ("llava_journeydb", "debug"), ("llava_journeydb", "vae,pixels,debug"),
          ("sit_xl2_imagenet256", "debug"), ("sit_xl2_imagenet256", "official,debug"),
-         ("llada_8b", "debug"), ("showo", "debug")]  # fmt: skip
+         ("llada_8b", "debug"), ("showo", "debug"), ("backbones", "debug")]  # fmt: skip
 
 
 @pytest.mark.faults
