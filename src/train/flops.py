@@ -174,7 +174,7 @@ def acts_on(path: str) -> str:
 def _tied(path: str, system: System) -> str:
     """What the table of a tied head acts on; nothing for any other parameter."""
     first, row, *rest = path.split("/")
-    tied = first == "fields" and rest == ["embed", "table", "embedding"] and system.config.fields[row].head
+    tied = first == "fields" and rest == ["embed", "table", "embedding"] and system.config.fields[row].get("head")
     return f"{row}/head" if tied and tied.get("tied", False) else ""
 
 

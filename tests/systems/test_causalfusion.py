@@ -22,6 +22,7 @@ from src.sampling.steps.ancestral import Ancestral
 from src.sampling.walk import NoisyTokens, SamplingPlan, Walk, fill, plan_of
 from src.sequence.layout import FixedLayout
 from src.sequence.segment import Segment
+from src.train.flops import _tied
 from tests.helpers.family import FOLDER, golden
 from tests.helpers.small import batch, close, tokens, view_of
 
@@ -224,3 +225,8 @@ def test_the_published_size_builds():
     assert found == 713_858_832
     segment = system.tasks["label_to_image"].task.template.columns[-1]
     assert (segment.count, segment.orders.splits, system.tasks["label_to_image"].layout.length) == (256, 0.9, 64 + 512)
+
+
+def test_operations_are_counted_of_a_field_without_a_head():
+    system = build_system(causalfusion_digits.get_config("debug"))
+    assert _tied("fields/label/embed/table/embedding", system) == ""
