@@ -38,6 +38,12 @@ class NextToken:
         for name in self.names:
             bound, tokens = net.field(name), hidden.view.batch.tokens[name]
             state, exists = hidden.before(name)
+            if bound.past and tokens.valid.shape[1] != bound.field.spec.tokens:
+                raise ValueError(
+                    f"the head of {name} reads the tokens before the one that it makes, and the"
+                    f" {tokens.valid.shape[1]} tokens in a row are of several examples: take the head token_diffusion,"
+                    " or rows of one example each"
+                )
             nll = bound.nll(state, bound.encode(tokens.value), aux[name])
             counted = (tokens.target & tokens.valid & exists).astype(jnp.float32)
             total = total + LossTerm((nll * counted).sum(), counted.sum())

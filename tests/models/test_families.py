@@ -104,6 +104,7 @@ def test_numbers_that_are_absent_are_those_of_transformers(tmp_path):
         ("qwen3", {"head_dim": 7}, "head_dim=7 is odd"),
         ("qwen3", {"head_dim": "8"}, "head_dim='8' is not a whole number from 1 to 4096"),
         ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "full and sliding attention in one model"),
+        ("qwen3", {"layer_types": ["chunked_attention"] * 2}, "layers of type 'chunked_attention'"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "layer_types": None, "max_window_layers": 1},
          "full and sliding attention in one model .*here all blocks are alike"),
         ("mistral", {"hidden_act": "gelu"}, "hidden_act='gelu', here 'silu' only"),

@@ -54,6 +54,13 @@ def test_published_configs_are_read(tmp_path):
             ("yarn", 4.0, 32, 1, 32, (0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1)),
         ),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 1.0}}, 1e4, ("yarn", 1.0, 32, 1, 128, 1.0)),
+        # the config's own length comes before the table's, as in transformers
+        ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 64}, 1e4, ("llama3", 8.0, 1.0, 4.0, 64)),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 64},
+            1e4,
+            ("yarn", 4.0, 32, 1, 64, 0.1 * math.log(4) + 1),
+        ),
         ({"hidden_act": "swish", "rope_scaling": {}}, 1e4, ()),
     ],
 )

@@ -110,6 +110,12 @@ def test_a_head_of_another_package_says_which_of_its_options_are_for_sampling(tm
         check_config(of(size=1), of(size=2), ())
 
 
+def test_an_option_that_has_another_name_now_may_be_written_out_under_the_old_one():
+    of = lambda **options: {"fields": {"image": {"head": {"name": "token_diffusion"} | options}}}
+    assert check_config(of(temperature=0.9), of(noise_scale=0.9), ()) == {}
+    assert check_config(of(temperature=1.0), of(), ()) == {"fields.image.head.noise_scale": (1.0, "absent")}
+
+
 def test_the_parameters_of_a_module_are_those_of_its_constructor():
     found = {p.name: p.default for p in lookup.parameters(lookup.lookup("models/heads", "linear"))}
     assert found["bias"] is True and "args" not in found

@@ -32,6 +32,7 @@ RANGES: dict[str, tuple[int | float, int | float]] = {
     "rope_theta": (1.0, 1e12),
 }
 HEAD_DIM = (1, 2**12)
+KINDS_OF_LAYERS = ("full_attention", "sliding_attention")
 IMAGE_RANGES = {"image_size": (1, 2**14), "patch_size": (1, 2**8), "in_channels": (1, 2**10)}
 WHOLE = ({*RANGES} - {"rms_norm_eps", "rope_theta"}) | {*IMAGE_RANGES, "head_dim", "sliding_window"}
 TIED = {"tie_word_embeddings": False}
@@ -46,6 +47,7 @@ PLAIN = (
         "hidden_act",
         "decoder_t_embed",
         "partial_rotary_factor",
+        "original_max_position_embeddings",
         "add_pos_embed_each_layer",
         "use_hybrid_attn_mask",
     ),
@@ -192,6 +194,8 @@ def _window(fields: Mapping[str, Any], family: Family) -> tuple[int, list[str]]:
         return 0, [
             "full and sliding attention in one model (layer_types, max_window_layers), here all blocks are alike"
         ]
+    if kinds[0] not in KINDS_OF_LAYERS:
+        return 0, [f"layers of type {shown(kinds[0])}, here {' and '.join(KINDS_OF_LAYERS)} only"]
     if kinds[0] == "full_attention" and switched:
         return 0, []
     wrong = _range("sliding_window", window, 1, 2**24)

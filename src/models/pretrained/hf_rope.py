@@ -34,6 +34,8 @@ KINDS: dict[str, dict[str, tuple[int | float, int | float]]] = {
         "attention_factor": (1e-3, 1e3),
     },
 }
+# Kinds whose length before scaling transformers takes from the config itself where it is there, not from the table.
+LENGTH, FIRST = "original_max_position_embeddings", ("llama3", "yarn")
 # Keys of a table beside the numbers of its kind, and numbers that change nothing.
 BESIDE = ("rope_theta", "rope_type", "type", "partial_rotary_factor", "original_max_position_embeddings")
 NOTHING = (("factor", 1), ("attention_factor", 1), ("truncate", True))
@@ -59,6 +61,8 @@ def parse_rope(fields: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...], list[st
     lacking = []
     if (part := table.get("partial_rotary_factor", fields.get("partial_rotary_factor"))) not in (None, 1):
         lacking.append(f"partial_rotary_factor={shown(part)}, here 1.0 only")
+    if kind in FIRST and fields.get(LENGTH) is not None:
+        table |= {LENGTH: fields[LENGTH]}
     if kind == "yarn":
         table = _yarn(table, fields)
     read = {*KINDS[kind], *BESIDE}

@@ -45,6 +45,8 @@ ASSUMED: dict[str, Any] = {
     "teacher.dtype": "float32",
 }
 RENAMED: dict[str, str] = {}  # old -> new names of fields, or of all fields below them
+# (name of a part, its old option) -> the new one.
+RENAMED_OPTIONS = {("token_diffusion", "temperature"): "noise_scale"}
 
 
 def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, tuple[Any, Any]]:
@@ -55,7 +57,8 @@ def check_config(old: Any, new: Any, free: tuple[str, ...] = FREE) -> dict[str, 
     class (`part_options.py`); RENAMED fields are compared under their new name. Raises ValueError with all other
     differences and advice for each.
     """
-    before = {_renamed(field): value for field, value in fields(plain(old)).items()}
+    before = fields(plain(old))
+    before = {_renamed(field, before): value for field, value in before.items()}
     after = fields(plain(new))
     free = (*free, *_elsewhere(before, after))
     if _schedule_end(before) == _schedule_end(after):
@@ -87,7 +90,10 @@ def _schedule_end(config: dict[str, Any]) -> Any:
     return config.get("optim.steps") or config.get("steps")
 
 
-def _renamed(field: str) -> str:
+def _renamed(field: str, config: dict[str, Any]) -> str:
+    part, _, option = field.rpartition(".")
+    if now := RENAMED_OPTIONS.get((config.get(f"{part}.name"), option)):
+        return f"{part}.{now}"
     for old, new in RENAMED.items():
         if field == old or field.startswith(f"{old}."):
             return new + field.removeprefix(old)
