@@ -73,10 +73,10 @@ def test_pipes_and_devices_are_not_opened(tmp_path, name):
 
 def test_a_folder_without_chats_is_refused_with_what_it_has(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"has no \*\.jsonl or \*\.json: .* \(it has 1 \.gz \(such as 'a\.jsonl"
+        FileNotFoundError, match=r"has no \*\.jsonl or \*\.json: .* \(it has 1 \.xz \(such as 'a\.jsonl"
     ):
-        len(UltraChat(made(tmp_path / "c", **{"a.jsonl.gz": "?"})))
-    for name in ("none", "c/a.jsonl.gz"):  # no folder, and a file in the place of one
+        len(UltraChat(made(tmp_path / "c", **{"a.jsonl.xz": "?"})))
+    for name in ("none", "c/a.jsonl.xz"):  # no folder, and a file in the place of one
         with pytest.raises(FileNotFoundError, match=rf"{name}' has no \*\.jsonl or \*\.json"):
             len(UltraChat(tmp_path / name))
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from src.common.files.store import is_remote, local_copy
+from src.common.files.store import is_remote
 from src.common.files.strict_json import is_wide, parse_json
 from src.data.example import BadRow
+from src.data.files.compressed import unpacked
 from src.data.files.index_cache import cached_table, stamp
 from src.data.files.left_out import LeftOut, is_system_file, is_system_folder, kind_of_file, warn_tests
 
@@ -30,14 +31,15 @@ INK[list(b" \t\n\v\f\r")] = False
 
 class LineFile:
     """The lines of a local or remote file by number, found once and not kept; each should be a JSON object. Lines of
-    white space alone are no rows. `lists`: who opens it reads a list, too, where the file is called *.json.
+    white space alone are no rows. `lists`: who opens it reads a list, too, where the file is called *.json. A file in
+    gzip or zstd is unpacked first.
 
-    Raises FileNotFoundError, and ValueError for a folder, UTF-16, and one JSON value over several lines.
+    Raises FileNotFoundError, ValueError for a folder, UTF-16, and one JSON value over several lines, and as `unpacked`.
     """
 
     def __init__(self, path: epath.Path, name: str = "", *, lists: bool = False):
         self.name, self.advice = name or path.name, REWRITE + RENAME * lists
-        self.path = local_copy(path)
+        self.path = unpacked(path)
         check_utf8(self.path)
         _check_first(self.path, self.advice)
         self._key = object()  # the file may have been another one when others opened it
@@ -194,7 +196,8 @@ class JsonLines:
                 self.left.add("folders" if is_folder else kind_of_file(path.name), path.name)
         if not chosen:
             raise FileNotFoundError(
-                f"{os.fspath(folder)!r} has no {' or '.join(names)}: give a folder with such files, a line {line}"
+                f"{os.fspath(folder)!r} has no {' or '.join(names[:2])}: give a folder with such files, a line {line}"
+                + (f"; {', '.join(names[2:])} are read, too" if names[2:] else "")
                 + (f" (it has {self.left})" if self.left else "")
             )
         self.paths = chosen

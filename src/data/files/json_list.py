@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from src.common.files.store import local_copy
+from src.data.files.compressed import ENDINGS, unpacked
 from src.data.files.index_cache import cached_table, stamp
 from src.data.files.json_lines import LineFile, check_utf8, read_object
 
@@ -26,7 +26,7 @@ class ListFile:
     """
 
     def __init__(self, path: epath.Path):
-        self.name, self.path = path.name, local_copy(path)
+        self.name, self.path = path.name, unpacked(path)
         check_utf8(self.path)
         self._bounds = cached_table("list", [stamp(self.path)], lambda: element_bounds(self.path))
 
@@ -47,16 +47,19 @@ class ListFile:
 
 
 def open_rows(path: epath.Path) -> LineFile | ListFile:
-    """The rows of a local or remote file: the elements of a `.json` that is one list, the lines of any other.
+    """The rows of a local or remote file: the elements of a `.json` (also in gzip or zstd) that is one list, the lines of
+    any other.
 
     Raises as `LineFile` and `ListFile`.
     """
-    if path.suffix.lower() == ".json":
-        check_utf8(local_copy(path))
-        with open(local_copy(path), "rb") as file:
+    name = path.name.lower()
+    is_json = any(name.endswith(".json" + packed) for packed in ("", *ENDINGS))
+    if is_json:
+        check_utf8(local := unpacked(path))
+        with open(local, "rb") as file:
             if file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip(SPACE).startswith(b"["):
                 return ListFile(path)
-    return LineFile(path, lists=path.suffix.lower() != ".json")
+    return LineFile(path, lists=not is_json)
 
 
 def element_bounds(path: str | os.PathLike[str]) -> np.ndarray:

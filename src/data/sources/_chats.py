@@ -33,6 +33,7 @@ CONTENT = (
     *("image", "images", "video", "videos", "audio", "audios", "context", "documents"),
     *("tools", "functions", "tool_calls", "function_call", "reasoning", "reasoning_content", "thinking", "refusal"),
 )
+TOOLS, FORM_OF_TOOLS = ("tools", "functions", "tool_calls", "function_call"), "hermes"  # see `_tool_turns.py`
 READ = (*BESIDE, *CONTENT)  # of a chat and of a turn, or refused
 ALPACA = ("instruction", "input", "output", "history")
 GAP = "\n\n"
@@ -134,9 +135,8 @@ def _instruction(row: Mapping[str, Any], where: str, system: str) -> list[Any]:
 def _check_keys(told: Mapping[str, Any], where: str, known: Sequence[str], which: str = "") -> None:
     """Raises BadRow for a key that holds more of the chat than its texts."""
     if key := next((key for key in CONTENT if told.get(key) and key not in known), None):
-        raise BadRow(
-            "a key holds what is no text of a turn", where, f"{which}{key!r}: put it into the text, or take it away"
-        )
+        advice = "put it into the text, or take it away" + f", or set source.tools to {FORM_OF_TOOLS}" * (key in TOOLS)
+        raise BadRow("a key holds what is no text of a turn", where, f"{which}{key!r}: {advice}")
 
 
 def _system(what: Any, which: str, where: str) -> str:

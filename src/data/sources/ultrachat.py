@@ -1,5 +1,6 @@
 """Chats of user and assistant: files `*.jsonl` with a line {"data": ["question", "answer", …]} for each chat, as
-UltraChat has them, or in one of the other forms of `_chats.py`; or files `*.json`, which may be one list of these."""
+UltraChat has them, or in one of the other forms of `_chats.py`; or files `*.json`, which may be one list of these; or
+either of them in gzip or zstd."""
 
 from __future__ import annotations
 
@@ -13,6 +14,9 @@ from src.data.files.json_lines import JsonLines
 from src.data.files.json_list import open_rows
 from src.data.sources._chats import FORM, read_turns, tell_marker
 from src.data.sources._files import FileSource
+from src.data.sources._tool_turns import check_tools, with_tools_as_text
+
+FILES = ("*.jsonl", "*.json", "*.jsonl.gz", "*.jsonl.zst", "*.json.gz", "*.json.zst")
 
 
 class UltraChat(FileSource):
@@ -21,30 +25,40 @@ class UltraChat(FileSource):
     split    longest piece, in characters (three times the tokens of a row are usual): longer chats are several
              examples, each of whole questions with answers; a question with its answer that is longer stays one.
              0: a chat is one example
-    names    of the files, with `*`; "": `*.jsonl`, or, where there is none, `*.json`
+    names    of the files, with `*`; "": those of the first of `FILES` that there are
+    tools    hermes: calls of tools, what they answer, and lists of tools become text (`_tool_turns.py`); "": chats with
+             tools are bad rows
 
     When one piece of a chat is held out, all are, which may be a few more rows.
     """
 
     kind = "chats"
 
-    def __init__(self, folder: str | os.PathLike[str], *, split: int = 0, names: str = "", held_out: int = 0):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        split: int = 0,
+        names: str = "",
+        tools: str = "",
+        held_out: int = 0,
+    ):
         super().__init__(held_out)
-        self.folder, self.split, self.names = folder, split, names
+        self.folder, self.split, self.names, self.tools = folder, split, names, check_tools(tools)
 
     def open(self) -> tuple[JsonLines, np.ndarray | None]:
         """The lines, and where the pieces of chats are; FileNotFoundError for a folder without such files."""
-        names = [self.names] if self.names else ["*.jsonl", "*.json"]
+        names = [self.names] if self.names else FILES
         lines = JsonLines(self.path("folder"), names, FORM, open_rows)
         lines.left.warn(self.path("folder"))
         if not self.split:
             return lines, None
-        key = [str(self.split), *lines.identity()]
-        return lines, cached_table("chats", key, lambda: _pieces_of(lines, self.split))
+        key = [str(self.split), self.tools, *lines.identity()]
+        return lines, cached_table("chats", key, lambda: self._pieces(lines))
 
     def identity(self) -> list[str]:
         """What changes when the files do."""
-        return [*self.files[0].identity(), *([str(self.split)] if self.split else [])]
+        return [*self.files[0].identity(), *([str(self.split)] if self.split else []), self.tools]
 
     def goes_on(self, number: int) -> bool:
         """Whether earlier rows are of the same chat. Raises BadRow."""
@@ -57,31 +71,30 @@ class UltraChat(FileSource):
     def __getitem__(self, number: int) -> Example:
         lines, found = self.files
         if found is None:
-            return _chat(lines, number)
+            return self._chat(lines, number)
         chat, first, last = map(int, found[number])
-        whole = _chat(lines, chat)
+        whole = self._chat(lines, chat)
         if not last:
             return whole
         piece = {"turns": whole["turns"][first:last]} | ({"before": first} if first else {})
         return Example(piece, f"{whole.where} turns {first + 1} to {last}")
 
+    def _chat(self, lines: JsonLines, number: int) -> Example:
+        row, where = lines[number]
+        row = with_tools_as_text(row, where) if self.tools else row
+        example = Example({"turns": read_turns(row, where)}, where)
+        tell_marker(turns_of(example), where)
+        return example
 
-def _chat(lines: JsonLines, number: int) -> Example:
-    line, where = lines[number]
-    example = Example({"turns": read_turns(line, where)}, where)
-    tell_marker(turns_of(example), where)
-    return example
-
-
-def _pieces_of(lines: JsonLines, most: int) -> np.ndarray:
-    """Chat, first turn and last turn (not included) of each piece, int64 [n, 3]; a bad row has 0, 0."""
-    rows: list[tuple[int, int, int]] = []
-    for number in range(len(lines)):
-        try:
-            rows += [(number, *piece) for piece in pieces(_chat(lines, number)["turns"], most)]
-        except BadRow:
-            rows.append((number, 0, 0))
-    return np.array(rows, np.int64).reshape(-1, 3)
+    def _pieces(self, lines: JsonLines) -> np.ndarray:
+        """Chat, first turn and last turn (not included) of each piece, int64 [n, 3]; a bad row has 0, 0."""
+        rows: list[tuple[int, int, int]] = []
+        for number in range(len(lines)):
+            try:
+                rows += [(number, *piece) for piece in pieces(self._chat(lines, number)["turns"], self.split)]
+            except BadRow:
+                rows.append((number, 0, 0))
+        return np.array(rows, np.int64).reshape(-1, 3)
 
 
 def pieces(turns: list[str], most: int) -> list[tuple[int, int]]:
