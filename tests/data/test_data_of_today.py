@@ -4,14 +4,23 @@ bad row or refused by name."""
 import gzip
 import json
 
+import jax
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from src.codecs.text import Bytes
 from src.data.example import BadRow
+from src.data.pipeline.stream import Mixture
+from src.data.prepare import kind_of
+from src.data.sources.parquet import Parquet
 from src.data.sources.ultrachat import UltraChat
 from src.data.task import SourceTask
 from src.data.templates.chat import Chat
+from src.data.templates.image_to_caption import ImageToCaption
+from src.data.templates.text import Text
+from tests.helpers import formats
 from tests.helpers.fields import table
 from tests.helpers.rows import build, words
 
@@ -98,3 +107,126 @@ def test_compressed_lines_are_the_rows_of_plain_ones(tmp_path):
             (folder / name).write_bytes(broken)
             with pytest.raises(ValueError, match=rf"{name}' cannot be unpacked \(.*\): copy it again"):
                 len(UltraChat(folder))
+
+
+FEATURES = {"info": {"features": {"label": {"names": ["cat", "red_fox"], "_type": "ClassLabel"}}}}
+
+
+def shard(first, rows=5, **changed):
+    """A shard as Hugging Face writes it: images with their bytes, captions, classes and texts."""
+    numbers = range(first, first + rows)
+    columns = {
+        "image": [{"bytes": formats.encoded(formats.picture(n), "PNG"), "path": f"{n}.png"} for n in numbers],
+        "caption": [f"picture {n} ü" for n in numbers],
+        "label": [n % 2 for n in numbers],
+        "text": [f"text {n}" for n in numbers],
+    }
+    made = pa.table({name: column for name, column in (columns | changed).items() if column is not None})
+    return made.replace_schema_metadata({"huggingface": json.dumps(FEATURES)})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "set"
+    (folder / "data").mkdir(parents=True)
+    for number in range(3):
+        path = folder / f"data/train-{number:05d}-of-00003.parquet"
+        pq.write_table(shard(5 * number), path, row_group_size=2, write_page_checksum=True, compression="none")
+    pq.write_table(shard(90), folder / "data/test-00000-of-00001.parquet")
+    (folder / "README.md").write_text("a card")
+    return folder
+
+
+def test_shards_of_parquet_and_arrow_are_the_rows_that_were_written(folder, caplog):
+    source = Parquet(folder, caption="caption", label="label")
+    assert len(source) == 15 and [c["name"] for c in source.classes] == ["cat", "red fox"]
+    assert "1 files of other splits (such as 'data/test-" in caplog.text and "1 .md" in caplog.text
+    for number in np.random.default_rng(0).permutation(15).tolist():
+        wanted = {"caption": f"picture {number} ü", "label": number % 2}
+        assert dict(source[number]) == wanted | {"image": formats.encoded(formats.picture(number), "PNG")}
+    assert source[7].where == "train-00001-of-00003.parquet row 3" and kind_of(source) == "classes"
+    texts = Parquet(folder, text="text", split="test")
+    assert [texts[n]["text"] for n in (0, 4)] == ["text 90", "text 94"] and kind_of(texts) == "documents"
+    everything = Parquet(folder, text="text", pattern="data/*-00000-*")
+    assert len(everything) == 10
+    for name, begin in (("stream", pa.ipc.new_stream), ("file", pa.ipc.new_file)):
+        place = folder / f"{name}/data-00000-of-00001.arrow"
+        place.parent.mkdir()
+        with begin(str(place), shard(0).schema) as writer:
+            writer.write_table(shard(0), max_chunksize=2)
+        arrow = Parquet(place.parent, caption="caption", label="label")
+        assert examples(arrow) == [dict(source[n]) for n in range(5)] and arrow.classes == source.classes
+
+
+def test_chats_in_columns_are_the_chats_of_lines(tmp_path):
+    rows = [ROWS[0], {"messages": [*ROWS[0]["messages"], *ROWS[0]["messages"]]}]
+    for name in ("lines", "columns"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lines/a.jsonl").write_bytes(lines(rows))
+    for number, row in enumerate(rows):
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"columns/{number}.parquet")
+    source = UltraChat(tmp_path / "columns")
+    assert examples(source) == examples(UltraChat(tmp_path / "lines")) and source[1].where == "1.parquet row 1"
+    pq.write_table(pa.table({"messages": ["?"]}), tmp_path / "columns/2.parquet")
+    with pytest.raises(ValueError, match=r"2\.parquet' has the column 'messages' as string, and 0\.parquet has it as"):
+        len(UltraChat(tmp_path / "columns"))
+
+
+def test_broken_files_are_refused_by_name_and_broken_groups_are_bad_rows(folder):
+    third, second = (folder / f"data/train-0000{n}-of-00003.parquet" for n in (2, 1))
+    whole = third.read_bytes()
+    for changed, told in (
+        ({"caption": [1, 2, 3, 4, 5]}, "has the column 'caption' as int64, and train-00000-of-00003.parquet has it as"),
+        ({"caption": None}, "has no column 'caption': name one of 'image', 'label', 'text'"),
+    ):
+        pq.write_table(shard(10, **changed), third)
+        with pytest.raises(ValueError, match=rf"train-00002-of-00003\.parquet' {told}"):
+            len(Parquet(folder, caption="caption"))
+    third.write_bytes(whole[:-100])
+    with pytest.raises(
+        ValueError, match=r"train-00002-of-00003\.parquet' is no whole Parquet or Arrow file \(.*: copy"
+    ):
+        len(Parquet(folder, caption="caption"))
+    third.write_bytes(whole)
+    data = second.read_bytes()
+    image = formats.encoded(formats.picture(7), "PNG")  # of the second group, rows 7 and 8
+    second.write_bytes(data.replace(image, image[:50] + b"????" + image[54:]))
+    source, bad = Parquet(folder, caption="caption"), []
+    for number in range(15):
+        try:
+            assert source[number]["caption"] == f"picture {number} ü"
+        except BadRow as flaw:
+            bad.append((number, flaw.reason))
+    assert bad == [(7, "the group of rows is damaged"), (8, "the group of rows is damaged")]
+    pq.write_table(shard(10, rows=1, image=[{"bytes": b"", "path": "../1.png"}]), third)
+    with pytest.raises(BadRow, match="the name of the image is not allowed"):
+        _ = Parquet(folder, caption="caption")[10]
+    for options, told in (({}, "label or caption"), ({"caption": "a", "text": "b"}, "text alone")):
+        with pytest.raises(ValueError, match=told):
+            Parquet(folder, **options)
+    with pytest.raises(ValueError, match=r"source\.label='caption' is string: name a column of whole numbers"):
+        len(Parquet(folder, label="caption"))
+    with pytest.raises(FileNotFoundError, match=r"of the split 'dev': it has 'data/test-"):
+        len(Parquet(folder, text="text", split="dev"))
+
+
+def test_a_mixture_with_parquet_resumes_bit_for_bit(folder):
+    fields, rows = table(Bytes()), {"see": 4, "write": 2}
+
+    def mixture(prefetch):
+        tasks = {
+            "see": SourceTask("see", Parquet(folder, caption="caption"), ImageToCaption(32), fields),
+            "write": SourceTask("write", Parquet(folder, text="text"), Text(16), fields),
+        }
+        return Mixture(tasks, rows, seed=0, prefetch=prefetch)
+
+    whole = mixture(2)
+    for _ in range(3):
+        next(whole)
+    state = whole.get_state()
+    wanted = [next(whole) for _ in range(3)]
+    whole.close()
+    resumed = mixture(0)
+    resumed.set_state(state)
+    jax.tree.map(np.testing.assert_array_equal, wanted, [next(resumed) for _ in range(3)])
+    assert all(part.tokens[name].valid.any() for name, part in wanted[0].items() for name in part.tokens)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from src.data.files.columns import ENDINGS as COLUMNS
+from src.data.files.columns import ColumnFile
 from src.data.files.compressed import ENDINGS, unpacked
 from src.data.files.index_cache import cached_table, stamp
 from src.data.files.json_lines import LineFile, check_utf8, read_object
@@ -46,13 +48,15 @@ class ListFile:
         return read_object(self._file, start, end, self.where(index))
 
 
-def open_rows(path: epath.Path) -> LineFile | ListFile:
-    """The rows of a local or remote file: the elements of a `.json` (also in gzip or zstd) that is one list, the lines of
-    any other.
+def open_rows(path: epath.Path) -> LineFile | ListFile | ColumnFile:
+    """The rows of a local or remote file: the elements of a `.json` (also in gzip or zstd) that is one list, the lines
+    of any other.
 
-    Raises as `LineFile` and `ListFile`.
+    Those of Parquet and Arrow, too. Raises as `LineFile`, `ListFile` and `ColumnFile`.
     """
     name = path.name.lower()
+    if name.endswith(COLUMNS):
+        return ColumnFile(path)
     is_json = any(name.endswith(".json" + packed) for packed in ("", *ENDINGS))
     if is_json:
         check_utf8(local := unpacked(path))

@@ -1,6 +1,6 @@
 """Chats of user and assistant: files `*.jsonl` with a line {"data": ["question", "answer", …]} for each chat, as
 UltraChat has them, or in one of the other forms of `_chats.py`; or files `*.json`, which may be one list of these; or
-either of them in gzip or zstd."""
+either of them in gzip or zstd; or Parquet and Arrow files with such columns."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import numpy as np
 
 from src.data.example import BadRow, Example, turns_of
+from src.data.files.columns import ColumnFile, check_schemas
 from src.data.files.index_cache import cached_table
 from src.data.files.json_lines import JsonLines
 from src.data.files.json_list import open_rows
@@ -16,7 +17,7 @@ from src.data.sources._chats import FORM, read_turns, tell_marker
 from src.data.sources._files import FileSource
 from src.data.sources._tool_turns import check_tools, with_tools_as_text
 
-FILES = ("*.jsonl", "*.json", "*.jsonl.gz", "*.jsonl.zst", "*.json.gz", "*.json.zst")
+FILES = ("*.jsonl", "*.json", "*.jsonl.gz", "*.jsonl.zst", "*.json.gz", "*.json.zst", "*.parquet", "*.arrow")
 
 
 class UltraChat(FileSource):
@@ -50,6 +51,7 @@ class UltraChat(FileSource):
         """The lines, and where the pieces of chats are; FileNotFoundError for a folder without such files."""
         names = [self.names] if self.names else FILES
         lines = JsonLines(self.path("folder"), names, FORM, open_rows)
+        check_schemas([file for file in lines.files if isinstance(file, ColumnFile)])
         lines.left.warn(self.path("folder"))
         if not self.split:
             return lines, None
