@@ -29,6 +29,7 @@ CHATS = ("messages", "conversations", "conversation", "instruction", "data")  # 
 CAPTIONS = ("caption", "text", "prompt", "captions", "description")
 LABELS = ("label", "labels", "class", "fine_label")
 TEXTS = ("text", "content")
+FIRST = 8  # rows that are looked at to learn what they are
 LOOKED = 4096  # files of a folder that are looked at
 LINE_ENDINGS = (".jsonl", ".json")
 
@@ -137,19 +138,23 @@ def _is_lines(name: str) -> bool:
 
 def _lines(folder: epath.Path, name: str, chosen: str) -> tuple[str, dict[str, Any]]:
     """What lines or a list of JSON hold: chats. Raises ValueError."""
-    rows = open_rows(folder / name)
-    for number in range(min(len(rows), 8)):
+    row = _first_sound(open_rows(folder / name))
+    if row and not any(key in row for key in CHATS):
+        keys = ", ".join(map(repr, [*row][:6]))
+        raise ValueError(
+            f"{os.fspath(folder / name)!r} has the keys {keys}, and no chat: docs/data.md lists the forms of chats"
+        )
+    return _chats(folder, f"{name}: " + ("chats in JSON" if row else "JSON without a sound row"), chosen, row)
+
+
+def _first_sound(rows: Any) -> dict[str, Any]:
+    """One of the first rows that can be read; {} where there is none."""
+    for number in range(min(len(rows), FIRST)):
         try:
-            row = rows[number]
+            return rows[number]
         except BadRow:
             continue
-        if not any(key in row for key in CHATS):
-            keys = ", ".join(map(repr, [*row][:6])) or "none"
-            raise ValueError(
-                f"{os.fspath(folder / name)!r} has the keys {keys}, and no chat: docs/data.md lists the forms of chats"
-            )
-        return _chats(folder, f"{name}: chats in JSON", chosen, row)
-    return _chats(folder, f"{name}: JSON without a sound row among the first", chosen, {})
+    return {}
 
 
 def _chats(folder: epath.Path, what: str, names: str, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -168,7 +173,7 @@ def _columns(folder: epath.Path, path: str, chosen: str) -> tuple[str, dict[str,
     what = f"Parquet or Arrow with the columns {', '.join(types)}"
     if any(key in types for key in CHATS):
         names = chosen or path.replace(os.path.basename(path), "*" + os.path.splitext(path)[1])
-        return _chats(folder, what, names, file[0] if len(file) else {})
+        return _chats(folder, what, names, _first_sound(file))
     options = {"name": "parquet", "folder": here} | ({"pattern": chosen} if chosen else {})
     image = next((name for name, kind in types.items() if "bytes" in kind or kind == "binary"), None)
     texts = [name for name, kind in types.items() if kind in ("string", "list<item: string>")]
