@@ -210,6 +210,25 @@ def test_broken_files_are_refused_by_name_and_broken_groups_are_bad_rows(folder)
         len(Parquet(folder, text="text", split="dev"))
 
 
+@pytest.mark.parametrize("begin", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_arrow_that_is_cut_is_refused_and_places_outside_are_bad_rows(tmp_path, begin):
+    path, whole = tmp_path / "a.arrow", pa.table({"text": [f"text {n}" for n in range(4)]})
+    with begin(str(path), whole.schema) as writer:
+        writer.write_table(whole, max_chunksize=2)
+    data = path.read_bytes()
+    places = np.array([0, 6, 12], np.int32).tobytes()
+    path.write_bytes(data.replace(places, np.array([0, 6, 1 << 30], np.int32).tobytes(), 1))
+    source = Parquet(tmp_path, text="text")
+    assert [source[n]["text"] for n in (2, 3)] == ["text 2", "text 3"]
+    for row in (0, 1):
+        with pytest.raises(BadRow, match=rf"a\.arrow row {row + 1}: the group of rows is damaged"):
+            _ = source[row]
+    for cut in (8, 30, len(data) // 2, len(data)):
+        path.write_bytes(data[: len(data) - cut])
+        with pytest.raises(ValueError, match=r"a\.arrow' is no whole Parquet or Arrow file \(.*\): copy it again"):
+            len(Parquet(tmp_path, text="text"))
+
+
 def test_a_mixture_with_parquet_resumes_bit_for_bit(folder):
     fields, rows = table(Bytes()), {"see": 4, "write": 2}
 

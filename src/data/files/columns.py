@@ -27,6 +27,7 @@ ENDINGS = (".parquet", ".arrow")
 OPEN = 64  # files at a time
 KEPT = 4  # groups of rows in memory, of a process
 LARGE = 1 << 26  # bytes of a group from which on a warning says what a shuffled row costs
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 _groups: collections.OrderedDict[tuple[int, int], Any] = collections.OrderedDict()
 _LOCK = threading.Lock()
 
@@ -107,13 +108,18 @@ class _Reader:
         except pa.ArrowInvalid:  # as data sets of Hugging Face are saved: its arrays stay in the file
             stream = pa.ipc.open_stream(pa.memory_map(os.fspath(path)))
             self._batches = list(stream)
+            if not _ends_with(path, END):  # cut off behind a batch
+                raise ValueError("its end is missing") from None
             self.schema, self.groups = stream.schema, len(self._batches)
 
     def rows(self) -> list[int]:
         """Rows of each group."""
         if self._parquet:
             return [self._parquet.metadata.row_group(group).num_rows for group in range(self.groups)]
-        return [self.read(group).num_rows for group in range(self.groups)]
+        return [self._batch(group).num_rows for group in range(self.groups)]
+
+    def _batch(self, group: int) -> Any:
+        return self._file.get_batch(group) if self._file else self._batches[group]
 
     def bytes(self) -> int:
         """Bytes of the largest group, unpacked; 0 for Arrow, whose rows are read in place."""
@@ -127,8 +133,16 @@ class _Reader:
         with self._lock:
             if self._parquet:
                 return self._parquet.read_row_group(group, columns and list(columns), use_threads=False)
-            batch = self._file.get_batch(group) if self._file else self._batches[group]
-        return batch.select(list(columns)) if columns else batch
+            batch = self._batch(group)
+        batch = batch.select(list(columns)) if columns else batch
+        batch.validate(full=True)  # places outside of the file would end the process
+        return batch
+
+
+def _ends_with(path: os.PathLike[str], end: bytes) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-len(end), os.SEEK_END)
+        return file.read() == end
 
 
 @functools.lru_cache(OPEN)
