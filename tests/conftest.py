@@ -3,8 +3,6 @@
 import gc
 import logging
 import os
-import shutil
-import tempfile
 
 import tests.helpers.checking  # noqa: F401  (found by its name below)
 from src.common.mesh.emulation import ordered
@@ -20,13 +18,8 @@ CHECKED = ("interfaces", "structs", "codecs", "corruption", "sequence", "models"
 CHECKED += ("train", "evals")
 
 
-PROGRAMS = "TESTS_PROGRAMS"  # the folder of compiled programs
-
-
 def pytest_configure(config):
     """Before a test module is imported. A process that hands the tests out to others imports none, nor JAX."""
-    if not hasattr(config, "workerinput"):
-        os.environ[PROGRAMS] = tempfile.mkdtemp(prefix="programs-")
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return
     import jaxtyping
@@ -47,19 +40,10 @@ def pytest_configure(config):
 
     jax.config.update("jax_debug_key_reuse", True)
     jax.config.update("jax_threefry_partitionable", True)
-    # What one process of the tests compiled, the others and later tests read.
-    jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running here
     from src.models import transformer
 
     transformer.UNROLLED = 1  # for the same reason; programs that the tests start unroll
-
-
-def pytest_unconfigure(config):
-    if not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ[PROGRAMS], ignore_errors=True)
 
 
 def pytest_collection_finish():

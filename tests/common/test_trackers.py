@@ -139,6 +139,7 @@ def leveldb_records(data, header=7, block=1 << 15):
             record = b""
 
 
+@pytest.mark.faults
 def test_wandb_offline(tmp_path, monkeypatch, caplog):
     """Two parts of one run, the second of which repeats a step, read back from the files of W&B."""
     pytest.importorskip("wandb", reason="W&B is not installed: requirements-trackers.txt")

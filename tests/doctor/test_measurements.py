@@ -250,6 +250,7 @@ def changed(params, path, change):
     return unflatten(flat | {path: change(flat[path])})
 
 
+@pytest.mark.faults
 def test_a_block_that_explodes_is_seen_in_its_activations(split):
     trainer, params, batch = split
     probe, first = GradientConflict(trainer).compile(), (jnp.uint32(0), jnp.int32(1))

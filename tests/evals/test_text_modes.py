@@ -63,6 +63,7 @@ def test_a_task_without_a_judge_is_refused():
         TextModesEvaluator({"a": task}, names=("a",), modes={})
 
 
+@pytest.mark.faults
 def test_the_likelihoods_of_a_random_system_are_those_of_chance():
     """At the start all ids are about as likely, so that both perplexities are near the size of the vocabulary."""
     config = text_blocks.get_config("debug").unlock()

@@ -23,7 +23,8 @@ OTHER = {"head_dim": 6, "qkv_bias": True, "sliding_window": 4, "rope_scaling": (
 
 @pytest.mark.parametrize(
     "mode, conditioning, options",
-    [("causal", "TimeToken", OTHER), ("block:2", "TimeToken", {})] + [("bidirectional", c, {}) for c in CONDITIONINGS],
+    [("causal", "TimeToken", OTHER), ("block:2", "TimeToken", {}), ("bidirectional", CONDITIONINGS[-1], {})]
+    + [pytest.param("bidirectional", c, {}, marks=pytest.mark.faults) for c in CONDITIONINGS[:-1]],
 )
 def test_prefill_and_decode_equal_the_full_forward(mode, conditioning, options):
     """A prompt, a noisy image with its lead, and a text token by token, from a slot that is known when it runs."""
@@ -98,7 +99,10 @@ def loss_and_gradients(**change):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("change", [{"remat": "full"}, {"remat": "names"}, {"remat": "dots"}, {"dtype": "bfloat16"}])
+LONG = [pytest.param({"remat": name}, marks=pytest.mark.faults) for name in ("full", "names")]
+
+
+@pytest.mark.parametrize("change", [{"remat": "dots"}, {"dtype": "bfloat16"}, *LONG])
 def test_remat_and_bfloat16_change_memory_not_meaning(change):
     found, grads = loss_and_gradients()
     other, grads_other = loss_and_gradients(**change)

@@ -112,7 +112,7 @@ def test_accumulation_changes_neither_loss_nor_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole, summed)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+@pytest.mark.parametrize("sampler", ["ddim", pytest.param("ancestral", marks=pytest.mark.faults)])
 def test_guided_states_share_all_noise(sampler):
     """Guidance between equal states, and of scale 1, is none; of scale 0 it is that of the other state."""
     _, graph, params = make(sampler=sampler, steps=5)

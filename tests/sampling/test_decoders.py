@@ -262,10 +262,10 @@ def test_given_tokens_keep_time_zero_and_come_back_bit_for_bit(model):
     "segment",
     [
         Segment("image", 4, 2, "copies"),
-        Segment("image", 4, 2, "noisy"),
-        Segment("image", 4, (1, 3), "noisy"),
         Segment("image", 4, (1, 3), "noisy", markov=True),
-        Segment("image", 4, 1, "copies", noisy_blocks=2),
+        pytest.param(Segment("image", 4, 2, "noisy"), marks=pytest.mark.faults),
+        pytest.param(Segment("image", 4, (1, 3), "noisy"), marks=pytest.mark.faults),
+        pytest.param(Segment("image", 4, 1, "copies", noisy_blocks=2), marks=pytest.mark.faults),
     ],
     ids=str,
 )

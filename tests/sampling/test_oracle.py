@@ -44,7 +44,16 @@ GAUSSIANS = {
 }
 
 
-LONG = ("by id", "cosine", "marginal", "several mask ids", "vqdiffusion")  # of the group `faults`
+LONG = (
+    "by id",
+    "by place",
+    "cosine",
+    "distance",
+    "marginal",
+    "rehash",
+    "several mask ids",
+    "vqdiffusion",
+)  # of the group `faults`
 
 
 @pytest.mark.parametrize("kernel", [pytest.param(k, marks=pytest.mark.faults) if k in LONG else k for k in KERNELS])
@@ -65,7 +74,7 @@ def test_confidence(kernel):
     assert one > 0.3 and three < 0.12 and many < 0.12
 
 
-@pytest.mark.parametrize("rounding", ["stochastic", "poisson"])
+@pytest.mark.parametrize("rounding", ["stochastic", pytest.param("poisson", marks=pytest.mark.faults)])
 def test_counts(rounding):
     oracle = CountsOracle(Counts(field=FieldSpec((1,), vocab=6, features=2), rounding=rounding))
     few, more, many = (total_variation(oracle, Ancestral(), steps) for steps in (4, 16, 64))

@@ -76,6 +76,7 @@ def test_mistakes_are_one_sentence(flag, match, capsys):
     assert match in error and error.count("\n") == 1
 
 
+@pytest.mark.faults
 def test_an_error_is_the_line_of_its_figure(monkeypatch):
     """Also of a generator that fails itself, after which there is nothing more."""
 

@@ -55,6 +55,7 @@ def test_tokens_and_bytes_are_counted_exactly(tmp_path, capsys):
     )
 
 
+@pytest.mark.faults
 def test_a_run_is_scored_as_it_was_trained(tmp_path):
     config = digits.get_config("debug").unlock()
     config.fields.text.codec = {"name": "text:Bytes"}

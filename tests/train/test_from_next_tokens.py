@@ -38,6 +38,7 @@ def next_tokens():
     return build_system(config.lock())
 
 
+@pytest.mark.faults
 def test_a_model_of_next_tokens_goes_on_as_a_model_of_blocks(tmp_path):
     before = next_tokens()
     start = jax.jit(before.init)(jax.random.key(3))

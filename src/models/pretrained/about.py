@@ -76,7 +76,8 @@ def about_run(config: Mapping[str, Any], images: bool) -> dict[str, Any]:
     """The same, of a run with this config; `images`: it makes some."""
     fields = {name: value_of(config, name) for name in (*ONLY, QK_NORM, *TRUNK, *((HEAD, ORDER) if images else ()))}
     found = {name: value_of(config, name) for name in OPTIONS}
-    if found[HEAD_DIM] * fields["model.trunk.heads"] == fields["model.trunk.width"]:
+    heads = fields["model.trunk.heads"]  # None in a config without a trunk
+    if found[HEAD_DIM] and heads and found[HEAD_DIM] * heads == fields["model.trunk.width"]:
         found[HEAD_DIM] = OPTIONS[HEAD_DIM]
     return fields | {name: value for name, value in found.items() if value not in (None, OPTIONS[name])}
 

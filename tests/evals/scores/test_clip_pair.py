@@ -100,6 +100,7 @@ def by_hand(images, texts):
     return float(jnp.maximum(100 * cos, 0).mean())
 
 
+@pytest.mark.faults
 def test_the_score_of_drawn_folders_and_of_others(tmp_path, capsys):
     lines = ["a handwritten seven", "the cat", "ice"]
     (tmp_path / "prompts.txt").write_text("\n".join(lines))
