@@ -319,6 +319,7 @@ class Kept(Many):
         self.texts[step] = dict(texts)
 
 
+@pytest.mark.faults
 def test_what_was_forgotten_since_the_start_is_seen(split):
     """Initial parameters have forgotten nothing; spoilt words show in the text; a resumed run has the same numbers."""
     trainer, params, _ = split

@@ -69,7 +69,14 @@ def noise_of(segment, rows, seed=1):
     return {n: jnp.asarray(rng.normal(size=rows.tokens[n].value.shape), jnp.float32) for n in segment.names}
 
 
-LONG = ("one block with a lead", "copies markov", "blocks in place", "scales", "two names")  # of the group `faults`
+LONG = (
+    "vectors one by one",
+    "one block with a lead",
+    "copies markov",
+    "blocks in place",
+    "scales",
+    "two names",
+)  # of the group `faults`
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.faults if k in LONG else ()) for k in LAYOUTS])
