@@ -151,6 +151,10 @@ def test_a_class_may_be_tokens_in_front():
     sees = visible(spec, spec)
     sees = sees[0] if sees.ndim == 3 else sees
     assert sees[:3, :3].all() and not sees[:3, 3:].any() and sees[3:, :3].all()
+    given = SourceTask("draw", Examples(), ClassLabel(given=8), fields)
+    image = given.prompt([{"label": 3, "past": IMAGES[3][:4]}])[1].tokens["image"]
+    assert image.target[0].tolist() == [False] * 8 + [True] * 8, "frames may be given, too"
+    assert given.template.invented_question()["past"].shape == (4, 8, 1)
 
 
 @pytest.mark.parametrize(

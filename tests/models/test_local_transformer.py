@@ -9,6 +9,7 @@ from flax import nnx
 from src.interfaces import Field, FieldSpec
 from src.models.embedders.aggregate import AggregateEmbedder
 from src.models.heads.local_transformer import LocalTransformerHead
+from src.objectives.next_token import NextToken
 from src.sampling.decoders.left_to_right import LeftToRight
 from src.sampling.walk import Walk, fill, plan_of
 from src.sequence.layout import FixedLayout
@@ -76,6 +77,26 @@ def test_the_walk_gives_the_tokens_that_training_reads():
 
     close(out, again(out), 1e-4)
     assert np.abs(np.diff(np.asarray(out), axis=1)).max() > 0.1
+
+
+def test_rows_of_several_examples_are_refused():
+    """The first token of an example would read the last ones of the example before it."""
+    head = {"name": "local_transformer"} | SIZES
+    groups = {"text": TEXT, "patch": {"embed": {"name": "aggregate", "parts": 3}, "head": head}}
+
+    def loss(examples):
+        model = net({"text": text_field(), "patch": Field("patch", SPEC, None)}, groups)
+        place = np.tile(np.stack(np.unravel_index(np.arange(4), SPEC.grid), -1), (2, examples, 1))
+        rows = tokens(np.zeros((2, 4 * examples, 6), np.float32), target=True, place=place)
+        hidden = model.hidden({"": view_of((Segment("patch", 4 * examples),), batch(patch=rows))})[""]
+        draws = {"patch": model.field("patch").noise(jax.random.key(0), (2, 4 * examples))}
+        return NextToken("patch").loss(model, hidden, draws)["nll"].count
+
+    assert jax.eval_shape(lambda: loss(1)).shape == ()
+    with pytest.raises(
+        ValueError, match="the 8 tokens in a row are of several examples: take the head token_diffusion"
+    ):
+        jax.eval_shape(lambda: loss(2))
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,9 @@ def test_past_frames_are_given(system):
     for given, words in [(17, "17 tokens are no whole rows"), (48, "given=48 of 48 tokens")]:
         with pytest.raises(ValueError, match=words):
             ClassLabel(given=given).bind(fields, source)
+    for segment in ({"order": "random"}, {"splits": (1, 2)}):
+        with pytest.raises(ValueError, match="given=16 first tokens of 'image' go with order='rows' and no splits"):
+            ClassLabel(given=16, segment=segment).bind(fields, source)
     with pytest.raises(ValueError, match=r"the past must be an array \(8, 8, 1\)"):
         task.prompt([{"label": 0}])
 

@@ -54,6 +54,16 @@ def test_any_mesh_of_eight_devices_does_what_one_device_does(alone, mesh):
 
 
 @pytest.mark.faults
+def test_a_tied_head_on_a_mesh():
+    """One table, read as rows by the embedder and as columns by the head, both with gradients."""
+    tied = {"fields.text.head.tied": True}
+    (measured, weights, _), (alone, wanted, _) = train((1, 2, 2, 2), **tied), train((1, 1, 1, 1), **tied)
+    close(measured, alone, rtol=2e-4, atol=1e-5)
+    close(weights, wanted, rtol=0, atol=2e-4)
+    assert "kernel" not in str(weights[0]["fields"]["text"].get("head", ""))
+
+
+@pytest.mark.faults
 def test_microbatches_on_a_mesh(alone):
     """Counts are of all rows, of the microbatches and of the devices."""
     measured, weights, _ = train((2, 2, 2, 1), **{"accumulate": 2, "model.trunk.remat": "dots"})

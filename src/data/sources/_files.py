@@ -51,6 +51,28 @@ class FileSource:
         return epath.Path(value)
 
 
+class NamedFeatures(FileSource):
+    """Files whose rows have an image with a class or a text, under names that the config gives.
+
+    A subclass has `label`, the name of the class or "", and may cache `classes`, which no process inherits.
+    """
+
+    label: str
+
+    @property
+    def kind(self) -> str:
+        """What the examples are."""
+        return "classes" if self.label else "captions"
+
+    @property
+    def spread(self) -> bool:
+        """Rows of classes are sorted."""
+        return bool(self.label)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "classes"}
+
+
 def texts_of_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The texts of a row by name; the first of `CAPTION` that it has as "caption", too, which may be a list of several
     texts, and is left as it is where it is no text, for `texts_of` to refuse. Other keys are told, and so is the second

@@ -10,7 +10,6 @@ import fnmatch
 import functools
 import os
 import re
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -21,10 +20,10 @@ from src.data.files.folder_walk import files_below
 from src.data.files.index_cache import stamp
 from src.data.files.left_out import LeftOut, kind_of_file, warn_tests
 from src.data.sources._classes import named_classes
-from src.data.sources._files import FileSource, image_path
+from src.data.sources._files import NamedFeatures, image_path
 
 
-class Parquet(FileSource):
+class Parquet(NamedFeatures):
     """`image`, with `label` or `caption`, or `text` and the same as `parts`, in the order of the files' paths and rows.
 
     image     column of the images; "" where there is `text`
@@ -64,12 +63,7 @@ class Parquet(FileSource):
     @property
     def kind(self) -> str:
         """What the examples are."""
-        return "documents" if self.text else "classes" if self.label else "captions"
-
-    @property
-    def spread(self) -> bool:
-        """Rows of classes are sorted."""
-        return bool(self.label)
+        return "documents" if self.text else super().kind
 
     @functools.cached_property
     def classes(self) -> list[dict[str, str]]:
@@ -84,9 +78,6 @@ class Parquet(FileSource):
         feature = first.features.get(self.label)
         ids = feature.get("names") if isinstance(feature, dict) else None
         return named_classes(list(map(str, ids)), self.names, self.ambiguous) if ids else []
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "classes"}
 
     def open(self) -> tuple[list[ColumnFile], np.ndarray]:
         """The files, and the number of each one's first row.

@@ -22,13 +22,13 @@ from src.common.tree import listed
 from src.data.example import BadRow, Example
 from src.data.files.array_record import ShardFiles
 from src.data.sources._classes import named_classes
-from src.data.sources._files import FileSource
+from src.data.sources._files import NamedFeatures
 
 FORMAT = "array_record"
 SPARE_FILES = 512  # open files that a run needs beside the shards
 
 
-class Tfds(FileSource):
+class Tfds(NamedFeatures):
     """`image`, and `label` or `caption` of the examples of one split.
 
     split     a split as TFDS writes it, such as "train", "train[:10%]" or "train+validation"
@@ -58,16 +58,6 @@ class Tfds(FileSource):
         self.folder, self.split, self.image, self.label, self.caption = folder, split, image, label, caption
         self.names, self.ambiguous = names, ambiguous
 
-    @property
-    def kind(self) -> str:
-        """What the examples are."""
-        return "classes" if self.label else "captions"
-
-    @property
-    def spread(self) -> bool:
-        """Rows of classes are sorted."""
-        return bool(self.label)
-
     @functools.cached_property
     def classes(self) -> list[dict[str, str]]:
         """Id and name of each class; none of labels that are plain numbers. Raises ValueError for other labels."""
@@ -78,9 +68,6 @@ class Tfds(FileSource):
         if ids is None and not np.issubdtype(feature.np_dtype, np.integer):
             raise ValueError(f"source.label={self.label!r} is no ClassLabel and no whole number: name such a feature")
         return [] if ids is None else named_classes(ids, self.names, self.ambiguous)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "classes"}
 
     def open(self) -> _Records:
         """The records of the split.
